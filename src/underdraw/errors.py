@@ -1,0 +1,29 @@
+"""The exceptions underdraw raises. Each is also the builtin exception users already catch."""
+
+
+class UnderdrawError(Exception):
+    """Base of everything underdraw raises on purpose."""
+
+
+class InputError(UnderdrawError, ValueError):
+    """An argument has a value that cannot work; the message names it and what is allowed."""
+
+
+class InputTypeError(UnderdrawError, TypeError):
+    """An argument has a type that cannot work; the message names it and what is allowed."""
+
+
+class WeightError(UnderdrawError, ValueError):
+    """A checkpoint is damaged, or does not fit the network it was meant for."""
+
+
+class ControlError(UnderdrawError, ValueError):
+    """A control broke its contract, for example by changing the shape at a site."""
+
+
+class NotFoundError(UnderdrawError, FileNotFoundError):
+    """A folder, file or Hub repository is not there."""
+
+
+class NonFiniteError(UnderdrawError, ArithmeticError):
+    """NaN or infinity came out of a network; a black picture is never returned instead."""
