@@ -1,0 +1,112 @@
+"""Latent diffusion with controls that are values: networks once, on PyTorch, JAX and MindSpore.
+
+Importing this package imports nothing else: each public name is fetched from its module when it
+is first used, so `import underdraw` costs milliseconds and loads no framework.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the table below
+    from underdraw.errors import (
+        ControlError as ControlError,
+        InputError as InputError,
+        InputTypeError as InputTypeError,
+        NonFiniteError as NonFiniteError,
+        NotFoundError as NotFoundError,
+        UnderdrawError as UnderdrawError,
+        WeightError as WeightError,
+    )
+    from underdraw.models import (
+        AutoencoderKL as AutoencoderKL,
+        CLIPImageProcessor as CLIPImageProcessor,
+        CLIPTextModel as CLIPTextModel,
+        CLIPTextModelWithProjection as CLIPTextModelWithProjection,
+        CLIPVisionModelWithProjection as CLIPVisionModelWithProjection,
+        StableDiffusionSafetyChecker as StableDiffusionSafetyChecker,
+        UNet2DConditionModel as UNet2DConditionModel,
+    )
+    from underdraw.pipelines.stable_diffusion import (
+        StableDiffusionPipeline as StableDiffusionPipeline,
+    )
+    from underdraw.solvers.schedulers import (
+        DDIMInverseScheduler as DDIMInverseScheduler,
+        DDIMScheduler as DDIMScheduler,
+        DDPMScheduler as DDPMScheduler,
+        DEISMultistepScheduler as DEISMultistepScheduler,
+        DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler,
+        DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler,
+        EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler as EulerDiscreteScheduler,
+        HeunDiscreteScheduler as HeunDiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
+        KDPM2DiscreteScheduler as KDPM2DiscreteScheduler,
+        LCMScheduler as LCMScheduler,
+        LMSDiscreteScheduler as LMSDiscreteScheduler,
+        PNDMScheduler as PNDMScheduler,
+        TCDScheduler as TCDScheduler,
+        UniPCMultistepScheduler as UniPCMultistepScheduler,
+    )
+    from underdraw.text.tokenizer import (
+        CLIPTokenizer as CLIPTokenizer,
+    )
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "underdraw.errors": (
+        "ControlError",
+        "InputError",
+        "InputTypeError",
+        "NonFiniteError",
+        "NotFoundError",
+        "UnderdrawError",
+        "WeightError",
+    ),
+    "underdraw.models": (
+        "AutoencoderKL",
+        "CLIPImageProcessor",
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "CLIPVisionModelWithProjection",
+        "StableDiffusionSafetyChecker",
+        "UNet2DConditionModel",
+    ),
+    "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
+    "underdraw.solvers.schedulers": (
+        "DDIMInverseScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    ),
+    "underdraw.text.tokenizer": ("CLIPTokenizer",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,87 @@
+"""The public surface is a list, and importing the package is free."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import underdraw
+
+SURFACE = """
+AutoencoderKL CLIPImageProcessor CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer
+CLIPVisionModelWithProjection ControlError DDIMInverseScheduler DDIMScheduler DDPMScheduler
+DEISMultistepScheduler DPMSolverMultistepInverseScheduler DPMSolverMultistepScheduler
+DPMSolverSinglestepScheduler EulerAncestralDiscreteScheduler EulerDiscreteScheduler
+HeunDiscreteScheduler InputError InputTypeError KDPM2AncestralDiscreteScheduler
+KDPM2DiscreteScheduler LCMScheduler LMSDiscreteScheduler NonFiniteError NotFoundError
+PNDMScheduler StableDiffusionPipeline StableDiffusionSafetyChecker TCDScheduler
+UNet2DConditionModel UnderdrawError UniPCMultistepScheduler WeightError
+""".split()
+HEAVY = (
+    "torch jax jaxlib mindspore numpy scipy PIL cv2 huggingface_hub tokenizers safetensors "
+    "transformers diffusers typer tqdm"
+).split()
+
+
+def in_fresh_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_loads_nothing_heavy():
+    code = f"import sys, underdraw; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    assert in_fresh_python(code) == "[]"
+
+
+def test_first_use_loads_one_home_and_no_foreign_library():
+    code = (
+        "import sys, underdraw; underdraw.InputError; underdraw.CLIPTokenizer\n"
+        "assert 'InputError' in vars(underdraw), 'fetched once, then a plain attribute'\n"
+        "print(sorted({'torch', 'tokenizers', 'transformers', 'diffusers', 'underdraw.models'}"
+        " & set(sys.modules)))"
+    )
+    assert in_fresh_python(code) == "[]"
+
+
+def test_the_surface_is_this_list():
+    assert underdraw.__all__ == SURFACE
+    assert [name for name in dir(underdraw) if not name.startswith("_")] == SURFACE
+
+
+def test_every_public_name_resolves_to_its_own_definition():
+    for name in underdraw.__all__:
+        value = getattr(underdraw, name)
+        assert isinstance(value, type), f"{name} is a {type(value)}, not a class"
+        assert value.__name__ == name
+
+
+def test_editors_see_what_users_get():
+    source = Path(underdraw.__file__).read_text()
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    seen = {
+        (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {(module, name) for name, module in underdraw._HOMES.items()}
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    try:
+        underdraw.StableDiffusion3Pipeline  # noqa: B018
+    except AttributeError as error:
+        assert "StableDiffusion3Pipeline" in str(error)
+    else:
+        raise AssertionError("an unknown name resolved")
+
+
+def test_version_is_the_installed_one():
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version("underdraw")
+    except PackageNotFoundError:  # run from a checkout with PYTHONPATH=src
+        installed = "0.1.0"
+    assert underdraw.__version__ == installed
