@@ -1,0 +1,56 @@
+"""What a checkpoint of a network looks like: the names of its leaves and the shape of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Kind = Literal["linear", "conv2d", "group_norm", "layer_norm", "embedding", "parameter"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One layer, or one raw parameter, and what is needed to create it."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+    """Shape of `weight`, or of the raw parameter."""
+    bias: bool = True
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    eps: float = 1e-5
+
+    def tensors(self, path: str) -> dict[str, tuple[int, ...]]:
+        """Full names and shapes of the tensors of this leaf."""
+        if self.kind == "parameter":
+            return {path: self.shape}
+        named = {f"{path}.weight": self.shape}
+        if self.bias and self.kind != "embedding":
+            named[f"{path}.bias"] = self.shape[:1]
+        return named
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Leaves by path, in the order in which the program meets them."""
+
+    leaves: Mapping[str, Leaf]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor name with its shape, as in a published checkpoint."""
+        named: dict[str, tuple[int, ...]] = {}
+        for path, leaf in self.leaves.items():
+            named.update(leaf.tensors(path))
+        return named
+
+    def paths_ending(self, suffix: str) -> tuple[str, ...]:
+        """Paths of the leaves whose last part is `suffix`."""
+        return tuple(path for path in self.leaves if path.endswith(f".{suffix}"))
+
+    def __or__(self, other: Layout) -> Layout:
+        """The union: a network with several entries is the union of its traces."""
+        return Layout(MappingProxyType({**self.leaves, **other.leaves}))

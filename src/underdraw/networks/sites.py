@@ -1,0 +1,55 @@
+"""The typed places inside a UNet call where a control may act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.errors import ControlError
+
+Hook = Callable[[Operations, str, Array], Array]
+"""`(nn, place, value) -> value` of the same shape; `place` is a path such as
+`down_blocks.0.attentions.1.transformer_blocks.0`."""
+Join = Callable[[Operations, str, Array, Array], tuple[Array, Array]]
+"""`(nn, place, hidden, skip) -> (hidden, skip)`."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What acts inside one UNet call. Nothing is set on the model, and what is empty costs nothing."""
+
+    after_self_attention: tuple[Hook, ...] = ()
+    """Tokens `(batch, tokens, width)` after self-attention and its residual (GLIGEN's gated layers)."""
+    self_attention: tuple[Hook, ...] = ()
+    """Probabilities `(batch, heads, queries, keys)` of self-attention."""
+    cross_attention: tuple[Hook, ...] = ()
+    """Probabilities `(batch, heads, queries, keys)` of cross-attention."""
+    beside_cross_attention: tuple[Hook, ...] = ()
+    """From queries `(batch, heads, tokens, d)` to what is added to the attended values (IP-Adapter)."""
+    down: tuple[Hook, ...] = ()
+    """Hidden `(batch, channels, height, width)` at the end of each down block's layers (T2I-Adapter)."""
+    join: tuple[Join, ...] = ()
+    """Hidden and skip of an up block before they are joined (FreeU)."""
+    down_residuals: Sequence[Array] | None = None
+    """One array per skip connection, added to it (ControlNet)."""
+    mid_residual: Array | None = None
+    """Added after the middle block (ControlNet)."""
+    conv_in: Callable[[Operations, Any, Array], Array] | None = None
+    """Replaces the first convolution: `(nn, p.conv_in, x) -> hidden` (GLIGEN's spatial maps)."""
+
+
+NO_SITES = Sites()
+
+
+def apply(nn: Operations, hooks: tuple[Hook, ...], place: str, x: Array) -> Array:
+    """Run the hooks of one site in order, checking that each keeps the shape."""
+    for hook in hooks:
+        y = hook(nn, place, x)
+        if tuple(y.shape) != tuple(x.shape):
+            raise ControlError(
+                f"{hook!r} at '{place}' returned {tuple(y.shape)}; the site carries {tuple(x.shape)}"
+            )
+        x = y
+    return x
