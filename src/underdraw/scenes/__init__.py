@@ -1,0 +1,39 @@
+"""Small table-top scenes, ray traced, with exact truth for every control. Needs numpy only.
+
+`sample_at(seed, index)` gives a scene, its picture with truth and a caption; `render_many` a
+stream of them. Everything follows from the seed.
+"""
+
+from .captions import Caption, Mention, Relation, caption, describe, phrases
+from .layout import has_reserved_pair, is_reserved, sample_scene, scene_at, scene_rng
+from .relations import box_relation, scene_relations
+from .render import Rendering, render
+from .stream import Sample, render_many, sample_at
+from .world import Camera, Floor, Light, Scene, SceneObject, Texture
+
+__all__ = [
+    "Camera",
+    "Caption",
+    "Floor",
+    "Light",
+    "Mention",
+    "Relation",
+    "Rendering",
+    "Sample",
+    "Scene",
+    "SceneObject",
+    "Texture",
+    "box_relation",
+    "caption",
+    "describe",
+    "has_reserved_pair",
+    "is_reserved",
+    "phrases",
+    "render",
+    "render_many",
+    "sample_at",
+    "sample_scene",
+    "scene_at",
+    "scene_relations",
+    "scene_rng",
+]

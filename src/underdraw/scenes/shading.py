@@ -1,0 +1,129 @@
+"""Light: soft shadows, and what rubber and metal send to the camera. All in linear light."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .solids import SOLIDS, centre, to_own
+from .world import Light, SceneObject
+
+KEY = np.float32(1.15)
+AMBIENT = np.float32(0.42)
+WARMTH: dict[str, tuple[float, float, float]] = {
+    "neutral": (1.0, 1.0, 1.0),
+    "warm": (1.12, 0.99, 0.84),
+    "cool": (0.90, 0.99, 1.13),
+}
+SHADOW_SAMPLES = 9
+
+
+def lamp_colour(light: Light) -> np.ndarray:
+    """Linear colour (3, 1) of the lamp."""
+    return KEY * np.array(WARMTH[light.kind], np.float32)[:, None]
+
+
+def shadow(points: np.ndarray, caster: SceneObject, light: Light) -> np.ndarray:
+    """How much of the lamp is seen past `caster` from `points` (3, n): (n,) in [0, 1].
+
+    An area light, approximated by the least angular clearance that the ray to the lamp's middle
+    has from the caster: the penumbra widens with the distance from it.
+    """
+    towards, soft = light.direction, np.float32(light.softness)
+    middle = centre(caster)
+    reach = np.float32(np.sqrt(sum(e * e for e in SOLIDS[caster.shape].extent[:2])) + 0.35)
+    reach = max(reach, np.float32(1.1)) * np.float32(caster.radius)
+    offset = middle[:, None] - points
+    along = towards @ offset
+    apart = (offset * offset).sum(0) - along * along
+    wide = reach + soft * np.maximum(along, 0)
+    near = np.flatnonzero((apart < wide * wide) & (along > -reach))
+    visible = np.ones(points.shape[1], np.float32)
+    if near.size == 0:
+        return visible
+    along, wide = along[near], wide[near]
+    half = np.sqrt(wide * wide - apart[near])
+    start, stop = np.maximum(along - half, 0.02), np.maximum(along + half, 0.05)
+    steps = np.linspace(0, 1, SHADOW_SAMPLES, dtype=np.float32)[:, None]
+    t = start + steps * (stop - start)  # (samples, n)
+    rays = points[:, near][:, None] + towards[:, None, None] * t
+    own = to_own(caster, rays)
+    clearance = SOLIDS[caster.shape].distance(own) * np.float32(caster.radius)
+    least = np.clip((clearance / (soft * t + 0.02)).min(0) * 0.5 + 0.5, 0, 1)
+    visible[near] = least * least * (3 - 2 * least)
+    return visible
+
+
+def contact(points: np.ndarray, obj: SceneObject) -> np.ndarray:
+    """Ambient light (n,) in [0, 1] left on table points (3, n) beside an object."""
+    offset = points[:2] - np.array(obj.position, np.float32)[:, None]
+    reach = np.float32(2.4 * obj.radius)
+    near = np.flatnonzero((offset * offset).sum(0) < reach * reach)
+    left = np.ones(points.shape[1], np.float32)
+    if near.size:
+        own = to_own(obj, points[:, near])
+        own[2] += np.float32(0.12)  # just above the table, where the object's belly is felt
+        gap = np.maximum(SOLIDS[obj.shape].distance(own), 0)
+        fade = np.maximum(1 - gap / np.float32(1.0), 0)
+        left[near] = 1 - np.float32(0.55) * fade * fade
+    return left
+
+
+def shade(
+    material: str,
+    albedo: np.ndarray,
+    normals: np.ndarray,
+    views: np.ndarray,
+    heights: np.ndarray,
+    lit: np.ndarray,
+    light: Light,
+    floor_value: float,
+) -> np.ndarray:
+    """Linear colour (3, n) that a surface sends to the camera.
+
+    `albedo` (3, n) or (3, 1); unit `normals` and `views` (surface to camera) (3, n); `heights`
+    above the table and `lit` (what shadows leave of the lamp) (n,); `floor_value` is the table's
+    mean brightness, which comes back from below.
+    """
+    towards = light.direction
+    lamp = lamp_colour(light)
+    facing = towards @ normals
+    up = normals[2]
+    diffuse = np.maximum(facing, 0) * lit
+    # The sky above, the table below, less of either near the table where the object stands.
+    near_table = np.minimum(heights * np.float32(1.6) + np.float32(0.45), 1)
+    sky = AMBIENT * (0.62 + 0.38 * up) + np.float32(0.35 * floor_value) * (0.5 - 0.5 * up)
+    sky = sky * near_table
+    # The highlight of the lamp, by the half vector.
+    half = towards[:, None] + views
+    half /= np.sqrt((half * half).sum(0))
+    glint = np.maximum((half * normals).sum(0), 0)
+    if material == "rubber":
+        broad = glint**2
+        broad = broad * broad
+        broad = broad * broad
+        broad = broad * broad  # power 16
+        return albedo * (lamp * diffuse + sky) + lamp * (np.float32(0.05) * broad * lit)
+
+    # Metal mirrors a made-up room: a dark line at the horizon, a bright ceiling, the table, and
+    # two soft boxes. The tint of the mirror image is what keeps its colour readable.
+    cosine = (normals * views).sum(0)
+    mirror = 2 * cosine * normals - views
+    rise = mirror[2]
+    ceiling = np.float32(0.22) + np.float32(0.75) * np.clip(rise * 1.3, 0, 1)
+    table = np.float32(floor_value) * np.clip(-rise * 2.2, 0, 1) * near_table
+    room = np.where(rise > 0, ceiling, np.maximum(table, 0.10) + 0.12 * (1 + rise))
+    side = -mirror[0] * towards[0] - mirror[1] * np.float32(0.35)
+    box = np.clip((side - 0.62) * 9, 0, 1) * np.clip((rise + 0.1) * 6, 0, 1)
+    room = room + np.float32(0.55) * box
+    edge = np.clip(1 - cosine, 0, 1)
+    edge = edge * edge
+    edge = edge * edge * np.float32(0.35)
+    tight = glint**4
+    tight = tight**4
+    tight = tight * tight * tight  # power 48
+    wide = glint**4
+    wide = wide * wide
+    colour = albedo * (lamp * (0.50 * diffuse) + 0.35 * sky + 0.95 * room)
+    colour += edge * room * np.float32(0.6)
+    gleam = np.clip(tight * 3.2 - 0.25, 0, 2.2) * lit
+    return colour + lamp * (gleam + (albedo + 0.06) * (0.30 * wide * lit))

@@ -1,0 +1,88 @@
+"""Many scenes with their pictures and captions, on one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from underdraw.errors import InputError
+
+from .captions import Caption, caption
+from .layout import sample_scene, scene_rng
+from .render import Rendering, render
+from .world import Scene
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scene, its picture with truth, and a caption."""
+
+    scene: Scene
+    rendering: Rendering
+    caption: Caption
+
+
+def sample_at(
+    seed: int,
+    index: int,
+    height: int = 128,
+    width: int = 128,
+    *,
+    count: int | None = None,
+    split: str = "train",
+) -> Sample:
+    """Sample `index` of `seed`: the same in whatever order and number samples are made."""
+    rng = scene_rng(seed, index, split)
+    scene = sample_scene(rng, count, split)
+    return Sample(scene, render(scene, height, width), caption(scene, rng))
+
+
+def render_many(
+    seed: int,
+    start: int,
+    count: int,
+    height: int = 128,
+    width: int = 128,
+    *,
+    objects: int | None = None,
+    split: str = "train",
+    workers: int = 1,
+    progress: bool = False,
+) -> Iterator[Sample]:
+    """Samples `start` to `start + count - 1` of `seed`, in order, one at a time.
+
+    `objects` fixes how many objects each scene has (None: 1 to 4). With `workers` > 1 that many
+    processes render ahead of the caller. `progress` shows a bar when tqdm is installed.
+    """
+    for name, value, least in (("start", start, 0), ("count", count, 0), ("workers", workers, 1)):
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r} is not an integer of at least {least}")
+    make = partial(_make, seed, height, width, objects, split)
+    return _show(_run(make, range(start, start + count), workers), count, progress)
+
+
+def _make(
+    seed: int, height: int, width: int, objects: int | None, split: str, index: int
+) -> Sample:
+    return sample_at(seed, index, height, width, count=objects, split=split)
+
+
+def _run(make: partial[Sample], indices: range, workers: int) -> Iterator[Sample]:
+    if workers == 1:
+        yield from map(make, indices)
+        return
+    # Spawned, not forked: the caller may already run the threads of a framework.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(make, indices, chunksize=16)
+
+
+def _show(samples: Iterator[Sample], count: int, progress: bool) -> Iterator[Sample]:
+    if not progress:
+        return samples
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return samples
+    return iter(tqdm(samples, total=count, unit="scene"))
