@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -145,7 +146,7 @@ def _several(
 ) -> Caption:
     """A list, and then where two of the objects are, or the list from left to right."""
     order = sorted(range(len(mentions)), key=lambda k: _across(scene, mentions[k]))
-    steps = list(zip(order, order[1:], strict=False))
+    steps = list(pairwise(order))
     in_a_row = all("left of" in _related(scene, mentions, a, b) for a, b in steps)
     if in_a_row and rng.random() < 0.35:
         mentions, texts = [mentions[k] for k in order], [texts[k] for k in order]

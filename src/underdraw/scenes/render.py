@@ -244,8 +244,16 @@ def _paint(
     for other in scene.objects:
         if other is not obj and _may_shadow(other, obj, scene):
             lit *= shadow(points, other, scene.light)
-    bright = 0.16 + 0.40 * scene.floor.tone
-    shaded = shade(obj.material, albedo, normals, views, points[2], lit, scene.light, bright * 0.8)
+
+    def mirrored(which: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        far = np.minimum(-points[2, which] / directions[2], 6)
+        x, y, _ = points[:, which] + far * directions
+        return surfaces.floor_albedo(scene.floor, x, y, np.float32(0.03) + 0.02 * far)
+
+    floor = surfaces.floor_mean(scene.floor)[:, None]
+    shaded = shade(
+        obj.material, albedo, normals, views, points[2], lit, scene.light, floor, mirrored
+    )
     np.clip(shaded, 0, 1, out=shaded)  # before averaging, so that highlights keep smooth edges
     colours[:, row, column] = shaded
     directions[:, row, column] = normals

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from .solids import SOLIDS, centre, to_own
 from .world import Light, SceneObject
 
-KEY = np.float32(1.15)
-AMBIENT = np.float32(0.42)
+KEY = np.float32(1.0)
+AMBIENT = np.float32(0.38)
 WARMTH: dict[str, tuple[float, float, float]] = {
     "neutral": (1.0, 1.0, 1.0),
     "warm": (1.12, 0.99, 0.84),
@@ -76,13 +79,15 @@ def shade(
     heights: np.ndarray,
     lit: np.ndarray,
     light: Light,
-    floor_value: float,
+    floor: np.ndarray,
+    mirrored: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Linear colour (3, n) that a surface sends to the camera.
 
     `albedo` (3, n) or (3, 1); unit `normals` and `views` (surface to camera) (3, n); `heights`
-    above the table and `lit` (what shadows leave of the lamp) (n,); `floor_value` is the table's
-    mean brightness, which comes back from below.
+    above the table and `lit` (what shadows leave of the lamp) (n,); `floor` (3, 1) is the table's
+    mean colour, which comes back from below; `mirrored(which, directions)` is the colour
+    (3, k) of the table where mirror `directions` (3, k) of the points `which` (k,) meet it.
     """
     towards = light.direction
     lamp = lamp_colour(light)
@@ -91,7 +96,7 @@ def shade(
     diffuse = np.maximum(facing, 0) * lit
     # The sky above, the table below, less of either near the table where the object stands.
     near_table = np.minimum(heights * np.float32(1.6) + np.float32(0.45), 1)
-    sky = AMBIENT * (0.62 + 0.38 * up) + np.float32(0.35 * floor_value) * (0.5 - 0.5 * up)
+    sky = AMBIENT * (0.62 + 0.38 * up) + 0.6 * floor * (0.5 - 0.5 * up)
     sky = sky * near_table
     # The highlight of the lamp, by the half vector.
     half = towards[:, None] + views
@@ -104,17 +109,21 @@ def shade(
         broad = broad * broad  # power 16
         return albedo * (lamp * diffuse + sky) + lamp * (np.float32(0.05) * broad * lit)
 
-    # Metal mirrors a made-up room: a dark line at the horizon, a bright ceiling, the table, and
-    # two soft boxes. The tint of the mirror image is what keeps its colour readable.
+    # Metal mirrors the table and a made-up room: a bright ceiling, dark walls, two upright strips
+    # of light. The tint of the mirror image is what keeps its colour readable.
     cosine = (normals * views).sum(0)
     mirror = 2 * cosine * normals - views
     rise = mirror[2]
-    ceiling = np.float32(0.22) + np.float32(0.75) * np.clip(rise * 1.3, 0, 1)
-    table = np.float32(floor_value) * np.clip(-rise * 2.2, 0, 1) * near_table
-    room = np.where(rise > 0, ceiling, np.maximum(table, 0.10) + 0.12 * (1 + rise))
-    side = -mirror[0] * towards[0] - mirror[1] * np.float32(0.35)
-    box = np.clip((side - 0.62) * 9, 0, 1) * np.clip((rise + 0.1) * 6, 0, 1)
-    room = room + np.float32(0.55) * box
+    room = np.float32(0.14) + np.float32(0.85) * np.clip(rise * 1.2, 0, 1) ** 2
+    room = np.repeat(room[None], 3, axis=0)
+    down = np.flatnonzero(rise < 0)
+    fade = np.clip(-rise[down] * 5, 0, 1) * near_table[down]
+    room[:, down] += fade * (1.15 * mirrored(down, mirror[:, down]) - np.float32(0.06))
+    for offset, strength in ((1.2, 0.75), (-1.0, 0.5)):
+        angle = light.azimuth + offset
+        strip = np.float32(math.sin(angle)) * mirror[0] - np.float32(math.cos(angle)) * mirror[1]
+        strip = np.clip((strip - 0.68) * 7, 0, 1) * np.clip((rise + 0.75) * 4, 0, 1)
+        room += np.float32(strength) * strip
     edge = np.clip(1 - cosine, 0, 1)
     edge = edge * edge
     edge = edge * edge * np.float32(0.35)
@@ -123,7 +132,6 @@ def shade(
     tight = tight * tight * tight  # power 48
     wide = glint**4
     wide = wide * wide
-    colour = albedo * (lamp * (0.50 * diffuse) + 0.35 * sky + 0.95 * room)
-    colour += edge * room * np.float32(0.6)
+    colour = albedo * (lamp * (0.32 * diffuse) + 0.30 * sky + 1.05 * room) + edge * room
     gleam = np.clip(tight * 3.2 - 0.25, 0, 2.2) * lit
     return colour + lamp * (gleam + (albedo + 0.06) * (0.30 * wide * lit))

@@ -41,14 +41,14 @@ def noise(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
 
 
 def floor_albedo(floor: Floor, x: np.ndarray, y: np.ndarray, blur: np.ndarray) -> np.ndarray:
-    """Colour (3, height, width) of the table at x, y (height, width).
+    """Colour (3, ...) of the table at x, y (...).
 
-    `blur` (height, 1) is the size of a pixel on the table, which softens pattern edges.
+    `blur`, which broadcasts with x, is the size of a pixel there; it softens pattern edges.
     """
     c, s = np.float32(np.cos(floor.angle)), np.float32(np.sin(floor.angle))
     u, v = c * x + s * y, c * y - s * x
     shift = np.float32((floor.seed % 97) / 97)
-    bright = np.float32(0.16 + 0.40 * floor.tone)  # linear light of the lighter part
+    bright = _brightness(floor)
     tint = np.array([1.0, 0.985, 0.96], np.float32)
     if floor.kind == "plain":
         value = bright * (0.96 + 0.08 * noise(u * 1.5, v * 1.5, floor.seed))
@@ -74,7 +74,17 @@ def floor_albedo(floor: Floor, x: np.ndarray, y: np.ndarray, blur: np.ndarray) -
         value = bright * (0.74 + 0.22 * shade + 0.22 * grain)
         value = value * (1 - 0.45 * _line(v * 1.4 + shift, blur * 1.75))
         tint = np.array([1.08, 0.87, 0.68], np.float32)
-    return tint[:, None, None] * value
+    return tint.reshape(3, *[1] * value.ndim) * value
+
+
+def floor_mean(floor: Floor) -> np.ndarray:
+    """The table's mean colour, (3,), near enough for light that it throws back."""
+    return np.full(3, 0.8 * _brightness(floor), np.float32)
+
+
+def _brightness(floor: Floor) -> np.float32:
+    """Linear light of the lighter part of the pattern."""
+    return np.float32(0.18 + 0.45 * floor.tone)
 
 
 def _line(phase: np.ndarray, blur: np.ndarray) -> np.ndarray:
