@@ -152,12 +152,12 @@ def _several(
         mentions, texts = [mentions[k] for k in order], [texts[k] for k in order]
         row = tuple(Relation(k, "left of", k + 1) for k in range(len(mentions) - 1))
         if rng.random() < 0.5:
-            return Caption(f"from left to right {_listed(texts)}", tuple(mentions), row)
-        return Caption(f"{_listed(texts)} from left to right", tuple(mentions), row)
+            return Caption(f"from left to right {listed(texts)}", tuple(mentions), row)
+        return Caption(f"{listed(texts)} from left to right", tuple(mentions), row)
     pairs = [(a, b) for a in range(len(mentions)) for b in range(len(mentions)) if a != b]
     pairs = [pair for pair in pairs if _related(scene, mentions, *pair)]
     if not pairs or rng.random() < 0.25:
-        return Caption(_listed(texts), tuple(mentions))
+        return Caption(listed(texts), tuple(mentions))
     a, b = pairs[int(rng.integers(len(pairs)))]
     kinds = _related(scene, mentions, a, b)
     kind = kinds[int(rng.integers(len(kinds)))]
@@ -166,11 +166,11 @@ def _several(
         # "a red sphere left of a blue cube, and a green cone"
         rest = [k for k in range(len(mentions)) if k not in (a, b)]
         mentions = [mentions[k] for k in (a, b, *rest)]
-        others = _listed([texts[k] for k in rest])
+        others = listed([texts[k] for k in rest])
         text = f"{texts[a]} {words} {texts[b]}, and {others}"
         return Caption(text, tuple(mentions), (Relation(0, kind, 1),))
     first, second = (mentions[k].phrase("the") for k in (a, b))
-    text = f"{_listed(texts)}, the {first[4:]} is {words} the {second[4:]}"
+    text = f"{listed(texts)}, the {first[4:]} is {words} the {second[4:]}"
     return Caption(text, tuple(mentions), (Relation(a, kind, b),))
 
 
@@ -247,5 +247,6 @@ def _relation_words(kind: str, rng: np.random.Generator) -> str:
     return f"to the {kind}" if kind in ("left of", "right of") and rng.random() < 0.3 else kind
 
 
-def _listed(texts: list[str]) -> str:
+def listed(texts: list[str]) -> str:
+    """ "a, b and c"."""
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -10,6 +10,7 @@ that what is measured there cannot be remembered.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from zlib import crc32
@@ -56,7 +57,7 @@ def sample_scene(rng: np.random.Generator, count: int | None = None, split: str 
         count = int(rng.choice(MAX_OBJECTS, p=_COUNT_CHANCES)) + 1
     if not isinstance(count, (int, np.integer)) or not 1 <= count <= MAX_OBJECTS:
         raise InputError(f"count={count!r} is not an integer from 1 to {MAX_OBJECTS}")
-    kinds = _sample_kinds(rng, int(count), split)
+    kinds = sample_kinds(rng, int(count), split)
     floor, light = sample_floor(rng), sample_light(rng)
     while True:
         camera = sample_camera(rng)
@@ -64,7 +65,7 @@ def sample_scene(rng: np.random.Generator, count: int | None = None, split: str 
             SceneObject(
                 shape,
                 colour,
-                _pick(rng, vocabulary.MATERIALS),
+                pick(rng, vocabulary.MATERIALS),
                 # Crowded tables that do not work out are drawn anew, mostly those with large
                 # things on them; the odds make up for that.
                 "large" if rng.random() < 0.58 else "small",
@@ -90,12 +91,14 @@ def has_reserved_pair(scene: Scene) -> bool:
     return any(is_reserved(a, b) for a, b in combinations(kinds, 2))
 
 
-def _sample_kinds(rng: np.random.Generator, count: int, split: str) -> list[tuple[str, str]]:
-    """Distinct (colour, shape) that fit the split."""
+def sample_kinds(
+    rng: np.random.Generator, count: int, split: str, given: Sequence[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """`count` distinct (colour, shape), those `given` first, that fit the split."""
     while True:
-        kinds = [
-            (_pick(rng, vocabulary.COLOURS), _pick(rng, vocabulary.SHAPES)) for _ in range(count)
-        ]
+        kinds = list(given)
+        while len(kinds) < count:
+            kinds.append((pick(rng, vocabulary.COLOURS), pick(rng, vocabulary.SHAPES)))
         reserved = any(is_reserved(a, b) for a, b in combinations(kinds, 2))
         if len(set(kinds)) == count and (count == 1 or reserved == (split == "held_out")):
             return kinds
@@ -103,7 +106,7 @@ def _sample_kinds(rng: np.random.Generator, count: int, split: str) -> list[tupl
 
 def sample_floor(rng: np.random.Generator) -> Floor:
     """A random table top."""
-    kind = _pick(rng, vocabulary.FLOORS)
+    kind = pick(rng, vocabulary.FLOORS)
     # Boards and stripes run towards the camera or across, tiles and checkers at any angle.
     angle = float(rng.uniform(-0.5, 0.5)) + (np.pi / 2 if rng.random() < 0.5 else 0.0)
     return Floor(kind, float(rng.uniform(0.1, 1)), angle, int(rng.integers(1000)))
@@ -113,7 +116,7 @@ def sample_light(rng: np.random.Generator) -> Light:
     """A random lamp, from the side or from the front."""
     azimuth = float(rng.uniform(0.35, 1.75)) * (1 if rng.random() < 0.5 else -1)
     elevation, softness = float(rng.uniform(0.68, 1.08)), float(rng.uniform(0.06, 0.2))
-    return Light(_pick(rng, vocabulary.LIGHTS), azimuth, elevation, softness)
+    return Light(pick(rng, vocabulary.LIGHTS), azimuth, elevation, softness)
 
 
 def sample_camera(rng: np.random.Generator) -> Camera:
@@ -182,5 +185,6 @@ def _frame(obj: SceneObject, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     return found.min(0), found.max(0)
 
 
-def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, names: Sequence[str]) -> str:
+    """One of `names`, all equally likely."""
     return names[int(rng.integers(len(names)))]

@@ -10,7 +10,7 @@ from underdraw.errors import InputError
 
 from . import surfaces
 from .shading import AMBIENT, contact, lamp_colour, shade, shadow
-from .solids import SOLIDS, centre, corners, turn
+from .solids import BEVEL, EDGED, SHARP, SOLIDS, centre, corners, to_own, turn
 from .world import FOCAL, WALL_Y, Camera, Scene, SceneObject
 
 SMALLEST = 64
@@ -231,15 +231,15 @@ def _paint(
     rays = samples.rays(row, column)
     points = scene.camera.origin[:, None] + rays * samples.depth[row, column]
     rotation = turn(obj)
-    foot = np.array([*obj.position, 0], np.float32)[:, None]
-    own = rotation.T @ (points - foot) / np.float32(obj.radius)
-    normals = rotation @ SOLIDS[obj.shape].normal(own)
-    normals /= np.sqrt((normals * normals).sum(0))
-    views = -rays / np.sqrt((rays * rays).sum(0))
+    own = to_own(obj, points)
+    bent = _unit(SOLIDS[obj.shape].normal(own, BEVEL))
+    sharp = _unit(SOLIDS[obj.shape].normal(own, SHARP)) if obj.shape in EDGED else bent
+    normals = rotation @ bent
+    views = _unit(-rays)
     if obj.texture is None:
         albedo = surfaces.LINEAR[obj.colour][:, None]
     else:
-        albedo = surfaces.texture_albedo(obj.texture, obj.colour, own)
+        albedo = surfaces.texture_albedo(obj.texture, obj.colour, own, sharp)
     lit = np.ones(row.size, np.float32)
     for other in scene.objects:
         if other is not obj and _may_shadow(other, obj, scene):
@@ -256,7 +256,13 @@ def _paint(
     )
     np.clip(shaded, 0, 1, out=shaded)  # before averaging, so that highlights keep smooth edges
     colours[:, row, column] = shaded
-    directions[:, row, column] = normals
+    directions[:, row, column] = rotation @ sharp
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (3, n) at length 1."""
+    x, y, z = vectors
+    return vectors / np.sqrt(x * x + y * y + z * z)
 
 
 def _may_shadow(caster: SceneObject, receiver: SceneObject, scene: Scene) -> bool:

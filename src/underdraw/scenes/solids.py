@@ -6,6 +6,7 @@ Every solid stands on z = 0 in its own coordinates, about 2 wide; `SceneObject.r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,15 +18,19 @@ CUBE = 0.80  # half an edge
 TUBE, TUBE_HEIGHT = 0.80, 1.75
 CONE, CONE_HEIGHT = 1.00, 1.95
 RING, RING_TUBE = 0.73, 0.31
-BEVEL = 0.10  # over this width normals bend at an edge, which catches the light as real edges do
+BEVEL = 0.10  # over this width shading bends at an edge, which catches the light as real edges do
+SHARP = 0.005  # the same for the truth
+EDGED = ("cube", "cylinder")
 
 
 @dataclass(frozen=True)
 class Solid:
-    """The three functions and the extent of a shape: half width, half thickness (y), height."""
+    """The three functions of a shape, and its extent: half width, half thickness (y), height.
+
+    `normal(points, bevel)` is not of unit length."""
 
     intersect: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    normal: Callable[[np.ndarray], np.ndarray]
+    normal: Callable[[np.ndarray, float], np.ndarray]
     distance: Callable[[np.ndarray], np.ndarray]
     extent: tuple[float, float, float]
 
@@ -117,31 +122,31 @@ def _torus_hit(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return result
 
 
-def _sphere_normal(points: np.ndarray) -> np.ndarray:
+def _sphere_normal(points: np.ndarray, bevel: float) -> np.ndarray:
     return points - np.array([[0], [0], [1]], np.float32)
 
 
-def _cube_normal(points: np.ndarray) -> np.ndarray:
+def _cube_normal(points: np.ndarray, bevel: float) -> np.ndarray:
     offset = points - np.array([[0], [0], [CUBE]], np.float32)
-    return np.sign(offset) * np.maximum(np.abs(offset) - (CUBE - BEVEL), 1e-4)
+    return np.sign(offset) * np.maximum(np.abs(offset) - (CUBE - bevel), 1e-5)
 
 
-def _cylinder_normal(points: np.ndarray) -> np.ndarray:
+def _cylinder_normal(points: np.ndarray, bevel: float) -> np.ndarray:
     radial = np.sqrt(points[0] ** 2 + points[1] ** 2) + 1e-6
-    side = np.maximum(radial - (TUBE - BEVEL), 0) / radial
+    side = np.maximum(radial - (TUBE - bevel), 0) / radial
     half = TUBE_HEIGHT / 2
     level = points[2] - half
-    top = np.sign(level) * np.maximum(np.abs(level) - (half - BEVEL), 0)
+    top = np.sign(level) * np.maximum(np.abs(level) - (half - bevel), 0)
     return np.stack([points[0] * side, points[1] * side, top + 1e-6])
 
 
-def _cone_normal(points: np.ndarray) -> np.ndarray:
+def _cone_normal(points: np.ndarray, bevel: float) -> np.ndarray:
     radial = np.sqrt(points[0] ** 2 + points[1] ** 2) + 1e-6
     slope = np.full_like(radial, CONE / CONE_HEIGHT)
     return np.stack([points[0] / radial, points[1] / radial, slope])
 
 
-def _torus_normal(points: np.ndarray) -> np.ndarray:
+def _torus_normal(points: np.ndarray, bevel: float) -> np.ndarray:
     z = points[2] - (RING + RING_TUBE)
     radial = np.sqrt(points[0] ** 2 + z * z) + 1e-6
     pull = 1 - RING / radial
@@ -205,8 +210,12 @@ def turn(obj: SceneObject) -> np.ndarray:
 
 def to_own(obj: SceneObject, points: np.ndarray) -> np.ndarray:
     """World points (3, ...) in the object's own coordinates."""
-    foot = np.array([*obj.position, 0], np.float32).reshape(3, *[1] * (points.ndim - 1))
-    return np.tensordot(turn(obj).T / np.float32(obj.radius), points - foot, axes=1)
+    scale = 1 / obj.radius
+    c, s = np.float32(math.cos(obj.rotation) * scale), np.float32(math.sin(obj.rotation) * scale)
+    x, y = points[0] - np.float32(obj.position[0]), points[1] - np.float32(obj.position[1])
+    own = np.empty_like(points)
+    own[0], own[1], own[2] = c * x + s * y, c * y - s * x, points[2] * np.float32(scale)
+    return own
 
 
 def centre(obj: SceneObject) -> np.ndarray:

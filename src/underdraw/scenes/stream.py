@@ -54,7 +54,7 @@ def render_many(
     """Samples `start` to `start + count - 1` of `seed`, in order, one at a time.
 
     `objects` fixes how many objects each scene has (None: 1 to 4). With `workers` > 1 that many
-    processes render ahead of the caller. `progress` shows a bar when tqdm is installed.
+    processes render ahead of the caller. `progress` shows a bar.
     """
     for name, value, least in (("start", start, 0), ("count", count, 0), ("workers", workers, 1)):
         if not isinstance(value, int) or value < least:
@@ -81,8 +81,6 @@ def _run(make: partial[Sample], indices: range, workers: int) -> Iterator[Sample
 def _show(samples: Iterator[Sample], count: int, progress: bool) -> Iterator[Sample]:
     if not progress:
         return samples
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return samples
+    from tqdm import tqdm
+
     return iter(tqdm(samples, total=count, unit="scene"))

@@ -103,8 +103,10 @@ def wall_albedo(tone: float, z: np.ndarray) -> np.ndarray:
     return np.array([0.97, 0.99, 1.03], np.float32).reshape(3, *[1] * z.ndim) * value
 
 
-def texture_albedo(texture: Texture, first: str, points: np.ndarray) -> np.ndarray:
-    """Colour (3, n) of a textured object at its own coordinates `points` (3, n).
+def texture_albedo(
+    texture: Texture, first: str, points: np.ndarray, normals: np.ndarray
+) -> np.ndarray:
+    """Colour (3, n) of a textured object at `points` (3, n) facing `normals`, in its own axes.
 
     The pattern fills space and the surface cuts through it, so it has no seams and looks the
     same from every side.
@@ -120,9 +122,10 @@ def texture_albedo(texture: Texture, first: str, points: np.ndarray) -> np.ndarr
     elif texture.kind == "dotted":
         cell = points * (f * np.float32(0.9)) + shift[:, None]
         cell = cell - np.floor(cell) - np.float32(0.5)
-        # Columns of dots along each axis, so that also flat faces cut through full circles.
+        # Dots are seen along the axis that the surface faces most, so they stay round.
         x, y, z = cell * cell
-        nearest = np.minimum(np.minimum(x + z, y + z), x + y)
+        towards = np.abs(normals).argmax(0)
+        nearest = np.where(towards == 0, y + z, np.where(towards == 1, x + z, x + y))
         amount = np.clip((np.float32(0.30) - np.sqrt(nearest)) / 0.06 / f + 0.5, 0, 1)
     elif texture.kind == "checked":
         waves = edge_square(points * (f * np.float32(0.6)) + shift[:, None], 0.05 * f)
