@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
+
+import numpy as np
+
+from underdraw.backends.layout import Layout
 
 
 class Node:
@@ -65,3 +70,21 @@ def walk(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def initial_values(layout: Layout, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and float32 values of new parameters, distributed as PyTorch's own layers draw them.
+
+    One tensor at a time, from numpy's generator: the same values on every backend.
+    """
+    random = np.random.default_rng(seed)
+    for path, leaf in layout.leaves.items():
+        for name, shape in leaf.tensors(path).items():
+            if leaf.kind in ("linear", "conv2d"):
+                bound = prod(leaf.shape[1:]) ** -0.5
+                value = random.uniform(-bound, bound, shape)
+            elif leaf.kind in ("group_norm", "layer_norm"):
+                value = np.full(shape, float(name.endswith(".weight")))
+            else:
+                value = random.standard_normal(shape)
+            yield name, value.astype(np.float32)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underdraw.backends.layout import Layout, Leaf
+from underdraw.backends.noise import draw
 from underdraw.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -170,7 +171,11 @@ def _layer(leaf: Leaf, device: Any) -> nn.Module:
     raise AssertionError(leaf.kind)
 
 
-def build(root: nn.Module, layout: Layout, device: Any = None) -> None:
+Root = Node
+"""What a model class becomes on this backend."""
+
+
+def build_root(root: nn.Module, layout: Layout, device: Any = None) -> None:
     """Hang the leaves of a layout into `root`, with PyTorch's own initial values.
 
     On `device="meta"` nothing is allocated: `load` follows.
@@ -188,14 +193,42 @@ def build(root: nn.Module, layout: Layout, device: Any = None) -> None:
             here._modules[last] = _layer(leaf, device)
 
 
-def load(root: nn.Module, tensors: dict[str, Any], dtype: Any = None, device: Any = None) -> None:
-    """Give every parameter its tensor. A tensor that has the wanted dtype stays memory-mapped."""
+def load_root(
+    root: nn.Module, layout: Layout, tensors: dict[str, Any], dtype: Any = None, device: Any = None
+) -> None:
+    """Build the tree and give every parameter its tensor.
+
+    A tensor that has the wanted dtype already stays memory-mapped.
+    """
+    build_root(root, layout, "meta")
+    wanted = resolve_dtype(dtype)
     for name, stored in tensors.items():
         path, _, last = name.rpartition(".")
-        here = root.get_submodule(path)
-        old = here._parameters[last]
-        value = tensor(stored, dtype, device)
-        here._parameters[last] = nn.Parameter(value, requires_grad=old.requires_grad)
+        parameters = root.get_submodule(path)._parameters
+        parameters[last] = nn.Parameter(tensor(stored, wanted, device))
+    root.eval()
+
+
+def named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by published name."""
+    return root.named_parameters()
+
+
+def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
+    """Dtype name and numbers on the host, bfloat16 as its bits: what the weights layer writes."""
+    host = value.detach().cpu().contiguous()
+    bits = host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
+    return str(host.dtype).removeprefix("torch."), bits.numpy()
+
+
+def dtype_of(root: nn.Module) -> torch.dtype:
+    """The dtype of the first parameter."""
+    return next(root.parameters()).dtype
+
+
+def device_of(root: nn.Module) -> torch.device:
+    """The device of the first parameter."""
+    return next(root.parameters()).device
 
 
 def tensor(stored: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -220,12 +253,17 @@ def to_numpy(values: Tensor) -> np.ndarray:
     return (values.float() if values.is_floating_point() else values).cpu().numpy()
 
 
+def draw_like(values: Tensor, generator: Any = None) -> Tensor:
+    """Standard normal numbers of the shape, dtype and device of `values`."""
+    return draw(values.shape, generator, values.device, values.dtype)
+
+
 def is_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite. One reduction, no temporary of the input's size."""
     return bool(torch.isfinite(values.detach().float().sum()))
 
 
-def dtype(name: Any) -> Any:
+def resolve_dtype(name: Any) -> Any:
     """`torch.float16` from itself, `"float16"`, `"fp16"`, ...; None stays None."""
     if name is None or isinstance(name, torch.dtype):
         return name

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
-from underdraw.networks.config import require
+from underdraw.networks.config import Config, require
 from underdraw.networks.layers import ACTIVATIONS, activation, merge_heads, split_heads
 
 
 @dataclass(frozen=True)
-class CLIPTextConfig:
+class CLIPTextConfig(Config):
     """`config.json` of a `CLIPTextModel`; names and defaults are the published ones."""
 
     vocab_size: int = 49408
@@ -36,7 +36,7 @@ class CLIPTextConfig:
 
 
 @dataclass(frozen=True)
-class CLIPVisionConfig:
+class CLIPVisionConfig(Config):
     """`config.json` of a `CLIPVisionModel`; names and defaults are the published ones."""
 
     hidden_size: int = 768

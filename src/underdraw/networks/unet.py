@@ -11,7 +11,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import InputError
-from underdraw.networks.config import require
+from underdraw.networks.config import Config, require
 from underdraw.networks.layers import (
     ACTIVATIONS,
     Context,
@@ -29,7 +29,7 @@ MID = ("UNetMidBlock2DCrossAttn", None)
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Config):
     """`config.json` of a `UNet2DConditionModel`; names and defaults are the published ones.
 
     In this format `attention_head_dim` is the number of heads, per level or for all of them.

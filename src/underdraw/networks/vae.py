@@ -9,14 +9,14 @@ from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import InputError
-from underdraw.networks.config import require
+from underdraw.networks.config import Config, require
 from underdraw.networks.layers import ACTIVATIONS, activation, attention, keys_values, resnet
 
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Config):
     """`config.json` of an `AutoencoderKL`; names and defaults are the published ones."""
 
     in_channels: int = 3
@@ -107,7 +107,8 @@ def _middle(nn: Operations, p: Node, c: VAEConfig, x: Array) -> Array:
         h = nn.group_norm(layer.group_norm, x, groups, EPS)
         h = nn.permute(h.reshape(batch, channels, height * wide), (0, 2, 1))
         h = attention(nn, layer, h, keys_values(nn, layer, h, width, 1, bias=True), 1, bias=True)
-        x = x + nn.permute(h, (0, 2, 1)).reshape(batch, channels, height, wide)
+        # In this order PyTorch keeps the attention's memory layout from here on, as the peer does.
+        x = nn.permute(h, (0, 2, 1)).reshape(batch, channels, height, wide) + x
     return resnet(nn, p.resnets[1], x, width, groups, EPS, act)
 
 

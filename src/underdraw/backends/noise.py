@@ -1,0 +1,56 @@
+"""The one place where random numbers are drawn: always by PyTorch, whatever backend they go to.
+
+Backends differ in their random streams, so noise is drawn once, on the generator's own device, and
+handed over. With `seed=` every image has its own CPU generator: an image then depends neither on the
+batch it sits in nor on where it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from underdraw.errors import InputError, InputTypeError
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def draw(shape: Sequence[int], generator: Generators, device: Any, dtype: Any) -> torch.Tensor:
+    """Standard normal numbers of `shape (batch, ...)`.
+
+    One generator draws for the whole batch, a list of `batch` generators one image each, None takes
+    PyTorch's global stream on `device`. A CPU generator serves every device.
+
+    Raises:
+        InputError: a list has another length than the batch.
+    """
+    shape = tuple(shape)
+    if isinstance(generator, list | tuple):
+        if len(generator) == 1:
+            return draw(shape, generator[0], device, dtype)
+        if len(generator) != shape[0]:
+            raise InputError(f"generator has {len(generator)} entries; the batch has {shape[0]} images")
+        parts = [draw((1, *shape[1:]), g, device, dtype) for g in generator]
+        return torch.cat(parts)
+    place = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=place, dtype=dtype).to(device)
+
+
+def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """A CPU generator per image: image `i` of one seed gets `seed + i`, of a list its own entry.
+
+    Raises:
+        InputError: a seed is negative or too large, or a list has another length than `count`.
+        InputTypeError: a seed is not an integer.
+    """
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise InputError(f"seed has {len(seeds)} entries; the call makes {count} images")
+    for one in seeds:
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise InputTypeError(f"seed={one!r} is not an integer")
+        if not 0 <= one < 2**63:
+            raise InputError(f"seed={one} is out of range; allowed: 0 .. 2**63 - 1")
+    return [torch.Generator("cpu").manual_seed(one) for one in seeds]

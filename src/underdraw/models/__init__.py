@@ -1,0 +1,21 @@
+"""The model classes users hold, under the names they know."""
+
+from underdraw.models.clip import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
+from underdraw.models.image_processor import CLIPImageProcessor
+from underdraw.models.safety import StableDiffusionSafetyChecker
+from underdraw.models.unet import UNet2DConditionModel
+from underdraw.models.vae import AutoencoderKL
+
+__all__ = [
+    "AutoencoderKL",
+    "CLIPImageProcessor",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPVisionModelWithProjection",
+    "StableDiffusionSafetyChecker",
+    "UNet2DConditionModel",
+]

@@ -1,0 +1,208 @@
+"""What users hold: a program, a frozen config and a parameter tree under the peer's class name.
+
+A class such as `UNet2DConditionModel` is written once, without a framework. Creating one picks the
+backend and returns an instance of a subclass that is also that backend's own kind of thing: on PyTorch
+an `nn.Module` which is itself the root of the tree, so that `state_dict` names are the published names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from underdraw import backends
+from underdraw.backends.layout import Layout
+from underdraw.errors import InputError, InputTypeError, WeightError
+from underdraw.networks.config import Config, read
+
+Self = TypeVar("Self", bound="Model")
+
+
+class Model:
+    """Base of the model classes.
+
+    `Class(**config)` or `Class(config)` creates random weights on `backend` ("torch", "jax",
+    "mindspore"); `Class.from_pretrained(folder)` reads a published folder.
+    """
+
+    config_class: ClassVar[type[Config]]
+    weights_name: ClassVar[str] = "diffusion_pytorch_model"
+    network: ClassVar[str]
+    """The name under which `weights.known_keys` lists what may be left over."""
+    _framework: ClassVar[Any]
+
+    config: Any
+
+    def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Any:
+        return object.__new__(_bind(cls, backend))
+
+    def __init__(self, config: Config | None = None, *, backend: str = "torch", **fields: Any) -> None:
+        config = self._read_config(config, fields)
+        super().__init__()
+        self.config = config
+        self._framework.build_root(self, self.layout(config), None)
+
+    @classmethod
+    def _read_config(cls, config: Any, fields: Mapping[str, Any]) -> Config:
+        if isinstance(config, cls.config_class):
+            return config
+        if config is not None:
+            raise InputTypeError(
+                f"config={config!r} is not a {cls.config_class.__name__}; give one, or its fields"
+            )
+        names = set(cls.config_class.__dataclass_fields__)
+        if unknown := sorted(set(fields) - names):
+            raise InputTypeError(f"{cls.__name__} has no config fields {unknown}; there are {sorted(names)}")
+        return read(cls.config_class, fields)
+
+    @classmethod
+    def layout(cls, config: Any) -> Layout:
+        """Names and shapes of the parameters of a network with this config."""
+        raise NotImplementedError(f"{cls.__name__} must say what its parameters are")
+
+    @classmethod
+    def from_config(cls: type[Self], config: Mapping[str, Any], backend: str = "torch") -> Self:
+        """Random weights from a parsed `config.json`; keys that are no config fields are left out."""
+        return cls(read(cls.config_class, cls.adapt_config(dict(config))), backend=backend)
+
+    @classmethod
+    def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """The config of this network inside a published `config.json`."""
+        return raw
+
+    def export_config(self) -> dict[str, Any]:
+        """The `config.json` which the peer reads back."""
+        return {"_class_name": type(self).__name__, **self.config.to_dict()}
+
+    # -- files ------------------------------------------------------------------------------------
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device: Any = None,
+        backend: str = "torch",
+        check: bool = False,
+        use_safetensors: bool | None = None,
+        **hub: Any,
+    ) -> Self:
+        """A model from a folder, a Hub id or `"underdraw/scenes"`.
+
+        Args:
+            subfolder: where in it, for example `"unet"`.
+            variant: `"fp16"` picks files such as `diffusion_pytorch_model.fp16.safetensors`.
+            dtype: of the parameters, `"float16"` or the framework's own; `torch_dtype` is the same.
+                None is float32, whatever the file holds.
+            check: also look for NaN and infinity in the weights, which reads all of them.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+        Raises:
+            NotFoundError: there is no such folder, repository, file or variant.
+            WeightError: the weights are damaged, or do not fit the config.
+        """
+        from underdraw.weights import folders, hub as hubs
+
+        path = hubs.resolve(name_or_path, subfolder=subfolder, variant=variant, **hub)
+        raw, tensors = folders.open_component(path, subfolder or "", variant, use_safetensors)
+        return cls.from_tensors(
+            raw, tensors, dtype=dtype or torch_dtype, device=device, backend=backend, check=check
+        )
+
+    @classmethod
+    def from_tensors(
+        cls: type[Self],
+        raw_config: Mapping[str, Any],
+        tensors: Mapping[str, Any],
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        backend: str = "torch",
+        check: bool = False,
+    ) -> Self:
+        """A model from a parsed `config.json` and the `StoredTensor`s that were found, by name."""
+        from underdraw.weights.match import match_network
+
+        config = read(cls.config_class, cls.adapt_config(dict(raw_config)))
+        layout = cls.layout(config)
+        fitting = match_network(cls.network, layout.shapes, tensors, cls.__name__)
+        model = object.__new__(_bind(cls, backend))
+        super(Model, model).__init__()
+        model.config = config
+        model._framework.load_root(model, layout, fitting, dtype or "float32", device)
+        if check and (bad := model.non_finite()):
+            raise WeightError(f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:5])}")
+        return model
+
+    def non_finite(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity."""
+        return [
+            name
+            for name, value in self._framework.named_tensors(self)
+            if not self._framework.is_finite(value)
+        ]
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write `config.json` and safetensors, which the peer reads. Each write is atomic."""
+        from underdraw.weights import save
+        from underdraw.weights.files import stored
+
+        if not safe_serialization:
+            raise InputError("safe_serialization=False; underdraw writes safetensors only")
+        tensors = {}
+        for name, value in self._framework.named_tensors(self):
+            dtype, array = self._framework.to_bits(value)
+            tensors[name] = stored(array, dtype)
+        with save.writing_folder(folder) as place:
+            save.write_json(place / "config.json", self.export_config())
+            save.save_weights(
+                place,
+                tensors,
+                stem=self.weights_name,
+                variant=variant,
+                max_shard_size=max_shard_size,
+            )
+
+    # -- what the tree is made of --------------------------------------------------------------------
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the parameters."""
+        return self._framework.dtype_of(self)
+
+    @property
+    def device(self) -> Any:
+        """Where the parameters are."""
+        return self._framework.device_of(self)
+
+    @property
+    def nn(self) -> Any:
+        """The operations of this backend with default settings."""
+        return self._framework.operations
+
+    def num_parameters(self) -> int:
+        """How many numbers the parameters hold."""
+        from math import prod
+
+        return sum(prod(shape) for shape in self.layout(self.config).shapes.values())
+
+
+@cache
+def _bind(cls: type[Model], backend: str) -> type[Model]:
+    """The subclass of `cls` that lives on a backend."""
+    if hasattr(cls, "_framework"):
+        return cls
+    framework = backends.get(backend)
+    names = {"_framework": framework, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls, framework.Root), names)

@@ -1,0 +1,111 @@
+"""CLIP's towers under the names transformers gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.backends.layout import Layout
+from underdraw.models.base import Model
+from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
+from underdraw.networks import clip
+
+
+class CLIPTextModel(Model):
+    """The text tower. Config fields: `networks.clip.CLIPTextConfig`."""
+
+    config_class = clip.CLIPTextConfig
+    weights_name = "model"
+    network = "text_encoder"
+
+    @classmethod
+    def layout(cls, config: clip.CLIPTextConfig) -> Layout:
+        return clip.text_layout(config)
+
+    @classmethod
+    def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        # Whole-CLIP configs nest the towers; old ones put the sizes under another name.
+        return raw.get("text_config") or raw
+
+    def export_config(self) -> dict[str, Any]:
+        return {
+            "architectures": [type(self).__name__],
+            "model_type": "clip_text_model",
+            **self.config.to_dict(),
+        }
+
+    def forward(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CLIPTextOutput | tuple[Any, ...]:
+        """Encode `input_ids (batch, tokens)`; `attention_mask (batch, tokens)` is 0 for padding."""
+        out = self.encode(input_ids, attention_mask)
+        states = out.hidden_states if output_hidden_states else None
+        result = CLIPTextOutput(out.last, out.pooled, states)
+        return result if return_dict else result.to_tuple()
+
+    def encode(self, input_ids: Array, attention_mask: Array | None = None) -> clip.TextOutput:
+        """All that the text tower gives, hidden states included."""
+        nn, mask = self.nn, None
+        if attention_mask is not None:
+            like = self.text_model.final_layer_norm.weight
+            mask = (1 - nn.cast(attention_mask, like))[:, None, None] * -1e9
+        return clip.text(nn, self, self.config, input_ids, mask=mask)
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """The text tower with the projection into the space shared with images."""
+
+    @classmethod
+    def layout(cls, config: clip.CLIPTextConfig) -> Layout:
+        return clip.text_layout(config, projection=True)
+
+    def forward(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CLIPTextModelOutput | tuple[Any, ...]:
+        """As `CLIPTextModel`, first field `text_embeds (batch, projection_dim)`."""
+        out = self.encode(input_ids, attention_mask)
+        embeds = clip.text_projection(self.nn, self, self.config, out.pooled)
+        states = out.hidden_states if output_hidden_states else None
+        result = CLIPTextModelOutput(embeds, out.last, states)
+        return result if return_dict else result.to_tuple()
+
+
+class CLIPVisionModelWithProjection(Model):
+    """The image tower. Config fields: `networks.clip.CLIPVisionConfig`."""
+
+    config_class = clip.CLIPVisionConfig
+    weights_name = "model"
+    network = "image_encoder"
+
+    @classmethod
+    def layout(cls, config: clip.CLIPVisionConfig) -> Layout:
+        return clip.vision_layout(config)
+
+    @classmethod
+    def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        return raw.get("vision_config") or raw
+
+    def export_config(self) -> dict[str, Any]:
+        return {
+            "architectures": [type(self).__name__],
+            "model_type": "clip_vision_model",
+            **self.config.to_dict(),
+        }
+
+    def forward(
+        self, pixel_values: Array, output_hidden_states: bool = False, return_dict: bool = True
+    ) -> CLIPVisionModelOutput | tuple[Any, ...]:
+        """Encode images `(batch, 3, image_size, image_size)` normalised by `CLIPImageProcessor`."""
+        out = clip.vision(self.nn, self, self.config, pixel_values)
+        embeds = clip.visual_projection(self.nn, self, self.config, out.pooled)
+        states = out.hidden_states if output_hidden_states else None
+        result = CLIPVisionModelOutput(embeds, out.last, states)
+        return result if return_dict else result.to_tuple()

@@ -1,0 +1,68 @@
+"""`StableDiffusionSafetyChecker`: flags images close to fixed concepts and blackens them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from underdraw.backends.contract import Array
+from underdraw.backends.layout import Layout
+from underdraw.models.base import Model
+from underdraw.networks import safety
+from underdraw.networks.clip import CLIPVisionConfig
+
+
+class StableDiffusionSafetyChecker(Model):
+    """The checker published with Stable Diffusion 1.x."""
+
+    config_class = CLIPVisionConfig
+    weights_name = "model"
+    network = "safety_checker"
+
+    @classmethod
+    def layout(cls, config: CLIPVisionConfig) -> Layout:
+        return safety.layout(config)
+
+    @classmethod
+    def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        inner = raw.get("vision_config") or raw
+        width = raw.get("projection_dim", inner.get("projection_dim", 512))
+        return {**inner, "projection_dim": width}
+
+    def export_config(self) -> dict[str, Any]:
+        config = self.config.to_dict()
+        return {
+            "architectures": [type(self).__name__],
+            "model_type": "clip",
+            "projection_dim": config["projection_dim"],
+            "vision_config": {"model_type": "clip_vision_model", **config},
+        }
+
+    def forward(self, clip_input: Array, images: Any) -> tuple[Any, list[bool]]:
+        """Check images and return them with flagged ones black, and the flags.
+
+        Args:
+            clip_input: the images as `CLIPImageProcessor` prepares them.
+            images: what to return: an array `(batch, ...)`; it is copied before anything is blackened.
+        """
+        flags = self.flags(clip_input)
+        if any(flags):
+            images = images.copy() if isinstance(images, np.ndarray) else images.clone()
+            for i, flagged in enumerate(flags):
+                if flagged:
+                    images[i] = 0
+        return images, flags
+
+    def flags(self, clip_input: Array) -> list[bool]:
+        """Whether each image is to be withheld.
+
+        Scores are rounded to three digits before they are compared with 0, as the published checker
+        does; a hit on a special-care concept lowers all other thresholds by 0.01.
+        """
+        special, concepts = (
+            self._framework.to_numpy(scores).astype(np.float64)
+            for scores in safety.concept_scores(self.nn, self, self.config, clip_input)
+        )
+        lowered = np.where((special.round(3) > 0).any(1), 0.01, 0.0)
+        return [bool(flag) for flag in ((concepts + lowered[:, None]).round(3) > 0).any(1)]

@@ -1,0 +1,77 @@
+"""`UNet2DConditionModel`: the UNet program under the peer's name and call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.backends.layout import Layout
+from underdraw.errors import InputError
+from underdraw.models.base import Model
+from underdraw.models.outputs import UNet2DConditionOutput
+from underdraw.networks import unet
+from underdraw.networks.sites import NO_SITES, Sites
+
+
+class UNet2DConditionModel(Model):
+    """The denoiser of Stable Diffusion 1.x and 2.x. Config fields: `networks.unet.UNetConfig`."""
+
+    config_class = unet.UNetConfig
+    network = "unet"
+
+    @classmethod
+    def layout(cls, config: unet.UNetConfig) -> Layout:
+        return unet.layout(config)
+
+    def forward(
+        self,
+        sample: Array,
+        timestep: Any,
+        encoder_hidden_states: Array,
+        class_labels: Array | None = None,
+        timestep_cond: Array | None = None,
+        attention_mask: None = None,
+        cross_attention_kwargs: None = None,
+        added_cond_kwargs: None = None,
+        down_block_additional_residuals: tuple[Array, ...] | None = None,
+        mid_block_additional_residual: Array | None = None,
+        down_intrablock_additional_residuals: None = None,
+        encoder_attention_mask: Array | None = None,
+        return_dict: bool = True,
+        sites: Sites = NO_SITES,
+    ) -> UNet2DConditionOutput | tuple[Array]:
+        """One call of the network.
+
+        Args:
+            sample: latents `(batch, in_channels, height, width)`.
+            timestep: a number, or one per image `(batch,)`, in 0 .. 999.
+            encoder_hidden_states: text context `(batch, tokens, cross_attention_dim)`.
+            encoder_attention_mask: `(batch, tokens)`, true where a token counts.
+            sites: what controls do inside this call, instead of the peer's `cross_attention_kwargs`.
+        """
+        for name, value in (
+            ("attention_mask", attention_mask),
+            ("cross_attention_kwargs", cross_attention_kwargs or None),
+            ("added_cond_kwargs", added_cond_kwargs or None),
+            ("down_intrablock_additional_residuals", down_intrablock_additional_residuals),
+        ):
+            if value is not None:
+                raise InputError(f"{name} is not used by this UNet; pass `sites` instead")
+        nn = self.nn
+        times = self._framework.array(timestep, device=self.device)
+        times = nn.expand(times.reshape(-1), (sample.shape[0],))
+        mask = None
+        if encoder_attention_mask is not None:
+            mask = nn.cast((1 - nn.cast(encoder_attention_mask, sample)) * -10000.0, sample)
+            mask = mask[:, None, None]
+        if down_block_additional_residuals is not None or mid_block_additional_residual is not None:
+            from dataclasses import replace
+
+            sites = replace(
+                sites,
+                down_residuals=down_block_additional_residuals,
+                mid_residual=mid_block_additional_residual,
+            )
+        temb = unet.embed_time(nn, self, self.config, times, sample, class_labels, timestep_cond)
+        out = unet.unet(nn, self, self.config, sample, temb, encoder_hidden_states, sites, mask)
+        return UNet2DConditionOutput(out) if return_dict else (out,)

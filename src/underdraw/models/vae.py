@@ -1,0 +1,186 @@
+"""`AutoencoderKL`: the autoencoder programs under the peer's name, with slicing and tiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.backends.layout import Layout
+from underdraw.models.base import Model
+from underdraw.models.outputs import AutoencoderKLOutput, DecoderOutput
+from underdraw.networks import vae
+
+
+class DiagonalGaussian:
+    """The encoder's distribution over latents; `parameters` is mean and log-variance, stacked."""
+
+    def __init__(self, nn: Operations, parameters: Array, draw: Callable[..., Array]) -> None:
+        half = parameters.shape[1] // 2
+        self.parameters = parameters
+        self.mean = parameters[:, :half]
+        self.logvar = nn.clip(parameters[:, half:], -30.0, 20.0)
+        self.std, self.var = nn.exp(0.5 * self.logvar), nn.exp(self.logvar)
+        self._draw = draw
+
+    def mode(self) -> Array:
+        """The most likely latents."""
+        return self.mean
+
+    def sample(self, generator: Any = None) -> Array:
+        """Latents drawn from it; `generator` one for the batch or a list with one per image."""
+        return self.mean + self.std * self._draw(self.mean, generator)
+
+    def kl(self) -> Array:
+        """Divergence from the standard normal distribution, `(batch,)`."""
+        terms = self.mean**2 + self.var - 1.0 - self.logvar
+        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Work on overlapping squares of `side` image pixels, a quarter of them shared and blended."""
+
+    side: int
+    overlap: float = 0.25
+
+
+class AutoencoderKL(Model):
+    """Images to latents and back. Config fields: `networks.vae.VAEConfig`."""
+
+    config_class = vae.VAEConfig
+    network = "vae"
+    use_slicing = False
+    tiling: Tiling | None = None
+
+    @classmethod
+    def layout(cls, config: vae.VAEConfig) -> Layout:
+        return vae.layout(config)
+
+    def enable_slicing(self) -> None:
+        """One image at a time: less memory for batches."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Whole batches again."""
+        self.use_slicing = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Overlapping tiles of the trained size: memory no longer grows with the image."""
+        self.tiling = self.default_tiling() if use_tiling else None
+
+    def disable_tiling(self) -> None:
+        """Whole images again."""
+        self.tiling = None
+
+    def default_tiling(self) -> Tiling:
+        """Tiles of the size this autoencoder was trained at."""
+        size = self.config.sample_size
+        return Tiling(size if isinstance(size, int) else size[0])
+
+    def encode(self, x: Array, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
+        """The distribution of latents of images `(batch, 3, height, width)` in [-1, 1]."""
+        nn, config = self.nn, self.config
+
+        def program(part: Array) -> Array:
+            return vae.encode(nn, self, config, part)
+
+        moments = self._run(program, x, (1, config.factor), self.use_slicing, self.tiling)
+        distribution = DiagonalGaussian(nn, moments, self._framework.draw_like)
+        return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
+
+    def decode(
+        self, z: Array, return_dict: bool = True, generator: Any = None
+    ) -> DecoderOutput | tuple[Array]:
+        """Images `(batch, 3, height, width)` from latents that were divided by `scaling_factor`."""
+        image = self.decode_with(z, self.use_slicing, self.tiling)
+        return DecoderOutput(image) if return_dict else (image,)
+
+    def decode_with(self, z: Array, slicing: bool = False, tiling: Tiling | None = None) -> Array:
+        """Decode under settings that belong to the caller; two pipelines may share one autoencoder."""
+        nn, config = self.nn, self.config
+        return self._run(
+            lambda part: vae.decode(nn, self, config, part), z, (config.factor, 1), slicing, tiling
+        )
+
+    def forward(
+        self,
+        sample: Array,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: Any = None,
+    ) -> DecoderOutput | tuple[Array]:
+        """The round trip of images through the latents."""
+        distribution = self.encode(sample, return_dict=False)[0]
+        z = distribution.sample(generator) if sample_posterior else distribution.mode()
+        return self.decode(z, return_dict)
+
+    def _run(
+        self,
+        program: Callable[[Array], Array],
+        x: Array,
+        scale: tuple[int, int],
+        slicing: bool,
+        tiling: Tiling | None,
+    ) -> Array:
+        """`program`, which grows or shrinks images by `scale` (up, down), on slices and tiles."""
+
+        def whole(part: Array) -> Array:
+            if tiling is None or max(part.shape[2:]) <= tiling.side // scale[0]:
+                return program(part)
+            return tiled(self.nn, program, part, tiling, scale, self._framework.array)
+
+        if slicing and x.shape[0] > 1:
+            rows = [whole(x[i : i + 1]) for i in range(x.shape[0])]
+            return self.nn.concat(rows, 0)
+        return whole(x)
+
+
+def tiled(
+    nn: Operations,
+    program: Callable[[Array], Array],
+    x: Array,
+    tiling: Tiling,
+    scale: tuple[int, int],
+    to_array: Callable[..., Array],
+) -> Array:
+    """`program` on overlapping tiles of `x`, joined by linear blends over the overlap.
+
+    Args:
+        scale: `(up, down)`: sizes are multiplied by one and divided by the other.
+    """
+    up, down = scale
+    side = tiling.side // up
+    stride = int(side * (1 - tiling.overlap))
+    out_side = side * up // down
+    blend = int(out_side * tiling.overlap)
+    keep = out_side - blend
+
+    def join(before: Array, tile: Array, axis: int) -> Array:
+        n = min(blend, before.shape[axis], tile.shape[axis])
+        shape = [1, 1, 1, 1]
+        shape[axis] = n
+        ramp = to_array([i / n for i in range(n)], device=getattr(tile, "device", None))
+        w = nn.cast(ramp, tile).reshape(*shape)
+        head, tail = [slice(None)] * 4, [slice(None)] * 4
+        last = [slice(None)] * 4
+        head[axis], tail[axis] = slice(0, n), slice(n, tile.shape[axis])
+        last[axis] = slice(before.shape[axis] - n, before.shape[axis])
+        mixed = before[tuple(last)] * (1 - w) + tile[tuple(head)] * w
+        return nn.concat((mixed, tile[tuple(tail)]), axis)
+
+    above: list[Array] = []
+    rows = []
+    for top in range(0, x.shape[2], stride):
+        row: list[Array] = []
+        for column, left in enumerate(range(0, x.shape[3], stride)):
+            tile = program(x[:, :, top : top + side, left : left + side])
+            if above:
+                tile = join(above[column], tile, 2)
+            if row:
+                tile = join(row[-1], tile, 3)
+            row.append(tile)
+        rows.append(nn.concat([tile[:, :, :keep, :keep] for tile in row], 3))
+        above = row
+    return nn.concat(rows, 2)
