@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 
 from .relations import scene_relations
-from .vocabulary import OPPOSITE
 from .world import Scene, SceneObject
 
+ATTRIBUTES = ("size", "colour", "second_colour", "texture", "material", "shape")
 _MATERIAL_SYNONYM = {"rubber": "matte", "metal": "shiny"}
 
 
@@ -32,16 +32,9 @@ class Mention:
 
     def matches(self, obj: SceneObject) -> bool:
         """Whether everything said here is true of `obj`."""
-        texture = obj.texture
-        truth = (
-            (self.size, obj.size),
-            (self.colour, obj.colour),
-            (self.second_colour, texture.second if texture else None),
-            (self.texture, texture.kind if texture else None),
-            (self.material, obj.material),
-            (self.shape, obj.shape),
-        )
-        return all(said is None or said == true for said, true in truth)
+        truth = describe(obj)
+        told = [name for name in ATTRIBUTES if getattr(self, name) is not None]
+        return all(getattr(self, name) == getattr(truth, name) for name in told)
 
     def phrase(self, article: str = "a", material_word: str | None = None) -> str:
         """The words, such as "a large red metal sphere"; "a" becomes "an" where needed."""
@@ -243,7 +236,6 @@ def _across(scene: Scene, mention: Mention) -> float:
 
 
 def _relation_words(kind: str, rng: np.random.Generator) -> str:
-    assert kind in OPPOSITE
     return f"to the {kind}" if kind in ("left of", "right of") and rng.random() < 0.3 else kind
 
 

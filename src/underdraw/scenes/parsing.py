@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from underdraw.errors import InputError, InputTypeError
 
-from .captions import Caption, Mention, Relation
+from .captions import ATTRIBUTES, Caption, Mention, Relation
 from .vocabulary import COLOURS, FLOORS, LIGHTS, MATERIAL_WORDS, RELATIONS, SHAPES, SIZES, TEXTURES
 
 
@@ -44,8 +44,8 @@ def parse(text: str) -> Caption:
 
     Understands all that `caption` writes, and the like: "a red cube", "a red sphere to the left of
     a blue cube, and a cone", "..., the cone is behind the cube". Letter case, commas and full
-    stops do not matter. Raises InputError (a ValueError) naming words outside the vocabulary, and
-    when a "the ..." fits nothing mentioned before.
+    stops do not matter. A "the ..." is the first earlier mention that it fits, otherwise a new one.
+    Raises InputError (a ValueError) naming words outside the vocabulary.
     """
     if not isinstance(text, str):
         raise InputTypeError(f"text={text!r} is a {type(text).__name__}; a string is needed")
@@ -60,11 +60,10 @@ def parse(text: str) -> Caption:
     places: list[int] = []  # for each phrase found, the number of its mention
     for match in found:
         said = _mention(match)
-        if match["article"] == "the" and mentions:
-            places.append(_resolve(said, mentions, text))
-        else:
-            places.append(len(mentions))
+        earlier = _resolve(said, mentions) if match["article"] == "the" else None
+        if earlier is None:
             mentions.append(said)
+        places.append(len(mentions) - 1 if earlier is None else earlier)
     relations = [
         Relation(a, kind[0], b)
         for (first, a), (second, b) in pairwise(zip(found, places, strict=True))
@@ -95,17 +94,10 @@ def _mention(match: re.Match[str]) -> Mention:
     )
 
 
-def _resolve(said: Mention, mentions: list[Mention], text: str) -> int:
-    """The number of the earlier mention that "the ..." means."""
+def _resolve(said: Mention, mentions: list[Mention]) -> int | None:
+    """The number of the earlier mention that "the ..." means, None when it is a new thing."""
     for number, earlier in enumerate(mentions):
-        pairs = (
-            (said.size, earlier.size),
-            (said.colour, earlier.colour),
-            (said.second_colour, earlier.second_colour),
-            (said.texture, earlier.texture),
-            (said.material, earlier.material),
-            (said.shape, earlier.shape),
-        )
-        if all(now is None or now == then for now, then in pairs):
+        told = [name for name in ATTRIBUTES if getattr(said, name) is not None]
+        if all(getattr(said, name) == getattr(earlier, name) for name in told):
             return number
-    raise InputError(f"text={text!r}: {said.phrase('the')!r} fits nothing mentioned before it")
+    return None

@@ -38,12 +38,6 @@ MATERIAL_WORDS: dict[str, str] = {
     "metal": "metal",
     "shiny": "metal",
 }
-OPPOSITE: dict[str, str] = {
-    "left of": "right of",
-    "right of": "left of",
-    "in front of": "behind",
-    "behind": "in front of",
-}
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
