@@ -13,6 +13,7 @@ from underdraw import backends
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.text import vocabulary
 
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _PADDING = {False: None, "do_not_pad": None, True: "longest"}
 _PADDING |= {"longest": "longest", "max_length": "max_length"}
 _TRUNCATION = {False: False, "do_not_truncate": False, True: True}
@@ -105,15 +106,16 @@ class CLIPTokenizer:
         Args:
             name: a folder, or `owner/name` on the Hub.
             subfolder: where in it, often `"tokenizer"`.
-            options: arguments of the constructor that replace what the files say; and `revision`,
-                `token`, `cache_dir`, `local_files_only`, `force_download` for the Hub.
+            options: arguments of the constructor that replace what the files say; `revision`,
+                `token`, `cache_dir`, `local_files_only`, `force_download` go to the Hub.
         Raises:
-            NotFoundError, WeightError: as `vocabulary.read_folder`.
+            NotFoundError, WeightError: nothing of that name, or its files are not a tokenizer's.
         """
         from underdraw.weights import hub
 
-        where = {key: options.pop(key) for key in hub.OPTIONS if key in options}
-        folder = Path(hub.snapshot(name, vocabulary.FILES, subfolder=subfolder, **where))
+        where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        place = hub.resolve(name, subfolder=subfolder or "", weights=False, **where)
+        folder = Path(place, subfolder or "")
         return cls(**{**vocabulary.read_folder(folder), **options})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

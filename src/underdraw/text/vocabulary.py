@@ -30,8 +30,6 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
-FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
-FILES = (*FILES, "vocab.json", "merges.txt")
 _CLOSE = "</w>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
