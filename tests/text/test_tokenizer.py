@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import given, settings, strategies
@@ -282,6 +283,15 @@ def test_what_is_saved_is_read_back_by_both(pair, tmp_path):
         assert reader.pad_token_id == ours.pad_token_id
         assert reader.model_max_length == ours.model_max_length
         assert len(reader) == len(ours)
+
+
+def test_the_saved_tokenizer_json_works_by_itself(pair, tmp_path):
+    """transformers 4 takes the file as it is, start and end token included."""
+    ours, _ = pair
+    ours.save_pretrained(tmp_path)
+    whole = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in HARD:
+        assert whole.encode(text).ids == ours.encode(text), text
 
 
 def test_vocabulary_files_alone_are_enough_for_both(tokenizer, tmp_path):

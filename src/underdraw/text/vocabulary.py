@@ -157,6 +157,17 @@ def write_folder(folder: str | os.PathLike[str], made: Any, config: Mapping[str,
     vocab, merges = state["model"]["vocab"], state["model"]["merges"]
     added = {token.pop("id"): token for token in copy.deepcopy(state["added_tokens"])}
     names = {key: config[key] for key in SPECIAL if config.get(key)}
+    edges = {
+        key: [config[token], made.token_to_id(config[token])]
+        for key, token in (("cls", "bos_token"), ("sep", "eos_token"))
+    }
+    # What puts start and end around a text in readers that take the file as it is.
+    state["post_processor"] = {
+        "type": "RobertaProcessing",
+        **edges,
+        "trim_offsets": False,
+        "add_prefix_space": False,
+    }
     texts = {
         "vocab.json": _dump(dict(sorted(vocab.items(), key=lambda item: item[1]))),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]),
