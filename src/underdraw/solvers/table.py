@@ -1,0 +1,314 @@
+"""A solver as a table of numbers, and the one step that applies a row of it.
+
+Whatever a solver knows when the network has answered lies in a few *slots*: the latents `x`, saved
+latents, the raw output, the clean image after clipping, up to four earlier pushes `h1` (newest) to
+`h4`, an accumulator, fresh noise. A row says with which factors they add up to the new `x`, the new
+saved latents, the new accumulator, and what is pushed to the history. So one `advance` serves every
+solver on every backend, and images of one batch may stand at different rows (`stack_rows`).
+
+Families write rows with two more names, `eps` (the noise in `x` as the network sees it) and `clean`;
+`Rows.table` replaces them by `x` and `output` according to the prediction type, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from underdraw.errors import InputError
+
+SLOTS = ("x", "saved", "output", "clean", "h1", "h2", "h3", "h4", "accumulator", "noise")
+RESULTS = ("x", "saved", "accumulator", "pushed")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+X, SAVED, OUTPUT, CLEAN, H1, ACCUMULATOR, NOISE = 0, 1, 2, 3, 4, 8, 9
+
+Terms = tuple[tuple[int, Any], ...]
+"""`(slot, factor)` pairs whose sum is taken; a factor is a float, or `(batch, 1, 1, 1)`."""
+
+
+class Clip(NamedTuple):
+    """Bounds of the clean image: `[-bound, bound]`; with `ratio`, dynamic thresholding (Saharia et
+    al. 2022, section 2.3): that quantile of `|clean|` per image, at least 1 and at most `bound`,
+    bounds it, and divides it."""
+
+    bound: float
+    ratio: float | None = None
+
+
+class Row(NamedTuple):
+    """One model call. `timestep` goes to the network beside `input_scale * x`; `x = alpha * clean +
+    sigma * noise`. `draws`: a fresh normal array is due as the slot `noise`."""
+
+    timestep: float
+    step: int
+    input_scale: Any
+    alpha: Any
+    sigma: Any
+    read_clean: Terms
+    clips: tuple[tuple[Clip, Any], ...]
+    x: Terms
+    saved: Terms
+    accumulator: Terms
+    pushed: Terms
+    pushes: Any
+    draws: bool
+
+
+class State(NamedTuple):
+    """What is carried from call to call. Arrays `(batch, channels, height, width)`, float32 where
+    the network is half precision: rows mix numbers of very different size."""
+
+    x: Any
+    saved: Any = None
+    accumulator: Any = None
+    history: tuple[Any, ...] = ()
+
+
+def advance(nn: Any, row: Row, state: State, output: Any, noise: Any = None) -> State:
+    """The state after one model call. Pure; `nn` is used only to clip.
+
+    `output` is the network's raw answer at `row.timestep` to `row.input_scale * state.x`, in the
+    dtype of `state.x`; `noise` standard normal, needed where `row.draws`.
+    """
+    past = state.history
+    slots = [state.x, state.saved, output, None, *past, *(None,) * (4 - len(past))]
+    slots += [state.accumulator, noise]
+    if row.clips:
+        slots[CLEAN] = clipped_clean(nn, row, slots)
+    pushes = row.pushes
+    if pushes is True:
+        history = (_sum(row.pushed, slots), *past[:3])
+    elif pushes is False:
+        history = past
+    else:  # images at different rows, of which some push
+        pushed = (_sum(row.pushed, slots), *past)[:4]
+        zero = state.x * 0
+        kept = [*past, zero][: len(pushed)]
+        history = tuple(
+            pushes * new + (1 - pushes) * old for new, old in zip(pushed, kept, strict=True)
+        )
+    return State(
+        _sum(row.x, slots), _sum(row.saved, slots), _sum(row.accumulator, slots), history
+    )
+
+
+def clean_image(nn: Any, row: Row, x: Any, output: Any) -> Any:
+    """The clean latents the network sees in `x`, clipped where the table clips: for previews and
+    `pred_original_sample`."""
+    slots = [x, None, output]
+    return clipped_clean(nn, row, slots) if row.clips else _sum(row.read_clean, slots)
+
+
+def clipped_clean(nn: Any, row: Row, slots: Sequence[Any]) -> Any:
+    """The clean image inside its bounds; images without bounds in a mixed batch give 0."""
+    clean, total = _sum(row.read_clean, slots), None
+    for (bound, ratio), share in row.clips:
+        if ratio is None:
+            part = nn.clip(clean, -bound, bound)
+        else:
+            size = nn.clip(nn.quantile_abs(clean, ratio), min(1.0, bound), bound)
+            size = nn.cast(size[:, None, None, None], clean)
+            part = nn.clip(clean, -size, size) / size
+        part = part if share is None else part * share
+        total = part if total is None else total + part
+    return total
+
+
+def _sum(terms: Terms, slots: Sequence[Any]) -> Any:
+    total = None
+    for slot, factor in terms:
+        part = slots[slot] if factor is ONE else slots[slot] * factor
+        total = part if total is None else total + part
+    return total
+
+
+ONE = 1.0
+"""Compared by identity, so that a slot taken as it is costs no multiplication."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A whole run. Arrays are float64 over model calls unless said otherwise.
+
+    `weights` is `(calls, 4, 10)`: `RESULTS` from `SLOTS`. `read_clean (calls, 2)` gives the clean
+    image from `x` and the output, `steps` the solver step a call belongs to, `pushes` and `draws`
+    are booleans. Latents of a run begin as `initial_sigma * noise`. `levels` are the ratios of noise
+    to signal at which steps begin and, last, where the run ends, for solvers that work in them.
+    """
+
+    timesteps: np.ndarray
+    input_scale: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    read_clean: np.ndarray
+    weights: np.ndarray
+    pushes: np.ndarray
+    draws: np.ndarray
+    steps: np.ndarray
+    initial_sigma: float
+    clip: Clip | None = None
+    levels: np.ndarray | None = None
+    restart: Callable[[int], Table] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def row(self, call: int) -> Row:
+        """The row of one model call, in plain floats; factors that are 0 are left out."""
+        return self.rows[call]
+
+    def tail(self, begin: int) -> Table:
+        """The run that starts at model call `begin` with nothing remembered, as image-to-image does.
+
+        It has `len(self) - begin` calls at the same timesteps. Where `begin` lies inside a step, the
+        calls up to the next step leave `x` as it is.
+
+        Raises:
+            InputError: `begin` is not a call of this table.
+        """
+        if not 0 <= begin < len(self):
+            raise InputError(f"begin={begin} must be between 0 and {len(self) - 1}")
+        if begin == 0:
+            return self
+        if self.restart is not None:
+            return self.restart(begin)
+        parts = {
+            name: getattr(self, name)[begin:]
+            for name in ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "weights")
+        }
+        flags = {name: getattr(self, name)[begin:] for name in ("pushes", "draws", "steps")}
+        return replace(self, **parts, **flags)
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self._row(call) for call in range(len(self)))
+
+    def _row(self, call: int) -> Row:
+        x, saved, accumulator, pushed = (_terms(weights) for weights in self.weights[call])
+        uses_clean = self.clip is not None and bool(self.weights[call, :, CLEAN].any())
+        from_x, from_output = self.read_clean[call]
+        read = tuple((slot, _factor(f)) for slot, f in ((X, from_x), (OUTPUT, from_output)) if f)
+        return Row(
+            timestep=float(self.timesteps[call]),
+            step=int(self.steps[call]),
+            input_scale=float(self.input_scale[call]),
+            alpha=float(self.alpha[call]),
+            sigma=float(self.sigma[call]),
+            read_clean=read,
+            clips=((self.clip, None),) if uses_clean and self.clip else (),
+            x=x,
+            saved=saved,
+            accumulator=accumulator,
+            pushed=pushed,
+            pushes=bool(self.pushes[call]),
+            draws=bool(self.draws[call]),
+        )
+
+
+def _factor(value: float) -> float:
+    return ONE if value == 1 else float(value)
+
+
+def _terms(weights: np.ndarray) -> Terms:
+    return tuple((slot, _factor(w)) for slot, w in enumerate(weights.tolist()) if w != 0)
+
+
+def read_prediction(
+    prediction_type: str, alpha: float, sigma: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What an output says: `(from x, from output)` of the clean image and of the noise.
+
+    `x = alpha * clean + sigma * noise`. v is `cos * noise - sin * clean` with the angle whose
+    tangent is sigma / alpha (Salimans & Ho 2022, appendix D), whatever the scale of `x`.
+    """
+    if prediction_type == "epsilon":
+        if alpha == 0:
+            raise InputError(
+                "prediction_type='epsilon' says nothing about the image at a timestep without "
+                "signal (rescale_betas_zero_snr=True); allowed: v_prediction, sample"
+            )
+        return (1 / alpha, -sigma / alpha), (0.0, 1.0)
+    if prediction_type == "sample":
+        return (0.0, 1.0), (1 / sigma, -alpha / sigma)
+    if prediction_type == "v_prediction":
+        size = float(np.hypot(alpha, sigma))
+        cos, sin = alpha / size, sigma / size
+        return (cos / size, -sin), (sin / size, cos)
+    allowed = ", ".join(PREDICTION_TYPES)
+    raise InputError(f"prediction_type={prediction_type!r} is not known; allowed: {allowed}")
+
+
+class Rows:
+    """Collects the calls of a run. Factors are given by name: `SLOTS` and `eps`."""
+
+    def __init__(self, prediction_type: str, clip: Clip | None = None, initial_sigma: float = 1.0):
+        self.prediction_type = prediction_type
+        self.clip = clip
+        self.initial_sigma = initial_sigma
+        self._calls: list[tuple[Any, ...]] = []
+
+    def call(
+        self,
+        timestep: float,
+        alpha: float,
+        sigma: float,
+        step: int,
+        x: Mapping[str, float],
+        *,
+        saved: Mapping[str, float] | None = None,
+        accumulator: Mapping[str, float] | None = None,
+        push: Mapping[str, float] | None = None,
+        scale: float = 1.0,
+        draws: bool | None = None,
+    ) -> None:
+        """One model call. Saved latents and accumulator are dropped unless named again; without
+        `push` the history stays; `draws` if noise is due although its factor is 0."""
+        clean, eps = read_prediction(self.prediction_type, alpha, sigma)
+        results = np.zeros((len(RESULTS), len(SLOTS)))
+        for result, terms in zip(results, (x, saved, accumulator, push), strict=True):
+            for name, factor in (terms or {}).items():
+                if name == "eps" or (name == "clean" and self.clip is None):
+                    from_x, from_output = eps if name == "eps" else clean
+                    result[X] += factor * from_x
+                    result[OUTPUT] += factor * from_output
+                else:
+                    result[SLOTS.index(name)] += factor
+        due = bool(results[:, NOISE].any()) if draws is None else draws
+        self._calls.append(
+            (timestep, scale, alpha, sigma, clean, results, push is not None, due, step)
+        )
+
+    def wait(self, timestep: float, alpha: float, sigma: float, step: int, scale: float) -> None:
+        """A call in the middle of a step that this run did not begin: nothing changes."""
+        self.call(timestep, alpha, sigma, step, {"x": 1.0}, scale=scale)
+
+    def table(self, levels: np.ndarray | None = None) -> Table:
+        columns = (np.array(column) for column in zip(*self._calls, strict=True))
+        t, scale, alpha, sigma, clean, weights, pushes, draws, steps = columns
+        return Table(
+            t.astype(np.float64),
+            scale.astype(np.float64),
+            alpha.astype(np.float64),
+            sigma.astype(np.float64),
+            clean,
+            weights,
+            pushes,
+            draws,
+            steps,
+            float(self.initial_sigma),
+            self.clip,
+            levels,
+        )
+
+
+def combine(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    """The sum of factors times terms, as terms."""
+    total: dict[str, float] = {}
+    for factor, terms in parts:
+        for name, value in terms.items():
+            total[name] = total.get(name, 0.0) + factor * value
+    return total
