@@ -185,6 +185,8 @@ class Window(io.RawIOBase):
 def looks_like(head: bytes) -> str | None:
     """What a file that begins with `head` really is, in words; None where nobody can tell."""
     text = head.lstrip()[:64].lower()
+    if _safetensors_start(head):  # first: its length bytes may look like anybody's magic number
+        return "a safetensors file"
     if head.startswith(b"version https://git-lfs"):
         return (
             "a Git LFS pointer (a text of a few lines), not the weights: "
@@ -196,8 +198,6 @@ def looks_like(head: bytes) -> str | None:
         return "a zip archive (the way PyTorch writes .bin, .ckpt, .pt and .pth files)"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a pickle (the way old PyTorch wrote .bin, .ckpt, .pt and .pth files)"
-    if _safetensors_start(head):
-        return "a safetensors file"
     if head.startswith(b"\x1f\x8b"):
         return "a gzip archive: unpack it first"
     if head.startswith(b"\x89HDF"):

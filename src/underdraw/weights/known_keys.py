@@ -131,5 +131,5 @@ SINGLE_FILE: tuple[Known, ...] = (
         r"v_pred|ztsnr|edm_mean|edm_std",
         "flags without numbers; `v_pred` and `ztsnr` are read as the prediction type",
     ),
-    Known(r"(.*\.)?num_batches_tracked", "a counter"),
+    Known(r"global_step|epoch|(.*\.)?num_batches_tracked|model\.num_updates", "a counter"),
 )

@@ -340,7 +340,7 @@ class Machine:
 
 def run(program: Any, start: int, storage: Callable[[Any], Any]) -> tuple[Any, int]:
     """Carry out the pickle at byte `start` of `program`; its value, and where the next byte is."""
-    file = Window(program, start)
+    file: Any = Window(program, start)
     machine = Machine(storage)
     try:
         for opcode, arg, _ in pickletools.genops(file):

@@ -1,0 +1,252 @@
+"""From a name to a folder: a path as it is, a family inside the package, or a Hub repository.
+
+Of a repository only what will be read is downloaded: the model index, configs, tokenizer files and
+one set of weights per component. `huggingface_hub` is imported when a repository is asked for.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from underdraw.errors import InputError, NotFoundError
+from underdraw.weights import folders
+
+SCENES = "underdraw/scenes"
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Besides weights, what a component needs is small text (configs, vocabularies).
+_TEXTS = (".json", ".txt", ".model")
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    skip: Collection[str] = (),
+    weights: bool = True,
+) -> Path:
+    """The local folder of a pipeline or model; `subfolder` is appended by who reads it.
+
+    A folder is used as it is, "underdraw/scenes" comes with the package, anything else is a Hub
+    repository ("owner/name"), taken from the cache when offline (`local_files_only`, or
+    HF_HUB_OFFLINE in the environment).
+
+    Args:
+        subfolder: fetch only this component.
+        skip: components that are not needed, since the caller brings them.
+        weights: False fetches configs and tokenizers only.
+
+    Raises NotFoundError where there is nothing under that name, saying what to do; InputError for
+    what cannot be a name.
+    """
+    name = os.fspath(name_or_path)
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"name_or_path={name_or_path!r}; wanted a folder or a Hub repository")
+    if name == SCENES:
+        return scenes_folder()
+    if os.path.isdir(name):
+        return Path(name)
+    if os.path.isfile(name):
+        raise NotFoundError(
+            f"{name} is a file, not a folder; single-file checkpoints are read by from_single_file"
+        )
+    if not _REPOSITORY.fullmatch(name) or name.startswith(".") or ".." in name:
+        raise NotFoundError(f"{name}: no such folder (and not the name of a Hub repository)")
+    hub = _Hub(name, revision, token, cache_dir, force_download)
+    if local_files_only or _offline():
+        return hub.cached("offline (local_files_only or HF_HUB_OFFLINE is set)")
+
+    def wanted(names: Sequence[str], components: Collection[str] | None) -> list[str]:
+        return files_needed(names, components, subfolder, variant, use_safetensors, skip, weights)
+
+    return hub.download(wanted, whole=not subfolder)
+
+
+def scenes_folder() -> Path:
+    """The model family inside the package. NotFoundError where it was left out of it."""
+    folder = Path(str(resources.files("underdraw") / "assets" / "scenes"))
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"{SCENES} is not inside this installation ({folder} is missing); reinstall underdraw "
+            "from a wheel or a full checkout"
+        )
+    return folder
+
+
+def files_needed(
+    names: Sequence[str],
+    components: Collection[str] | None,
+    subfolder: str = "",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    skip: Collection[str] = (),
+    weights: bool = True,
+) -> list[str]:
+    """Which of a repository's files (paths with /) to fetch.
+
+    `components` are those of its model index; None stands for a repository of a single model. A
+    component without `variant` is fetched plain where others have it; where none has it, nothing is
+    fetched and NotFoundError names the variants there are.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for name in names:
+        place, _, file = name.rpartition("/")
+        by_folder.setdefault(place, []).append(file)
+    if subfolder:
+        places = [subfolder.strip("/")]
+    elif components is None:
+        places = [""]
+    else:
+        places = [place for place in components if place not in skip]
+    chosen: list[str] = []
+    of_variant, lacking = 0, []
+    for place in places:
+        files = by_folder.get(place, [])
+        chosen += [_join(place, f) for f in files if _is_text(f)]
+        if not weights:
+            continue
+        found = folders.choose_weights(files, variant, use_safetensors)
+        if found is not None:
+            of_variant += 1
+        elif folders.variants(files):
+            lacking.append(place)
+            found = folders.choose_weights(files, None, use_safetensors)
+        if found is not None:
+            used = (*found.files, found.index) if found.index else found.files
+            chosen += [_join(place, f) for f in used]
+    if lacking and variant is not None and (not of_variant or subfolder):
+        there = {v for place in places for v in folders.variants(by_folder.get(place, [])) if v}
+        listed = ", ".join(map(repr, sorted(there))) or "none"
+        raise NotFoundError(f"no weights of variant {variant!r}; variants there are: {listed}")
+    if components is not None and folders.MODEL_INDEX in names:
+        chosen.append(folders.MODEL_INDEX)
+    return chosen
+
+
+def _is_text(file: str) -> bool:
+    return file.endswith(_TEXTS) and not folders.is_weight_file(file)
+
+
+def _join(place: str, file: str) -> str:
+    return f"{place}/{file}" if place else file
+
+
+def _offline() -> bool:
+    """Read at each call: `huggingface_hub` reads the environment once, when it is imported."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE") for n in names)
+
+
+class _Hub:
+    """One repository at one revision, through `huggingface_hub`."""
+
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        token: str | bool | None,
+        cache_dir: str | os.PathLike[str] | None,
+        force_download: bool,
+    ):
+        self.name, self.revision, self.token = name, revision, token
+        self.endpoint = os.environ.get("HF_ENDPOINT") or None
+        self.cache: Any = {"cache_dir": cache_dir, "revision": revision}
+        self.force = force_download
+
+    def download(self, wanted: Any, whole: bool) -> Path:
+        """Fetch what `wanted(file names, components)` chooses."""
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token)
+        try:
+            info = api.model_info(self.name, revision=self.revision)
+        except errors.GatedRepoError as error:
+            raise NotFoundError(
+                f"{self.name}: access must be asked for at its page on the Hub; then log in "
+                "(`hf auth login`) or pass token="
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise NotFoundError(f"{self.name}: no revision {self.revision!r}") from error
+        except errors.RepositoryNotFoundError as error:
+            raise NotFoundError(
+                f"{self.name}: no such folder here and no such repository on the Hub; a private "
+                "one needs token= or `hf auth login`"
+            ) from error
+        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+            return self.cached(f"the Hub could not be reached ({_first_line(error)})")
+        except Exception as error:
+            # The HTTP libraries below changed between versions and have no common base class.
+            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests"):
+                raise
+            return self.cached(f"the Hub could not be reached ({_first_line(error)})")
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        # The commit, not the branch: all files are then of one state.
+        commit = {"cache_dir": self.cache["cache_dir"], "revision": info.sha or self.revision}
+        components = None
+        if whole and folders.MODEL_INDEX in names:
+            index = self._fetch([folders.MODEL_INDEX], commit) / folders.MODEL_INDEX
+            components = folders.components_of(folders.read_json(index))
+        try:
+            files = wanted(names, components)
+        except NotFoundError as error:
+            raise NotFoundError(f"{self.name}: {error}") from error
+        if not files:
+            raise NotFoundError(f"{self.name}: nothing to load in it; it has {names[:8]}")
+        folder = self._fetch(files, commit)
+        self._remember(folder, info.sha)
+        return folder
+
+    def _fetch(self, files: Iterable[str], where: dict[str, Any]) -> Path:
+        import huggingface_hub
+
+        return Path(
+            huggingface_hub.snapshot_download(
+                self.name,
+                allow_patterns=list(files),
+                force_download=self.force,
+                token=self.token,
+                endpoint=self.endpoint,
+                **where,
+            )
+        )
+
+    def _remember(self, folder: Path, commit: str | None) -> None:
+        """Note which commit a branch stood at, as the library does, for later calls offline."""
+        branch = self.revision or "main"
+        if not commit or branch == commit or folder.parent.name != "snapshots":
+            return
+        note = folder.parent.parent / "refs" / branch
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(commit)
+
+    def cached(self, why: str) -> Path:
+        """The snapshot an earlier call downloaded, or NotFoundError."""
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        try:
+            found = huggingface_hub.snapshot_download(
+                self.name, local_files_only=True, **self.cache
+            )
+        except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+            at = f" at revision {self.revision!r}" if self.revision else ""
+            raise NotFoundError(
+                f"{self.name}: {why}, and it is not in the cache{at}. Run it once online, "
+                "copy the repository here and give its folder, point cache_dir= (or HF_HOME) at a "
+                f'cache that has it, or use "{SCENES}", which is inside the package'
+            ) from error
+        return Path(found)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
