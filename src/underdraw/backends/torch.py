@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from underdraw.backends.layout import Layout, Leaf
-from underdraw.backends.noise import draw
+from underdraw.backends.noise import draw as draw
 from underdraw.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -66,7 +66,8 @@ class Torch:
         return x * torch.sigmoid(1.702 * x)
 
     def clip(self, x: Tensor, low: Any, high: Any) -> Tensor:
-        return torch.clamp(x, low, high)
+        # Not torch.clamp: it takes two numbers or two tensors, never one of each.
+        return torch.clamp_max(torch.clamp_min(x, low), high)
 
     def mean(self, x: Tensor, axes: tuple[int, ...], keepdims: bool = True) -> Tensor:
         return x.mean(axes, keepdim=keepdims)
@@ -78,7 +79,7 @@ class Torch:
         return torch.linalg.vector_norm(x, dim=axis, keepdim=True)
 
     def quantile_abs(self, x: Tensor, q: float) -> Tensor:
-        return torch.quantile(x.flatten(1).abs().float(), q, dim=1)
+        return torch.quantile(x.flatten(1).abs().float(), q, dim=1).to(x.dtype)
 
     def argmax(self, x: Tensor, axis: int) -> Tensor:
         return x.int().argmax(axis) if x.dtype == torch.bool else x.argmax(axis)
@@ -258,6 +259,25 @@ def draw_like(values: Tensor, generator: Any = None) -> Tensor:
     return draw(values.shape, generator, values.device, values.dtype)
 
 
+no_grad = torch.no_grad
+float32 = torch.float32
+
+
+def leaf(p: Any) -> Tensor:
+    """The weight of a layer: its dtype and device are those of the layer."""
+    return p.weight
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is a tensor."""
+    return isinstance(value, Tensor)
+
+
+def is_floating(values: Tensor) -> bool:
+    """Whether it holds floating-point numbers."""
+    return values.is_floating_point()
+
+
 def is_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite. One reduction, no temporary of the input's size."""
     return bool(torch.isfinite(values.detach().float().sum()))
@@ -276,3 +296,15 @@ def resolve_dtype(name: Any) -> Any:
 
 
 operations = Torch()
+
+
+def with_settings(attention_slice: int | str | None) -> Torch:
+    """Operations with settings: "max" attends one head at a time, "auto" is the same here."""
+    if attention_slice is None:
+        return operations
+    return Torch(attention_slice if isinstance(attention_slice, int) else 1)
+
+
+def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """As `nn.Module.to`."""
+    root.to(*args, **kwargs)

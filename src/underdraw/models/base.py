@@ -139,6 +139,28 @@ class Model:
             raise WeightError(f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:5])}")
         return model
 
+    @classmethod
+    def adopt(cls: type[Self], module: Any) -> Self:
+        """This model on the parameters of a PyTorch module of another library, shared on the CPU.
+
+        Raises:
+            InputTypeError: the object has no `config` and `state_dict`.
+            WeightError: its parameters are not those of this network.
+        """
+        from underdraw.weights.files import stored
+
+        config = getattr(module, "config", None)
+        if config is None or not callable(getattr(module, "state_dict", None)):
+            raise InputTypeError(f"{type(module).__name__} cannot serve as {cls.__name__}")
+        framework = backends.get("torch")
+        tensors = {}
+        for name, value in module.state_dict().items():
+            dtype, array = framework.to_bits(value)
+            tensors[name] = stored(array, dtype)
+        raw = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        first = next(module.parameters())
+        return cls.from_tensors(raw, tensors, dtype=first.dtype, device=first.device)
+
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity."""
         return [

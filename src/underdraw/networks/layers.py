@@ -134,7 +134,8 @@ def transformer_block(
     else:
         kv = keys_values(nn, p.attn1, h, width, heads)
         x = x + attention(nn, p.attn1, h, kv, heads, place, sites.self_attention)
-    x = apply(nn, sites.after_self_attention, place, x)
+    if sites.after_self_attention:
+        x = apply(nn, sites.after_self_attention, place, x)
     kv = context_keys_values(nn, p.attn2, context, f"{place}.attn2", width, heads)
     h = nn.layer_norm(p.norm2, x)
     x = x + attention(

@@ -20,6 +20,8 @@ Join = Callable[[Operations, str, Array, Array], tuple[Array, Array]]
 class Sites:
     """What acts inside one UNet call. Nothing is set on the model, and what is empty costs nothing."""
 
+    model_input: tuple[Callable[[Operations, Array], Array], ...] = ()
+    """Latents before the first convolution, to which channels may be added (inpainting)."""
     after_self_attention: tuple[Hook, ...] = ()
     """Tokens `(batch, tokens, width)` after self-attention and its residual (GLIGEN's gated layers)."""
     self_attention: tuple[Hook, ...] = ()
@@ -38,6 +40,43 @@ class Sites:
     """Added after the middle block (ControlNet)."""
     conv_in: Callable[[Operations, Any, Array], Array] | None = None
     """Replaces the first convolution: `(nn, p.conv_in, x) -> hidden` (GLIGEN's spatial maps)."""
+
+    def __add__(self, other: Sites) -> Sites:
+        """Both act: hooks run one after another, residuals add up.
+
+        Raises:
+            ControlError: both replace the first convolution.
+        """
+        if self.conv_in is not None and other.conv_in is not None:
+            raise ControlError("two controls replace the first convolution; only one can")
+        merged = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in (
+                "model_input",
+                "after_self_attention",
+                "self_attention",
+                "cross_attention",
+                "beside_cross_attention",
+                "down",
+                "join",
+            )
+        }
+        return Sites(
+            **merged,
+            down_residuals=_sum(self.down_residuals, other.down_residuals, _sum_each),
+            mid_residual=_sum(self.mid_residual, other.mid_residual, lambda a, b: a + b),
+            conv_in=self.conv_in or other.conv_in,
+        )
+
+
+def _sum(a: Any, b: Any, add: Callable[[Any, Any], Any]) -> Any:
+    if a is None or b is None:
+        return b if a is None else a
+    return add(a, b)
+
+
+def _sum_each(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
 NO_SITES = Sites()

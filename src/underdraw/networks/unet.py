@@ -223,6 +223,8 @@ def unet(
             nn, p, x, context, heads, depth, groups, linear, place, sites, only_cross, mask
         )
 
+    for extend in sites.model_input:
+        x = extend(nn, x)
     if c.center_input_sample:
         x = 2 * x - 1.0
     if sites.conv_in is None:

@@ -1,0 +1,67 @@
+"""The contract every control keeps.
+
+A control is a frozen value. It is prepared once per run and then sees every model call; what it must
+remember between calls is the carry it returns, never an attribute of itself or of the model. So the
+same control may serve two threads, and a plain call after a controlled one gives the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.networks.sites import NO_SITES, Sites
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known before the first model call."""
+
+    nn: Operations
+    pipeline: Any
+    """The components: `unet`, `vae`, `text_encoder`, `tokenizer`, ..."""
+    batch: int
+    """Images of this run. Under guidance the UNet sees `2 * batch` rows, the unconditional ones first."""
+    latents: Array
+    """The latents the run begins with, `(batch, channels, height, width)`."""
+    calls: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """Where a model call stands in its run."""
+
+    index: int
+    count: int
+    timestep: float
+    guided: bool
+    """Whether rows are doubled for classifier-free guidance."""
+
+    @property
+    def progress(self) -> float:
+        """How much of the run lies before this call, in [0, 1)."""
+        return self.index / self.count
+
+
+class Control:
+    """Base with the four moments of a control; override those that matter.
+
+    Strength over time is a function of `call.progress`, evaluated for each model call.
+    """
+
+    def prepare(self, run: Run) -> Any:
+        """Once per run, before the first call: encode phrases, images, maps. Returns the carry."""
+        return None
+
+    def before_call(
+        self, nn: Operations, carry: Any, latents: Array, call: Call
+    ) -> tuple[Array, Sites, Any]:
+        """The latents `(batch, ...)` from which this call starts, what acts inside it, new carry."""
+        return latents, NO_SITES, carry
+
+    def after_step(
+        self, nn: Operations, carry: Any, latents: Array, call: Call
+    ) -> tuple[Array, Any]:
+        """The latents that go on to the next call, and the new carry."""
+        return latents, carry

@@ -1,0 +1,1 @@
+"""Pipelines under their familiar names: arguments in, images out; the work is done below."""

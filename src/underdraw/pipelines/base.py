@@ -1,0 +1,307 @@
+"""What every pipeline is: named components, where they come from, where they live, how they report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from underdraw import models
+from underdraw.errors import InputError, InputTypeError
+from underdraw.models.base import Model
+from underdraw.models.vae import Tiling
+from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
+from underdraw.solvers import schedulers
+from underdraw.text.tokenizer import CLIPTokenizer
+
+MODELS: Mapping[str, type[Model]] = {
+    "unet": models.UNet2DConditionModel,
+    "vae": models.AutoencoderKL,
+    "text_encoder": models.CLIPTextModel,
+    "image_encoder": models.CLIPVisionModelWithProjection,
+    "safety_checker": models.StableDiffusionSafetyChecker,
+}
+"""The class of each component that is a network."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one pipeline runs its networks; two pipelines on shared weights may differ."""
+
+    attention_slice: int | str | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+
+
+class DiffusionPipeline:
+    """Base of the pipelines. A subclass names its components in order."""
+
+    components_needed: ClassVar[tuple[str, ...]]
+    components_optional: ClassVar[tuple[str, ...]] = ()
+
+    source: str | None = None
+    """Where the pipeline was loaded from."""
+
+    def __init__(self, **components: Any) -> None:
+        for name in (*self.components_needed, *self.components_optional):
+            setattr(self, name, self._accept(name, components.get(name)))
+        self.settings = Settings()
+        self._progress_bar_config: dict[str, Any] = {}
+        self._interrupt = False
+        self._run = threading.local()
+
+    def _accept(self, name: str, value: Any) -> Any:
+        """A component, after checking that it can be one."""
+        if value is None:
+            if name in self.components_optional:
+                return None
+            raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
+        if name in MODELS and not isinstance(value, MODELS[name]):
+            return MODELS[name].adopt(value)
+        if name == "scheduler" and not isinstance(value, schedulers.Scheduler):
+            if missing := [m for m in SCHEDULER_METHODS if not hasattr(value, m)]:
+                raise InputTypeError(
+                    f"scheduler={type(value).__name__} has no {', '.join(missing)}; allowed: an "
+                    "underdraw scheduler, or one with the same methods"
+                )
+        if name in ("tokenizer", "feature_extractor") and not callable(value):
+            raise InputTypeError(f"{name}={type(value).__name__} cannot be called")
+        return value
+
+    # -- components -----------------------------------------------------------------------------
+    @property
+    def components(self) -> dict[str, Any]:
+        """All components by name, those which are None included."""
+        names = (*self.components_needed, *self.components_optional)
+        return {name: getattr(self, name) for name in names}
+
+    def _networks(self) -> Iterable[Model]:
+        return [value for value in self.components.values() if isinstance(value, Model)]
+
+    @property
+    def _framework(self) -> Any:
+        return self.unet._framework
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the UNet."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> Any:
+        """The device of the UNet."""
+        return self.unet.device
+
+    unet: Any
+
+    def to(self, *args: Any, **kwargs: Any) -> DiffusionPipeline:
+        """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself."""
+        kwargs.pop("silence_dtype_warnings", None)
+        if "torch_device" in kwargs:
+            kwargs["device"] = kwargs.pop("torch_device")
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
+        for network in self._networks():
+            network._framework.move(network, *args, **kwargs)
+        return self
+
+    @classmethod
+    def from_pipe(cls: type[Pipeline], pipeline: DiffusionPipeline, **overrides: Any) -> Pipeline:
+        """This kind of pipeline on the components of another, shared and not copied.
+
+        Args:
+            overrides: components to use instead, or those the other pipeline lacks.
+        """
+        theirs = dict(pipeline.components)
+        names = (*cls.components_needed, *cls.components_optional)
+        if unknown := sorted(set(overrides) - set(names)):
+            raise InputTypeError(f"{cls.__name__} has no components {unknown}; there are {names}")
+        chosen = {name: overrides.get(name, theirs.get(name)) for name in names}
+        made = cls(**chosen)
+        made.source = getattr(pipeline, "source", None)
+        if isinstance(getattr(pipeline, "settings", None), Settings):
+            made.settings = pipeline.settings
+        return made
+
+    # -- files ------------------------------------------------------------------------------------
+    @classmethod
+    def from_pretrained(
+        cls: type[Pipeline],
+        name_or_path: str | Path,
+        *,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        device: Any = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        backend: str = "torch",
+        check: bool = False,
+        **options: Any,
+    ) -> Pipeline:
+        """A pipeline from a folder, a Hub id, or `"underdraw/scenes"`, which ships inside.
+
+        Args:
+            dtype: "float32" (default), "float16", "bfloat16", the framework's own, or "auto": the
+                fastest that is good on the device. `torch_dtype` is the same.
+            variant: prefer weight files of a variant, such as "fp16".
+            check: look for NaN and infinity in all weights.
+            options: components to use instead of those in the folder (None leaves an optional one
+                out), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+        Raises:
+            NotFoundError: there is no such folder, repository, component or variant.
+            WeightError: weights are damaged or do not fit their config.
+        """
+        from underdraw.weights import folders, hub as hubs
+
+        names = (*cls.components_needed, *cls.components_optional)
+        given = {name: options.pop(name) for name in names if name in options}
+        for ignored in ("safety_checker_kwargs", "requires_safety_checker", "low_cpu_mem_usage"):
+            options.pop(ignored, None)
+        path = hubs.resolve(
+            name_or_path,
+            variant=variant,
+            use_safetensors=use_safetensors,
+            skip=tuple(given),
+            **options,
+        )
+        listed = folders.components_of(folders.read_model_index(path))
+        dtype = dtype or torch_dtype
+        found: dict[str, Any] = dict(given)
+        for name in names:
+            if name in given or name not in listed:
+                continue
+            if name in MODELS:
+                found[name] = MODELS[name].from_pretrained(
+                    path,
+                    subfolder=name,
+                    variant=variant,
+                    dtype=dtype,
+                    device=device,
+                    backend=backend,
+                    check=check,
+                    use_safetensors=use_safetensors,
+                )
+            elif name == "scheduler":
+                found[name] = scheduler_class(listed[name][1]).from_pretrained(path, subfolder=name)
+            elif name == "tokenizer":
+                found[name] = CLIPTokenizer.from_pretrained(path, subfolder=name)
+            else:
+                found[name] = models.CLIPImageProcessor.from_pretrained(path, subfolder=name)
+        for name in cls.components_needed:
+            if name not in found:
+                raise InputError(
+                    f"{name_or_path} has no {name}, which {cls.__name__} needs; it lists "
+                    f"{', '.join(sorted(listed)) or 'nothing'}"
+                )
+        made = cls(**found)
+        made.source = str(name_or_path)
+        return made
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write a folder that this class and the peer read back.
+
+        An interrupted save leaves what was there before.
+        """
+        from underdraw.weights import save
+
+        index: dict[str, Any] = {
+            "_class_name": type(self).__name__,
+            "_diffusers_version": "0.35.0",
+        }
+        with save.writing_folder(folder) as place:
+            for name, component in self.components.items():
+                if component is None:
+                    index[name] = [None, None]
+                    continue
+                library = "diffusers" if name in ("unet", "vae", "scheduler") else "transformers"
+                index[name] = [library, type(component).__name__]
+                if isinstance(component, Model):
+                    component.save_pretrained(
+                        place / name,
+                        variant=variant,
+                        max_shard_size=max_shard_size,
+                        safe_serialization=safe_serialization,
+                    )
+                else:
+                    component.save_pretrained(place / name)
+            save.write_json(place / "model_index.json", index)
+
+    # -- how it runs --------------------------------------------------------------------------------
+    def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:
+        """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
+        if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
+            raise InputError(f"slice_size={slice_size!r}; allowed: 'auto', 'max', a number, None")
+        if isinstance(slice_size, int) and slice_size < 1:
+            raise InputError(f"slice_size={slice_size} is too small; allowed: 1 or more")
+        self.settings = replace(self.settings, attention_slice=slice_size)
+
+    def disable_attention_slicing(self) -> None:
+        """Attend all heads at once."""
+        self.settings = replace(self.settings, attention_slice=None)
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one image of a batch at a time."""
+        self.settings = replace(self.settings, vae_slicing=True)
+
+    def disable_vae_slicing(self) -> None:
+        """Decode whole batches."""
+        self.settings = replace(self.settings, vae_slicing=False)
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in overlapping tiles: memory no longer grows with the image."""
+        self.settings = replace(self.settings, vae_tiling=True)
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole images."""
+        self.settings = replace(self.settings, vae_tiling=False)
+
+    @property
+    def _operations(self) -> Any:
+        """The backend's operations with this pipeline's settings."""
+        return self._framework.with_settings(self.settings.attention_slice)
+
+    @property
+    def _tiling(self) -> Tiling | None:
+        return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
+
+    vae: Any
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
+        self._progress_bar_config = options
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A `tqdm` bar with this pipeline's options."""
+        from tqdm.auto import tqdm
+
+        if (iterable is None) == (total is None):
+            raise InputError("progress_bar takes either iterable or total")
+        return tqdm(iterable, total=total, **self._progress_bar_config)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run was asked to stop after the current step, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+
+Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
+
+
+def scheduler_class(name: str) -> Any:
+    """The scheduler of a familiar class name."""
+    found = getattr(schedulers, name, None)
+    if not (isinstance(found, type) and issubclass(found, schedulers.Scheduler)):
+        raise InputError(
+            f"scheduler {name!r} is not known; allowed: {', '.join(sorted(schedulers.__all__))}"
+        )
+    return found

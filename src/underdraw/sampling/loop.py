@@ -1,0 +1,247 @@
+"""The denoising loop every pipeline runs: a generator that yields after each model call.
+
+Progress bars, callbacks, previews and cancellation are consumers: they look at the `Step` and may
+send back a `Change`. Closing the generator ends the run between two calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from underdraw.backends.contract import Array
+from underdraw.controls.control import Call, Control, Run
+from underdraw.errors import NonFiniteError
+from underdraw.networks import unet
+from underdraw.networks.layers import timestep_embedding
+from underdraw.networks.sites import NO_SITES
+from underdraw.solvers.table import State, Table, advance, clean_image
+
+CHUNK = 64
+"""Calls whose time embeddings are computed together."""
+
+
+class Step(NamedTuple):
+    """What a consumer sees after a model call."""
+
+    index: int
+    timestep: float
+    latents: Array
+    """`(batch, channels, height, width)` after the call, float32."""
+    clean: Callable[[], Array]
+    """The image the model aims at now, as latents; computed when asked for, for previews."""
+
+
+class Change(NamedTuple):
+    """What a consumer may send back; None leaves things as they are."""
+
+    latents: Array | None = None
+    context: Array | None = None
+
+
+@dataclass
+class Denoiser:
+    """A UNet with all that does not change between the calls of one run.
+
+    Args:
+        model: the UNet, tree and config.
+        nn: operations with the settings of the pipeline that runs.
+        context: `(batch, tokens, width)`, under guidance `(2 * batch, ...)`, unconditional first.
+        timesteps: of all calls.
+        guidance: read before each call: a number, or an array `(batch, 1, 1, 1)`. Guidance is on as
+            long as it exceeds 1 and the context has both halves.
+        rescale: how far guided predictions get back the standard deviation of the conditional ones
+            (Lin et al. 2023, section 3.4).
+    """
+
+    model: Any
+    nn: Any
+    context: Array
+    timesteps: Sequence[float]
+    guidance: Callable[[], Any]
+    rescale: float = 0.0
+    distilled: bool = False
+    """The UNet takes the guidance scale as an input instead of a second call (LCM)."""
+    _keys: Any = None
+    _keys_of: Any = None
+    _times: dict[int, list[Any]] = field(default_factory=dict)
+
+    def __call__(self, latents: Array, index: int, sites: Any = NO_SITES) -> Array:
+        """The prediction for `latents (batch, ...)`, already scaled for the solver, at a call."""
+        nn, guidance = self.nn, self.guidance()
+        guided = self.guides(guidance)
+        context = self.context
+        halves = context.shape[0] == 2 * latents.shape[0]
+        if halves and not guided:
+            context = context[latents.shape[0] :]
+        x = nn.concat((latents, latents), 0) if guided else latents
+        x = nn.cast(x, context)
+        time, constants = self._time(index), self._constants(context)
+        out = unet.unet(nn, self.model, self.model.config, x, time, constants, sites)
+        out = nn.float32(out)
+        return self._guide(out, guidance) if guided else out
+
+    def guides(self, guidance: Any) -> bool:
+        """Whether a call with this guidance needs the unconditional half."""
+        if self.distilled:
+            return False
+        return bool((guidance > 1).any()) if hasattr(guidance, "shape") else guidance > 1
+
+    def _guide(self, out: Array, guidance: Any) -> Array:
+        nn, half = self.nn, out.shape[0] // 2
+        unconditional, conditional = out[:half], out[half:]
+        guided = unconditional + guidance * (conditional - unconditional)
+        if not self.rescale:
+            return guided
+        axes = (1, 2, 3)
+        matched = guided * (nn.std(conditional, axes) / nn.std(guided, axes))
+        return self.rescale * matched + (1 - self.rescale) * guided
+
+    def _constants(self, context: Array) -> Any:
+        """Keys and values of the context, until another context takes its place."""
+        if self._keys_of is not self.context or self._keys[0] != context.shape[0]:
+            model = self.model
+            constants = unet.context_constants(self.nn, model, model.config, context)
+            self._keys, self._keys_of = (context.shape[0], constants), self.context
+        return self._keys[1]
+
+    def _time(self, index: int) -> Any:
+        chunk, within = divmod(index, CHUNK)
+        if chunk not in self._times:
+            self._times = {chunk: self._shifts(chunk * CHUNK)}
+        return self._times[chunk][within]
+
+    def _shifts(self, start: int) -> list[dict[str, Array]]:
+        """By call, what each residual block adds for the time."""
+        nn, model = self.nn, self.model
+        array = model._framework.array
+        device = self.context.device
+        t = array([float(t) for t in self.timesteps[start : start + CHUNK]], device=device)
+        condition = None
+        if self.distilled:
+            width = model.config.time_cond_proj_dim
+            scale = nn.expand(array([float(self.guidance()) - 1.0], device=device), t.shape)
+            condition = nn.cast(timestep_embedding(nn, scale * 1000.0, width, False, 1), self.context)
+        temb = unet.embed_time(nn, model, model.config, t, self.context, timestep_cond=condition)
+        shifts = unet.time_shifts(nn, model, model.config, temb)
+        return [
+            {place: shift[i : i + 1] for place, shift in shifts.items()} for i in range(t.shape[0])
+        ]
+
+
+class Solver(Protocol):
+    """What the loop asks of a solver. `TableSolver` is ours; `sampling.foreign` adapts others."""
+
+    def __len__(self) -> int:
+        """Model calls of a run."""
+        ...
+
+    @property
+    def initial_sigma(self) -> float:
+        """Latents begin as this times standard normal noise."""
+        ...
+
+    def timestep(self, index: int) -> float:
+        """The time given to the network at a call."""
+        ...
+
+    def model_input(self, index: int, x: Array) -> Array:
+        """Latents as the network wants them."""
+        ...
+
+    def advance(
+        self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
+    ) -> State:
+        """The state after a call."""
+        ...
+
+    def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
+        """The clean latents seen at a call."""
+        ...
+
+
+@dataclass(frozen=True)
+class TableSolver:
+    """A solver that is a table of coefficients."""
+
+    table: Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def initial_sigma(self) -> float:
+        return self.table.initial_sigma
+
+    def timestep(self, index: int) -> float:
+        return self.table.row(index).timestep
+
+    def model_input(self, index: int, x: Array) -> Array:
+        scale = self.table.row(index).input_scale
+        return x if scale == 1 else x * scale
+
+    def advance(
+        self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
+    ) -> State:
+        row = self.table.row(index)
+        return advance(nn, row, state, output, draw() if row.draws else None)
+
+    def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
+        return clean_image(nn, self.table.row(index), x, output)
+
+
+def sample(
+    denoise: Denoiser,
+    solver: Solver,
+    latents: Array,
+    draw: Callable[[], Array],
+    controls: Sequence[Control] = (),
+    pipeline: Any = None,
+) -> Generator[Step, Change | None, Array]:
+    """Run a solver from `latents` to the end; returns the last latents.
+
+    Args:
+        latents: `(batch, channels, height, width)` at the solver's first noise level.
+        draw: fresh standard normal noise of that shape; called where the solver adds noise.
+        controls: act in the order given.
+        pipeline: handed to the controls, for its other networks.
+
+    Raises:
+        NonFiniteError: the first call gave NaN or infinity, as broken weights do.
+    """
+    nn, framework, count = denoise.nn, denoise.model._framework, len(solver)
+    state = State(nn.float32(latents))
+    with framework.no_grad():
+        run = Run(nn, pipeline, latents.shape[0], state.x, count)
+        carries = [control.prepare(run) for control in controls]
+    for index in range(count):
+        timestep, sites = solver.timestep(index), NO_SITES
+        with framework.no_grad():
+            call = Call(index, count, timestep, denoise.guides(denoise.guidance()))
+            for i, control in enumerate(controls):
+                x, acts, carries[i] = control.before_call(nn, carries[i], state.x, call)
+                state = state if x is state.x else state._replace(x=x)
+                sites = acts if sites is NO_SITES else sites + acts
+            seen = state.x
+            output = denoise(solver.model_input(index, seen), index, sites)
+            state = solver.advance(nn, index, state, output, draw)
+            if index == 0 and not framework.is_finite(state.x):
+                raise NonFiniteError(
+                    "the first step gave NaN or infinity; the weights or the inputs hold such "
+                    "values, or the dtype is too narrow for this model (look at the weights with "
+                    "`underdraw info --check`, or try dtype='float32')"
+                )
+            for i, control in enumerate(controls):
+                x, carries[i] = control.after_step(nn, carries[i], state.x, call)
+                state = state if x is state.x else state._replace(x=x)
+
+        clean = partial(solver.clean, nn, index, seen, output)
+        change = yield Step(index, timestep, state.x, clean)
+        if change is not None:
+            if change.latents is not None:
+                state = state._replace(x=nn.float32(change.latents))
+            if change.context is not None:
+                denoise.context = change.context
+    return state.x
