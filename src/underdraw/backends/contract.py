@@ -32,7 +32,10 @@ Node = Any
 class Operations(Protocol):
     """What a backend offers a network. Implementations: `backends.torch`, `.jax`, `.mindspore`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """`"torch"`, `"jax"` or `"mindspore"`."""
+        ...
 
     # -- operations with parameters ---------------------------------------------------------------
     def linear(self, p: Node, x: Array, width: int, bias: bool = True) -> Array:

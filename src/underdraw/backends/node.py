@@ -28,7 +28,9 @@ class Node:
         try:
             return object.__getattribute__(self, "_")[name]
         except KeyError:
-            raise AttributeError(f"no parameter '{name}' here; there are {sorted(self._)}") from None
+            raise AttributeError(
+                f"no parameter '{name}' here; there are {sorted(self._)}"
+            ) from None
 
     def __getitem__(self, index: int) -> Any:
         return self._[str(index)]
@@ -38,6 +40,21 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({', '.join(self._)})"
+
+
+class BaseRoot:
+    """The root of a model on such a backend: its own attributes first, then its tree's children."""
+
+    config: Any
+    _tree: Node
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._tree, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
 
 
 def at(node: Any, path: str) -> Any:

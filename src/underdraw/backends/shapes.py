@@ -30,7 +30,7 @@ class Shape:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _broadcast
     __truediv__ = __rtruediv__ = __pow__ = _broadcast
 
-    __eq__ = __lt__ = __gt__ = _broadcast  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _broadcast  # type: ignore[assignment]
     __hash__ = None  # type: ignore[assignment]
 
     def __neg__(self) -> Shape:
@@ -102,7 +102,9 @@ class Shapes:
 
     def group_norm(self, p: Path, x: Shape, groups: int, eps: float = 1e-5) -> Shape:
         if x.shape[1] % groups:
-            raise ValueError(f"'{p._name}': {x.shape[1]} channels do not split into {groups} groups")
+            raise ValueError(
+                f"'{p._name}': {x.shape[1]} channels do not split into {groups} groups"
+            )
         self._leaf(p, Leaf("group_norm", (x.shape[1],), groups=groups, eps=eps))
         return x
 

@@ -1,0 +1,356 @@
+"""JAX: a tree is a pytree of arrays, every operation can be compiled and differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+
+from underdraw.backends.layout import Layout
+from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
+from underdraw.errors import InputError
+
+DTYPES = {
+    name: jnp.dtype(kind)
+    for name, kind in (
+        ("float32", jnp.float32),
+        ("float16", jnp.float16),
+        ("bfloat16", jnp.bfloat16),
+    )
+}
+
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+SPELLINGS = (*DTYPES, *SHORT)
+
+
+@dataclass(frozen=True)
+class Jax:
+    """`Operations` on arrays. `attention_slice` is how many heads attend at once, None for all.
+
+    `precision` is that of products: TPUs and recent GPUs round float32 factors to 8 or 11 bits
+    unless told otherwise ("highest"); half precision is not affected.
+    """
+
+    attention_slice: int | None = None
+    precision: str = "highest"
+    name: str = "jax"
+
+    def linear(self, p: Any, x: Array, width: int, bias: bool = True) -> Array:
+        y = jnp.matmul(x, p.weight.T, precision=self.precision)
+        return y + p.bias if bias else y
+
+    def conv2d(
+        self,
+        p: Any,
+        x: Array,
+        width: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+    ) -> Array:
+        side = kernel // 2 if padding is None else padding
+        y = lax.conv_general_dilated(
+            x,
+            p.weight,
+            (stride, stride),
+            ((side, side), (side, side)),
+            dimension_numbers=("NCHW", "OIHW", "NCHW"),
+            precision=self.precision,
+        )
+        return y + p.bias[:, None, None] if bias else y
+
+    def group_norm(self, p: Any, x: Array, groups: int, eps: float = 1e-5) -> Array:
+        shape = (1, -1, *(1 for _ in x.shape[2:]))
+        y = _normalise(x.reshape(x.shape[0], groups, -1), eps).reshape(x.shape)
+        return (y * p.weight.reshape(shape) + p.bias.reshape(shape)).astype(x.dtype)
+
+    def layer_norm(self, p: Any, x: Array, eps: float = 1e-5) -> Array:
+        return (_normalise(x, eps) * p.weight + p.bias).astype(x.dtype)
+
+    def embedding(self, p: Any, ids: Array, count: int, width: int) -> Array:
+        # An id that is out of range gives NaN: compiled code cannot raise, and the nearest row
+        # would be a silent mistake.
+        return jnp.take(p.weight, ids, axis=0, mode="fill")
+
+    def parameter(self, p: Any, name: str, shape: tuple[int, ...]) -> Array:
+        return getattr(p, name)
+
+    silu = staticmethod(jax.nn.silu)
+    tanh = staticmethod(jnp.tanh)
+    sin = staticmethod(jnp.sin)
+    cos = staticmethod(jnp.cos)
+    exp = staticmethod(jnp.exp)
+    where = staticmethod(jnp.where)
+
+    def gelu(self, x: Array) -> Array:
+        return jax.nn.gelu(x, approximate=False)
+
+    def quick_gelu(self, x: Array) -> Array:
+        return x * jax.nn.sigmoid(1.702 * x)
+
+    def clip(self, x: Array, low: Any, high: Any) -> Array:
+        return jnp.minimum(jnp.maximum(x, low), high).astype(x.dtype)
+
+    def mean(self, x: Array, axes: tuple[int, ...], keepdims: bool = True) -> Array:
+        return x.astype(jnp.float32).mean(axes, keepdims=keepdims).astype(x.dtype)
+
+    def std(self, x: Array, axes: tuple[int, ...], keepdims: bool = True) -> Array:
+        return x.astype(jnp.float32).std(axes, ddof=1, keepdims=keepdims).astype(x.dtype)
+
+    def norm(self, x: Array, axis: int = -1) -> Array:
+        square = lax.square(x.astype(jnp.float32))
+        return jnp.sqrt(square.sum(axis, keepdims=True)).astype(x.dtype)
+
+    def quantile_abs(self, x: Array, q: float) -> Array:
+        flat = jnp.abs(x.reshape(x.shape[0], -1)).astype(jnp.float32)
+        return jnp.quantile(flat, q, axis=1).astype(x.dtype)
+
+    def argmax(self, x: Array, axis: int) -> Array:
+        return jnp.argmax(x, axis)
+
+    def softmax(self, x: Array) -> Array:
+        return jax.nn.softmax(x.astype(jnp.float32), -1).astype(x.dtype)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b, precision=self.precision)
+
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+        step = self.attention_slice
+        if step is None or step >= q.shape[1]:
+            return self._attention(q, k, v, mask)
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
+        parts = []
+        for start in range(0, q.shape[1], step):
+            heads = slice(start, start + step)
+            part = None if mask is None else mask[:, heads]
+            parts.append(self._attention(q[:, heads], k[:, heads], v[:, heads], part))
+        return jnp.concatenate(parts, 1)
+
+    def _attention(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        scores = jnp.einsum(
+            "bhqd,bhkd->bhqk",
+            q,
+            k,
+            precision=self.precision,
+            preferred_element_type=jnp.float32,
+        )
+        scores = scores * q.shape[-1] ** -0.5
+        probabilities = jax.nn.softmax(scores if mask is None else scores + mask, -1)
+        return jnp.matmul(probabilities.astype(v.dtype), v, precision=self.precision)
+
+    def permute(self, x: Array, axes: Sequence[int]) -> Array:
+        return jnp.transpose(x, axes)
+
+    def concat(self, xs: Sequence[Array], axis: int) -> Array:
+        return jnp.concatenate(tuple(xs), axis)
+
+    def pad(self, x: Array, bottom: int, right: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, bottom), (0, right)))
+
+    def upsample(self, x: Array, height: int, width: int) -> Array:
+        rows = np.arange(height) * x.shape[2] // height
+        columns = np.arange(width) * x.shape[3] // width
+        return jnp.take(jnp.take(x, rows, axis=2), columns, axis=3)
+
+    def gather_rows(self, x: Array, index: Array) -> Array:
+        return x[jnp.arange(x.shape[0]), index]
+
+    def expand(self, x: Array, shape: Sequence[int]) -> Array:
+        return jnp.broadcast_to(x, tuple(shape))
+
+    def arange(self, count: int, like: Array) -> Array:
+        return jnp.arange(count, dtype=jnp.float32)
+
+    def causal_mask(self, count: int, like: Array) -> Array:
+        low = jnp.full((count, count), jnp.finfo(like.dtype).min, like.dtype)
+        return jnp.triu(low, 1)
+
+    def float32(self, x: Array) -> Array:
+        return x.astype(jnp.float32)
+
+    def cast(self, x: Array, like: Array) -> Array:
+        return x.astype(like.dtype)
+
+
+def _normalise(x: Array, eps: float) -> Array:
+    """Mean 0 and variance 1 over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return x * lax.rsqrt(lax.square(x).mean(-1, keepdims=True) + eps)
+
+
+def _children(node: Node) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    return tuple(node._.values()), tuple(node._)
+
+
+def _children_with_keys(node: Node) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    keyed = ((jax.tree_util.GetAttrKey(name), value) for name, value in node._.items())
+    return tuple(keyed), tuple(node._)
+
+
+def _node(names: tuple[str, ...], children: Iterable[Any]) -> Node:
+    return Node(dict(zip(names, children, strict=True)))
+
+
+jax.tree_util.register_pytree_with_keys(Node, _children_with_keys, _node, _children)
+
+
+class Root(BaseRoot):
+    """What a model class becomes here: a pytree, which `jax.jit` and `jax.grad` take."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+
+        def revive(config: Any, children: Iterable[Any]) -> Any:
+            root = object.__new__(cls)
+            root.config, (root._tree,) = config, children
+            return root
+
+        jax.tree_util.register_pytree_node(cls, lambda root: ((root._tree,), root.config), revive)
+
+
+def build(layout: Layout, seed: int = 0, dtype: Any = None, device: Any = None) -> Node:
+    """A tree with the initial values of a layout, drawn from `seed` on the host."""
+    values = initial_values(layout, seed)
+    return grow({name: array(value, dtype, device) for name, value in values})
+
+
+def load(tensors: Mapping[str, Any], dtype: Any = None, device: Any = None) -> Node:
+    """A tree of `StoredTensor`s by name, each turned into `dtype` on its way."""
+    return grow({name: tensor(stored, dtype, device) for name, stored in tensors.items()})
+
+
+def build_root(root: Any, layout: Layout, device: Any = None) -> None:
+    """Give a model the initial values of its layout."""
+    root._tree = build(layout, device=device)
+
+
+def load_root(
+    root: Any, layout: Layout, tensors: Mapping[str, Any], dtype: Any = None, device: Any = None
+) -> None:
+    """Give a model its tensors, in the order of the layout."""
+    wanted = resolve_dtype(dtype)
+    root._tree = load({name: tensors[name] for name in layout.shapes}, wanted, device)
+
+
+def named_tensors(root: Any) -> Iterator[tuple[str, Array]]:
+    """Parameters by published name."""
+    return walk(root._tree)
+
+
+def to_bits(value: Array) -> tuple[str, np.ndarray]:
+    """Dtype name and numbers on the host, bfloat16 as its bits: what the weights layer writes."""
+    host = np.asarray(value)
+    return str(value.dtype), host.view(np.uint16) if value.dtype == jnp.bfloat16 else host
+
+
+def dtype_of(root: Any) -> Any:
+    """The dtype of the first parameter."""
+    return next(named_tensors(root))[1].dtype
+
+
+def device_of(root: Any) -> Any:
+    """Where the first parameter is; None while a transformation traces it."""
+    value = next(named_tensors(root))[1]
+    return None if isinstance(value, Tracer) else next(iter(value.devices()))
+
+
+def tensor(stored: Any, dtype: Any = None, device: Any = None) -> Array:
+    """A `StoredTensor` as an array. float64 and int64 become 32 bits wide, as JAX's default."""
+    values = stored.load()
+    if stored.dtype == "bfloat16":
+        values = values.view(jnp.bfloat16)
+    floating = jnp.issubdtype(values.dtype, jnp.floating)
+    return array(values, dtype if floating else None, device)
+
+
+def array(values: Any, dtype: Any = None, device: Any = None) -> Array:
+    """An array from numpy, nested lists or an array."""
+    if not isinstance(values, Array):
+        # Converted on the host: the device never holds a tensor in two precisions. Copied, because
+        # the host's memory may be a file, or change later.
+        values = np.asarray(values)
+        values = jnp.array(values if dtype is None else values.astype(dtype))
+    elif dtype is not None:
+        values = values.astype(dtype)
+    if device is None:
+        return values
+    return jax.device_put(values, jax.devices(device)[0] if isinstance(device, str) else device)
+
+
+def to_numpy(values: Array) -> np.ndarray:
+    """A float32 (or integer) numpy array on the host."""
+    return np.array(values.astype(jnp.float32) if is_floating(values) else values)
+
+
+def draw(
+    shape: Sequence[int], generator: Any = None, device: Any = None, dtype: Any = None
+) -> Array:
+    """Standard normal numbers, drawn by PyTorch so that every backend gets the same ones."""
+    import torch
+
+    from underdraw.backends.noise import draw
+
+    return array(draw(shape, generator, "cpu", torch.float32).numpy(), dtype, device)
+
+
+def draw_like(values: Array, generator: Any = None) -> Array:
+    """Standard normal numbers of the shape and dtype of `values`."""
+    return draw(values.shape, generator, dtype=values.dtype)
+
+
+no_grad = nullcontext
+"""Nothing is recorded unless somebody asks for a gradient."""
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is one of this backend's arrays."""
+    return isinstance(value, Array)
+
+
+def is_floating(values: Array) -> bool:
+    """Whether it holds floating-point numbers."""
+    return bool(jnp.issubdtype(values.dtype, jnp.floating))
+
+
+def is_finite(values: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    return bool(jnp.isfinite(values).all())
+
+
+def resolve_dtype(name: Any) -> Any:
+    """`jnp.dtype("float16")` from itself, `jnp.float16`, `"fp16"`, ...; None stays None."""
+    if name is None:
+        return None
+    text = str(getattr(name, "__name__", name)).removeprefix("torch.")
+    text = SHORT.get(text, text)
+    if text not in DTYPES:
+        raise InputError(f"dtype={name!r} is not known; allowed: {', '.join(DTYPES)}")
+    return DTYPES[text]
+
+
+operations = Jax()
+
+
+def with_settings(attention_slice: int | str | None) -> Jax:
+    """Operations with settings: "max" attends one head at a time, "auto" is the same here."""
+    if attention_slice is None:
+        return operations
+    return Jax(attention_slice if isinstance(attention_slice, int) else 1)
+
+
+def move(root: Any, device: Any = None, dtype: Any = None) -> None:
+    """Put a model elsewhere, or in another dtype; either may be given first."""
+    if str(getattr(device, "__name__", device)).split(".")[-1].lower() in SPELLINGS:
+        device, dtype = None, device
+    wanted = resolve_dtype(dtype)
+    root._tree = grow({name: array(value, wanted, device) for name, value in walk(root._tree)})
