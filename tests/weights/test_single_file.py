@@ -142,9 +142,8 @@ def test_names_at_full_size_are_those_the_peer_translates(family):
     assert ours.family == family
     for name, (config, tensors) in ours.components.items():
         wanted_config, net = networks[name]
-        keys = net.state_dict().keys()
         got = {key.removeprefix("text_model."): t.shape for key, t in tensors.items()}
-        assert got == {key: tuple(net.state_dict()[key].shape) for key in keys}
+        assert got == {key: tuple(t.shape) for key, t in net.state_dict().items()}
         for key, value in config.items():
             if key in wanted_config and key not in WRITTEN_OTHERWISE:
                 expected = wanted_config[key]
@@ -221,9 +220,10 @@ def test_numbers_are_those_the_peer_reads_from_the_same_file(family, suffix, tmp
             wanted = {k: t for k, t in wanted.items() if "layers.3." not in k}
             wanted.pop("text_projection.weight", None)
         assert tensors.keys() == {k for k in wanted if not k.endswith("position_ids")}
+        state = networks[name][1].state_dict()
         for key, tensor in tensors.items():
             assert np.array_equal(tensor.load(), wanted[key].numpy()), key
-            assert torch.equal(torch.from_numpy(tensor.load()), networks[name][1].state_dict()[key])
+            assert np.array_equal(tensor.load(), state[key].numpy()), key
 
 
 def test_the_peer_reads_unet_and_vae_of_a_file_written_here(tmp_path):
@@ -235,8 +235,9 @@ def test_the_peer_reads_unet_and_vae_of_a_file_written_here(tmp_path):
         networks[name][1].save_config(tmp_path / name)
         kind = type(networks[name][1])
         loaded = kind.from_single_file(str(path), config=str(tmp_path / name))
+        got = loaded.state_dict()
         for key, tensor in networks[name][1].state_dict().items():
-            assert torch.equal(tensor, loaded.state_dict()[key]), key
+            assert torch.equal(tensor, got[key]), key
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])

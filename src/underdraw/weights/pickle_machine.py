@@ -32,7 +32,10 @@ quit help apply reload file
 REFUSED_MODULES = frozenset(_MODULES.split())
 REFUSED_NAMES = frozenset(
     f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS.split()
-) | {"operator.attrgetter", "operator.methodcaller", "torch.load", "torch.hub.load"}
+) | frozenset(
+    "io.open io.open_code io.FileIO _io.open _io.open_code _io.FileIO codecs.open "
+    "operator.attrgetter operator.methodcaller torch.load torch.hub.load".split()
+)
 
 DTYPES = {  # names in module torch -> ours
     "double": "float64",
