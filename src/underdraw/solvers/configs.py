@@ -1,4 +1,4 @@
-"""What `scheduler_config.json` may say, per class: names, order and defaults are those of published files.
+"""What `scheduler_config.json` may say, per class: names, order and defaults as published.
 
 A field that is not validated here is validated where it is used (`noise_schedule`, `spaced`).
 """
@@ -19,7 +19,7 @@ Betas = Sequence[float] | None
 
 @dataclass(frozen=True)
 class Config:
-    """The noise schedule, which all classes share. Raises InputError on a value not in `allowed`."""
+    """The noise schedule, for all classes. Raises InputError on a value not in `allowed`."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
@@ -57,8 +57,8 @@ class Config:
     def clip(self) -> Clip | None:
         """How the clean image is bounded: thresholding wins over clipping."""
         if getattr(self, "thresholding", False):
-            bound, ratio = getattr(self, "sample_max_value"), getattr(self, "dynamic_thresholding_ratio")  # noqa: B009
-            return Clip(float(bound), float(ratio))
+            names = ("sample_max_value", "dynamic_thresholding_ratio")
+            return Clip(*(float(getattr(self, name)) for name in names))
         if getattr(self, "clip_sample", False):
             return Clip(float(getattr(self, "clip_sample_range", 1.0)))
         return None
@@ -89,7 +89,7 @@ class DDPMConfig(Config):
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
 
-    allowed = {
+    allowed: ClassVar = {
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
     }
 
@@ -118,7 +118,7 @@ class DDIMInverseConfig(Config):
     timestep_spacing: str = "leading"
     rescale_betas_zero_snr: bool = False
 
-    allowed = {"timestep_spacing": ("leading", "trailing")}
+    allowed: ClassVar = {"timestep_spacing": ("leading", "trailing")}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class PNDMConfig(Config):
     steps_offset: int = 0
 
     # Sums of clean images at different noise levels mean nothing.
-    allowed = {"prediction_type": ("epsilon", "v_prediction")}
+    allowed: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ class EulerConfig(Config):
     rescale_betas_zero_snr: bool = False
     final_sigmas_type: str = "zero"
 
-    allowed = {
+    allowed: ClassVar = {
         "interpolation_type": ("linear", "log_linear"),
         "timestep_type": ("discrete", "continuous"),
     }
-    aliases = {"prediction_type": {"original_sample": "sample"}}
+    aliases: ClassVar = {"prediction_type": {"original_sample": "sample"}}
 
 
 @dataclass(frozen=True)
@@ -229,13 +229,13 @@ class DPMMultistepConfig(_MultistepConfig):
     use_dynamic_shifting: bool = False
     time_shift_type: str = "exponential"
 
-    allowed = {
+    allowed: ClassVar = {
         "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
         "solver_type": ("midpoint", "heun"),
         "solver_order": (1, 2, 3),
         "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     }
-    aliases = {
+    aliases: ClassVar = {
         "algorithm_type": {"deis": "dpmsolver++"},
         "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
     }
@@ -265,11 +265,11 @@ class DPMSinglestepConfig(_MultistepConfig):
     use_dynamic_shifting: bool = False
     time_shift_type: str = "exponential"
 
-    allowed = {
+    allowed: ClassVar = {
         **DPMMultistepConfig.allowed,
         "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
     }
-    aliases = DPMMultistepConfig.aliases
+    aliases: ClassVar = DPMMultistepConfig.aliases
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -293,11 +293,11 @@ class DPMInverseConfig(_MultistepConfig):
     steps_offset: int = 0
 
     # Noise cannot be taken out of an image again: the stochastic variants have no inverse.
-    allowed = {
+    allowed: ClassVar = {
         **DPMMultistepConfig.allowed,
         "algorithm_type": ("dpmsolver++", "dpmsolver"),
     }
-    aliases = DPMMultistepConfig.aliases
+    aliases: ClassVar = DPMMultistepConfig.aliases
 
 
 @dataclass(frozen=True)
@@ -322,13 +322,13 @@ class UniPCConfig(_MultistepConfig):
     sigma_max: float | None = None
     shift_terminal: float | None = None
 
-    allowed = {
+    allowed: ClassVar = {
         "solver_type": ("bh2", "bh1"),
         "solver_order": (1, 2, 3, 4),
         "solver_p": (None,),
         "shift_terminal": (None,),
     }
-    aliases = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
+    aliases: ClassVar = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
 
 
 @dataclass(frozen=True)
@@ -346,12 +346,12 @@ class DEISConfig(_MultistepConfig):
     use_dynamic_shifting: bool = False
     time_shift_type: str = "exponential"
 
-    allowed = {
+    allowed: ClassVar = {
         "algorithm_type": ("deis",),
         "solver_type": ("logrho",),
         "solver_order": (1, 2, 3),
     }
-    aliases = {
+    aliases: ClassVar = {
         "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
         "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
     }

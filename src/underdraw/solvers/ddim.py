@@ -10,7 +10,7 @@ from underdraw.errors import InputError
 from underdraw.solvers.configs import DDIMConfig, DDIMInverseConfig
 from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Clip, Rows, Table
+from underdraw.solvers.table import Rows, Table
 
 
 def ddim(
@@ -18,8 +18,7 @@ def ddim(
     timesteps: np.ndarray,
     previous: np.ndarray,
     final_alpha: float,
-    prediction_type: str,
-    clip: Clip | None = None,
+    rows: Rows,
     eta: float = 0.0,
     use_clipped: bool = False,
 ) -> Table:
@@ -27,7 +26,6 @@ def ddim(
 
     `use_clipped` takes the noise from the clipped image too, as Glide does.
     """
-    rows = Rows(prediction_type, clip)
     for step, (t, s) in enumerate(zip(timesteps.astype(int), previous.astype(int), strict=True)):
         alpha_t = schedule.alphas_cumprod[t]
         alpha_s = schedule.alphas_cumprod[s] if s >= 0 else final_alpha
@@ -51,11 +49,9 @@ def ddim_inverse(
     timesteps: np.ndarray,
     previous: np.ndarray,
     initial_alpha: float,
-    prediction_type: str,
-    clip: Clip | None = None,
+    rows: Rows,
 ) -> Table:
-    """Eq. 14 backwards: from the level `previous` up to `timesteps`, at which the network is asked."""
-    rows = Rows(prediction_type, clip)
+    """Eq. 14 backwards: from the level `previous` up to `timesteps`, where the network is asked."""
     for step, (t, s) in enumerate(zip(timesteps.astype(int), previous.astype(int), strict=True)):
         alpha_t = schedule.alphas_cumprod[t]
         alpha_s = schedule.alphas_cumprod[s] if s >= 0 else initial_alpha
@@ -81,8 +77,8 @@ def ddim_table(
         timesteps = spaced(train, steps, config.timestep_spacing, config.steps_offset)
     previous = timesteps - train // steps
     final = 1.0 if config.set_alpha_to_one else schedule.alphas_cumprod[0]
-    prediction, clip = config.prediction_type, config.clip()
-    return ddim(schedule, timesteps, previous, final, prediction, clip, eta, use_clipped_model_output)
+    rows = Rows(config.prediction_type, config.clip())
+    return ddim(schedule, timesteps, previous, final, rows, eta, use_clipped_model_output)
 
 
 def ddim_inverse_table(
@@ -98,5 +94,5 @@ def ddim_inverse_table(
         timesteps = spaced(train, steps, config.timestep_spacing, config.steps_offset)[::-1]
     previous = np.minimum(timesteps - train // steps, train - 1)
     initial = 1.0 if config.set_alpha_to_one else schedule.alphas_cumprod[0]
-    prediction, clip = config.prediction_type, config.clip()
-    return ddim_inverse(schedule, timesteps, previous, initial, prediction, clip)
+    rows = Rows(config.prediction_type, config.clip())
+    return ddim_inverse(schedule, timesteps, previous, initial, rows)

@@ -76,7 +76,7 @@ def multistep_update(
     `known` holds the answers at the levels before the last, newest first; its length is the order.
     """
     end, start = levels[-1], levels[-2]
-    if end == start:
+    if same(start, end):
         return {"x": 1.0}
     c = integrals(algorithm, start, end)
     h = half_log_snr(end) - half_log_snr(start)
@@ -98,8 +98,8 @@ def multistep_update(
 def singlestep_update(
     algorithm: str, solver_type: str, levels: list[float], known: list[Terms]
 ) -> dict[str, float]:
-    """2022b, algorithm 1 and its third order: from the level of the oldest answer, whose latents are
-    saved, to `levels[-1]`, past the levels of the others."""
+    """2022b, algorithm 1 and its third order: from the level of the oldest answer, whose latents
+    are saved, to `levels[-1]`, past the levels of the others."""
     order = len(known)
     if order == 1:
         return multistep_update(algorithm, solver_type, levels, known)
@@ -154,15 +154,23 @@ def multistep(
     return rows.table(sigmas)
 
 
+def same(sigma: float, other: float) -> bool:
+    """Whether single precision can hardly tell two levels apart: rounded grids repeat themselves,
+    and some end on the last σ once more. Such a step goes nowhere, and has no slope."""
+    return abs(sigma - other) <= 2e-7 * sigma
+
+
 def usable(sigmas: np.ndarray, step: int, past: int) -> int:
-    """How many of the `past` earlier levels differ from their successors (rounded grids repeat)."""
+    """How many of the `past` earlier levels differ, one after the other, from their successors."""
     for k in range(past):
-        if sigmas[step - k] == sigmas[step - k - 1]:
+        if same(sigmas[step - k], sigmas[step - k - 1]):
             return k
     return past
 
 
-def final_orders(config: DPMMultistepConfig | DPMInverseConfig, count: int, zero: bool) -> list[int]:
+def final_orders(
+    config: DPMMultistepConfig | DPMInverseConfig, count: int, zero: bool
+) -> list[int]:
     """Highest order allowed at each step: low near the end of short runs, 1 on the way to σ = 0."""
     orders = [config.solver_order] * count
     short = config.lower_order_final and count < 15
@@ -183,7 +191,7 @@ def dpm_multistep_table(
 ) -> Table:
     whole = config.beta_schedule != "squaredcos_cap_v2"
     rounded = ("use_karras_sigmas", "use_lu_lambdas") if whole else ()
-    t, sigmas = lambda_grid(schedule, config, steps, timesteps, round_up_to=rounded)
+    t, sigmas = lambda_grid(schedule, config, steps, timesteps, rounded=rounded)
     zero = config.final_sigmas_type == "zero"
     sigmas = np.append(sigmas, 0.0 if zero else schedule.sigmas[0])
     rows = Rows(config.prediction_type, config.clip())
@@ -201,8 +209,7 @@ def dpm_inverse_table(
         sigmas = sigmas_at(schedule, t)
         top = schedule.sigmas[last - 1]
     else:
-        t, sigmas = lambda_grid(schedule, config, steps)
-        t, sigmas = t[::-1], sigmas[::-1]
+        t, sigmas = lambda_grid(schedule, config, steps, rising=True)
         top = sigmas[-1]
     if config.use_karras_sigmas:
         t, first = np.unique(t, return_index=True)

@@ -9,7 +9,7 @@ import numpy as np
 from underdraw.solvers.configs import EulerAncestralConfig, EulerConfig
 from underdraw.solvers.grid import initial_sigma, sigma_grid, timesteps_at
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Rows, Table, read_prediction
+from underdraw.solvers.table import Rows, Table, read_clean
 
 
 def euler(timesteps: np.ndarray, sigmas: np.ndarray, rows: Rows) -> Table:
@@ -39,7 +39,7 @@ def euler_churned(
         gamma = min(s_churn / (len(sigmas) - 1), sqrt(2) - 1) if inside else 0.0
         hat = sigma * (gamma + 1)
         level = hat if rows.prediction_type == "epsilon" else sigma
-        (from_x, from_output), _ = read_prediction(rows.prediction_type, 1.0, level)
+        from_x, from_output = read_clean(rows.prediction_type, 1.0, level)
         ratio = (lower - hat) / hat
         stay = 1 + ratio * (1 - from_x)
         x = {"x": stay, "output": -ratio * from_output}

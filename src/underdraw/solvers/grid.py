@@ -165,12 +165,13 @@ def lambda_grid(
     steps: int | None,
     timesteps: Any = None,
     *,
-    round_up_to: tuple[str, ...] = ("use_karras_sigmas",),
+    rounded: tuple[str, ...] = ("use_karras_sigmas",),
+    rising: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole timesteps and their σ for the classes that step in λ, without the σ at the end.
 
     They leave the lowest timestep out. Looked-up timesteps are rounded for the grids named in
-    `round_up_to`, truncated for others.
+    `rounded`, truncated for others; `rising` only turns those grids round.
     """
     train = len(schedule)
     switch = config.grid()
@@ -183,9 +184,14 @@ def lambda_grid(
         t = spaced(train, check_steps(steps), spacing, offset, extra=1, last=last)
     if switch is None:
         return t, sigmas_at(schedule, t)
-    sigmas = placed(config, switch, schedule.sigmas[-1], schedule.sigmas[0], check_steps(steps))
+    if switch == "use_lu_lambdas":
+        top, bottom = np.exp(schedule.log_sigmas[[-1, 0]]).tolist()
+    else:
+        top, bottom = schedule.sigmas[[-1, 0]].tolist()
+    ends = (bottom, top) if rising else (top, bottom)
+    sigmas = placed(config, switch, *ends, check_steps(steps))
     t = timesteps_at(schedule, sigmas)
-    return np.trunc(t.round() if switch in round_up_to else t), sigmas
+    return np.trunc(t.round() if switch in rounded else t), sigmas
 
 
 def clipped_lambda(config: Any) -> float:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from math import sqrt
-
-import numpy as np
+from typing import Any
 
 from underdraw.errors import InputError
 from underdraw.solvers.configs import PNDMConfig
 from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Rows, Table, read_prediction
+from underdraw.solvers.table import Rows, Table, read_noise
 
 ADAMS_BASHFORTH = (
     {"output": 1.0},
@@ -38,12 +37,19 @@ class _Transfer:
         return self.alphas[t] if t >= 0 else self.final
 
     def call(
-        self, asked: int, step: int, t: int, s: int, outputs: dict[str, float], origin: str, **others
+        self,
+        asked: int,
+        step: int,
+        t: int,
+        s: int,
+        outputs: dict[str, float],
+        origin: str,
+        **others: Any,
     ) -> None:
         """`asked` is the network's time, `origin` the slot that holds the latents at level `t`."""
         a_t, a_s = self.level(t), self.level(s)
         along = -(a_s - a_t) / (a_t * sqrt(1 - a_s) + sqrt(a_t * (1 - a_t) * a_s))
-        _, (from_x, from_output) = read_prediction(self.prediction_type, sqrt(a_t), sqrt(1 - a_t))
+        from_x, from_output = read_noise(self.prediction_type, sqrt(a_t), sqrt(1 - a_t))
         x = {name: along * from_output * factor for name, factor in outputs.items()}
         x[origin] = sqrt(a_s / a_t) + along * from_x
         alpha = self.level(asked)
@@ -55,8 +61,8 @@ class _Transfer:
 
 
 def plms(transfer: _Transfer, ts: list[int], stride: int, begin: int = 0) -> None:
-    """Pseudo linear multistep alone. The first step is taken twice, the second time with the mean of
-    the outputs at both ends (`skip_prk_steps`); a run that begins later takes it once."""
+    """Pseudo linear multistep alone. The first step is taken twice, the second time with the mean
+    of the outputs at both ends (`skip_prk_steps`); a run that begins later takes it once."""
     output = {"output": 1.0}
     if begin == 0:
         transfer.call(ts[0], 0, ts[0], ts[0] - stride, output, "x", saved={"x": 1.0}, push=output)
@@ -102,9 +108,7 @@ def prk(transfer: _Transfer, ts: list[int], half: int, begin: int = 0) -> int:
     return taken
 
 
-def pndm_table(
-    schedule: NoiseSchedule, config: PNDMConfig, steps: int, *, begin: int = 0
-) -> Table:
+def pndm_table(schedule: NoiseSchedule, config: PNDMConfig, steps: int, *, begin: int = 0) -> Table:
     train = len(schedule)
     steps = check_steps(steps, train)
     ts = [int(t) for t in spaced(train, steps, config.timestep_spacing, config.steps_offset)]

@@ -133,9 +133,7 @@ def _cosine(t: float) -> float:
 
 def _laplace(t: float) -> float:
     """Hang & Gu 2024."""
-    snr = math.exp(
-        -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * math.fabs(0.5 - t) + 1e-6)
-    )
+    snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * math.fabs(0.5 - t) + 1e-6))
     return math.sqrt(snr / (1 + snr))
 
 

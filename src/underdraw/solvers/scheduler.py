@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -161,14 +162,12 @@ class Scheduler(Stepping):
             listed = request["timesteps"]
             if not all(0 <= t < train for t in listed):
                 raise InputError(f"timesteps={listed} must lie between 0 and {train - 1}")
-            if any(later >= earlier for earlier, later in zip(listed, listed[1:], strict=False)):
+            if any(later >= earlier for earlier, later in pairwise(listed)):
                 raise InputError(f"timesteps={listed} must fall")
 
-    # -- configuration and files --------------------------------------------------------------------
+    # -- configuration and files ------------------------------------------------------------------
     @classmethod
-    def from_config(
-        cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any
-    ) -> Any:
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """A scheduler from a dict, or from another scheduler or its `config`, of any class.
 
         Values that were defaults of the other class give way to this class's own; keys this class
@@ -203,7 +202,8 @@ class Scheduler(Stepping):
         other options override the configuration.
 
         Raises:
-            NotFoundError: no such file.  InputError: the file is not JSON, or has unsupported values.
+            NotFoundError: no such file.
+            InputError: the file is not JSON, or has unsupported values.
         """
         hub = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
         access = {name: options.pop(name) for name in hub if name in options}

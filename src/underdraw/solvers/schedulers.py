@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from underdraw.solvers import (
     configs,
+    consistency,
     ddim,
+    ddpm,
+    deis,
     dpm_solver,
     euler,
+    heun,
+    lms,
     pndm,
+    unipc,
 )
 from underdraw.solvers.scheduler import Scheduler
+from underdraw.solvers.table import Row
 
 
 class DDIMScheduler(Scheduler):
@@ -90,6 +100,107 @@ class DPMSolverSinglestepScheduler(Scheduler):
     remembers = True
     space = "lambda"
     second = None
+
+
+class HeunDiscreteScheduler(Scheduler):
+    """Karras et al. 2022, algorithm 1: two calls per step."""
+
+    Config = configs.HeunConfig
+    build = staticmethod(heun.heun_table)
+    custom = ("timesteps",)
+    remembers = True
+    order = 2
+    space = "sigma"
+    whole = False
+
+
+class KDPM2DiscreteScheduler(Scheduler):
+    """DPM-Solver-2 in σ (k-diffusion): two calls per step."""
+
+    Config = configs.KDPM2Config
+    build = staticmethod(heun.dpm2_table)
+    remembers = True
+    order = 2
+    space = "sigma"
+    whole = False
+
+
+class KDPM2AncestralDiscreteScheduler(Scheduler):
+    """DPM-Solver-2 with ancestral noise (k-diffusion)."""
+
+    Config = configs.KDPM2Config
+    build = staticmethod(partial(heun.dpm2_table, ancestral=True))
+    remembers = True
+    order = 2
+    space = "sigma"
+    whole = False
+
+
+class LMSDiscreteScheduler(Scheduler):
+    """Linear multistep in σ (k-diffusion). Option: `order`, 4 unless given."""
+
+    Config = configs.LMSConfig
+    build = staticmethod(lms.lms_table)
+    options = ("order",)
+    remembers = True
+    space = "sigma"
+    whole = False
+
+
+class UniPCMultistepScheduler(Scheduler):
+    """Zhao et al. 2023: a corrector and a predictor per call."""
+
+    Config = configs.UniPCConfig
+    build = staticmethod(unipc.unipc_table)
+    remembers = True
+    smallest = 2.0**-24
+    space = "lambda"
+    second = None
+
+
+class DEISMultistepScheduler(Scheduler):
+    """Zhang & Chen 2022, orders 1 to 3."""
+
+    Config = configs.DEISConfig
+    build = staticmethod(deis.deis_table)
+    remembers = True
+    space = "lambda"
+    second = None
+
+
+class DDPMScheduler(Scheduler):
+    """Ho et al. 2020. Before `set_timesteps` it steps through all training timesteps."""
+
+    Config = configs.DDPMConfig
+    build = staticmethod(ddpm.ddpm_table)
+    custom = ("timesteps",)
+    stateless = True
+
+    def _find_row(self, timestep: int, options: dict[str, Any]) -> Row:
+        table = self.table or ddpm.ddpm_table(
+            self.schedule, self.settings, None, timesteps=self._training_timesteps()
+        )
+        return table.row(self.index_for_timestep(timestep))
+
+
+class LCMScheduler(Scheduler):
+    """Luo et al. 2023. Options: `original_inference_steps`, `strength`."""
+
+    Config = configs.LCMConfig
+    build = staticmethod(consistency.lcm_table)
+    custom = ("timesteps",)
+    options = ("original_inference_steps", "strength")
+    second = "denoised"
+
+
+class TCDScheduler(Scheduler):
+    """Zheng et al. 2024. Options: `eta` (γ, 0.3 unless given) and those of LCM."""
+
+    Config = configs.TCDConfig
+    build = staticmethod(consistency.tcd_table)
+    custom = ("timesteps",)
+    options = ("eta", "original_inference_steps", "strength")
+    second = "pred_noised_sample"
 
 
 def compatible_with(cls: type) -> list[type]:

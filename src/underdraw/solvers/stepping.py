@@ -158,7 +158,7 @@ class Stepping:
         return self.settings.num_train_timesteps
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
-        """The call a timestep stands for; of two, the second, which begins a step.
+        """The call a timestep stands for: of several, the first that begins a step.
 
         Raises:
             InputError: the timestep is not one of `timesteps`.
@@ -169,7 +169,11 @@ class Stepping:
             if self.space == "lambda":  # as the familiar classes: their last level
                 return len(known) - 1
             raise InputError(f"timestep={float(timestep)} is not one of `timesteps`")
-        return int(places[1] if len(places) > 1 else places[0])
+        if self.table is None or len(places) == 1 or len(known) != len(self.table):
+            return int(places[0])
+        steps = self.table.steps
+        begins = [place for place in places if place == 0 or steps[place] != steps[place - 1]]
+        return int((begins or places)[0])
 
     def _begin(self, timestep: Any) -> int:
         if self._step_index is None:
@@ -204,8 +208,8 @@ class Stepping:
     ) -> Any:
         """The latents after one model call.
 
-        Arrays are `(batch, channels, height, width)`; half precision is computed in float32 and cast
-        back. Noise is `variance_noise`, or drawn with `generator` (one, or a list per image).
+        Arrays are `(batch, channels, height, width)`; half precision is computed in float32 and
+        cast back. Noise is `variance_noise`, or drawn with `generator` (one, or a list per image).
         `options` are those of `make_table`. Returns `prev_sample` and, depending on the class, a
         second array: as an object, or as a tuple without `return_dict`.
 
@@ -263,19 +267,21 @@ class Stepping:
         return self._kept[key][1]
 
     def _row_at(self, timestep: int, options: dict[str, Any]) -> Row:
-        """The row of any training timestep, whether or not it is part of the run."""
+        """The row of a timestep of a solver whose steps may come in any order."""
+        key = (timestep, *sorted(options.items()))
+        if key not in self._kept:
+            self._kept[key] = self._find_row(timestep, options)
+        return self._kept[key]
+
+    def _find_row(self, timestep: int, options: dict[str, Any]) -> Row:
+        """By default of any training timestep, whether or not it is part of the run."""
         if self.num_inference_steps is None:
             raise InputError("set_timesteps must be called before step")
         if not 0 <= timestep < len(self):
             raise InputError(f"timestep={timestep} must be between 0 and {len(self) - 1}")
-        key = (timestep, *sorted(options.items()))
-        if key not in self._kept:
-            self._kept[key] = self._single_table(timestep, options)
-        return self._kept[key].row(0)
-
-    def _single_table(self, timestep: int, options: dict[str, Any]) -> Table:
         request = {"timesteps": np.array([timestep]), **options}
-        return type(self).build(self.schedule, self.settings, self.num_inference_steps, **request)
+        build = type(self).build
+        return build(self.schedule, self.settings, self.num_inference_steps, **request).row(0)
 
     def _noise(self, row: Row, output: Any, generator: Any, given: Any, nn: Any) -> Any:
         if not row.draws:

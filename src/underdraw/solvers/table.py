@@ -6,8 +6,8 @@ latents, the raw output, the clean image after clipping, up to four earlier push
 saved latents, the new accumulator, and what is pushed to the history. So one `advance` serves every
 solver on every backend, and images of one batch may stand at different rows (`stack_rows`).
 
-Families write rows with two more names, `eps` (the noise in `x` as the network sees it) and `clean`;
-`Rows.table` replaces them by `x` and `output` according to the prediction type, once.
+Families write rows with one more name, `eps`, the noise in `x` as the network sees it; `Rows` turns
+it, and `clean` where nothing bounds it, into `x` and `output` according to the prediction type.
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ def advance(nn: Any, row: Row, state: State, output: Any, noise: Any = None) -> 
         history = tuple(
             pushes * new + (1 - pushes) * old for new, old in zip(pushed, kept, strict=True)
         )
-    return State(
-        _sum(row.x, slots), _sum(row.saved, slots), _sum(row.accumulator, slots), history
-    )
+    return State(_sum(row.x, slots), _sum(row.saved, slots), _sum(row.accumulator, slots), history)
 
 
 def clean_image(nn: Any, row: Row, x: Any, output: Any) -> Any:
@@ -136,8 +134,8 @@ class Table:
 
     `weights` is `(calls, 4, 10)`: `RESULTS` from `SLOTS`. `read_clean (calls, 2)` gives the clean
     image from `x` and the output, `steps` the solver step a call belongs to, `pushes` and `draws`
-    are booleans. Latents of a run begin as `initial_sigma * noise`. `levels` are the ratios of noise
-    to signal at which steps begin and, last, where the run ends, for solvers that work in them.
+    are booleans. Latents of a run begin as `initial_sigma * noise`. `levels` are the ratios of
+    noise to signal at which steps begin and, last, where the run ends, if a solver works in them.
     """
 
     timesteps: np.ndarray
@@ -162,10 +160,10 @@ class Table:
         return self.rows[call]
 
     def tail(self, begin: int) -> Table:
-        """The run that starts at model call `begin` with nothing remembered, as image-to-image does.
+        """The run that starts at model call `begin` with nothing remembered (image-to-image).
 
-        It has `len(self) - begin` calls at the same timesteps. Where `begin` lies inside a step, the
-        calls up to the next step leave `x` as it is.
+        It has `len(self) - begin` calls at the same timesteps. Where `begin` lies inside a step,
+        the calls up to the next step leave `x` as it is.
 
         Raises:
             InputError: `begin` is not a call of this table.
@@ -217,13 +215,11 @@ def _terms(weights: np.ndarray) -> Terms:
     return tuple((slot, _factor(w)) for slot, w in enumerate(weights.tolist()) if w != 0)
 
 
-def read_prediction(
-    prediction_type: str, alpha: float, sigma: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What an output says: `(from x, from output)` of the clean image and of the noise.
+def read_clean(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """The clean image in an output, as factors of `x = alpha * clean + sigma * noise` and of it.
 
-    `x = alpha * clean + sigma * noise`. v is `cos * noise - sin * clean` with the angle whose
-    tangent is sigma / alpha (Salimans & Ho 2022, appendix D), whatever the scale of `x`.
+    v is `cos * noise - sin * clean` with the angle whose tangent is sigma / alpha (Salimans & Ho
+    2022, appendix D), whatever the size of `x`.
     """
     if prediction_type == "epsilon":
         if alpha == 0:
@@ -231,15 +227,26 @@ def read_prediction(
                 "prediction_type='epsilon' says nothing about the image at a timestep without "
                 "signal (rescale_betas_zero_snr=True); allowed: v_prediction, sample"
             )
-        return (1 / alpha, -sigma / alpha), (0.0, 1.0)
+        return 1 / alpha, -sigma / alpha
     if prediction_type == "sample":
-        return (0.0, 1.0), (1 / sigma, -alpha / sigma)
-    if prediction_type == "v_prediction":
-        size = float(np.hypot(alpha, sigma))
-        cos, sin = alpha / size, sigma / size
-        return (cos / size, -sin), (sin / size, cos)
-    allowed = ", ".join(PREDICTION_TYPES)
-    raise InputError(f"prediction_type={prediction_type!r} is not known; allowed: {allowed}")
+        return 0.0, 1.0
+    size = float(np.hypot(alpha, sigma))
+    return alpha / size / size, -sigma / size
+
+
+def read_noise(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """The noise in an output, likewise."""
+    if prediction_type == "epsilon":
+        return 0.0, 1.0
+    if prediction_type == "sample":
+        if sigma == 0:
+            raise InputError(
+                "prediction_type='sample' says nothing about the noise at a level without noise "
+                "(set_alpha_to_one=True); allowed: epsilon, v_prediction"
+            )
+        return 1 / sigma, -alpha / sigma
+    size = float(np.hypot(alpha, sigma))
+    return sigma / size / size, alpha / size
 
 
 class Rows:
@@ -267,12 +274,13 @@ class Rows:
     ) -> None:
         """One model call. Saved latents and accumulator are dropped unless named again; without
         `push` the history stays; `draws` if noise is due although its factor is 0."""
-        clean, eps = read_prediction(self.prediction_type, alpha, sigma)
+        clean = read_clean(self.prediction_type, alpha, sigma)
         results = np.zeros((len(RESULTS), len(SLOTS)))
         for result, terms in zip(results, (x, saved, accumulator, push), strict=True):
             for name, factor in (terms or {}).items():
                 if name == "eps" or (name == "clean" and self.clip is None):
-                    from_x, from_output = eps if name == "eps" else clean
+                    read = read_noise if name == "eps" else read_clean
+                    from_x, from_output = read(self.prediction_type, alpha, sigma)
                     result[X] += factor * from_x
                     result[OUTPUT] += factor * from_output
                 else:
