@@ -7,6 +7,7 @@ one set of weights per component. `huggingface_hub` is imported when a repositor
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def resolve(
         raise NotFoundError(f"{name}: no such folder (and not the name of a Hub repository)")
     hub = _Hub(name, revision, token, cache_dir, force_download)
     if local_files_only or _offline():
-        return hub.cached("offline (local_files_only or HF_HUB_OFFLINE is set)")
+        return hub.cached("offline (local_files_only or HF_HUB_OFFLINE is set)", not subfolder)
 
     def wanted(names: Sequence[str], components: Collection[str] | None) -> list[str]:
         return files_needed(names, components, subfolder, variant, use_safetensors, skip, weights)
@@ -159,7 +160,7 @@ class _Hub:
     ):
         self.name, self.revision, self.token = name, revision, token
         self.endpoint = os.environ.get("HF_ENDPOINT") or None
-        self.cache: Any = {"cache_dir": cache_dir, "revision": revision}
+        self.cache_dir = cache_dir
         self.force = force_download
 
     def download(self, wanted: Any, whole: bool) -> Path:
@@ -183,18 +184,17 @@ class _Hub:
                 "one needs token= or `hf auth login`"
             ) from error
         except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-            return self.cached(f"the Hub could not be reached ({_first_line(error)})")
+            return self.cached(f"the Hub could not be reached ({_first_line(error)})", whole)
         except Exception as error:
             # The HTTP libraries below changed between versions and have no common base class.
             if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests"):
                 raise
-            return self.cached(f"the Hub could not be reached ({_first_line(error)})")
+            return self.cached(f"the Hub could not be reached ({_first_line(error)})", whole)
         names = [sibling.rfilename for sibling in info.siblings or ()]
-        # The commit, not the branch: all files are then of one state.
-        commit = {"cache_dir": self.cache["cache_dir"], "revision": info.sha or self.revision}
         components = None
+        # Everything by the commit, not the branch: all files are then of one state.
         if whole and folders.MODEL_INDEX in names:
-            index = self._fetch([folders.MODEL_INDEX], commit) / folders.MODEL_INDEX
+            index = self._fetch([folders.MODEL_INDEX], info.sha) / folders.MODEL_INDEX
             components = folders.components_of(folders.read_json(index))
         try:
             files = wanted(names, components)
@@ -202,50 +202,70 @@ class _Hub:
             raise NotFoundError(f"{self.name}: {error}") from error
         if not files:
             raise NotFoundError(f"{self.name}: nothing to load in it; it has {names[:8]}")
-        folder = self._fetch(files, commit)
-        self._remember(folder, info.sha)
+        folder = self._fetch(files, info.sha)
+        self._remember(info.sha)
         return folder
 
-    def _fetch(self, files: Iterable[str], where: dict[str, Any]) -> Path:
-        import huggingface_hub
-
-        return Path(
-            huggingface_hub.snapshot_download(
-                self.name,
-                allow_patterns=list(files),
-                force_download=self.force,
-                token=self.token,
-                endpoint=self.endpoint,
-                **where,
-            )
-        )
-
-    def _remember(self, folder: Path, commit: str | None) -> None:
-        """Note which commit a branch stood at, as the library does, for later calls offline."""
-        branch = self.revision or "main"
-        if not commit or branch == commit or folder.parent.name != "snapshots":
-            return
-        note = folder.parent.parent / "refs" / branch
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(commit)
-
-    def cached(self, why: str) -> Path:
-        """The snapshot an earlier call downloaded, or NotFoundError."""
+    def _fetch(self, files: Iterable[str], commit: str | None) -> Path:
+        """Download files of one commit (those in the cache cost no request); their folder."""
         import huggingface_hub
         from huggingface_hub import errors
 
-        try:
-            found = huggingface_hub.snapshot_download(
-                self.name, local_files_only=True, **self.cache
+        def one(file: str) -> str:
+            return huggingface_hub.hf_hub_download(
+                self.name,
+                file,
+                revision=commit or self.revision,
+                cache_dir=self.cache_dir,
+                force_download=self.force,
+                token=self.token,
+                endpoint=self.endpoint,
             )
-        except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-            at = f" at revision {self.revision!r}" if self.revision else ""
+
+        files = list(dict.fromkeys(files))
+        try:
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                paths = list(pool.map(one, files))
+        except (errors.HfHubHTTPError, errors.EntryNotFoundError) as error:
             raise NotFoundError(
-                f"{self.name}: {why}, and it is not in the cache{at}. Run it once online, "
-                "copy the repository here and give its folder, point cache_dir= (or HF_HOME) at a "
-                f'cache that has it, or use "{SCENES}", which is inside the package'
+                f"{self.name}: a download failed ({_first_line(error)}); run it again to go on "
+                "where it stopped"
             ) from error
-        return Path(found)
+        return Path(paths[0]).parents[files[0].count("/")]
+
+    def _storage(self) -> Path:
+        from huggingface_hub import constants
+
+        cache = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
+        return cache / f"models--{self.name.replace('/', '--')}"
+
+    def _remember(self, commit: str | None) -> None:
+        """Note which commit a branch stands at, as the library does, for later calls offline."""
+        branch = self.revision or "main"
+        if commit and branch != commit:
+            note = self._storage() / "refs" / branch
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(commit)
+
+    def cached(self, why: str, whole: bool) -> Path:
+        """The snapshot an earlier call downloaded, or NotFoundError.
+
+        Not asked of the library, whose newer versions refuse a snapshot in which files are missing
+        that nobody needs.
+        """
+        storage, branch = self._storage(), self.revision or "main"
+        note = storage / "refs" / branch
+        commit = note.read_text().strip() if note.is_file() else branch
+        found = storage / "snapshots" / commit
+        starts = (folders.MODEL_INDEX, *folders.CONFIGS)
+        if found.is_dir() and (not whole or any((found / name).exists() for name in starts)):
+            return found
+        at = f" at revision {self.revision!r}" if self.revision else ""
+        raise NotFoundError(
+            f"{self.name}: {why}, and it is not in the cache{at}. Run it once online, copy the "
+            "repository here and give its folder, point cache_dir= (or HF_HOME) at a cache that "
+            f'has it, or use "{SCENES}", which is inside the package'
+        )
 
 
 def _first_line(error: BaseException) -> str:
