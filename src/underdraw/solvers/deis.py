@@ -9,8 +9,8 @@ import numpy as np
 
 from underdraw.solvers.configs import DEISConfig
 from underdraw.solvers.dpm_solver import answer, usable
-from underdraw.solvers.grid import lambda_grid
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.sigmas import lambda_grid
 from underdraw.solvers.table import Rows, Table, combine
 
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from underdraw.solvers.configs import DPMInverseConfig, DPMMultistepConfig, DPMSinglestepConfig
-from underdraw.solvers.grid import check_steps, clipped_lambda, lambda_grid, sigmas_at, spaced
+from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.sigmas import clipped_lambda, lambda_grid, sigmas_at
 from underdraw.solvers.table import Rows, Table, combine
 
 Terms = Mapping[str, float]

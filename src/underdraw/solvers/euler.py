@@ -7,8 +7,8 @@ from math import inf, log, sqrt
 import numpy as np
 
 from underdraw.solvers.configs import EulerAncestralConfig, EulerConfig
-from underdraw.solvers.grid import initial_sigma, sigma_grid, timesteps_at
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.sigmas import initial_sigma, sigma_grid, timesteps_at
 from underdraw.solvers.table import Rows, Table, read_clean
 
 

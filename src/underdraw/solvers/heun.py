@@ -9,8 +9,8 @@ import numpy as np
 
 from underdraw.solvers.configs import HeunConfig, KDPM2Config
 from underdraw.solvers.euler import ancestral_split
-from underdraw.solvers.grid import initial_sigma, sigma_grid, timesteps_at
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.sigmas import initial_sigma, sigma_grid, timesteps_at
 from underdraw.solvers.table import Rows, Table, combine
 
 
@@ -27,8 +27,17 @@ def heun(timesteps: np.ndarray, sigmas: np.ndarray, rows: Rows, begin: int = 0) 
         d, reach = slope(rows, sigma), lower - sigma
         if 2 * step >= begin:
             first = combine((1.0, {"x": 1.0}), (reach, d))
-            keep = {"saved": {"x": 1.0}, "accumulator": d} if step + 1 < count else {}
-            rows.call(timesteps[step], 1.0, sigma, step, first, scale=shrink(sigma), **keep)
+            more = step + 1 < count
+            rows.call(
+                timesteps[step],
+                1.0,
+                sigma,
+                step,
+                first,
+                saved={"x": 1.0} if more else None,
+                accumulator=d if more else None,
+                scale=shrink(sigma),
+            )
         if step + 1 < count:
             t = timesteps[step + 1]
             if 2 * step < begin:

@@ -8,8 +8,8 @@ import numpy as np
 
 from underdraw.errors import InputError
 from underdraw.solvers.configs import LMSConfig
-from underdraw.solvers.grid import initial_sigma, sigma_grid
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.sigmas import initial_sigma, sigma_grid
 from underdraw.solvers.table import Rows, Table
 
 

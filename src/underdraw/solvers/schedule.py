@@ -63,10 +63,15 @@ def noise_schedule(
     σ = sqrt(1 / ᾱ - 1) need above 0.
 
     Raises:
-        InputError: an unknown `beta_schedule`, or no timesteps.
+        InputError: an unknown `beta_schedule`, no timesteps, or not as many `trained_betas`.
     """
     if trained_betas is not None:
         betas = _single(np.asarray(trained_betas, dtype=np.float64).reshape(-1))
+        if len(betas) != num_train_timesteps:
+            raise InputError(
+                f"trained_betas has {len(betas)} entries; allowed: one per training timestep, "
+                f"num_train_timesteps={num_train_timesteps}"
+            )
     elif beta_schedule in BETA_SCHEDULES:
         if num_train_timesteps < 1:
             raise InputError(f"num_train_timesteps={num_train_timesteps} must be at least 1")

@@ -1,47 +1,24 @@
-"""What all scheduler classes share: configuration, files, and `make_table`."""
+"""What all scheduler classes share: their configuration and `make_table`."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.solvers.configs import Config
+from underdraw.solvers.published import Published
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 from underdraw.solvers.stepping import Stepping
 from underdraw.solvers.table import Table
 
-FILE = "scheduler_config.json"
 
-
-class ConfigDict(dict):
-    """A configuration as published: a dict that also reads as attributes and does not change."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the configuration has no {name!r}") from None
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise InputTypeError("a configuration is fixed; use from_config(config, name=value)")
-
-    __setitem__ = __delitem__ = __setattr__ = _refuse
-    update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
-
-    def __reduce__(self) -> Any:
-        return ConfigDict, (dict(self),)
-
-
-class Scheduler(Stepping):
+class Scheduler(Published, Stepping):
     """A solver under its familiar name. A subclass names its configuration and builds its table.
 
     Keyword arguments and `config` are those of `scheduler_config.json`. Unknown ones raise
@@ -81,9 +58,6 @@ class Scheduler(Stepping):
         self.schedule = self._schedule()
         self._tables: dict[Any, Table] = {}
         super().__init__()
-
-    def _publish(self, values: Mapping[str, Any]) -> None:
-        self.config = ConfigDict({**values, "_class_name": type(self).__name__})
 
     def _schedule(self) -> NoiseSchedule:
         c = self.settings
@@ -140,11 +114,12 @@ class Scheduler(Stepping):
         build = type(self).build
         table = build(self.schedule, self.settings, steps, **request)
         if self.remembers:
-            restart = lambda begin: build(  # noqa: E731
-                self.schedule, self.settings, steps, begin=begin, **request
-            )
+            restart = partial(self._from_call, steps, request)
             object.__setattr__(table, "restart", restart)
         return table
+
+    def _from_call(self, steps: int | None, request: dict[str, Any], begin: int) -> Table:
+        return type(self).build(self.schedule, self.settings, steps, begin=begin, **request)
 
     def _check_request(self, steps: int | None, request: dict[str, tuple[float, ...]]) -> None:
         name = type(self).__name__
@@ -162,87 +137,12 @@ class Scheduler(Stepping):
             listed = request["timesteps"]
             if not all(0 <= t < train for t in listed):
                 raise InputError(f"timesteps={listed} must lie between 0 and {train - 1}")
+        elif "sigmas" in request:
+            if len(request["sigmas"]) < 2 or min(request["sigmas"]) < 0:
+                raise InputError("sigmas must hold at least two numbers, none below 0")
+        for key, listed in request.items():
             if any(later >= earlier for earlier, later in pairwise(listed)):
-                raise InputError(f"timesteps={listed} must fall")
-
-    # -- configuration and files ------------------------------------------------------------------
-    @classmethod
-    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """A scheduler from a dict, or from another scheduler or its `config`, of any class.
-
-        Values that were defaults of the other class give way to this class's own; keys this class
-        does not know are kept in `config` for the way back.
-        """
-        config = getattr(config, "config", config)
-        if not isinstance(config, Mapping):
-            raise InputTypeError(f"config={config!r} must be a dict or a scheduler")
-        defaulted = config.get("_use_default_values") or ()
-        known = {each.name for each in fields(cls.Config)}
-        given = {
-            name: value
-            for name, value in config.items()
-            if name not in defaulted and name != "_use_default_values"
-        }
-        chosen = {name: value for name, value in {**given, **overrides}.items() if name in known}
-        made = cls(**chosen)
-        others = {name: value for name, value in given.items() if name not in known}
-        made._publish({**made.config, **others})
-        if return_unused_kwargs:
-            unused = {name: value for name, value in overrides.items() if name not in known}
-            return made, {**others, **unused}
-        return made
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | os.PathLike[str], subfolder: str | None = None, **options: Any
-    ) -> Any:
-        """A scheduler from `scheduler_config.json` in a folder, or from a Hub repository.
-
-        `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` are for the Hub;
-        other options override the configuration.
-
-        Raises:
-            NotFoundError: no such file.
-            InputError: the file is not JSON, or has unsupported values.
-        """
-        hub = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-        access = {name: options.pop(name) for name in hub if name in options}
-        path = _find(Path(folder), str(folder), subfolder, access)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise InputError(f"{path} must hold a JSON object, not {type(config).__name__}")
-        return cls.from_config(config, **options)
-
-    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
-        """Write `scheduler_config.json`, whole or not at all; the familiar library reads it."""
-        target = Path(folder)
-        if target.is_file():
-            raise InputError(f"folder={str(folder)!r} is a file")
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target, delete=False, encoding="utf-8") as file:
-            file.write(self.to_json_string())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, target / FILE)
-
-    def to_json_string(self) -> str:
-        kept = {name: _plain(v) for name, v in self.config.items() if name not in _PRIVATE}
-        return json.dumps(kept, indent=2, sort_keys=True) + "\n"
-
-    @property
-    def compatibles(self) -> list[type]:
-        """Classes that take this one's configuration."""
-        from underdraw.solvers import schedulers
-
-        return schedulers.compatible_with(type(self))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
-
-
-_PRIVATE = ("_use_default_values", "_ignore_files")
+                raise InputError(f"{key}={listed} must fall from entry to entry")
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
@@ -257,28 +157,3 @@ def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
     if not numbers or not np.isfinite(numbers).all():
         raise InputError(f"{name}={values!r} must hold at least one number, all finite")
     return numbers
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _find(folder: Path, name: str, subfolder: str | None, access: dict[str, Any]) -> Path:
-    if folder.is_file():
-        return folder
-    if folder.is_dir():
-        places = [folder / subfolder / FILE] if subfolder else []
-        for path in (*places, folder / FILE):
-            if path.is_file():
-                return path
-        raise NotFoundError(f"there is no {FILE} in {places[0].parent if places else folder}")
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HFValidationError
-
-        return Path(hf_hub_download(name, FILE, subfolder=subfolder, **access))
-    except (OSError, HFValidationError) as error:
-        message = f"{name!r} is neither a folder nor a Hub repository with {FILE}: {error}"
-        raise NotFoundError(message) from error

@@ -21,6 +21,26 @@ from underdraw.solvers import (
 from underdraw.solvers.scheduler import Scheduler
 from underdraw.solvers.table import Row
 
+__all__ = [
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+]
+
 
 class DDIMScheduler(Scheduler):
     """Song et al. 2020. Options of `step` and `make_table`: `eta`, `use_clipped_model_output`."""

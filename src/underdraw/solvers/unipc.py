@@ -9,8 +9,8 @@ import numpy as np
 
 from underdraw.solvers.configs import UniPCConfig
 from underdraw.solvers.dpm_solver import half_log_snr, same, usable
-from underdraw.solvers.grid import lambda_grid
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.sigmas import lambda_grid
 from underdraw.solvers.table import Rows, Table, combine
 
 Terms = dict[str, float]
@@ -38,10 +38,12 @@ def update(
     hh = -h if predict_x0 else h
     if predict_x0:
         stay, size = end * alpha_t / (start * alpha_s), alpha_t
+        first = alpha_t * (1 - end / start)  # -size * (e^hh - 1), also where h is infinite
     else:
         stay, size = alpha_t / alpha_s, end * alpha_t
+        first = -alpha_t * (start - end)
     m0, order = known[0], len(known)
-    parts = [(stay, {origin: 1.0}), (-size * expm1(hh), m0)]
+    parts = [(stay, {origin: 1.0}), (first, m0)]
     if order > 1 or corrected is not None:
         b_h = hh if solver_type == "bh1" else expm1(hh)
         r = [

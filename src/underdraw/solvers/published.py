@@ -1,0 +1,137 @@
+"""A scheduler's configuration as published: `config`, `from_config`, `scheduler_config.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.solvers.configs import Config
+
+FILE = "scheduler_config.json"
+
+
+class ConfigDict(dict):
+    """A configuration as published: a dict that also reads as attributes and does not change."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the configuration has no {name!r}") from None
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise InputTypeError("a configuration is fixed; use from_config(config, name=value)")
+
+    __setitem__ = __delitem__ = __setattr__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        return ConfigDict, (dict(self),)
+
+
+class Published:
+    """Methods of the familiar classes that read and write configurations."""
+
+    Config: ClassVar[type[Config]]
+    config: ConfigDict
+
+    def _publish(self, values: Mapping[str, Any]) -> None:
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        self.config = ConfigDict({**plain, "_class_name": type(self).__name__})
+
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """A scheduler from a dict, or from another scheduler or its `config`, of any class.
+
+        Values that were defaults of the other class give way to this class's own; keys this class
+        does not know are kept in `config` for the way back.
+        """
+        config = getattr(config, "config", config)
+        if not isinstance(config, Mapping):
+            raise InputTypeError(f"config={config!r} must be a dict or a scheduler")
+        defaulted = config.get("_use_default_values") or ()
+        known = {each.name for each in fields(cls.Config)}
+        given = {
+            name: value
+            for name, value in config.items()
+            if name not in defaulted and name != "_use_default_values"
+        }
+        chosen = {name: value for name, value in {**given, **overrides}.items() if name in known}
+        made = cls(**chosen)
+        others = {name: value for name, value in given.items() if name not in known}
+        made._publish({**made.config, **others})
+        if return_unused_kwargs:
+            unused = {name: value for name, value in overrides.items() if name not in known}
+            return made, {**others, **unused}
+        return made
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], subfolder: str | None = None, **options: Any
+    ) -> Any:
+        """A scheduler from `scheduler_config.json` in a folder, or from a Hub repository.
+
+        `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` are for the Hub;
+        other options override the configuration.
+
+        Raises:
+            NotFoundError: no such file.
+            WeightError: the file is not a JSON object.
+            InputError: it has unsupported values.
+        """
+        from underdraw.weights.folders import read_json
+        from underdraw.weights.hub import resolve
+
+        access = {name: options.pop(name) for name in _HUB if name in options}
+        inside = subfolder or ""
+        if os.path.isfile(folder):
+            path = Path(folder)
+        else:
+            place = resolve(folder, subfolder=inside, weights=False, **access)
+            path = place / inside / FILE
+            if not path.is_file():
+                path = place / FILE
+            if not path.is_file():
+                raise NotFoundError(f"there is no {FILE} in {place / inside}")
+        config = read_json(path)
+        return cls.from_config(config, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
+        """Write `scheduler_config.json`, whole or not at all; the familiar library reads it."""
+        from underdraw.weights.save import write_json
+
+        target = Path(folder)
+        if target.is_file():
+            raise InputError(f"folder={str(folder)!r} is a file")
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / FILE, self._plain_config())
+
+    def _plain_config(self) -> dict[str, Any]:
+        return {name: _plain(v) for name, v in self.config.items() if name not in _PRIVATE}
+
+    def to_json_string(self) -> str:
+        """As in `scheduler_config.json`."""
+        return json.dumps(self._plain_config(), indent=2, sort_keys=True) + "\n"
+
+    @property
+    def compatibles(self) -> list[type]:
+        """Classes that take this one's configuration."""
+        from underdraw.solvers import schedulers
+
+        return schedulers.compatible_with(type(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+_PRIVATE = ("_use_default_values", "_ignore_files")
+_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
