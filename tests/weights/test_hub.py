@@ -88,6 +88,8 @@ def server(folder, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    # Read from the environment when the library was imported, perhaps by a test before.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     yield server
     server.close()
 

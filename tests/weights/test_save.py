@@ -10,12 +10,11 @@ import weakref
 import numpy as np
 import pytest
 import safetensors.torch
-from diffusers import AutoencoderKL
 from weights.cases import TENSORS, assert_same
 
 from underdraw.errors import InputError
-from underdraw.weights import folders, save
-from underdraw.weights.files import StoredTensor, open_checkpoint, open_tensors, stored
+from underdraw.weights import save
+from underdraw.weights.files import StoredTensor, open_checkpoint, open_tensors
 
 
 def all_kinds(tmp_path):
@@ -74,26 +73,6 @@ def test_files_get_the_usual_permissions(tmp_path):
     save.save_tensors(tmp_path / "x.safetensors", {"a": np.zeros(1)})
     (tmp_path / "plain").write_bytes(b"")
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-@pytest.mark.parametrize("variant", [None, "fp16"])
-def test_the_peer_reads_shards(tmp_path, variant):
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    tensors = {name: stored(t.numpy()) for name, t in vae.state_dict().items()}
-    vae.save_config(tmp_path)
-    written = save.save_weights(tmp_path, tensors, variant=variant, max_shard_size="100KB")
-    assert len(written) > 3
-    assert all((tmp_path / name).stat().st_size < 160_000 for name in written)
-    again = AutoencoderKL.from_pretrained(tmp_path, variant=variant).state_dict()
-    _, ours = folders.open_component(tmp_path, variant=variant)
-    assert ours.keys() == again.keys()
-    for name, tensor in vae.state_dict().items():
-        assert np.array_equal(again[name].numpy(), tensor.numpy())
-        assert np.array_equal(ours[name].load(), tensor.numpy())
 
 
 def test_other_forms_of_the_same_weights_go(tmp_path):

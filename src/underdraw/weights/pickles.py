@@ -50,7 +50,7 @@ def read_pickle(path: Path, mapped: mmap.mmap) -> Checkpoint:
             what = looks_like(mapped[:512]) or "something unknown"
             raise WeightError(f"{path}: not a PyTorch checkpoint but {what}")
         lazy, metadata = _collect(root)
-        tensors = {name: _stored(name, tensor, locate) for name, tensor in lazy.items()}
+        tensors = {name: _stored(path, name, t, locate) for name, t in lazy.items()}
     except PickleError as error:
         raise WeightError(f"{path}: {error}") from error
     return Checkpoint(tensors, metadata)
@@ -77,8 +77,10 @@ class _ZipStorages:
                 f"damaged: {name!r} has {info.file_size:,} bytes, its tensors need "
                 f"{storage.nbytes:,}"
             )
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            return lambda: (bytearray(_entry(self.archive, name, storage.nbytes)), 0)
         if info.compress_type != zipfile.ZIP_STORED:
-            return lambda: (bytearray(self.archive.read(info)), 0)
+            raise PickleError(f"entry {name!r} is compressed in a way that torch never uses")
         start = self._start(info)
         return lambda: (self.mapped, start)
 
@@ -118,9 +120,9 @@ def _read_zip(mapped: mmap.mmap) -> tuple[Any, Any]:
     return root, _ZipStorages(mapped, archive, folder)
 
 
-def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+def _entry(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
     info = archive.getinfo(name)
-    if info.file_size > MAX_PROGRAM:
+    if info.file_size > (MAX_PROGRAM if limit is None else limit):
         raise PickleError(f"entry {name!r} of {info.file_size:,} bytes is no checkpoint's")
     try:
         return archive.read(info)
@@ -255,7 +257,7 @@ def _flatten(root: Any) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _stored(name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:
+def _stored(path: Path, name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:
     storage, dtype = tensor.storage, tensor.dtype
     itemsize = NUMPY_DTYPES[dtype].itemsize
     count = storage.nbytes // itemsize
@@ -272,7 +274,10 @@ def _stored(name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:
     def load() -> np.ndarray:
         if empty:
             return np.empty(size, NUMPY_DTYPES[dtype])
-        buffer, start = source()
+        try:
+            buffer, start = source()
+        except PickleError as error:  # only compressed entries are read this late
+            raise WeightError(f"{path}: {error}") from error
         # Only the span this tensor touches: a copy of unaligned numbers then stays small.
         flat = view(buffer, dtype, last - first + 1, start + first * itemsize)
         strides = tuple(step * itemsize for step in stride)
