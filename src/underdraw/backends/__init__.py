@@ -1,4 +1,4 @@
-"""The three frameworks a network program runs on. Nothing here is imported before it is asked for."""
+"""The three frameworks a network program runs on, imported only when asked for."""
 
 from __future__ import annotations
 
@@ -27,5 +27,7 @@ def get(name: str = "torch") -> Any:
     if name not in NAMES:
         raise InputError(f"backend={name!r} is not known; allowed: {', '.join(NAMES)}")
     if importlib.util.find_spec(name) is None:
-        raise InputError(f"backend={name!r} needs the package {name}: pip install 'underdraw[{name}]'")
+        raise InputError(
+            f"backend={name!r} needs the package {name}: pip install 'underdraw[{name}]'"
+        )
     return importlib.import_module(f"underdraw.backends.{name}")

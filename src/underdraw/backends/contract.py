@@ -1,18 +1,18 @@
 """The closed list of operations a network may use, and what each one promises.
 
 A network program receives a backend as its argument `nn` and touches arrays only through these
-operations, Python arithmetic (`+ - * / **`, comparisons, unary minus), `.shape`, `.reshape(*sizes)`,
-indexing with integers, slices and `None`, and nothing else. `tests/backends` runs every operation on
-every installed backend against a float64 numpy reference.
+operations, Python arithmetic (`+ - * / **`, comparisons, unary minus), `.shape`,
+`.reshape(*sizes)`, indexing with integers, slices and `None`, and nothing else. `tests/backends`
+runs every operation on every installed backend against a float64 numpy reference.
 
 Promises common to all of them:
 - images are `(batch, channels, height, width)`, token sequences `(batch, tokens, width)`;
-- the result has the dtype of the first array argument; reductions inside norms, softmax and attention
-  are accumulated in float32 at least;
+- the result has the dtype of the first array argument; reductions inside norms, softmax and
+  attention are accumulated in float32 at least;
 - nothing is modified in place and nothing is random.
 
-`p` is a node of a parameter tree. An operation that owns parameters receives the node that holds them
-(`weight`, `bias`) and repeats their sizes, so that the same program run on shapes alone
+`p` is a node of a parameter tree. An operation that owns parameters receives the node that holds
+them (`weight`, `bias`) and repeats their sizes, so that the same program run on shapes alone
 (`backends.shapes`) writes down the layout of a checkpoint.
 """
 
@@ -120,7 +120,8 @@ class Operations(Protocol):
 
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
         """`softmax(q k^T / sqrt(d) + mask) v`; q `(batch, heads, queries, d)`, k and v
-        `(batch, heads, keys, d)`, `mask` added, broadcastable to `(batch, heads, queries, keys)`."""
+        `(batch, heads, keys, d)`, `mask` added, broadcastable to `(batch, heads, queries,
+        keys)`."""
 
     # -- shape and type ---------------------------------------------------------------------------
     def permute(self, x: Array, axes: Sequence[int]) -> Array:
@@ -145,7 +146,7 @@ class Operations(Protocol):
         """`0 .. count - 1` in float32 on the device of `like`."""
 
     def causal_mask(self, count: int, like: Array) -> Array:
-        """`(count, count)` in like's dtype: 0 on and below the diagonal, the lowest number above."""
+        """`(count, count)` like `like`: 0 on and below the diagonal, the lowest number above."""
 
     def float32(self, x: Array) -> Array:
         """`x` in float32."""

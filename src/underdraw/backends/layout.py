@@ -1,4 +1,4 @@
-"""What a checkpoint of a network looks like: the names of its leaves and the shape of each tensor."""
+"""What a checkpoint of a network looks like: names of leaves and shapes of tensors."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The one place where random numbers are drawn: always by PyTorch, whatever backend they go to.
 
 Backends differ in their random streams, so noise is drawn once, on the generator's own device, and
-handed over. With `seed=` every image has its own CPU generator: an image then depends neither on the
-batch it sits in nor on where it was made.
+handed over. With `seed=` every image has its own CPU generator: an image then depends neither on
+the batch it sits in nor on where it was made.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ def draw(shape: Sequence[int], generator: Generators, device: Any, dtype: Any) -
         if len(generator) == 1:
             return draw(shape, generator[0], device, dtype)
         if len(generator) != shape[0]:
-            raise InputError(f"generator has {len(generator)} entries; the batch has {shape[0]} images")
+            raise InputError(
+                f"generator has {len(generator)} entries; the batch has {shape[0]} images"
+            )
         parts = [draw((1, *shape[1:]), g, device, dtype) for g in generator]
         return torch.cat(parts)
+    assert not isinstance(generator, Sequence)  # told apart above
     place = device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=place, dtype=dtype).to(device)
 

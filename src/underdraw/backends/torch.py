@@ -1,4 +1,4 @@
-"""PyTorch: leaves are PyTorch's own layers, nodes are modules, so its whole ecosystem keeps working."""
+"""PyTorch: leaves are its own layers, nodes are modules, so its ecosystem keeps working."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Torch:
 
 
 class Node(nn.Module):
-    """A node of the tree. Children are registered modules, so `state_dict` names are published names."""
+    """A node of the tree. Children are registered, so `state_dict` names are published names."""
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__["_modules"]
@@ -183,7 +183,7 @@ def build_root(root: nn.Module, layout: Layout, device: Any = None) -> None:
     """
     for path, leaf in layout.leaves.items():
         *parents, last = path.split(".")
-        here = root
+        here: Any = root
         for part in parents:
             if part not in here._modules:
                 here._modules[part] = Node()

@@ -1,8 +1,9 @@
 """The contract every control keeps.
 
-A control is a frozen value. It is prepared once per run and then sees every model call; what it must
-remember between calls is the carry it returns, never an attribute of itself or of the model. So the
-same control may serve two threads, and a plain call after a controlled one gives the same bits.
+A control is a frozen value. It is prepared once per run and then sees every model call; what it
+must remember between calls is the carry it returns, never an attribute of itself or of the model.
+So the same control may serve two threads, and a plain call after a controlled one gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Run:
     pipeline: Any
     """The components: `unet`, `vae`, `text_encoder`, `tokenizer`, ..."""
     batch: int
-    """Images of this run. Under guidance the UNet sees `2 * batch` rows, the unconditional ones first."""
+    """Images of this run. Under guidance the UNet sees twice as many rows, unconditional first."""
     latents: Array
     """The latents the run begins with, `(batch, channels, height, width)`."""
     calls: int
@@ -57,7 +58,7 @@ class Control:
     def before_call(
         self, nn: Operations, carry: Any, latents: Array, call: Call
     ) -> tuple[Array, Sites, Any]:
-        """The latents `(batch, ...)` from which this call starts, what acts inside it, new carry."""
+        """The latents from which this call starts, what acts inside it, and the new carry."""
         return latents, NO_SITES, carry
 
     def after_step(

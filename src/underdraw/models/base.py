@@ -1,8 +1,9 @@
 """What users hold: a program, a frozen config and a parameter tree under the peer's class name.
 
 A class such as `UNet2DConditionModel` is written once, without a framework. Creating one picks the
-backend and returns an instance of a subclass that is also that backend's own kind of thing: on PyTorch
-an `nn.Module` which is itself the root of the tree, so that `state_dict` names are the published names.
+backend and returns an instance of a subclass that is also that backend's own kind of thing: on
+PyTorch an `nn.Module` which is itself the root of the tree, so that `state_dict` names are the
+published names.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Model:
     def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Any:
         return object.__new__(_bind(cls, backend))
 
-    def __init__(self, config: Config | None = None, *, backend: str = "torch", **fields: Any) -> None:
+    def __init__(
+        self, config: Config | None = None, *, backend: str = "torch", **fields: Any
+    ) -> None:
         config = self._read_config(config, fields)
         super().__init__()
         self.config = config
@@ -54,7 +57,9 @@ class Model:
             )
         names = set(cls.config_class.__dataclass_fields__)
         if unknown := sorted(set(fields) - names):
-            raise InputTypeError(f"{cls.__name__} has no config fields {unknown}; there are {sorted(names)}")
+            raise InputTypeError(
+                f"{cls.__name__} has no config fields {unknown}; there are {sorted(names)}"
+            )
         return read(cls.config_class, fields)
 
     @classmethod
@@ -64,7 +69,7 @@ class Model:
 
     @classmethod
     def from_config(cls: type[Self], config: Mapping[str, Any], backend: str = "torch") -> Self:
-        """Random weights from a parsed `config.json`; keys that are no config fields are left out."""
+        """Random weights from a parsed `config.json`; keys that are no fields are left out."""
         return cls(read(cls.config_class, cls.adapt_config(dict(config))), backend=backend)
 
     @classmethod
@@ -108,7 +113,7 @@ class Model:
         """
         from underdraw.weights import folders, hub as hubs
 
-        path = hubs.resolve(name_or_path, subfolder=subfolder, variant=variant, **hub)
+        path = hubs.resolve(name_or_path, subfolder=subfolder or "", variant=variant, **hub)
         raw, tensors = folders.open_component(path, subfolder or "", variant, use_safetensors)
         return cls.from_tensors(
             raw, tensors, dtype=dtype or torch_dtype, device=device, backend=backend, check=check
@@ -131,7 +136,7 @@ class Model:
         config = read(cls.config_class, cls.adapt_config(dict(raw_config)))
         layout = cls.layout(config)
         fitting = match_network(cls.network, layout.shapes, tensors, cls.__name__)
-        model = object.__new__(_bind(cls, backend))
+        model: Any = object.__new__(_bind(cls, backend))
         super(Model, model).__init__()
         model.config = config
         model._framework.load_root(model, layout, fitting, dtype or "float32", device)
@@ -197,7 +202,8 @@ class Model:
                 max_shard_size=max_shard_size,
             )
 
-    # -- what the tree is made of --------------------------------------------------------------------
+    # -- what the tree is made of
+    # --------------------------------------------------------------------
     @property
     def dtype(self) -> Any:
         """The dtype of the parameters."""

@@ -49,11 +49,10 @@ class CLIPTextModel(Model):
 
     def encode(self, input_ids: Array, attention_mask: Array | None = None) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""
-        nn, mask = self.nn, None
+        mask = None
         if attention_mask is not None:
-            like = self.text_model.final_layer_norm.weight
-            mask = (1 - nn.cast(attention_mask, like))[:, None, None] * -1e9
-        return clip.text(nn, self, self.config, input_ids, mask=mask)
+            mask = (1 - self.nn.float32(attention_mask))[:, None, None] * -1e9
+        return clip.text(self.nn, self, self.config, input_ids, mask=mask)
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):

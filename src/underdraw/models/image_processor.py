@@ -43,8 +43,10 @@ class CLIPImageProcessor:
         """From a folder or Hub id that holds `preprocessor_config.json`."""
         from underdraw.weights import folders, hub as hubs
 
-        path = hubs.resolve(name_or_path, subfolder=subfolder, **hub)
-        return cls.from_config(folders.read_json(path / (subfolder or "") / "preprocessor_config.json"))
+        path = hubs.resolve(name_or_path, subfolder=subfolder or "", **hub)
+        return cls.from_config(
+            folders.read_json(path / (subfolder or "") / "preprocessor_config.json")
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`, which the peer reads."""
@@ -96,7 +98,9 @@ class CLIPImageProcessor:
                 image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
-            raise InputTypeError(f"images holds {type(image).__name__}; allowed: PIL image, numpy array")
+            raise InputTypeError(
+                f"images holds {type(image).__name__}; allowed: PIL image, numpy array"
+            )
         image = image.convert("RGB")
         width, height = image.size
         short = min(width, height)

@@ -44,7 +44,8 @@ class StableDiffusionSafetyChecker(Model):
 
         Args:
             clip_input: the images as `CLIPImageProcessor` prepares them.
-            images: what to return: an array `(batch, ...)`; it is copied before anything is blackened.
+            images: what to return: an array `(batch, ...)`; it is copied before anything is
+                blackened.
         """
         flags = self.flags(clip_input)
         if any(flags):

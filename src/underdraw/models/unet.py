@@ -47,7 +47,8 @@ class UNet2DConditionModel(Model):
             timestep: a number, or one per image `(batch,)`, in 0 .. 999.
             encoder_hidden_states: text context `(batch, tokens, cross_attention_dim)`.
             encoder_attention_mask: `(batch, tokens)`, true where a token counts.
-            sites: what controls do inside this call, instead of the peer's `cross_attention_kwargs`.
+            sites: what controls do inside this call, instead of the peer's
+                `cross_attention_kwargs`.
         """
         for name, value in (
             ("attention_mask", attention_mask),

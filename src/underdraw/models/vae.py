@@ -98,7 +98,7 @@ class AutoencoderKL(Model):
         return DecoderOutput(image) if return_dict else (image,)
 
     def decode_with(self, z: Array, slicing: bool = False, tiling: Tiling | None = None) -> Array:
-        """Decode under settings that belong to the caller; two pipelines may share one autoencoder."""
+        """Decode under the caller's settings; two pipelines may share one autoencoder."""
         nn, config = self.nn, self.config
         return self._run(
             lambda part: vae.decode(nn, self, config, part), z, (config.factor, 1), slicing, tiling

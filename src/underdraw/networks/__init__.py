@@ -1,1 +1,1 @@
-"""Networks as plain programs: a backend, a parameter tree, a frozen config and arrays in, arrays out."""
+"""Networks as plain programs: backend, parameter tree, frozen config, arrays in; arrays out."""

@@ -100,8 +100,8 @@ def _layer(
 def end_of_text(nn: Operations, config: CLIPTextConfig, ids: Array) -> Array:
     """Position of the end token in each row of `ids (batch, tokens)`.
 
-    Configs written before the end token was stored say `eos_token_id = 2`, which is not it: there the
-    end token is the largest id. (GLIGEN's phrase embeddings depend on this.)
+    Configs written before the end token was stored say `eos_token_id = 2`, which is not it: there
+    the end token is the largest id. (GLIGEN's phrase embeddings depend on this.)
     """
     if config.eos_token_id == 2:
         return nn.argmax(ids, 1)
@@ -109,7 +109,7 @@ def end_of_text(nn: Operations, config: CLIPTextConfig, ids: Array) -> Array:
 
 
 def embed_tokens(nn: Operations, p: Node, config: CLIPTextConfig, ids: Array) -> Array:
-    """Token embeddings `(batch, tokens, hidden_size)` of `ids (batch, tokens)`, without positions."""
+    """Embeddings `(batch, tokens, hidden_size)` of `ids (batch, tokens)`, without positions."""
     return nn.embedding(
         p.text_model.embeddings.token_embedding, ids, config.vocab_size, config.hidden_size
     )
@@ -138,7 +138,7 @@ def text(
     )
     x = x + positions[: x.shape[1]][None]
     causal = nn.causal_mask(x.shape[1], x)[None, None]
-    causal = causal if mask is None else causal + mask
+    causal = causal if mask is None else causal + nn.cast(mask, x)
     states = [x]
     for i in range(c.num_hidden_layers):
         x = _layer(nn, t.encoder.layers[i], c, x, causal)
@@ -158,10 +158,16 @@ def text_projection(nn: Operations, p: Node, config: CLIPTextConfig, pooled: Arr
 
 
 def vision(nn: Operations, p: Node, config: CLIPVisionConfig, image: Array) -> VisionOutput:
-    """The image tower on `(batch, 3, image_size, image_size)`, normalised as CLIP's processor does."""
+    """The image tower on `(batch, 3, image_size, image_size)`, as CLIP's processor gives it."""
     c, v = config, p.vision_model
     patches = nn.conv2d(
-        v.embeddings.patch_embedding, image, c.hidden_size, c.patch_size, c.patch_size, 0, bias=False
+        v.embeddings.patch_embedding,
+        image,
+        c.hidden_size,
+        c.patch_size,
+        c.patch_size,
+        0,
+        bias=False,
     )
     batch, width, rows, columns = patches.shape
     patches = nn.permute(patches.reshape(batch, width, rows * columns), (0, 2, 1))

@@ -41,7 +41,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def read(cls: type[AnyConfig], raw: Mapping[str, Any]) -> AnyConfig:
-    """A config from a parsed JSON object. Keys it does not know are left out, lists become tuples."""
+    """A config from parsed JSON. Keys it does not know are left out, lists become tuples."""
     names = {f.name for f in dataclasses.fields(cls)}
     return cls(**{k: _freeze(v) for k, v in raw.items() if k in names})
 

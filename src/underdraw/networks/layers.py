@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from underdraw.backends.contract import Array, Node, Operations
-from underdraw.networks.sites import NO_SITES, Sites, apply
+from underdraw.networks.sites import NO_SITES, Sites, apply, check
 
 
 def timestep_embedding(
@@ -14,7 +14,8 @@ def timestep_embedding(
 ) -> Array:
     """Sinusoidal embedding of times `(batch,)`: `(batch, width)` (Ho et al. 2020).
 
-    float32 throughout: near t = 1000 float16 values lie 0.5 apart, so angles would be off by 0.25 rad.
+    float32 throughout: near t = 1000 float16 values lie 0.5 apart, so angles would be off by 0.25
+        rad.
     """
     half = width // 2
     frequencies = nn.exp(nn.arange(half, t) * (-math.log(10000.0) / (half - freq_shift)))
@@ -35,7 +36,7 @@ def resnet(
     temb: Array | None = None,
     scale_shift: bool = False,
 ) -> Array:
-    """Residual block. `temb` is `time_emb_proj` of the time, `(batch | 1, width or 2 width, 1, 1)`."""
+    """Residual block; `temb (batch | 1, width or 2 width, 1, 1)` is what it makes of the time."""
     h = nn.conv2d(p.conv1, act(nn.group_norm(p.norm1, x, groups, eps)), width, 3)
     if temb is not None and not scale_shift:
         h = h + temb
@@ -89,7 +90,9 @@ def attention(
     else:
         h = nn.attention(q, k, v, mask)
     for hook in beside:
-        h = h + hook(nn, place, q)
+        extra = hook(nn, place, q)
+        check(hook, place, extra, h.shape)
+        h = h + extra
     return nn.linear(p.to_out[0], merge_heads(nn, h), width)
 
 
@@ -102,7 +105,7 @@ def feed_forward(nn: Operations, p: Node, x: Array) -> Array:
 
 
 Context = Array | Mapping[str, tuple[Array, Array]]
-"""Text context `(batch, tokens, width)`, or the keys and values of it for each attention by place."""
+"""Text context `(batch, tokens, width)`, or its keys and values for each attention by place."""
 
 
 def context_keys_values(
@@ -125,12 +128,12 @@ def transformer_block(
     only_cross: bool = False,
     mask: Array | None = None,
 ) -> Array:
-    """Self-attention, cross-attention over the context, feed-forward; each normalised and residual."""
+    """Self-attention, cross-attention, feed-forward; each normalised and residual."""
     width = x.shape[-1]
     h = nn.layer_norm(p.norm1, x)
     if only_cross:
         kv = context_keys_values(nn, p.attn1, context, f"{place}.attn1", width, heads)
-        x = x + attention(nn, p.attn1, h, kv, heads, place, sites.cross_attention, mask=mask)
+        x = x + attention(nn, p.attn1, h, kv, heads, place, sites.cross_attention)
     else:
         kv = keys_values(nn, p.attn1, h, width, heads)
         x = x + attention(nn, p.attn1, h, kv, heads, place, sites.self_attention)
@@ -168,8 +171,8 @@ def spatial_transformer(
 ) -> Array:
     """Transformer blocks over the positions of an image `(batch, channels, height, width)`.
 
-    `linear` says whether the projections around them are linear (SD 2) or 1 x 1 convolutions (SD 1);
-    they compute the same, but their weights are stored in different shapes.
+    `linear` says whether the projections around them are linear (SD 2) or 1 x 1 convolutions (SD
+    1); they compute the same, but their weights are stored in different shapes.
     """
     batch, channels, height, width = x.shape
     h = nn.group_norm(p.norm, x, groups, 1e-6)

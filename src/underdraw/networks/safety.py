@@ -21,8 +21,9 @@ def concept_scores(
         image: `(batch, 3, image_size, image_size)`, normalised as CLIP's processor does.
 
     Returns:
-        `(special (batch, 3), concepts (batch, 17))`: cosine similarity minus the concept's threshold.
-        An image is flagged when a concept score is above 0, or above -0.01 where a special one is.
+        `(special (batch, 3), concepts (batch, 17))`: cosine similarity minus the concept's
+        threshold. An image is flagged when a concept score is above 0, or above -0.01 where a
+        special one is.
     """
     pooled = vision(nn, _Inner(p), config, image).pooled
     embedding = visual_projection(nn, p, config, pooled)

@@ -18,20 +18,20 @@ Join = Callable[[Operations, str, Array, Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Sites:
-    """What acts inside one UNet call. Nothing is set on the model, and what is empty costs nothing."""
+    """What acts inside one UNet call. Nothing is set on the model; what is empty costs nothing."""
 
     model_input: tuple[Callable[[Operations, Array], Array], ...] = ()
     """Latents before the first convolution, to which channels may be added (inpainting)."""
     after_self_attention: tuple[Hook, ...] = ()
-    """Tokens `(batch, tokens, width)` after self-attention and its residual (GLIGEN's gated layers)."""
+    """Tokens `(batch, tokens, width)` after self-attention and its residual (GLIGEN)."""
     self_attention: tuple[Hook, ...] = ()
     """Probabilities `(batch, heads, queries, keys)` of self-attention."""
     cross_attention: tuple[Hook, ...] = ()
     """Probabilities `(batch, heads, queries, keys)` of cross-attention."""
     beside_cross_attention: tuple[Hook, ...] = ()
-    """From queries `(batch, heads, tokens, d)` to what is added to the attended values (IP-Adapter)."""
+    """From queries `(batch, heads, tokens, d)` to what is added to the values (IP-Adapter)."""
     down: tuple[Hook, ...] = ()
-    """Hidden `(batch, channels, height, width)` at the end of each down block's layers (T2I-Adapter)."""
+    """Hidden `(batch, channels, height, width)` after each down block's layers (T2I-Adapter)."""
     join: tuple[Join, ...] = ()
     """Hidden and skip of an up block before they are joined (FreeU)."""
     down_residuals: Sequence[Array] | None = None
@@ -82,13 +82,29 @@ def _sum_each(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
 NO_SITES = Sites()
 
 
+def check(who: Any, place: str, returned: Array, shape: Sequence[int]) -> None:
+    """Raise a `ControlError` unless what a hook returned has the shape that its site carries."""
+    if tuple(returned.shape) != tuple(shape):
+        raise ControlError(
+            f"{who!r} at '{place}' returned {tuple(returned.shape)}; "
+            f"the site carries {tuple(shape)}"
+        )
+
+
 def apply(nn: Operations, hooks: tuple[Hook, ...], place: str, x: Array) -> Array:
     """Run the hooks of one site in order, checking that each keeps the shape."""
     for hook in hooks:
         y = hook(nn, place, x)
-        if tuple(y.shape) != tuple(x.shape):
-            raise ControlError(
-                f"{hook!r} at '{place}' returned {tuple(y.shape)}; the site carries {tuple(x.shape)}"
-            )
+        check(hook, place, y, x.shape)
         x = y
     return x
+
+
+def add_residual(place: str, x: Array, residual: Array) -> Array:
+    """Their sum; a residual may have size 1 where it is the same for all images or positions."""
+    sizes, carried = tuple(residual.shape), tuple(x.shape)
+    if len(sizes) != len(carried) or any(
+        a not in (1, b) for a, b in zip(sizes, carried, strict=True)
+    ):
+        raise ControlError(f"the residual at '{place}' is {sizes}; the site carries {carried}")
+    return x + residual

@@ -10,7 +10,7 @@ from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
-from underdraw.errors import InputError
+from underdraw.errors import ControlError, InputError
 from underdraw.networks.config import Config, require
 from underdraw.networks.layers import (
     ACTIVATIONS,
@@ -21,7 +21,7 @@ from underdraw.networks.layers import (
     spatial_transformer,
     timestep_embedding,
 )
-from underdraw.networks.sites import NO_SITES, Sites, apply
+from underdraw.networks.sites import NO_SITES, Sites, add_residual, apply, check
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -151,14 +151,12 @@ def embed_time(
     class_labels: Array | None = None,
     timestep_cond: Array | None = None,
 ) -> Array:
-    """Times `(batch,)` to `(batch, width)` in the dtype of `like`, with class labels if the UNet has them."""
+    """Times `(batch,)` to `(batch, width)` in the dtype of `like`, class labels included."""
     c, width = config, config.time_embedding_dim or 4 * config.block_out_channels[0]
     act = activation(nn, c.act_fn)
 
     def sinusoid(t: Array) -> Array:
-        wave = timestep_embedding(
-            nn, t, c.block_out_channels[0], c.flip_sin_to_cos, c.freq_shift
-        )
+        wave = timestep_embedding(nn, t, c.block_out_channels[0], c.flip_sin_to_cos, c.freq_shift)
         return nn.cast(wave, like)
 
     def mlp(p: Node, x: Array) -> Array:
@@ -171,7 +169,9 @@ def embed_time(
     if c.class_embed_type is None and c.num_class_embeds is None:
         return temb
     if class_labels is None:
-        raise InputError("class_labels=None; this UNet was trained with class labels and needs them")
+        raise InputError(
+            "class_labels=None; this UNet was trained with class labels and needs them"
+        )
     if c.class_embed_type == "timestep":
         return temb + mlp(p.class_embedding, sinusoid(class_labels))
     if c.class_embed_type == "projection":
@@ -196,10 +196,11 @@ def unet(
     """The network's output `(batch, out_channels, height, width)`.
 
     Args:
-        x: latents `(batch, in_channels, height, width)`, already scaled for the solver. Any size: where
-            it does not halve evenly, the way up meets the sizes of the way down.
+        x: latents `(batch, in_channels, height, width)`, already scaled for the solver. Any size:
+            where it does not halve evenly, the way up meets the sizes of the way down.
         time: from `embed_time` or `time_shifts`.
-        context: `(batch, tokens, cross_attention_dim)`, or keys and values from `context_constants`.
+        context: `(batch, tokens, cross_attention_dim)`, or keys and values from
+            `context_constants`.
         mask: added to cross-attention scores, broadcastable to `(batch, heads, queries, tokens)`.
     """
     c = config
@@ -224,13 +225,22 @@ def unet(
         )
 
     for extend in sites.model_input:
-        x = extend(nn, x)
+        extended = extend(nn, x)
+        check(extend, "model_input", extended, (x.shape[0], extended.shape[1], *x.shape[2:]))
+        x = extended
+    if x.shape[1] != c.in_channels and sites.conv_in is None:
+        error = ControlError if sites.model_input else InputError
+        raise error(
+            f"latents at 'conv_in' are {tuple(x.shape)}; this UNet takes {c.in_channels} channels"
+        )
     if c.center_input_sample:
         x = 2 * x - 1.0
     if sites.conv_in is None:
         x = nn.conv2d(p.conv_in, x, c.block_out_channels[0], c.conv_in_kernel)
     else:
-        x = sites.conv_in(nn, p.conv_in, x)
+        hidden = sites.conv_in(nn, p.conv_in, x)
+        check(sites.conv_in, "conv_in", hidden, (x.shape[0], c.block_out_channels[0], *x.shape[2:]))
+        x = hidden
     skips = [x]
     for i, (kind, width) in enumerate(zip(c.down_block_types, c.block_out_channels, strict=True)):
         block, place = p.down_blocks[i], f"down_blocks.{i}"
@@ -245,11 +255,21 @@ def unet(
             skips.append(x)
         if i < top:
             down = block.downsamplers[0].conv
+            # As the autoencoder's: unpadded means padded below and to the right only.
+            x = x if c.downsample_padding else nn.pad(x, 1, 1)
             x = nn.conv2d(down, x, width, 3, stride=2, padding=c.downsample_padding)
             skips.append(x)
 
     if sites.down_residuals is not None:
-        skips = [skip + extra for skip, extra in zip(skips, sites.down_residuals, strict=True)]
+        if len(sites.down_residuals) != len(skips):
+            raise ControlError(
+                f"down_residuals has {len(sites.down_residuals)} entries; "
+                f"this UNet has {len(skips)} skip connections"
+            )
+        skips = [
+            add_residual(f"down_residuals.{k}", skip, extra)
+            for k, (skip, extra) in enumerate(zip(skips, sites.down_residuals, strict=True))
+        ]
 
     if c.mid_block_type is not None:
         mid, width = p.mid_block, c.block_out_channels[-1]
@@ -257,7 +277,7 @@ def unet(
         x = attend(mid.attentions[0], x, top, "mid_block.attentions.0")
         x = residual(mid.resnets[1], x, width, "mid_block.resnets.1")
     if sites.mid_residual is not None:
-        x = x + sites.mid_residual
+        x = add_residual("mid_residual", x, sites.mid_residual)
 
     for i, kind in enumerate(c.up_block_types):
         level = top - i
@@ -267,10 +287,11 @@ def unet(
         for j in range(c.level("layers_per_block", level) + 1):
             skip = skips.pop()
             for join in sites.join:
-                x, skip = join(nn, place, x, skip)
-            x = residual(
-                block.resnets[j], nn.concat((x, skip), 1), width, f"{place}.resnets.{j}"
-            )
+                hidden, skipped = join(nn, place, x, skip)
+                check(join, place, hidden, x.shape)
+                check(join, place, skipped, skip.shape)
+                x, skip = hidden, skipped
+            x = residual(block.resnets[j], nn.concat((x, skip), 1), width, f"{place}.resnets.{j}")
             if kind == "CrossAttnUpBlock2D":
                 x = attend(block.attentions[j], x, level, f"{place}.attentions.{j}", only_cross)
         if level:
@@ -304,7 +325,8 @@ def layout(config: UNetConfig) -> Layout:
 
 
 def time_shifts(nn: Operations, p: Node, config: UNetConfig, temb: Array) -> dict[str, Array]:
-    """What each residual block makes of embedded times `(n, width)`: `(n, channels, 1, 1)` by place.
+    """What each residual block makes of embedded times `(n, width)`: `(n, channels, 1, 1)` by
+    place.
 
     Depends on the time alone, so it is computed for all calls of a loop before the first one.
     """

@@ -74,16 +74,23 @@ def encode(nn: Operations, p: Node, config: VAEConfig, image: Array) -> Array:
             down = block.downsamplers[0].conv
             x = nn.conv2d(down, nn.pad(x, 1, 1), width, 3, stride=2, padding=0)
     x = _middle(nn, e.mid_block, c, x)
-    x = act(nn.group_norm(e.conv_norm_out, x, groups, EPS))
+    # SiLU here, and at the end of `decode`, whatever `act_fn` says: so does the peer.
+    x = nn.silu(nn.group_norm(e.conv_norm_out, x, groups, EPS))
     moments = nn.conv2d(e.conv_out, x, 2 * c.latent_channels, 3)
-    return nn.conv2d(p.quant_conv, moments, 2 * c.latent_channels, 1) if c.use_quant_conv else moments
+    return (
+        nn.conv2d(p.quant_conv, moments, 2 * c.latent_channels, 1) if c.use_quant_conv else moments
+    )
 
 
 def decode(nn: Operations, p: Node, config: VAEConfig, latents: Array) -> Array:
-    """Latents, divided by the scaling factor, to an image `(batch, 3, height, width)` near [-1, 1]."""
+    """Latents, divided by the scaling factor, to images `(batch, 3, height, width)`, -1 .. 1."""
     c, d = config, p.decoder
     act, groups = activation(nn, c.act_fn), c.norm_num_groups
-    x = nn.conv2d(p.post_quant_conv, latents, c.latent_channels, 1) if c.use_post_quant_conv else latents
+    x = (
+        nn.conv2d(p.post_quant_conv, latents, c.latent_channels, 1)
+        if c.use_post_quant_conv
+        else latents
+    )
     x = nn.conv2d(d.conv_in, x, c.block_out_channels[-1], 3)
     x = _middle(nn, d.mid_block, c, x)
     for i, width in enumerate(reversed(c.block_out_channels)):
@@ -93,7 +100,7 @@ def decode(nn: Operations, p: Node, config: VAEConfig, latents: Array) -> Array:
         if i < len(c.block_out_channels) - 1:
             x = nn.upsample(x, 2 * x.shape[2], 2 * x.shape[3])
             x = nn.conv2d(block.upsamplers[0].conv, x, width, 3)
-    x = act(nn.group_norm(d.conv_norm_out, x, groups, EPS))
+    x = nn.silu(nn.group_norm(d.conv_norm_out, x, groups, EPS))
     return nn.conv2d(d.conv_out, x, c.out_channels, 3)
 
 

@@ -1,4 +1,4 @@
-"""What every pipeline is: named components, where they come from, where they live, how they report."""
+"""What every pipeline is: named components, their files, their place, their settings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class DiffusionPipeline:
         if name in MODELS and not isinstance(value, MODELS[name]):
             return MODELS[name].adopt(value)
         if name == "scheduler" and not isinstance(value, schedulers.Scheduler):
-            if missing := [m for m in SCHEDULER_METHODS if not hasattr(value, m)]:
+            missing = [method for method in SCHEDULER_METHODS if not hasattr(value, method)]
+            if missing:
                 raise InputTypeError(
                     f"scheduler={type(value).__name__} has no {', '.join(missing)}; allowed: an "
                     "underdraw scheduler, or one with the same methods"
@@ -236,7 +237,8 @@ class DiffusionPipeline:
                     component.save_pretrained(place / name)
             save.write_json(place / "model_index.json", index)
 
-    # -- how it runs --------------------------------------------------------------------------------
+    # -- how it runs
+    # --------------------------------------------------------------------------------
     def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:
         """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):

@@ -20,7 +20,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 def to_output(images: Array, output_type: str, framework: Any) -> Any:
     """Decoded images `(batch, 3, height, width)` near [-1, 1] as the caller wants them.
 
-    "pt": the same shape in [0, 1]; "np": float32 `(batch, height, width, 3)` in [0, 1]; "pil": a list.
+    "pt": the same shape in [0, 1]; "np": float32 `(batch, height, width, 3)` in [0, 1]; "pil": a
+    list.
     """
     images = framework.operations.clip(images / 2 + 0.5, 0, 1)
     if output_type == "pt":
@@ -37,7 +38,9 @@ def to_pil(pixels: np.ndarray) -> list[Any]:
     return [Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p) for p in rounded]
 
 
-def save_png(image: Any, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> None:
+def save_png(
+    image: Any, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+) -> None:
     """Write a PIL image, whole or not at all, with what is needed to make it again.
 
     `metadata` is what the pipeline left in `image.info["underdraw"]` if not given.

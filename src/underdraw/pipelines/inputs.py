@@ -1,4 +1,4 @@
-"""Arguments checked before any work starts: each error names the argument, its value, and what is allowed."""
+"""Arguments checked before any work: errors name the argument, its value, what is allowed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     """A finite number between `low` and `high`, both included."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputTypeError(f"{name}={value!r} is not a number")
+    value = float(value)
     if not (math.isfinite(value) and low <= value <= high):
         raise InputError(f"{name}={value} is out of range; allowed: finite, {low} .. {high}")
-    return float(value)
+    return value
 
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:

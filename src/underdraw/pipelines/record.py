@@ -10,22 +10,21 @@ def describe_call(
     pipe: Any,
     index: int,
     per_prompt: int,
-    *,
     prompts: list[str] | None,
     negatives: list[str] | None,
     guidance_scale: Any,
-    generator: Any,
+    generators: Any,
+    arguments: dict[str, Any],
     given: dict[str, Any],
-    **arguments: Any,
 ) -> str:
     """JSON of the call that makes image `index` of a batch alone.
 
-    `missing` lists what JSON cannot hold: arrays and controls the caller passed, a generator that had
-    been used before, or the lack of any seed.
+    `missing` lists what JSON cannot hold: arrays and controls the caller passed, a generator that
+    had been used before, or the lack of any seed.
     """
     row = index // per_prompt
     missing = [name for name, value in given.items() if value is not None and len(value) > 0]
-    seed = _seed(generator, index)
+    seed = _seed(generators, index)
     if seed is None:
         missing.append("seed")
     call = {

@@ -1,4 +1,4 @@
-"""`StableDiffusionPipeline`: text to image with Stable Diffusion 1.x and 2.x (Rombach et al. 2022)."""
+"""`StableDiffusionPipeline`: text to image, SD 1.x and 2.x (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         self.compat = inputs.choice("compat", compat, (None, "diffusers"))
         self.requires_safety_checker = requires_safety_checker
 
-    # -- what a callback may read while a run goes on, one value per thread ---------------------------
+    # -- what a callback may read while a run goes on, one value per thread
+    # ---------------------------
     @property
     def guidance_scale(self) -> Any:
         """Of the run in progress in this thread."""
@@ -130,7 +131,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         largest = scale.max() if hasattr(scale, "shape") else scale
         return bool(largest > 1) and self.unet.config.time_cond_proj_dim is None
 
-    # -- the call -------------------------------------------------------------------------------------
+    # -- the call
+    # -------------------------------------------------------------------------------------
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -182,8 +184,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
             guidance_rescale: 0 .. 1, restores contrast that strong guidance distorts (Lin et al.
                 2023, section 3.4).
             clip_skip: how many last layers of the text encoder to leave out.
-            callback_on_step_end: called as `f(pipe, step, timestep, tensors)` after each model call;
-                may return a dict with tensors to go on with.
+            callback_on_step_end: called as `f(pipe, step, timestep, tensors)` after each model
+                call; may return a dict with tensors to go on with.
             callback: the older form, `f(step, timestep, latents)` every `callback_steps`.
             controls: what else steers the run.
 
@@ -202,7 +204,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         prompts, negatives = self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
-        count = len(prompts or prompt_embeds) * per_prompt
+        count = self._count(prompts, prompt_embeds) * per_prompt
         height, width = self._check_size(height, width, latents)
         shape = self._latent_shape(count, height, width)
         if latents is not None:
@@ -269,29 +271,28 @@ class StableDiffusionPipeline(DiffusionPipeline):
 
         made, flags = self.decode_latents(nn.cast(result, whole), output_type)
         if output_type == "pil":
-            arguments = dict(
-                prompts=prompts,
-                negatives=negatives if guided else None,
-                height=height,
-                width=width,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=scale,
-                guidance_rescale=rescale,
-                eta=eta,
-                clip_skip=clip_skip,
-                generator=generators,
-                given={"latents": latents, "prompt_embeds": prompt_embeds, "controls": controls},
-            )
+            call = {
+                "height": height,
+                "width": width,
+                "num_inference_steps": num_inference_steps,
+                "timesteps": timesteps,
+                "sigmas": sigmas,
+                "guidance_rescale": rescale,
+                "eta": eta,
+                "clip_skip": clip_skip,
+            }
+            given = {"latents": latents, "prompt_embeds": prompt_embeds, "controls": controls}
+            against = negatives if guided else None
             for i, image in enumerate(made):
-                image.info[images.METADATA] = describe_call(self, i, per_prompt, **arguments)
+                image.info[images.METADATA] = describe_call(
+                    self, i, per_prompt, prompts, against, scale, generators, call, given
+                )
         if not return_dict:
             return made, flags
         return StableDiffusionPipelineOutput(made, flags)
 
     def decode_latents(self, latents: Array, output_type: str) -> tuple[Any, list[bool] | None]:
-        """Latents `(images, 4, h, w)` of a finished run to images, checked if there is a checker."""
+        """Latents `(images, 4, h, w)` of a finished run to images; a checker, if any, sees them."""
         if output_type == "latent":
             return latents, None
         framework = self._framework
@@ -312,10 +313,13 @@ class StableDiffusionPipeline(DiffusionPipeline):
         flags = checker.flags(framework.array(pixels, dtype=checker.dtype, device=checker.device))
         if any(flags):
             keep = framework.array([[[[not flag]]] for flag in flags], device=decoded.device)
-            decoded = framework.operations.where(keep, decoded, framework.operations.cast(keep, decoded) - 1)
+            decoded = framework.operations.where(
+                keep, decoded, framework.operations.cast(keep, decoded) - 1
+            )
         return decoded, flags
 
-    # -- preparing a call -----------------------------------------------------------------------------
+    # -- preparing a call
+    # -----------------------------------------------------------------------------
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -353,7 +357,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         clip_skip: int | None,
     ) -> tuple[Array, Array | None]:
         nn, plain = self._operations, self.compat == "diffusers"
-        context, negative = prompt_embeds, negative_embeds if guided else None
+        context: Any = prompt_embeds
+        negative: Any = negative_embeds if guided else None
         absent = guided and negative is None
         if prompts is not None:
             against = (negatives or [""] * len(prompts)) if absent else []
@@ -366,8 +371,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
             negative, _ = encode_prompts(self.text_encoder, self.tokenizer, against, plain=plain)
         if negative is not None and negative.shape[1] != context.shape[1]:
             raise InputError(
-                f"prompt and negative prompt have {context.shape[1]} and {negative.shape[1]} tokens; "
-                "give both as text, or embeddings of equal length"
+                f"prompt and negative prompt have {context.shape[1]} and "
+                f"{negative.shape[1]} tokens; give both as text, or embeddings of equal length"
             )
         like = self._framework.leaf(self.unet.conv_in)
 
@@ -376,7 +381,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
             if per_prompt == 1:
                 return x
             rows, tokens, width = x.shape
-            return nn.expand(x[:, None], (rows, per_prompt, tokens, width)).reshape(-1, tokens, width)
+            return nn.expand(x[:, None], (rows, per_prompt, tokens, width)).reshape(
+                -1, tokens, width
+            )
 
         framework = self._framework
         return ready(context), None if negative is None else ready(negative)
@@ -410,9 +417,10 @@ class StableDiffusionPipeline(DiffusionPipeline):
             self.scheduler, count, timesteps, sigmas, eta, generators, device=self.device
         )
 
-    # -- checking arguments ---------------------------------------------------------------------------
+    # -- checking arguments
+    # ---------------------------------------------------------------------------
     def _check_prompts(
-        self, prompt: Any, negative: Any, embeds: Any, negative_embeds: Any
+        self, prompt: Any, negative: Any, embeds: Array, negative_embeds: Array
     ) -> tuple[list[str] | None, list[str] | None]:
         framework = self._framework
         for text, array, name in (
@@ -420,14 +428,16 @@ class StableDiffusionPipeline(DiffusionPipeline):
             (negative, negative_embeds, "negative_prompt"),
         ):
             if text is not None and array is not None:
-                raise InputError(f"{name} and {name}_embeds are both given; only one of them can be")
+                raise InputError(
+                    f"{name} and {name}_embeds are both given; only one of them can be"
+                )
         if prompt is None and embeds is None:
             raise InputError("prompt=None; give prompt or prompt_embeds")
         width = self.unet.config.cross_attention_dim
         prompts = None if prompt is None else inputs.texts("prompt", prompt)
         if embeds is not None:
             inputs.array("prompt_embeds", embeds, (None, None, width), framework)
-        count = embeds.shape[0] if prompts is None else len(prompts)
+        count = self._count(prompts, embeds)
         if count == 0:
             raise InputError("prompt_embeds is empty; give at least one")
         if negative_embeds is not None:
@@ -446,6 +456,10 @@ class StableDiffusionPipeline(DiffusionPipeline):
             )
         return prompts, negatives
 
+    @staticmethod
+    def _count(prompts: list[str] | None, embeds: Array) -> int:
+        return embeds.shape[0] if prompts is None else len(prompts)
+
     def _check_size(self, height: Any, width: Any, latents: Any) -> tuple[int, int]:
         factor = self.vae.config.factor
         if self.compat == "diffusers" and (height is None or width is None):
@@ -462,7 +476,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if not isinstance(scale, list | tuple):
             return inputs.number("guidance_scale", scale)
         if len(scale) != count:
-            raise InputError(f"guidance_scale has {len(scale)} entries; the call makes {count} images")
+            raise InputError(
+                f"guidance_scale has {len(scale)} entries; the call makes {count} images"
+            )
         values = [inputs.number("guidance_scale", value) for value in scale]
         return self._framework.array([[[[value]]] for value in values], device=self.device)
 

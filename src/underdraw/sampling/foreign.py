@@ -43,7 +43,9 @@ class ForeignSolver:
         custom = {"timesteps": timesteps, "sigmas": sigmas}
         custom = {name: list(values) for name, values in custom.items() if values is not None}
         if refused := [name for name in custom if name not in accepted]:
-            raise InputError(f"{refused[0]}: {type(scheduler).__name__} takes no custom {refused[0]}")
+            raise InputError(
+                f"{refused[0]}: {type(scheduler).__name__} takes no custom {refused[0]}"
+            )
         if custom:
             scheduler.set_timesteps(**custom, device=device)
         else:

@@ -123,7 +123,9 @@ class Denoiser:
         if self.distilled:
             width = model.config.time_cond_proj_dim
             scale = nn.expand(array([float(self.guidance()) - 1.0], device=device), t.shape)
-            condition = nn.cast(timestep_embedding(nn, scale * 1000.0, width, False, 1), self.context)
+            condition = nn.cast(
+                timestep_embedding(nn, scale * 1000.0, width, False, 1), self.context
+            )
         temb = unet.embed_time(nn, model, model.config, t, self.context, timestep_cond=condition)
         shifts = unet.time_shifts(nn, model, model.config, temb)
         return [

@@ -21,8 +21,8 @@ def encode_prompts(
 ) -> tuple[Array, Array | None]:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
-    Prompts may be weighted, `(word:1.3)`, and longer than the encoder's window of tokens: then all of
-    them are encoded in equally many windows, which are joined along the tokens.
+    Prompts may be weighted, `(word:1.3)`, and longer than the encoder's window of tokens: then all
+    of them are encoded in equally many windows, which are joined along the tokens.
 
     Args:
         clip_skip: leave out that many last layers for the prompts (not for the negatives, as the
@@ -49,7 +49,9 @@ def encode_prompts(
 
     def encode(rows: slice, skip: int | None) -> Array:
         texts, windows, length = ids[rows].shape
-        flat = framework.array(ids[rows].reshape(-1, length), device=framework.device_of(text_encoder))
+        flat = framework.array(
+            ids[rows].reshape(-1, length), device=framework.device_of(text_encoder)
+        )
         mask = None
         if config.use_attention_mask:
             seen = framework.array(padding_mask(ids[rows], tokenizer), device=flat.device)
