@@ -135,8 +135,18 @@ def test_long_prompts_lose_nothing(tokenizer):
     assert (weights[0][ids[0] == red] == 1.5).all()
     assert (weights[0][ids[0] != red] == 1).all()
     empty = tokenizer("", padding="max_length", return_tensors="np").input_ids[0]
-    assert (ids[1, 1:] == empty).all()
     assert (ids[2] == empty).all()
+
+
+def test_shorter_prompts_repeat_their_own_windows(tokenizer):
+    ids, weights = tokenize_prompts(tokenizer, ["a BREAK (b:1.2)", "c BREAK d BREAK e", "f"])
+    assert ids.shape == weights.shape == (3, 6, 77)
+    for row, count in enumerate((2, 3, 1)):
+        alone, alone_weights = tokenize_prompts(
+            tokenizer, [["a BREAK (b:1.2)", "c BREAK d BREAK e", "f"][row]]
+        )
+        assert (ids[row] == np.tile(alone[0], (6 // count, 1))).all()
+        assert (weights[row] == np.tile(alone_weights[0], (6 // count, 1))).all()
 
 
 @pytest.mark.parametrize("tokens", [74, 75, 76, 150, 151])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,9 @@ def tokenize_prompts(
     max_length: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and weights of prompts; give prompts and negative prompts in one call, so that all
-    get the same number of windows (short ones are filled up with empty windows).
+    get the same number of windows. Prompts that need fewer have theirs repeated: attention over
+    repeated tokens is the same average as over each of them once, so an image does not depend on
+    how long the other prompts of its batch are.
 
     Args:
         tokenizer: ours, or any with the same call, as transformers'.
@@ -112,13 +115,13 @@ def tokenize_prompts(
             )
         batch.append(windows[:1] if truncate else windows)
 
-    shape = (len(batch), max(map(len, batch)), length)
+    shape = (len(batch), lcm(*map(len, batch)), length)
     ids = np.full(shape, tokenizer.pad_token_id, np.int64)
     ids[:, :, 0] = tokenizer.bos_token_id
-    ids[:, :, 1] = tokenizer.eos_token_id  # of the windows that stay empty
     weights = np.ones(shape, np.float32)
     for row, windows in enumerate(batch):
-        for column, window in enumerate(windows):
+        for column in range(shape[1]):
+            window = windows[column % len(windows)]
             end = len(window) + 1
             ids[row, column, 1:end] = [token for token, _ in window]
             ids[row, column, end] = tokenizer.eos_token_id
