@@ -225,6 +225,13 @@ def test_what_is_no_repository_is_not_asked_for(server, name):
     assert not server.requests
 
 
+def test_a_repository_of_a_tokenizer_alone(server, folder, tmp_path):
+    server.repositories["some/clip"] = {"main": folder / "tokenizer"}
+    found = hub.resolve("some/clip", cache_dir=tmp_path, weights=False)
+    assert tree(found) == ["merges.txt", "tokenizer_config.json", "vocab.json"]
+    assert hub.resolve("some/clip", cache_dir=tmp_path, local_files_only=True) == found
+
+
 @pytest.mark.parametrize("name", ["", "  ", b"bytes"])
 def test_what_is_no_name(name):
     with pytest.raises(InputError, match="name_or_path"):

@@ -15,13 +15,14 @@ A = stored(np.zeros((3, 4), "f4"))
     [
         ({"a": (3, 4), "b": (2,)}, {"a": A}, r"1 missing: b$"),
         ({"a": (3, 4)}, {"a": A, "x": A, "y": A}, r"2 left over: x, y$"),
-        ({"a": (4, 3)}, {"a": A}, r"1 of another shape: a is \[3, 4\], wanted \[4, 3\]"),
+        ({"a": (4, 3)}, {"a": A}, r"1 of another kind: a is \[3, 4\], wanted \[4, 3\]"),
         ({"a": (12,)}, {"a": A}, r"wanted \[12\]"),
-        ({"a": (3, 4, 3, 3)}, {"a": A}, "of another shape"),
+        ({"a": (3, 4, 3, 3)}, {"a": A}, "of another kind"),
         ({"a": (3, 4, 1)}, {"a": A}, None),
-        ({"a": (1, 3, 4)}, {"a": A}, "of another shape"),
+        ({"a": (1, 3, 4)}, {"a": A}, "of another kind"),
         ({str(i): (3, 4) for i in range(9)}, {}, r"9 missing: 0, 1, 2, 3, 4, \.\.\.$"),
         ({"a": (3, 4), "b": (1,)}, {"a": A, "c": A}, r"1 missing: b; 1 left over: c"),
+        ({"a": (3,)}, {"a": stored(np.zeros(3, "i8"))}, "1 of another kind: a holds int64"),
         ({}, {}, None),
     ],
 )

@@ -66,7 +66,9 @@ class StoredTensor:
         """How many bytes they take when written contiguously."""
         return self.size * NUMPY_DTYPES[self.dtype].itemsize
 
-    def derive(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]):
+    def derive(
+        self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]
+    ) -> "StoredTensor":
         """The tensor that `change` makes of this one (a slice, another shape), still unread."""
         load = self.load
         return StoredTensor(self.dtype, shape, lambda: change(load()))

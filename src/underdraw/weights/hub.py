@@ -257,7 +257,7 @@ class _Hub:
         note = storage / "refs" / branch
         commit = note.read_text().strip() if note.is_file() else branch
         found = storage / "snapshots" / commit
-        starts = (folders.MODEL_INDEX, *folders.CONFIGS)
+        starts = (folders.MODEL_INDEX, *folders.CONFIGS, "tokenizer.json", "vocab.json")
         if found.is_dir() and (not whole or any((found / name).exists() for name in starts)):
             return found
         at = f" at revision {self.revision!r}" if self.revision else ""

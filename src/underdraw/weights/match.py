@@ -34,7 +34,8 @@ def match(
     that is still free, and dropped where `ignored` lists it. Weights that differ only in trailing
     ones (1x1 convolution or linear layer) are reshaped.
 
-    Raises WeightError, naming `source`, with all that is missing, left over or of another shape.
+    Raises WeightError, naming `source`, with all that is missing, left over, of another shape or
+    not of floating-point numbers.
     """
     ignored, renames = tuple(ignored), tuple(renames)
     matched = {name: tensor for name, tensor in found.items() if name in expected}
@@ -54,6 +55,9 @@ def match(
         if name not in matched:
             continue
         shape, tensor = tuple(shape), matched[name]
+        if "float" not in tensor.dtype:  # a cast would make numbers of what are none
+            wrong.append(f"{name} holds {tensor.dtype}")
+            continue
         if tensor.shape != shape:
             if not _same_but_ones(tensor.shape, shape):
                 wrong.append(f"{name} is {list(tensor.shape)}, wanted {list(shape)}")
@@ -83,7 +87,7 @@ def _same_but_ones(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def _message(source: str, count: int, missing: list[str], left: list[str], wrong: list[str]) -> str:
     parts = [
         f"{len(names)} {what}: {', '.join(names[:SHOWN])}" + (", ..." if names[SHOWN:] else "")
-        for names, what in ((missing, "missing"), (left, "left over"), (wrong, "of another shape"))
+        for names, what in ((missing, "missing"), (left, "left over"), (wrong, "of another kind"))
         if names
     ]
     where = f"{source}: " if source else ""

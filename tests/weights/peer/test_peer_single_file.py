@@ -12,8 +12,11 @@ from diffusers.loaders import single_file_utils as peer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.networks import clip, unet, vae
+from underdraw.networks.config import read as read_config
 from underdraw.weights import single_file
 from underdraw.weights.files import Checkpoint, StoredTensor, stored
+from underdraw.weights.match import match_network
 from underdraw.weights.save import save_tensors
 
 UNETS = {
@@ -148,6 +151,19 @@ def test_names_at_full_size_are_those_the_peer_translates(family):
             if key in wanted_config and key not in WRITTEN_OTHERWISE:
                 expected = wanted_config[key]
                 assert value == (list(expected) if isinstance(expected, tuple) else expected), key
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_our_networks_want_exactly_what_is_read(family):
+    read = single_file.read_single_file(Checkpoint(original_of(family), {}))
+    for name, (kind, layout) in {
+        "unet": (unet.UNetConfig, unet.layout),
+        "vae": (vae.VAEConfig, vae.layout),
+        "text_encoder": (clip.CLIPTextConfig, clip.text_layout),
+    }.items():
+        raw, tensors = read.components[name]
+        wanted = layout(read_config(kind, raw)).shapes
+        assert match_network(name, wanted, tensors).keys() == tensors.keys()
 
 
 def test_some_names_as_they_stand_in_the_published_files():
