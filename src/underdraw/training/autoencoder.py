@@ -1,0 +1,139 @@
+"""Training the autoencoder, and turning a whole data set into latents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from underdraw.errors import InputError
+from underdraw.models import AutoencoderKL
+from underdraw.training.data import Examples, shuffled, to_signed
+from underdraw.training.loop import Batch, Draw, resolve_precision
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Training on random crops of `crop` pixels (None: whole images), mirrored half of the time.
+
+    The loss is the mean absolute and squared error of images in [-1, 1], `gradient` times the
+    absolute error of differences between neighbours, and `kl` times the mean divergence per number
+    of the latents. `freeze_encoder` trains the decoder alone, so that latents stay valid.
+    """
+
+    crop: int | None = 64
+    gradient: float = 0.25
+    kl: float = 4e-4
+    freeze_encoder: bool = False
+
+
+class AutoencoderTask:
+    """`Task` for `AutoencoderKL` on any `Examples`; `shown`, uint8 `(n, height, width, 3)`, are the
+    unseen images of the preview and its PSNR."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        examples: Examples,
+        config: AutoencoderConfig | None = None,
+        shown: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        config = config or AutoencoderConfig()
+        factor: int = vae.config.factor
+        if config.crop is not None and config.crop % factor:
+            raise InputError(f"crop={config.crop} must be a multiple of {factor}")
+        self.vae: Any = vae
+        self.examples, self.config, self.shown, self.seed = examples, config, shown, seed
+        self.modules = {"vae": self.vae}
+        if config.freeze_encoder:
+            for part in (self.vae.encoder, getattr(self.vae, "quant_conv", None)):
+                if part is not None:
+                    part.requires_grad_(False)
+
+    def draw(self, draw: Draw) -> Batch:
+        indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
+        images = self.examples.images(indices)
+        crop = self.config.crop
+        parts = []
+        for image in images:
+            if crop is not None:
+                top, left = (int(draw.rng.integers(0, side - crop + 1)) for side in image.shape[1:])
+                image = image[:, top : top + crop, left : left + crop]
+            parts.append(image.flip(2) if draw.rng.random() < 0.5 else image)
+        pixels = torch.stack(parts)
+        c = self.vae.config
+        latent = (len(pixels), c.latent_channels, *(side // c.factor for side in pixels.shape[2:]))
+        return {"pixels": pixels, "noise": torch.randn(latent, generator=draw.generator())}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        pixels = batch["pixels"]
+        latents = self.vae.encode(pixels).latent_dist
+        mean, logvar = latents.mean.float(), latents.logvar.float()
+        sample = mean + (0.5 * logvar).exp() * batch["noise"]
+        error = self.vae.decode(sample).sample.float() - pixels
+        slopes = error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        absolute = error.abs().mean()
+        loss = absolute + error.square().mean() + self.config.gradient * slopes
+        extra = {"absolute": absolute.item(), "kl": kl.item()}
+        return loss + self.config.kl * kl, extra
+
+    def preview(self, folder: Path, step: int) -> dict[str, float]:
+        if self.shown is None:
+            return {}
+        from PIL import Image
+
+        first = self.shown[:8]
+        back = ((reconstruct(self.vae, first) + 1) * 127.5).round().permute(0, 2, 3, 1)
+        rows = [np.concatenate(list(part), 1) for part in (first, back.byte().cpu().numpy())]
+        Image.fromarray(np.concatenate(rows, 0)).save(folder / "preview.png")
+        return {"psnr": psnr(self.vae, self.shown)}
+
+
+@torch.no_grad()
+def reconstruct(vae: Any, images: np.ndarray) -> Tensor:
+    """uint8 `(n, height, width, 3)` through the latents (their mean) and back, in [-1, 1]."""
+    pixels = to_signed(images).to(vae.device)
+    return vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float().clamp(-1, 1)
+
+
+def psnr(vae: Any, images: np.ndarray, batch: int = 8) -> float:
+    """Mean over images of the peak signal-to-noise ratio of reconstructions, in dB."""
+    found = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        error = (reconstruct(vae, part) - to_signed(part).to(vae.device)) / 2
+        found += (-10 * error.square().mean((1, 2, 3)).log10()).tolist()
+    return math.fsum(found) / len(found)
+
+
+@torch.no_grad()
+def encode_all(
+    vae: Any, examples: Examples, path: str | Path, batch: int = 32, precision: str = "auto"
+) -> np.ndarray:
+    """Latents of all examples (their means, not scaled) as float16 `(n, channels, h, w)`, kept in
+    the file `path`. Where it holds some already, only those that are missing are computed."""
+    path = Path(path)
+    parts = [np.load(path)] if path.exists() else []
+    dtype = resolve_precision(precision, vae.device)
+    for start in range(len(parts[0]) if parts else 0, len(examples), batch):
+        indices = np.arange(start, min(start + batch, len(examples)))
+        pixels = examples.images(indices).to(vae.device)
+        with torch.autocast(vae.device.type, dtype, enabled=dtype is not torch.float32):
+            mean = vae.encode(pixels).latent_dist.mode()
+        parts.append(mean.float().cpu().numpy().astype(np.float16))
+    beside = path.with_name(f".{path.name}.saving.npy")
+    np.save(beside, np.concatenate(parts))
+    beside.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def scaling_factor(latents: np.ndarray) -> float:
+    """1 / standard deviation: with it latents have unit variance (Rombach et al. 2022, G)."""
+    return float(1 / np.asarray(latents[:4096], np.float64).std())

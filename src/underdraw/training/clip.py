@@ -1,0 +1,106 @@
+"""Contrastive training of an image tower with a text tower (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from underdraw.training.data import Examples, shuffled
+from underdraw.training.loop import Batch, Draw
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel statistics by which CLIP's image processor normalises pixels in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """`temperature` is where the learned temperature starts; with `train_text` False only the text
+    tower's projection is trained, so that what a denoiser was trained with stays as it is."""
+
+    temperature: float = 0.07
+    train_text: bool = False
+
+
+class ContrastiveTask:
+    """`Task` for `CLIPVisionModelWithProjection` and `CLIPTextModelWithProjection`."""
+
+    def __init__(
+        self,
+        image_encoder: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        examples: Examples,
+        config: ContrastiveConfig | None = None,
+        shown: tuple[Tensor, list[str]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.config = config or ContrastiveConfig()
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.tokenizer, self.examples, self.shown, self.seed = tokenizer, examples, shown, seed
+        if not self.config.train_text:
+            self.text_encoder.text_model.requires_grad_(False)
+        self.logits = _Scale(self.config.temperature)
+        self.modules = {
+            "image_encoder": image_encoder,
+            "text_encoder": text_encoder,
+            "logits": self.logits,
+        }
+
+    def draw(self, draw: Draw) -> Batch:
+        indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
+        captions = self.examples.captions(indices, draw.rng)
+        return {"pixels": self.examples.images(indices), "ids": self._tokenize(captions)}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        images, texts = self.embed(batch["pixels"], batch["ids"])
+        logits = images @ texts.T * self.logits.log_scale.exp().clamp(max=100)
+        labels = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        return loss, {"matched": (logits.argmax(1) == labels).float().mean().item()}
+
+    def embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of images in [-1, 1] and token ids, each `(batch, projection)`, float32."""
+        images = self.image_encoder(normalise(pixels, self.image_encoder.config.image_size))
+        texts = self.text_encoder(ids)
+        return (
+            F.normalize(images.image_embeds.float(), dim=-1),
+            F.normalize(texts.text_embeds.float(), dim=-1),
+        )
+
+    def preview(self, folder: Path, step: int) -> dict[str, float]:
+        """How many of the unseen images find their own caption among all of them."""
+        if self.shown is None:
+            return {}
+        pixels, captions = self.shown
+        device = self.image_encoder.device
+        images, texts = self.embed(pixels.to(device), self._tokenize(captions).to(device))
+        found = (images @ texts.T).argmax(1).cpu() == torch.arange(len(captions))
+        return {"retrieved": found.float().mean().item()}
+
+    def _tokenize(self, captions: list[str]) -> Tensor:
+        length = self.text_encoder.config.max_position_embeddings
+        options = {"padding": "max_length", "truncation": True, "max_length": length}
+        return torch.as_tensor(np.array(self.tokenizer(captions, **options)["input_ids"]))
+
+
+class _Scale(nn.Module):
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+
+def normalise(pixels: Tensor, size: int) -> Tensor:
+    """Images in [-1, 1] to what the image tower expects, `(batch, 3, size, size)`."""
+    if tuple(pixels.shape[2:]) != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    shape = (1, 3, 1, 1)
+    mean, std = (torch.tensor(v, device=pixels.device).view(shape) for v in (MEAN, STD))
+    return ((pixels + 1) / 2 - mean) / std

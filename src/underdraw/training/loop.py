@@ -1,0 +1,390 @@
+"""One training loop for every network of the family, on one process or several.
+
+A step depends on nothing but the seed, its number and the weights: examples, noise and dropout are
+drawn from generators made for that step. So a checkpoint holds no random state, and a run that was
+stopped and resumed gives the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from underdraw.errors import InputError, NonFiniteError
+from underdraw.training import checkpoints
+from underdraw.training.curve import Curve
+from underdraw.training.ema import Average
+from underdraw.training.parallel import Group
+
+SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+Batch = Mapping[str, Any]
+"""Tensors or lists by name, the examples along their first axis."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; what is trained is the `Task`.
+
+    `batch` examples make one step, over all processes and all `accumulate` parts. The rate climbs
+    over `warmup` steps and follows `schedule` down to zero over the last `decay` of the run. With
+    `minutes` the run also ends after that time, and the schedule follows whichever of time and
+    steps is further on, so that it comes to its end on a machine of unknown speed.
+    """
+
+    steps: int
+    batch: int = 32
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    warmup: int = 100
+    schedule: str = "cosine"
+    decay: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    ema: float = 0.999
+    precision: str = "auto"
+    seed: int = 0
+    minutes: float | None = None
+    checkpoint_minutes: float = 3.0
+    checkpoint_steps: int | None = None
+    preview_minutes: float = 10.0
+    log_steps: int = 25
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, allowed))}"
+                )
+        for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("log_steps", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.batch % self.accumulate:
+            raise InputError(f"batch={self.batch} does not split into accumulate={self.accumulate}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema={self.ema} must be in [0, 1)")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate={self.learning_rate} must be a positive number")
+
+    def rate(self, step: int, progress: float) -> float:
+        """Learning rate of step `step` (from 0) when `progress` in [0, 1] of the run is done."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1))
+        left = min(1.0, (1.0 - progress) / self.decay) if self.decay > 0 else 1.0
+        return rate * {
+            "constant": 1.0,
+            "linear": left,
+            "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
+        }[self.schedule]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which examples a process draws for a step: numbers `first` to `first + count - 1` of the
+    endless shuffled stream, with a random stream of their own."""
+
+    first: int
+    count: int
+    rng: np.random.Generator
+
+    def generator(self) -> torch.Generator:
+        """A PyTorch generator seeded from `rng`."""
+        return torch.Generator().manual_seed(int(self.rng.integers(2**62)))
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    modules: Mapping[str, nn.Module]
+    """The networks whose parameters with `requires_grad` are trained, by name."""
+
+    def draw(self, draw: Draw) -> Batch:
+        """The examples of a step, and everything random in it. Tensors on the host."""
+        ...
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Mean loss over the batch, and what else is worth a column in the curve."""
+        ...
+
+    def preview(self, folder: Path, step: int) -> dict[str, float]:
+        """Look at the averaged weights: write pictures, measure. Called on the first process."""
+        ...
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was interrupted after its checkpoint was saved; the message says how to go on."""
+
+
+def train(
+    task: Task,
+    config: TrainingConfig,
+    folder: str | Path,
+    *,
+    resume: bool = True,
+    device: str | torch.device = "cpu",
+    stop_after: int | None = None,
+    progress: bool | None = None,
+) -> Average:
+    """Train `task` and return the averaged weights.
+
+    Args:
+        folder: gets `state.pt` (atomic), `curve.csv`, `curve.png` and the previews.
+        resume: go on from `folder / "state.pt"` where there is one, with the same bits as if the run
+            had not been interrupted; False starts anew.
+        stop_after: stop before this step as if interrupted, saving a checkpoint.
+        progress: show a bar; None: where standard error is a terminal.
+
+    Raises:
+        Stopped: on Ctrl-C or a termination signal, after a checkpoint was saved.
+        NonFiniteError: the loss is NaN or infinite; no weight was changed by it.
+        InputError: the checkpoint belongs to another task, or `batch` does not fit the processes.
+    """
+    group = Group.join()
+    if config.batch % (group.size * config.accumulate):
+        raise InputError(
+            f"batch={config.batch} does not split among {group.size} processes with "
+            f"accumulate={config.accumulate}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(task, config, folder, torch.device(device), group)
+    if resume and (folder / checkpoints.NAME).exists():
+        run.restore(checkpoints.load(folder / checkpoints.NAME))
+    bar = _bar(config, run.step, progress, group)
+    with bar, _signals() as signalled:
+        while run.progress() < 1:
+            asked = bool(signalled) or run.step == stop_after
+            stop, values = run.advance(asked)
+            if stop:
+                run.save()
+                raise Stopped(
+                    f"stopped before step {run.step}; the checkpoint is in {folder}, "
+                    "the same command goes on from there"
+                )
+            bar.update()
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            run.housekeeping()
+    run.save()
+    run.preview()
+    return run.average
+
+
+class _Run:
+    """The state of a run."""
+
+    def __init__(
+        self, task: Task, config: TrainingConfig, folder: Path, device: torch.device, group: Group
+    ) -> None:
+        self.task, self.config, self.folder = task, config, folder
+        self.device, self.group = device, group
+        for module in task.modules.values():
+            module.to(device).train()
+        named = {
+            f"{name}.{key}": p
+            for name, module in task.modules.items()
+            for key, p in module.named_parameters()
+            if p.requires_grad
+        }
+        if not named:
+            raise InputError("the task has no parameter that requires a gradient")
+        self.parameters = list(named.values())
+        self.average = Average(named, config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            foreach=True,
+        )
+        self.precision = resolve_precision(config.precision, device)
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=self.precision is torch.float16 and device.type == "cuda"
+        )
+        self.step, self.done, self.images = 0, 0.0, 0
+        self.started = self.saved = self.previewed = time.monotonic()
+        self.curve = Curve(folder, config.log_steps)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, earlier parts of the run included."""
+        return self.done + time.monotonic() - self.started
+
+    def progress(self, elapsed: float | None = None) -> float:
+        """How much of the run is done, in [0, 1]."""
+        share = self.step / self.config.steps
+        if self.config.minutes is not None:
+            elapsed = self.group.first(self.elapsed) if elapsed is None else elapsed
+            share = max(share, elapsed / (60 * self.config.minutes))
+        return min(share, 1.0)
+
+    def advance(self, stop: bool) -> tuple[bool, dict[str, float]]:
+        """One step; whether any process was asked to stop, in which case nothing was done."""
+        if self.group.any(stop):
+            return True, {}
+        config, group = self.config, self.group
+        seed = [config.seed, self.step, group.rank]
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(int(rng.integers(2**62)))  # for dropout inside networks
+        count = config.batch // group.size
+        first = self.step * config.batch + group.rank * count
+        batch = _to(self.task.draw(Draw(first, count, rng)), self.device)
+        total: dict[str, float] = {}
+        self.optimizer.zero_grad()
+        for part in _split(batch, count, config.accumulate):
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision is not torch.float32
+            ):
+                loss, extra = self.task.loss(part)
+            self.scaler.scale(loss / config.accumulate).backward()
+            for name, value in {"loss": loss.item(), **extra}.items():
+                total[name] = total.get(name, 0.0) + value / config.accumulate
+        mean = group.average_gradients(self.parameters, total["loss"])
+        if not math.isfinite(mean):
+            raise NonFiniteError(
+                f"step {self.step}: the loss is {mean}; no weight was changed. Lower "
+                f"learning_rate={config.learning_rate}, or look at examples {first} and on"
+            )
+        rate = config.rate(self.step, self.progress())
+        for part in self.optimizer.param_groups:
+            part["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        if config.clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+            total["gradient"] = norm.item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.average.update(self.step)
+        self.images += config.batch
+        total["loss"] = mean
+        if group.rank == 0:
+            self.curve.add(self.step, self.elapsed, self.step * config.batch, rate, total)
+        return False, total
+
+    def housekeeping(self) -> None:
+        """Checkpoints and previews when they are due."""
+        now, config = time.monotonic(), self.config
+        every = config.checkpoint_steps
+        if now - self.saved > 60 * config.checkpoint_minutes or (every and self.step % every == 0):
+            self.save()
+        if now - self.previewed > 60 * config.preview_minutes:
+            self.preview()
+
+    def save(self) -> None:
+        """Write the checkpoint, on the first process; the old one stays whole until it is there."""
+        self.saved = time.monotonic()
+        if self.group.rank:
+            return
+        self.curve.flush()
+        checkpoints.save(
+            self.folder / checkpoints.NAME,
+            {
+                "config": asdict(self.config),
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; length, rate and intervals may differ from when it was made."""
+        if set(state["modules"]) != set(self.task.modules):
+            raise InputError(
+                f"{self.folder / checkpoints.NAME} holds {sorted(state['modules'])}; this task "
+                f"trains {sorted(self.task.modules)}. Choose another folder, or resume=False"
+            )
+        fixed = ("batch", "seed")
+        for name in fixed:
+            if state["config"][name] != getattr(self.config, name):
+                raise InputError(
+                    f"{name}={getattr(self.config, name)!r}, but the checkpoint in {self.folder} "
+                    f"was made with {state['config'][name]!r}; use that, or resume=False"
+                )
+        for name, module in self.task.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.done = state["step"], state["elapsed"]
+        self.curve.rewind(self.step)
+
+    def preview(self) -> None:
+        """Let the task look at its averaged weights."""
+        self.previewed = time.monotonic()
+        if self.group.rank:
+            return
+        for module in self.task.modules.values():
+            module.eval()
+        with torch.no_grad(), self.average.applied():
+            measured = self.task.preview(self.folder, self.step)
+        for module in self.task.modules.values():
+            module.train()
+        self.curve.note(self.step, measured)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast; `"auto"` is bfloat16 where the device computes in it."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _to(batch: Batch, device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _split(batch: dict[str, Any], count: int, parts: int) -> Iterator[dict[str, Any]]:
+    size = count // parts
+    for start in range(0, count, size):
+        yield {name: value[start : start + size] for name, value in batch.items()}
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that asked for an end so far; a second one ends the process at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread, where no signal arrives either
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _bar(config: TrainingConfig, step: int, wanted: bool | None, group: Group) -> Any:
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() if wanted is None else wanted
+    return tqdm(total=config.steps, initial=step, unit="step", disable=group.rank > 0 or not shown)
+
+
+def shorter(config: TrainingConfig, **changes: Any) -> TrainingConfig:
+    """A copy of `config` with some fields changed; None leaves a field as it is."""
+    return replace(config, **{k: v for k, v in changes.items() if v is not None})

@@ -1,0 +1,322 @@
+"""The scenes family: what its networks are, how each was trained, and the functions that do it.
+
+`train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
+where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
+and "decoder", which can be run at any time after "latents" to sharpen the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from underdraw.errors import InputError, NotFoundError
+from underdraw.models import (
+    AutoencoderKL,
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    UNet2DConditionModel,
+)
+from underdraw.networks.clip import CLIPTextConfig, CLIPVisionConfig
+from underdraw.networks.unet import UNetConfig
+from underdraw.networks.vae import VAEConfig
+from underdraw.text.tokenizer import CLIPTokenizer
+from underdraw.training import checkpoints
+from underdraw.training.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderTask,
+    encode_all,
+    scaling_factor,
+)
+from underdraw.training.clip import MEAN, STD, ContrastiveTask
+from underdraw.training.data import RenderedScenes, render_cache
+from underdraw.training.loop import TrainingConfig, train
+from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
+from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
+
+PROMPTS = (
+    "a red sphere left of a blue cube",
+    "a green cone",
+    "a large yellow metal torus",
+    "a purple cylinder behind an orange cube",
+    "a small gray sphere and a large cyan cylinder",
+    "a blue torus in front of a red cone",
+    "an orange sphere on a checkered floor",
+    "a green cube right of a purple sphere, and a yellow cone",
+)
+
+VAE = VAEConfig(
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(16, 48, 96, 128),
+    layers_per_block=1,
+    norm_num_groups=8,
+    sample_size=128,
+)
+TEXT = CLIPTextConfig(
+    hidden_size=192,
+    intermediate_size=768,
+    projection_dim=192,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+)
+UNET = UNetConfig(
+    sample_size=16,
+    block_out_channels=(64, 160, 256),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    attention_head_dim=(2, 5, 8),
+    cross_attention_dim=192,
+)
+VISION = CLIPVisionConfig(
+    hidden_size=192,
+    intermediate_size=768,
+    projection_dim=192,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    image_size=128,
+    patch_size=16,
+)
+
+
+@dataclass(frozen=True)
+class ScenesRecipe:
+    """Everything that decides what the scenes family becomes, apart from the machine."""
+
+    scenes: int = 45056
+    seed: int = 20251120
+    vae: VAEConfig = VAE
+    text: CLIPTextConfig = TEXT
+    unet: UNetConfig = UNET
+    vision: CLIPVisionConfig = VISION
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    denoiser: TextToImageConfig = TextToImageConfig(prompts=PROMPTS)
+    runs: dict[str, TrainingConfig] = field(
+        default_factory=lambda: {
+            "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
+            "autoencoder": TrainingConfig(
+                6000, 16, learning_rate=1e-3, schedule="linear", decay=0.6, ema=0.998
+            ),
+            "decoder": TrainingConfig(2000, 8, learning_rate=4e-4, ema=0.998, schedule="linear"),
+            "denoiser": TrainingConfig(
+                20000, 32, learning_rate=6e-4, warmup=200, decay=0.35, ema=0.999
+            ),
+            "clip": TrainingConfig(1500, 64, learning_rate=8e-4, ema=0.99),
+        }
+    )
+
+    def run(self, name: str) -> TrainingConfig:
+        """How the stage `name` is trained."""
+        return self.runs[name]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The working folder of a recipe: renders, latents, and a folder per stage."""
+
+    recipe: ScenesRecipe
+    folder: Path
+
+    @property
+    def examples(self) -> RenderedScenes:
+        """The rendered scenes."""
+        return RenderedScenes(self.folder / "renders")
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer, which the stage "text" makes."""
+        return CLIPTokenizer.from_pretrained(self._needs("text", "tokenizer"))
+
+    def text_config(self, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+        """The text tower's config, with what depends on the vocabulary."""
+        from dataclasses import replace
+
+        return replace(
+            self.recipe.text,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def text_encoder(self) -> Any:
+        """The text tower as far as it is trained."""
+        tower: Any = CLIPTextModel(self.text_config(self.tokenizer()))
+        self._fill(tower, "text", "text_encoder")
+        return self._fill(tower, "denoiser", "text_encoder", optional=True)
+
+    def vae(self) -> Any:
+        """The autoencoder as far as it is trained; its decoder may come from the stage "decoder"."""
+        from dataclasses import replace
+
+        config = self.recipe.vae
+        facts = self.folder / "latents.json"
+        if facts.exists():
+            factor = json.loads(facts.read_text())["scaling_factor"]
+            config = replace(config, scaling_factor=factor)
+        vae: Any = AutoencoderKL(config)
+        self._fill(vae, "autoencoder", "vae")
+        return self._fill(vae, "decoder", "vae", optional=True)
+
+    def unet(self, trained: bool = True) -> Any:
+        """The denoiser, trained or with starting weights."""
+        torch.manual_seed(self.recipe.seed)
+        unet: Any = UNet2DConditionModel(self.recipe.unet)
+        return self._fill(unet, "denoiser", "unet") if trained else unet
+
+    def family(self, trained: bool = True) -> dict[str, Any]:
+        """The components of a pipeline."""
+        found = {
+            "vae": self.vae(),
+            "text_encoder": self.text_encoder(),
+            "tokenizer": self.tokenizer(),
+            "unet": self.unet(trained),
+        }
+        if trained and (self.folder / "clip" / checkpoints.NAME).exists():
+            tower: Any = CLIPVisionModelWithProjection(self.recipe.vision)
+            found["image_encoder"] = self._fill(tower, "clip", "image_encoder")
+            found["feature_extractor"] = self.image_processor()
+        return found
+
+    def projected_text(self) -> Any:
+        """The text tower with its projection into the space shared with images."""
+        torch.manual_seed(self.recipe.seed)
+        tower: Any = CLIPTextModelWithProjection(self.text_config(self.tokenizer()))
+        tower.load_state_dict(self.text_encoder().state_dict(), strict=False)
+        return self._fill(tower, "clip", "text_encoder", optional=True)
+
+    def image_processor(self) -> Any:
+        """What turns pictures into the image tower's input."""
+        size = self.recipe.vision.image_size
+        return CLIPImageProcessor(size, (size, size), MEAN, STD)
+
+    def _needs(self, stage: str, name: str) -> Path:
+        path = self.folder / stage / name
+        if not path.exists():
+            raise NotFoundError(f"{path} is not there; run the stage {stage!r} first")
+        return path
+
+    def _fill(self, module: Any, stage: str, name: str, optional: bool = False) -> Any:
+        """Give `module` the averaged weights that `stage` made for `name`."""
+        path = self.folder / stage / checkpoints.NAME
+        if optional and not path.exists():
+            return module
+        state = checkpoints.load(self._needs(stage, checkpoints.NAME))
+        if name in state["modules"]:
+            own = state["modules"][name]
+            prefix = f"{name}."
+            mean = {k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)}
+            module.load_state_dict({**own, **mean})
+        return module
+
+
+def train_stage(
+    stage: str,
+    folder: str | Path,
+    recipe: ScenesRecipe | None = None,
+    *,
+    minutes: float | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+) -> None:
+    """Run one stage of a recipe in its working folder, or go on with it.
+
+    Raises:
+        InputError: no stage of that name.
+        NotFoundError: an earlier stage is missing.
+        loop.Stopped: interrupted; a checkpoint was saved.
+    """
+    if stage not in STAGES:
+        raise InputError(f"stage={stage!r} is not known; allowed: {', '.join(STAGES)}")
+    shop = Workshop(recipe or ScenesRecipe(), Path(folder))
+    shop.folder.mkdir(parents=True, exist_ok=True)
+    STAGES[stage](shop, minutes, {"device": device, "progress": progress})
+
+
+def _train(shop: Workshop, stage: str, task: Any, minutes: float | None, where: dict) -> None:
+    from underdraw.training.loop import shorter
+
+    train(task, shorter(shop.recipe.run(stage), minutes=minutes), shop.folder / stage, **where)
+
+
+def _renders(shop: Workshop, minutes: float | None, where: dict) -> None:
+    recipe = shop.recipe
+    render_cache(
+        shop.folder / "renders", recipe.scenes, seed=recipe.seed, progress=where["progress"]
+    )
+
+
+def _text(shop: Workshop, minutes: float | None, where: dict) -> None:
+    examples, place = shop.examples, shop.folder / "text" / "tokenizer"
+    if not place.exists():
+        rng = np.random.default_rng(shop.recipe.seed)
+        indices = np.arange(min(len(examples), 30000))
+        scenes_tokenizer(examples.captions(indices, rng)).save_pretrained(place)
+    tokenizer = shop.tokenizer()
+    tower: Any = CLIPTextModel(shop.text_config(tokenizer))
+    initialise(tower, shop.recipe.seed)
+    _train(shop, "text", TextTowerTask(tower, tokenizer, examples), minutes, where)
+
+
+def _autoencoder(shop: Workshop, minutes: float | None, where: dict) -> None:
+    torch.manual_seed(shop.recipe.seed)
+    vae: Any = AutoencoderKL(shop.recipe.vae)
+    examples = shop.examples
+    task = AutoencoderTask(vae, examples, shop.recipe.autoencoder, examples.shown())
+    _train(shop, "autoencoder", task, minutes, where)
+
+
+def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
+    examples = shop.examples
+    config = AutoencoderConfig(crop=None, kl=0.0, freeze_encoder=True)
+    task = AutoencoderTask(shop.vae(), examples, config, examples.shown())
+    _train(shop, "decoder", task, minutes, where)
+
+
+def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
+    vae = shop.vae().to(where["device"]).eval()
+    latents = encode_all(vae, shop.examples, shop.folder / "latents.npy")
+    facts = {"scaling_factor": round(scaling_factor(latents), 5)}
+    (shop.folder / "latents.json").write_text(json.dumps(facts))
+
+
+def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
+    latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
+    task = TextToImageTask(
+        shop.family(trained=False), shop.examples, shop.recipe.denoiser, latents
+    )
+    _train(shop, "denoiser", task, minutes, where)
+
+
+def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
+    examples, text = shop.examples, shop.projected_text()
+    torch.manual_seed(shop.recipe.seed)
+    image: Any = CLIPVisionModelWithProjection(shop.recipe.vision)
+    held, rng = np.arange(-examples.held_back, 0), np.random.default_rng(0)
+    shown = examples.images(held), examples.captions(held, rng)
+    task = ContrastiveTask(image, text, shop.tokenizer(), examples, shown=shown)
+    _train(shop, "clip", task, minutes, where)
+
+
+def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
+    save_family(shop.family(), shop.recipe.denoiser.objective, shop.folder / "export")
+
+
+STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {
+    "renders": _renders,
+    "text": _text,
+    "autoencoder": _autoencoder,
+    "latents": _latents,
+    "denoiser": _denoiser,
+    "decoder": _decoder,
+    "clip": _clip,
+    "export": _export,
+}

@@ -1,0 +1,203 @@
+"""Training the denoiser, alone or with its text tower."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from underdraw.errors import InputError
+from underdraw.training.data import Examples, shuffled
+from underdraw.training.loop import Batch, Draw
+from underdraw.training.objectives import Objective, ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class TextToImageConfig:
+    """`drop_caption` of the captions are empty, for classifier-free guidance (Ho & Salimans 2022).
+
+    `train_text` also trains the text tower. `prompts` are drawn with `guidance` in previews.
+    """
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+    drop_caption: float = 0.1
+    train_text: bool = False
+    prompts: tuple[str, ...] = ()
+    guidance: float = 4.0
+    preview_steps: int = 20
+
+
+class TextToImageTask:
+    """`Task` for a UNet on captioned latents or images.
+
+    Args:
+        family: `vae`, `text_encoder`, `tokenizer`, `unet` by name, as a pipeline's components. The
+            autoencoder may be missing if there are `latents` and no previews.
+        examples: captions, and images where there are no `latents`.
+        latents: `(len(examples), channels, h, w)`, unscaled means of the autoencoder.
+    """
+
+    def __init__(
+        self,
+        family: dict[str, Any],
+        examples: Examples,
+        config: TextToImageConfig | None = None,
+        latents: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.config = config or TextToImageConfig()
+        self.unet, self.text_encoder = family["unet"], family["text_encoder"]
+        self.tokenizer, self.vae = family["tokenizer"], family.get("vae")
+        self.examples, self.latents, self.seed = examples, latents, seed
+        if self.vae is None and (latents is None or self.config.prompts):
+            raise InputError("family has no 'vae'; images and previews need one")
+        if latents is not None and len(latents) != len(examples):
+            raise InputError(f"{len(latents)} latents for {len(examples)} examples")
+        self.scale: float = self.vae.config.scaling_factor if self.vae is not None else 1.0
+        self.objective = Objective(self.config.objective)
+        self.modules = {"unet": self.unet}
+        if self.config.train_text:
+            self.modules["text_encoder"] = self.text_encoder
+        else:
+            self.text_encoder.requires_grad_(False)
+        if self.vae is not None:
+            self.vae.requires_grad_(False)
+
+    def draw(self, draw: Draw) -> Batch:
+        indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
+        captions = self.examples.captions(indices, draw.rng)
+        dropped = draw.rng.random(draw.count) < self.config.drop_caption
+        texts = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+        generator = draw.generator()
+        if self.latents is not None:
+            order = np.argsort(indices)  # memory-mapped: read in order
+            clean = np.empty((draw.count, *self.latents.shape[1:]), np.float32)
+            clean[order] = self.latents[indices[order]]
+            values = {"clean": torch.from_numpy(clean) * self.scale}
+            shape: Sequence[int] = clean.shape
+        else:
+            pixels = self.examples.images(indices)
+            values = {"pixels": pixels}
+            c = self.vae.config
+            sides = [side // c.factor for side in pixels.shape[2:]]
+            shape = (draw.count, c.latent_channels, *sides)
+            values["posterior"] = torch.randn(shape, generator=generator)
+        steps = self.config.objective.num_train_timesteps
+        return {
+            **values,
+            "ids": self.tokenize(texts),
+            "noise": torch.randn(shape, generator=generator),
+            "timesteps": torch.randint(steps, (draw.count,), generator=generator),
+        }
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Ids `(n, length of the text tower)`."""
+        length = self.text_encoder.config.max_position_embeddings
+        options = {"padding": "max_length", "truncation": True, "max_length": length}
+        return torch.as_tensor(np.array(self.tokenizer(texts, **options)["input_ids"]))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        with torch.set_grad_enabled(self.config.train_text):
+            context = self.text_encoder(batch["ids"]).last_hidden_state
+        if "clean" in batch:
+            clean = batch["clean"]
+        else:
+            with torch.no_grad():
+                found = self.vae.encode(batch["pixels"]).latent_dist
+                clean = (found.mean + found.std * batch["posterior"]).float() * self.scale
+        noisy = self.objective.add_noise(clean, batch["noise"], batch["timesteps"])
+        output = self.unet(noisy, batch["timesteps"], context).sample
+        return self.objective.loss(output, clean, batch["noise"], batch["timesteps"]), {}
+
+    def preview(self, folder: Path, step: int) -> dict[str, float]:
+        if self.config.prompts:
+            draw_grid(
+                self.pipeline(),
+                self.config.prompts,
+                folder / "preview.png",
+                steps=self.config.preview_steps,
+                guidance=self.config.guidance,
+            )
+        return {}
+
+    def pipeline(self) -> Any:
+        """A pipeline over these very networks (not copies), as they stand now."""
+        return make_pipeline(
+            {name: getattr(self, name) for name in ("vae", "text_encoder", "tokenizer", "unet")},
+            self.config.objective,
+        )
+
+
+def scheduler_for(objective: ObjectiveConfig) -> Any:
+    """The solver that goes with a trained family: DPM-Solver++ of second order."""
+    from underdraw.solvers.schedulers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=objective.num_train_timesteps,
+        beta_start=objective.beta_start,
+        beta_end=objective.beta_end,
+        beta_schedule=objective.beta_schedule,
+        rescale_betas_zero_snr=objective.rescale_betas_zero_snr,
+        prediction_type=objective.prediction_type,
+        timestep_spacing="trailing",
+    )
+
+
+def make_pipeline(family: dict[str, Any], objective: ObjectiveConfig) -> Any:
+    """`StableDiffusionPipeline` over the networks of a family."""
+    from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+
+    names = ("vae", "text_encoder", "tokenizer", "unet", "image_encoder", "feature_extractor")
+    parts = {name: family[name] for name in names if family.get(name) is not None}
+    return StableDiffusionPipeline(**parts, scheduler=scheduler_for(objective))
+
+
+def draw_grid(
+    pipeline: Any,
+    prompts: Sequence[str],
+    path: Path,
+    *,
+    steps: int = 20,
+    guidance: float = 4.0,
+    columns: int = 4,
+    seed: int = 0,
+) -> None:
+    """Draw one image per prompt, image i from seed `seed + i`, and save them as one picture."""
+    from PIL import Image
+
+    made = pipeline(
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seed=[seed + i for i in range(len(prompts))],
+        output_type="np",
+    ).images
+    tiles = np.clip(np.asarray(made) * 255 + 0.5, 0, 255).astype(np.uint8)
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    height, width = tiles.shape[1:3]
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * height, i % columns * width
+        sheet[top : top + height, left : left + width] = tile
+    Image.fromarray(sheet).save(path)
+
+
+def save_family(
+    family: dict[str, Any], objective: ObjectiveConfig, folder: str | Path, half: bool = True
+) -> None:
+    """Write the family as a published pipeline folder, with fp16 weights if `half`.
+
+    The networks given are left as they are.
+    """
+    parts = {
+        name: copy.deepcopy(part).half() if half and isinstance(part, torch.nn.Module) else part
+        for name, part in family.items()
+    }
+    make_pipeline(parts, objective).save_pretrained(folder)

@@ -1,0 +1,273 @@
+"""The loop: resuming, accumulation, averaging, interruptions."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from underdraw.errors import InputError, NonFiniteError, NotFoundError, WeightError
+from underdraw.training import checkpoints
+from underdraw.training.ema import Average
+from underdraw.training.loop import Stopped, TrainingConfig, train
+
+CONFIG = TrainingConfig(
+    steps=7, batch=6, learning_rate=1e-2, warmup=2, precision="float32", seed=3, log_steps=2
+)
+
+
+class Line:
+    """Fits a line with dropout and noise, so that all kinds of randomness matter."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.modules = {"net": self.net}
+        self.firsts: list[int] = []
+        self.previews: list[int] = []
+        self.poison = -1
+
+    def draw(self, draw):
+        self.firsts.append(draw.first)
+        x = torch.from_numpy(draw.rng.normal(size=(draw.count, 5)).astype(np.float32))
+        return {"x": x, "noise": torch.randn(draw.count, 1, generator=draw.generator())}
+
+    def loss(self, batch):
+        target = batch["x"].sum(1, keepdim=True) + 0.1 * batch["noise"]
+        loss = (self.net(batch["x"]) - target).square().mean()
+        if len(self.firsts) - 1 == self.poison:
+            loss = loss * float("nan")
+        return loss, {"double": 2 * loss.item()}
+
+    def preview(self, folder: Path, step: int):
+        self.previews.append(step)
+        assert not self.net.training
+        return {"first": self.net[0].weight[0, 0].item()}
+
+
+def weights(task: Line) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in task.net.parameters()]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path: Path, cut: int) -> None:
+    whole, halves = Line(), Line()
+    expected = train(whole, CONFIG, tmp_path / "whole")
+    with pytest.raises(Stopped, match=f"before step {cut}.*same command"):
+        train(halves, CONFIG, tmp_path / "halves", stop_after=cut)
+    again = Line()
+    found = train(again, CONFIG, tmp_path / "halves")
+    for a, b in zip(weights(whole), weights(again), strict=True):
+        assert torch.equal(a, b)
+    for name, value in expected.shadow.items():
+        assert torch.equal(value, found.shadow[name])
+    assert again.firsts == [6 * k for k in range(cut, 7)]
+    curves = [table(tmp_path / name / "curve.csv") for name in ("whole", "halves")]
+    assert [row["step"] for row in curves[0]] == ["2", "4", "6"]
+    assert curves[0][-1]["loss"] == curves[1][-1]["loss"]
+    assert (tmp_path / "whole" / "curve.png").stat().st_size > 0
+
+
+def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
+    first, second = Line(), Line()
+    train(first, CONFIG, tmp_path)
+    train(second, CONFIG, tmp_path, resume=False)
+    assert second.firsts == first.firsts
+    third = Line()
+    train(third, CONFIG, tmp_path)  # already complete: nothing is left to do
+    assert third.firsts == []
+    assert torch.equal(weights(third)[0], weights(first)[0])
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path, parts: int) -> None:
+    whole, split = Line(dropout=0.0), Line(dropout=0.0)
+    # Adam divides by the size of a gradient: where that is rounding error, so is the step.
+    config = replace(CONFIG, clip_norm=None)
+    train(whole, config, tmp_path / "whole")
+    train(split, replace(config, accumulate=parts), tmp_path / "split")
+    for a, b in zip(weights(whole), weights(split), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_processes_share_a_step(tmp_path: Path) -> None:
+    """Two processes over `torchrun`'s variables take the same steps and end with the same weights."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, torch; torch.set_num_threads(1)\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_loop import CONFIG, Line, weights\n"
+        "from underdraw.training.loop import train\n"
+        "import os; task = Line(); train(task, CONFIG, sys.argv[1])\n"
+        "torch.save((weights(task), task.firsts), f\"{sys.argv[1]}/out{os.environ['RANK']}.pt\")\n"
+    )
+    import underdraw
+
+    base = {
+        **os.environ,
+        "PYTHONPATH": str(Path(underdraw.__file__).parents[1]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20000 + os.getpid() % 20000),
+    }
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
+    runs = [subprocess.Popen(command, env={**base, "RANK": str(rank)}) for rank in (0, 1)]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    (a, firsts_a), (b, firsts_b) = (torch.load(tmp_path / f"out{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert firsts_a == [0, 6, 12, 18, 24, 30, 36]
+    assert firsts_b == [f + 3 for f in firsts_a]
+
+
+def test_moving_average_follows_its_formula() -> None:
+    p = torch.zeros(3, requires_grad=True)
+    average, expected = Average({"p": p}, 0.9), np.zeros(3)
+    for t in range(1, 30):
+        with torch.no_grad():
+            p.copy_(torch.tensor([t, t**0.5, -1.0]))
+        average.update(t)
+        decay = min(0.9, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * np.array([t, t**0.5, -1.0])
+    np.testing.assert_allclose(average.shadow["p"].numpy(), expected, rtol=1e-5)
+    own = p.detach().clone()
+    with average.applied():
+        assert torch.equal(p.detach(), average.shadow["p"])
+    assert torch.equal(p.detach(), own)
+
+
+def test_signal_saves_and_a_second_run_goes_on(tmp_path: Path) -> None:
+    task = Line()
+    draw = task.draw
+
+    def interrupting(d):
+        if d.first == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(d)
+
+    task.draw = interrupting  # type: ignore[method-assign]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="before step 3"):
+        train(task, CONFIG, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    again, whole = Line(), Line()
+    train(again, CONFIG, tmp_path)
+    train(whole, CONFIG, tmp_path / "whole")
+    assert torch.equal(weights(again)[0], weights(whole)[0])
+
+
+def test_interrupted_write_keeps_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / checkpoints.NAME
+    state = {"step": 1, "modules": {}, "average": {}}
+    checkpoints.save(path, state)
+
+    def torn(value, file) -> None:
+        file.write(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save(path, {**state, "step": 2})
+    assert checkpoints.load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoints.NAME]
+
+
+def test_damaged_states_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / checkpoints.NAME
+    with pytest.raises(NotFoundError, match=r"state\.pt"):
+        checkpoints.load(path)
+    path.write_bytes(b"not a state")
+    with pytest.raises(WeightError, match="readable"):
+        checkpoints.load(path)
+    torch.save({"step": 1}, path)
+    with pytest.raises(WeightError, match="not a training state"):
+        checkpoints.load(path)
+    torch.save({"step": print, "modules": {}, "average": {}}, path)  # a function: code
+    with pytest.raises(WeightError, match="readable"):
+        checkpoints.load(path)
+
+
+def test_nan_loss_stops_before_any_weight_changes(tmp_path: Path) -> None:
+    task = Line()
+    task.poison = 2
+    clean = Line()
+    with pytest.raises(Stopped):
+        train(clean, CONFIG, tmp_path / "clean", stop_after=2)
+    with pytest.raises(NonFiniteError, match=r"step 2: the loss is nan.*learning_rate"):
+        train(task, CONFIG, tmp_path / "poisoned")
+    assert all(torch.equal(a, b) for a, b in zip(weights(task), weights(clean), strict=True))
+
+
+def test_previews_see_the_average_and_change_nothing(tmp_path: Path) -> None:
+    looked, plain = Line(), Line()
+    average = train(looked, replace(CONFIG, preview_minutes=0.0), tmp_path / "a")
+    train(plain, CONFIG, tmp_path / "b")
+    assert looked.previews == [1, 2, 3, 4, 5, 6, 7, 7]
+    assert plain.previews == [7]
+    assert all(torch.equal(a, b) for a, b in zip(weights(looked), weights(plain), strict=True))
+    last = table(tmp_path / "a" / "measured.csv")[-1]
+    assert float(last["first"]) == average.shadow["net.0.weight"][0, 0].item()
+
+
+def test_rates_warm_up_and_fall() -> None:
+    config = TrainingConfig(100, learning_rate=2.0, warmup=10, schedule="linear", decay=0.5)
+    rates = [config.rate(k, k / 100) for k in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:51] == [2.0] * 42
+    assert rates[75] == pytest.approx(1.0)
+    assert rates[100] == 0.0
+    cosine = replace(config, schedule="cosine", decay=1.0)
+    assert cosine.rate(50, 0.5) == pytest.approx(1.0)
+    assert replace(config, schedule="constant").rate(99, 0.99) == 2.0
+
+
+def test_minutes_end_a_run(tmp_path: Path) -> None:
+    task = Line()
+    train(task, replace(CONFIG, steps=10**9, minutes=0.003), tmp_path)
+    assert 0 < len(task.firsts) < 10**6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schedule": "sudden"}, "schedule='sudden'.*constant"),
+        ({"precision": "int8"}, "precision='int8'.*bfloat16"),
+        ({"steps": 0}, "steps=0"),
+        ({"accumulate": 4}, "batch=6.*accumulate=4"),
+        ({"ema": 1.0}, r"ema=1\.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+    ],
+)
+def test_bad_settings_are_named(change: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(CONFIG, **change)
+
+
+def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
+    train(Line(), CONFIG, tmp_path)
+    with pytest.raises(InputError, match="batch=12.*made with 6"):
+        train(Line(), replace(CONFIG, batch=12), tmp_path)
+    other = Line()
+    other.modules = {"other": other.net}
+    with pytest.raises(InputError, match=r"\['net'\].*\['other'\]"):
+        train(other, CONFIG, tmp_path)
+    frozen = Line()
+    frozen.net.requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter"):
+        train(frozen, CONFIG, tmp_path / "new")
