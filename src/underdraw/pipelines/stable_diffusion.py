@@ -368,12 +368,12 @@ class StableDiffusionPipeline(DiffusionPipeline):
             negative = found if absent else negative
         elif absent:
             against = negatives or [""] * context.shape[0]
-            negative, _ = encode_prompts(self.text_encoder, self.tokenizer, against, plain=plain)
-        if negative is not None and negative.shape[1] != context.shape[1]:
-            raise InputError(
-                f"prompt and negative prompt have {context.shape[1]} and "
-                f"{negative.shape[1]} tokens; give both as text, or embeddings of equal length"
+            window = min(self.tokenizer.model_max_length, context.shape[1])
+            negative, _ = encode_prompts(
+                self.text_encoder, self.tokenizer, against, plain=plain, max_length=window
             )
+        if negative is not None:
+            context, negative = self._equally_long(context, negative)
         like = self._framework.leaf(self.unet.conv_in)
 
         def ready(x: Array) -> Array:
@@ -387,6 +387,20 @@ class StableDiffusionPipeline(DiffusionPipeline):
 
         framework = self._framework
         return ready(context), None if negative is None else ready(negative)
+
+    def _equally_long(self, context: Array, negative: Array) -> tuple[Array, Array]:
+        """The shorter of two contexts repeated, which attention to it does not notice."""
+        lengths = (context.shape[1], negative.shape[1])
+        if max(lengths) % min(lengths):
+            raise InputError(
+                f"prompt and negative prompt have {lengths[0]} and {lengths[1]} tokens; give both "
+                "as text, or embeddings of equal length"
+            )
+        concat, most = self._operations.concat, max(lengths)
+        return (
+            concat((context,) * (most // lengths[0]), 1),
+            concat((negative,) * (most // lengths[1]), 1),
+        )
 
     def _latent_shape(self, count: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels

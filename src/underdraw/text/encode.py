@@ -18,6 +18,7 @@ def encode_prompts(
     negatives: Sequence[str] = (),
     clip_skip: int | None = None,
     plain: bool = False,
+    max_length: int | None = None,
 ) -> tuple[Array, Array | None]:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
@@ -29,13 +30,18 @@ def encode_prompts(
             peer).
         plain: read prompts as the peer does: brackets are text, what does not fit is cut with a
             warning.
+        max_length: tokens of a window, the tokenizer's if not given.
     """
     config, framework = text_encoder.config, text_encoder._framework
     layers = config.num_hidden_layers
     if clip_skip is not None and not 0 <= clip_skip < layers:
         raise InputError(f"clip_skip={clip_skip} is out of range; allowed: 0 .. {layers - 1}")
     ids, weights = tokenize_prompts(
-        tokenizer, [*prompts, *negatives], weighting=not plain, truncate=plain
+        tokenizer,
+        [*prompts, *negatives],
+        weighting=not plain,
+        truncate=plain,
+        max_length=max_length,
     )
     if ids.max() >= config.vocab_size:
         raise InputError(

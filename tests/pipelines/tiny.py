@@ -1,0 +1,119 @@
+"""A whole pipeline with small random networks, made without a peer: a call takes tens of
+milliseconds, and its latents are 8 x 8 unless said otherwise."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from underdraw import StableDiffusionPipeline
+from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from underdraw.solvers import schedulers
+from underdraw.text.tokenizer import CLIPTokenizer
+from underdraw.text.vocabulary import train_vocabulary
+
+WORDS = "a red green sphere blue cube left of and on the table".split()
+WIDTH = 32
+
+UNET: dict[str, Any] = dict(
+    sample_size=8,
+    block_out_channels=(16, 32, 32),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=WIDTH,
+    attention_head_dim=4,
+    layers_per_block=1,
+    norm_num_groups=8,
+)
+VAE: dict[str, Any] = dict(
+    block_out_channels=(8, 8, 16, 16),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=1,
+    norm_num_groups=4,
+    sample_size=64,
+)
+SCHEDULE: dict[str, Any] = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+)
+
+
+def tokenizer(**options: Any) -> CLIPTokenizer:
+    return CLIPTokenizer(*train_vocabulary([" ".join(WORDS)] * 2, 600), **options)
+
+
+def text_config(count: int, **changes: Any) -> dict[str, Any]:
+    fixed = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3)
+    ends = dict(bos_token_id=count - 2, eos_token_id=count - 1, pad_token_id=count - 1)
+    more = dict(num_attention_heads=4, projection_dim=16, vocab_size=count)
+    return {**fixed, **ends, **more, **changes}
+
+
+def shake(module: torch.nn.Module) -> Any:
+    """No parameter stays at 0 or 1: a norm that was left out, or a bias, would not be seen."""
+    for value in module.parameters():
+        if value.ndim == 1:
+            value.data += 0.1 * torch.randn_like(value)
+    return module.eval()
+
+
+def components(**changes: Any) -> dict[str, Any]:
+    """New random networks, always the same ones; `unet`, `vae`, `text` change their configs."""
+    tokens = changes.get("tokenizer") or tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(
+            unet=shake(UNet2DConditionModel(**{**UNET, **changes.get("unet", {})})),
+            vae=shake(AutoencoderKL(**{**VAE, **changes.get("vae", {})})),
+            text_encoder=shake(
+                CLIPTextModel(**text_config(len(tokens), **changes.get("text", {})))
+            ),
+            tokenizer=tokens,
+            scheduler=changes.get("scheduler") or schedulers.EulerDiscreteScheduler(**SCHEDULE),
+        )
+
+
+def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeline:
+    """A new pipeline; see `components`."""
+    pipe = StableDiffusionPipeline(**components(**changes), compat=compat)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run(pipe: Any, prompt: Any = "a red sphere", **arguments: Any) -> torch.Tensor:
+    """The latents of a short call."""
+    defaults = dict(num_inference_steps=3, output_type="latent")
+    if not {"seed", "generator", "latents"} & set(arguments):
+        defaults["seed"] = 3
+    return pipe(prompt, **{**defaults, **arguments}).images
+
+
+def counted(pipe: Any) -> list[int]:
+    """A list that grows with each UNet call of this pipeline, by whatever way it is called."""
+    calls: list[int] = []
+    pipe.unet.conv_in.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def together(*tasks: Callable[[], Any]) -> list[Any]:
+    """Results of tasks that run in threads of their own, started at the same moment."""
+    gate, results, errors = threading.Barrier(len(tasks)), [None] * len(tasks), []
+
+    def work(i: int) -> None:
+        try:
+            gate.wait(20)
+            results[i] = tasks[i]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(tasks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    return results
