@@ -25,6 +25,8 @@ MODELS: Mapping[str, type[Model]] = {
 }
 """The class of each component that is a network."""
 
+HUB_OPTIONS = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,6 +42,8 @@ class DiffusionPipeline:
 
     components_needed: ClassVar[tuple[str, ...]]
     components_optional: ClassVar[tuple[str, ...]] = ()
+    switches: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the constructor that are no components."""
 
     source: str | None = None
     """Where the pipeline was loaded from."""
@@ -159,8 +163,13 @@ class DiffusionPipeline:
 
         names = (*cls.components_needed, *cls.components_optional)
         given = {name: options.pop(name) for name in names if name in options}
-        for ignored in ("safety_checker_kwargs", "requires_safety_checker", "low_cpu_mem_usage"):
-            options.pop(ignored, None)
+        switches = {name: options.pop(name) for name in cls.switches if name in options}
+        options.pop("low_cpu_mem_usage", None)  # always: weights stay in the file until used
+        if unknown := sorted(set(options) - HUB_OPTIONS):
+            raise InputTypeError(
+                f"{cls.__name__}.from_pretrained has no arguments {unknown}; it takes components "
+                f"({', '.join(names)}), {', '.join(cls.switches)}, {', '.join(sorted(HUB_OPTIONS))}"
+            )
         path = hubs.resolve(
             name_or_path,
             variant=variant,
@@ -171,6 +180,10 @@ class DiffusionPipeline:
         listed = folders.components_of(folders.read_model_index(path))
         dtype = dtype or torch_dtype
         found: dict[str, Any] = dict(given)
+        networks = [
+            name for name in names if name in MODELS and name in listed and name not in given
+        ]
+        variants = folders.pick_variants(path, networks, variant)
         for name in names:
             if name in given or name not in listed:
                 continue
@@ -178,7 +191,7 @@ class DiffusionPipeline:
                 found[name] = MODELS[name].from_pretrained(
                     path,
                     subfolder=name,
-                    variant=variant,
+                    variant=variants[name],
                     dtype=dtype,
                     device=device,
                     backend=backend,
@@ -197,9 +210,32 @@ class DiffusionPipeline:
                     f"{name_or_path} has no {name}, which {cls.__name__} needs; it lists "
                     f"{', '.join(sorted(listed)) or 'nothing'}"
                 )
-        made = cls(**found)
+        made = cls(**found, **switches)
         made.source = str(name_or_path)
         return made
+
+    @classmethod
+    def from_single_file(cls: type[Pipeline], source: str | Path, **options: Any) -> Pipeline:
+        """A pipeline from an original one-file checkpoint (SD 1.x or 2.x).
+
+        Args:
+            source: a `.safetensors` or `.ckpt` file, "owner/name/file.safetensors" on the Hub, or
+                the address of its page.
+            options: `dtype` (or `torch_dtype`), `device`, `backend` and `check` as in
+                `from_pretrained`; `prediction_type` and `extract_ema` as in
+                `weights.single_file.read_single_file`; `config`, a pipeline folder or Hub id whose
+                configs, scheduler and tokenizer are used; components to use instead of those in
+                the file (`tokenizer` may also be a folder or Hub id); and the Hub's `revision`,
+                `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+        Raises:
+            NotFoundError: there is no such file, or the vocabulary it needs is not at hand.
+            WeightError: it is damaged, or no such checkpoint.
+            InputError: a component is neither in the file nor given.
+        """
+        from underdraw.pipelines.single_file import load
+
+        return load(cls, source, **options)
 
     def save_pretrained(
         self,

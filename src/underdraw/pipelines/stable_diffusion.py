@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.models.outputs import Output
 from underdraw.pipelines import images, inputs
 from underdraw.pipelines.base import DiffusionPipeline
@@ -58,6 +59,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     components_optional = ("safety_checker", "feature_extractor", "image_encoder")
+    switches = ("requires_safety_checker", "compat")
 
     vae: Any
     text_encoder: Any
@@ -129,7 +131,12 @@ class StableDiffusionPipeline(DiffusionPipeline):
 
     def _needs_guidance(self, scale: Any) -> bool:
         largest = scale.max() if hasattr(scale, "shape") else scale
-        return bool(largest > 1) and self.unet.config.time_cond_proj_dim is None
+        return bool(largest > 1) and not self._distilled
+
+    @property
+    def _distilled(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input (LCM)."""
+        return self.unet.config.time_cond_proj_dim is not None
 
     # -- the call
     # -------------------------------------------------------------------------------------
@@ -199,7 +206,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
         inputs.number("eta", eta, 0.0, 1.0)
         rescale = inputs.number("guidance_rescale", guidance_rescale, 0.0, 1.0)
         inputs.whole("callback_steps", callback_steps)
-        self._check_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, callback)
+        wanted = self._check_callbacks(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, callback
+        )
         self._check_controls(controls)
         prompts, negatives = self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
@@ -235,10 +244,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
             [solver.timestep(i) for i in range(len(solver))],
             lambda: self.guidance_scale,
             rescale,
-            distilled=self.unet.config.time_cond_proj_dim is not None,
+            distilled=self._distilled,
         )
         run = sample(denoise, solver, noise * solver.initial_sigma, draw, controls, self)
-        wanted = tuple(callback_on_step_end_tensor_inputs) if callback_on_step_end else ()
         order = getattr(self.scheduler, "order", 1)
         warmup = len(solver) - num_inference_steps * order
         self._interrupt = False
@@ -253,22 +261,23 @@ class StableDiffusionPipeline(DiffusionPipeline):
                 result, change = step.latents, None
                 i = step.index
                 if callback_on_step_end is not None:
-                    t = framework.array(step.timestep)
                     held = {
                         "latents": nn.cast(result, whole),
                         "prompt_embeds": denoise.context,
                         "negative_prompt_embeds": negative_context,
                     }
                     told = {name: held[name] for name in wanted}
-                    change = self._change(callback_on_step_end(self, i, t, told))
-                    if change is not None and change.latents is not None:
-                        result = change.latents
+                    told = callback_on_step_end(self, i, self._time(step.timestep), told) or {}
+                    change = self._change(told, held)
+                    negative_context = told.get("negative_prompt_embeds", negative_context)
+                    result = step.latents if change.latents is None else change.latents
                 if i == len(solver) - 1 or (i + 1 > warmup and (i + 1) % order == 0):
                     bar.update()
                     if callback is not None and i % callback_steps == 0:
-                        callback(i // order, framework.array(step.timestep), result)
+                        callback(i // order, self._time(step.timestep), result)
         run.close()
-
+        if not framework.is_finite(result):
+            raise NonFiniteError("the latents became NaN or infinity after the first step")
         made, flags = self.decode_latents(nn.cast(result, whole), output_type)
         if output_type == "pil":
             call = {
@@ -299,6 +308,11 @@ class StableDiffusionPipeline(DiffusionPipeline):
         with framework.no_grad():
             z = latents / self.vae.config.scaling_factor
             decoded = self.vae.decode_with(z, self.settings.vae_slicing, self._tiling)
+            if not framework.is_finite(decoded):
+                raise NonFiniteError(
+                    "vae: decoding gave NaN or infinity; its weights hold such values, or its "
+                    "dtype is too narrow (try dtype='float32' or 'bfloat16')"
+                )
             decoded, flags = self.run_safety_checker(decoded)
         return images.to_output(decoded, output_type, framework), flags
 
@@ -493,7 +507,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
             raise InputError(
                 f"guidance_scale has {len(scale)} entries; the call makes {count} images"
             )
-        values = [inputs.number("guidance_scale", value) for value in scale]
+        # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.
+        least = -math.inf if self._distilled else 1.0
+        values = [max(inputs.number("guidance_scale", value), least) for value in scale]
         return self._framework.array([[[[value]]] for value in values], device=self.device)
 
     def _check_generators(self, generator: Any, seed: Any, count: int) -> Any:
@@ -505,12 +521,17 @@ class StableDiffusionPipeline(DiffusionPipeline):
             return noise.seeded(seed, count)
         return noise.check(generator, count)
 
-    def _check_callbacks(self, on_step_end: Any, tensors: Any, callback: Any) -> None:
+    def _check_callbacks(self, on_step_end: Any, tensors: Any, callback: Any) -> tuple[str, ...]:
+        """Names of the tensors the first of the callbacks is to get."""
         for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
             if value is not None and not callable(value):
                 raise InputTypeError(f"{name}={value!r} cannot be called")
+        tensors = getattr(on_step_end, "tensor_inputs", tensors)  # the peer's callback objects
+        if isinstance(tensors, str) or not isinstance(tensors, Sequence):
+            raise InputTypeError(f"callback_on_step_end_tensor_inputs={tensors!r} is not a list")
         for name in tensors:
             inputs.choice("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
+        return tuple(tensors)
 
     def _check_controls(self, controls: Any) -> None:
         if not isinstance(controls, list | tuple):
@@ -519,12 +540,27 @@ class StableDiffusionPipeline(DiffusionPipeline):
             if not isinstance(control, Control):
                 raise InputTypeError(f"controls holds {control!r}, which is not a Control")
 
-    def _change(self, told: Any) -> Change | None:
+    def _change(self, told: Any, held: Mapping[str, Any]) -> Change:
         """What a callback returned, as the loop takes it."""
-        if not told:
-            return None
+        where = "callback_on_step_end's"
         if not isinstance(told, dict):
-            raise InputTypeError(f"callback_on_step_end returned {told!r}; a dict is needed")
-        for name in told:
-            inputs.choice("callback_on_step_end's dict", name, CALLBACK_TENSORS)
+            raise InputTypeError(f"{where} result is {told!r:.100}; a dict or None is needed")
+        for name, value in told.items():
+            inputs.choice(f"{where} dict", name, CALLBACK_TENSORS)
+            old = held[name]
+            if value is old:
+                continue
+            shape = old.shape if name == "latents" else (None, None, old.shape[2])
+            inputs.array(f"{where} {name}", value, shape, self._framework)
+            rows, images = value.shape[0], held["latents"].shape[0]
+            if rows not in (images, 2 * images):
+                raise InputError(
+                    f"{where} {name} has {rows} rows; allowed: {images}, or with the "
+                    f"unconditional half {2 * images}"
+                )
         return Change(told.get("latents"), told.get("prompt_embeds"))
+
+    def _time(self, timestep: float) -> Array:
+        """A time for callbacks: a whole number where the solver's times are."""
+        whole = getattr(self.scheduler, "whole", False)
+        return self._framework.array(int(timestep) if whole else timestep)
