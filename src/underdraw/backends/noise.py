@@ -8,6 +8,7 @@ the batch it sits in nor on where it was made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,12 +49,16 @@ def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
         InputError: a seed is negative or too large, or a list has another length than `count`.
         InputTypeError: a seed is not an integer.
     """
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    listed = list(seed) if isinstance(seed, Sequence) else [seed]
+    for one in listed:
+        if isinstance(one, bool) or not isinstance(one, Integral):
+            raise InputTypeError(f"seed={one!r} is not an integer")
+    seeds = [int(one) for one in listed]
+    if not isinstance(seed, Sequence):
+        seeds = [seeds[0] + i for i in range(count)]
     if len(seeds) != count:
         raise InputError(f"seed has {len(seeds)} entries; the call makes {count} images")
     for one in seeds:
-        if isinstance(one, bool) or not isinstance(one, int):
-            raise InputTypeError(f"seed={one!r} is not an integer")
         if not 0 <= one < 2**63:
             raise InputError(f"seed={one} is out of range; allowed: 0 .. 2**63 - 1")
     return [torch.Generator("cpu").manual_seed(one) for one in seeds]

@@ -248,11 +248,13 @@ class StableDiffusionPipeline(DiffusionPipeline):
         )
         run = sample(denoise, solver, noise * solver.initial_sigma, draw, controls, self)
         order = getattr(self.scheduler, "order", 1)
-        warmup = len(solver) - num_inference_steps * order
+        custom = timesteps is not None or sigmas is not None
+        steps = -(-len(solver) // order) if custom else num_inference_steps
+        warmup = len(solver) - steps * order
         self._interrupt = False
 
         result, change = noise, None
-        with self.progress_bar(total=max(len(solver) // order, 1)) as bar:
+        with self.progress_bar(total=steps) as bar:
             while not self.interrupt:
                 try:
                     step = run.send(change)

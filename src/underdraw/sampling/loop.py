@@ -70,12 +70,10 @@ class Denoiser:
 
     def __call__(self, latents: Array, index: int, sites: Any = NO_SITES) -> Array:
         """The prediction for `latents (batch, ...)`, already scaled for the solver, at a call."""
-        nn, guidance = self.nn, self.guidance()
-        guided = self.guides(guidance)
-        context = self.context
-        halves = context.shape[0] == 2 * latents.shape[0]
-        if halves and not guided:
-            context = context[latents.shape[0] :]
+        nn, guidance, images = self.nn, self.guidance(), latents.shape[0]
+        guided, context = self.guides(images), self.context
+        if context.shape[0] == 2 * images and not guided:
+            context = context[images:]
         x = nn.concat((latents, latents), 0) if guided else latents
         x = nn.cast(x, context)
         time, constants = self._time(index), self._constants(context)
@@ -83,10 +81,15 @@ class Denoiser:
         out = nn.float32(out)
         return self._guide(out, guidance) if guided else out
 
-    def guides(self, guidance: Any) -> bool:
-        """Whether a call with this guidance needs the unconditional half."""
-        if self.distilled:
+    def set_context(self, context: Array) -> None:
+        """Go on with this context; it may be the same array, changed in place."""
+        self.context, self._keys_of = self.nn.cast(context, self.context), None
+
+    def guides(self, images: int) -> bool:
+        """Whether the next call of so many images has an unconditional half."""
+        if self.distilled or self.context.shape[0] != 2 * images:
             return False
+        guidance = self.guidance()
         return bool((guidance > 1).any()) if hasattr(guidance, "shape") else guidance > 1
 
     def _guide(self, out: Array, guidance: Any) -> Array:
@@ -120,16 +123,20 @@ class Denoiser:
         device = self.context.device
         t = array([float(t) for t in self.timesteps[start : start + CHUNK]], device=device)
         condition = None
+        images = 1
         if self.distilled:
-            width = model.config.time_cond_proj_dim
-            scale = nn.expand(array([float(self.guidance()) - 1.0], device=device), t.shape)
-            condition = nn.cast(
-                timestep_embedding(nn, scale * 1000.0, width, False, 1), self.context
-            )
+            width, scale = model.config.time_cond_proj_dim, self.guidance() - 1.0
+            scale = scale.reshape(-1) if hasattr(scale, "shape") else array([scale], device=device)
+            calls, images = t.shape[0], scale.shape[0]
+            scale = nn.expand(scale[None], (calls, images)).reshape(-1)
+            t = nn.expand(t[:, None], (calls, images)).reshape(-1)
+            wave = timestep_embedding(nn, scale * 1000.0, width, False, 1)
+            condition = nn.cast(wave, self.context)
         temb = unet.embed_time(nn, model, model.config, t, self.context, timestep_cond=condition)
         shifts = unet.time_shifts(nn, model, model.config, temb)
         return [
-            {place: shift[i : i + 1] for place, shift in shifts.items()} for i in range(t.shape[0])
+            {place: shift[i : i + images] for place, shift in shifts.items()}
+            for i in range(0, t.shape[0], images)
         ]
 
 
@@ -221,7 +228,7 @@ def sample(
     for index in range(count):
         timestep, sites = solver.timestep(index), NO_SITES
         with framework.no_grad():
-            call = Call(index, count, timestep, denoise.guides(denoise.guidance()))
+            call = Call(index, count, timestep, denoise.guides(state.x.shape[0]))
             for i, control in enumerate(controls):
                 x, acts, carries[i] = control.before_call(nn, carries[i], state.x, call)
                 state = state if x is state.x else state._replace(x=x)
@@ -245,5 +252,5 @@ def sample(
             if change.latents is not None:
                 state = state._replace(x=nn.float32(change.latents))
             if change.context is not None:
-                denoise.context = change.context
+                denoise.set_context(change.context)
     return state.x
