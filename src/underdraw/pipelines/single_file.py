@@ -123,9 +123,9 @@ def load_tokenizer(wanted: Tokenizer, source: Any = None, **access: Any) -> CLIP
         if source is not None:
             raise
         raise NotFoundError(
-            "one-file checkpoints hold no vocabulary; this one needs that of "
-            f"{wanted.repository}: give tokenizer= (a folder with vocab.json and merges.txt, or "
-            f"tokenizer.json), or config= (a pipeline folder). {error}"
+            "one-file checkpoints hold no vocabulary, and the one this needs, that of "
+            f"{wanted.repository}, is neither in the cache nor to be had from the Hub now: give a "
+            "tokenizer (folder or Hub id with vocab.json and merges.txt, or tokenizer.json)"
         ) from error
     # SD 2 pads prompts with "!", though it shares its vocabulary with SD 1. A pipeline's own
     # tokenizer says so itself.

@@ -1,0 +1,61 @@
+"""The command line as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from underdraw.cli.convert import convert
+from underdraw.cli.evaluate import evaluate
+from underdraw.cli.failures import Group
+from underdraw.cli.generate import generate
+from underdraw.cli.info import info
+from underdraw.cli.scenes import scenes
+from underdraw.cli.train import train
+
+EXAMPLES = """Examples:
+
+\b
+  underdraw generate "a red sphere left of a blue cube"
+  underdraw generate "a red sphere" --count 4 --seed 7 --out spheres.png
+  underdraw info ./my-model --check
+  underdraw convert model.ckpt ./my-model --dtype float16
+  underdraw scenes --truth boxes,depth --out sheet.png
+
+Exit codes: 0 done, 1 failed or problems found, 2 a mistake in the call, 130 interrupted."""
+
+app = typer.Typer(
+    cls=Group,
+    name="underdraw",
+    help="Draw boxes, subjects, edges and masks underneath; a diffusion model paints over them.",
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (generate, info, convert, scenes, train, evaluate):
+    app.command(epilog=getattr(command, "examples", None))(command)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from underdraw import __version__
+
+        typer.echo(f"underdraw {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show where an error comes from (anywhere on the line)."),
+    ] = False,
+) -> None:
+    """Options of every command."""

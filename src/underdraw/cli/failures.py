@@ -1,0 +1,112 @@
+"""How the command line fails: one readable line, an exit code, and no traceback for mistakes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from underdraw.errors import InputError, InputTypeError, NotFoundError, UnderdrawError
+
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+MISTAKES = (
+    InputError,
+    InputTypeError,
+    NotFoundError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+DEBUG = "--debug"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the message says what was kept."""
+
+
+def tell(*lines: str) -> None:
+    """Something for the person at the terminal. Results for other programs go to stdout."""
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+class Group(TyperGroup):
+    """The command group, with errors turned into a line and an exit code."""
+
+    debug = False
+
+    def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        end = args.index("--") if "--" in args else len(args)
+        self.debug = DEBUG in args[:end]
+        args = [arg for i, arg in enumerate(args) if arg != DEBUG or i > end] or ["--help"]
+        try:
+            code = super().main(args, *rest, standalone_mode=False, **extra)
+        except Exception as error:
+            # typer carries its own copy of click or uses the installed one: told by what they have.
+            if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+                raise
+            context = getattr(error, "ctx", None)
+            hint = f" (see {context.command_path} --help)" if context is not None else ""
+            tell(f"error: {_line(error.format_message())}{hint}")  # type: ignore[attr-defined]
+            code = MISTAKE
+        code = code if isinstance(code, int) else 0
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            if not self.debug:
+                quieten()
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as stopped:
+                tell(f"stopped: {_line(stopped) or 'nothing was written'}")
+                raise typer.Exit(INTERRUPTED) from None
+            except BrokenPipeError:
+                raise
+            except (UnderdrawError, OSError, MemoryError) as error:
+                message, code = _line(error), MISTAKE if isinstance(error, MISTAKES) else FAILED
+            except RuntimeError as error:
+                if (
+                    type(error).__name__ != "OutOfMemoryError"
+                ):  # PyTorch's, which is not loaded here
+                    raise
+                message, code = f"out of memory: {_line(error)}", FAILED
+            if self.debug:
+                traceback.print_exc()
+            tell(f"error: {message}")
+            raise typer.Exit(code)
+
+
+def quieten() -> None:
+    """Warnings of ours become notes of one line; those of other packages are for developers."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", module=r"underdraw\.")
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        tell(f"note: {_line(message)}")
+
+    warnings.showwarning = show
+
+
+def _line(message: Any) -> str:
+    if isinstance(message, MemoryError) and not str(message):
+        return "out of memory"
+    if isinstance(message, OSError) and not isinstance(message, UnderdrawError):
+        where = f"{message.filename}: " if message.filename else ""
+        return f"{where}{message.strerror or message}"
+    return " ".join(str(message).split())
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")

@@ -1,0 +1,205 @@
+"""`underdraw generate`: pictures from prompts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from underdraw.cli import options, outputs
+from underdraw.cli.failures import Interrupted, tell
+from underdraw.errors import InputError
+
+STEPS = 25
+PER_CALL = 1
+"""Pictures made at once if not said. One: its bits are then the same alone and among others."""
+
+
+@dataclass
+class Request:
+    """What to make: where from, how, and the arguments of the calls."""
+
+    loading: dict[str, Any]
+    scheduler: dict[str, Any] | None
+    """Configuration recorded in a picture; None: the checkpoint's."""
+    compat: str | None
+    call: dict[str, Any]
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="What to show, in quotes; one or several."),
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
+    model: options.Model = None,
+    height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures per prompt.")] = 1,
+    solver: options.Solver = None,
+    dtype: options.Precision = None,
+    device: options.Device = None,
+    variant: options.Variant = None,
+    tokenizer: options.Vocabulary = None,
+    prediction_type: options.PredictionType = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = PER_CALL,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .png file, or a folder (here, if not given)."),
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid/--no-grid", help="Also all pictures on one sheet, if several.")
+    ] = True,
+    again: Annotated[
+        Path | None,
+        typer.Option(help="Make the picture in this PNG again; other options change it."),
+    ] = None,
+) -> None:
+    """Make pictures from prompts.
+
+    Every PNG holds what is needed to make it again (--again). Paths of the pictures go to standard
+    output, everything else to standard error.
+    """
+    from underdraw.cli import solvers
+
+    if solver == "help":
+        tell(solvers.describe())
+        return
+    request = Request({}, None, None, {}) if again is None else recorded(again)
+    if not prompts and "prompt" not in request.call:
+        raise InputError('no PROMPT; for example: underdraw generate "a red sphere"')
+    words = [prompt for prompt in prompts or () if not prompt.strip() or " " not in prompt.strip()]
+    if len(words) > 1 and len(words) == len(prompts or ()):
+        tell(f"note: {len(words)} prompts of one word; one prompt of several words needs quotes")
+    given = {
+        "model": model,
+        "dtype": dtype and dtype.value,
+        "device": device,
+        "variant": variant,
+        "tokenizer": tokenizer,
+        "prediction_type": prediction_type and prediction_type.value,
+    }
+    request.loading |= {name: value for name, value in given.items() if value is not None}
+    changes = {
+        "negative_prompt": negative,
+        "height": height,
+        "width": width,
+        "guidance_scale": guidance,
+        "num_inference_steps": steps,
+    }
+    request.call |= {name: value for name, value in changes.items() if value is not None}
+    if steps is not None:
+        request.call.pop("timesteps", None)
+        request.call.pop("sigmas", None)
+    request.call.setdefault("num_inference_steps", STEPS)
+    if seed is not None or "seed" not in request.call:
+        request.call["seed"] = secrets.randbelow(2**31) if seed is None else seed
+
+    every = [p for p in prompts or [request.call["prompt"]] for _ in range(count)]
+    first = request.call["seed"]
+    seeds = [first + i % count for i in range(len(every))]
+    target = outputs.Target(out, every, seeds)
+    if solver is not None:  # a misspelt name should not wait for a model to be loaded
+        solvers.make_solver(solver, {})
+    pipe = load(request, solver)
+    tell(
+        f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}, "
+        f"{type(pipe.scheduler).__name__}, {request.call['num_inference_steps']} steps, "
+        f"seed {first if count == 1 else f'{first} to {first + count - 1}'}"
+    )
+    make(pipe, request, every, seeds, target, batch)
+    if grid and len(every) > 1:
+        target.write_sheet(columns=count if len(every) > count else None)
+
+
+generate.examples = """Examples:
+
+\b
+  underdraw generate "a red sphere left of a blue cube" --seed 7
+  underdraw generate "a red sphere" "a blue cube" --count 4 --out pictures/
+  underdraw generate "a castle" --model model.safetensors --tokenizer ./tokenizer --solver dpm++
+  underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
+
+
+def recorded(path: Path) -> Request:
+    """The request in a picture's metadata.
+
+    Raises InputError where the picture cannot be made again from what it holds.
+    """
+    from underdraw.pipelines.images import read_metadata
+
+    record = read_metadata(path)
+    kinds = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
+    if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        raise InputError(f"{path} holds metadata that this version of underdraw cannot read")
+    if record["missing"]:
+        lacking = ", ".join(map(str, record["missing"]))
+        raise InputError(f"{path} cannot be made again: it does not hold its {lacking}")
+    if not isinstance(record["call"].get("seed"), int):
+        raise InputError(f"{path} cannot be made again: it does not hold its seed")
+    loading = {"kind": record["pipeline"], "dtype": record.get("dtype", "auto")}
+    for name in ("model", "variant", "tokenizer"):
+        if isinstance(record.get(name), str):
+            loading[name] = record[name]
+    return Request(loading, record["scheduler"], record.get("compat"), dict(record["call"]))
+
+
+def load(request: Request, solver: str | None) -> Any:
+    """The pipeline of a request."""
+    from underdraw.cli import loading, solvers
+    from underdraw.pipelines.base import scheduler_class
+
+    loading_options = dict(request.loading)
+    pipe = loading.load_pipeline(loading_options.pop("model", options.SCENES), **loading_options)
+    pipe.compat = request.compat
+    if request.scheduler is not None:
+        name = str(request.scheduler.get("_class_name"))
+        pipe.scheduler = scheduler_class(name).from_config(request.scheduler)
+    if solver is not None:
+        pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
+    return pipe
+
+
+def make(
+    pipe: Any,
+    request: Request,
+    prompts: list[str],
+    seeds: list[int],
+    target: outputs.Target,
+    batch: int,
+) -> None:
+    """Make and write the pictures; each is on disk as soon as it is done."""
+    import inspect
+
+    from underdraw.pipelines.images import METADATA
+
+    allowed = inspect.signature(type(pipe).__call__).parameters
+    if unknown := sorted(set(request.call) - set(allowed)):
+        raise InputError(f"{type(pipe).__name__} has no arguments {', '.join(unknown)}")
+    # What only the command line knows of where the networks came from.
+    origin = {n: v for n, v in request.loading.items() if n in ("variant", "tokenizer")}
+    total = len(prompts)
+    try:
+        for start in range(0, total, batch):
+            here = slice(start, min(start + batch, total))
+            label = f"picture {here.start + 1}" + (f" to {here.stop}" if batch > 1 else "")
+            # disable=None: no bar where standard error is a file.
+            pipe.set_progress_bar_config(
+                desc=f"{label} of {total}" if total > 1 else None, leave=False, disable=None
+            )
+            call = request.call | {"prompt": prompts[here], "seed": seeds[here]}
+            made = pipe(**call)
+            for i, image in enumerate(made.images, start):
+                record = json.loads(image.info[METADATA]) | origin
+                typer.echo(target.write(i, image, record))
+                if made.nsfw_content_detected and made.nsfw_content_detected[i - start]:
+                    tell("note: the safety checker withheld this picture")
+    except KeyboardInterrupt:
+        raise Interrupted(target.kept()) from None

@@ -1,0 +1,72 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SCENES = "underdraw/scenes"
+
+
+class DType(str, Enum):
+    """Of weights and arithmetic."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Prediction(str, Enum):
+    """What a UNet was trained to predict."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+    sample = "sample"
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A folder, a single file, a Hub id, or {SCENES} (the default), which ships inside."
+    ),
+]
+Precision = Annotated[
+    DType | None,
+    typer.Option(help="Of weights and arithmetic; auto (the default) is what is fast here."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="For example cpu, cuda or cuda:1; the fastest there is if not given."),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Weight files of a variant, such as fp16."),
+]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", help="For a single file: folder or Hub id with the vocabulary it needs."
+    ),
+]
+PredictionType = Annotated[
+    Prediction | None,
+    typer.Option(help="If the checkpoint does not say it rightly (512 px SD 2: epsilon)."),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="How strongly to follow the prompt, above 1; about 7.5 is usual."),
+]
+Solver = Annotated[
+    str | None,
+    typer.Option(help="ddim, euler_a, dpm++, ...; `--solver help` lists them."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="The same seed gives the same pictures."),
+]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]

@@ -1,0 +1,210 @@
+"""`underdraw train`: the scenes family from nothing, or a checkpoint on pictures of one's own."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from underdraw.cli import options, outputs
+from underdraw.cli.failures import tell
+from underdraw.errors import InputError, NotFoundError
+
+if TYPE_CHECKING:
+    from underdraw.training.loop import TrainingConfig
+
+SCENES_DATA = "scenes"
+
+
+class Recipe(str, Enum):
+    """What can be trained."""
+
+    autoencoder = "autoencoder"
+    text_to_image = "text-to-image"
+    clip = "clip"
+    text = "text"
+    decoder = "decoder"
+    family = "family"
+
+
+# Stages of the scenes family that a recipe needs, in order; its own are the last or all.
+STAGES = {
+    Recipe.text: ("renders", "text"),
+    Recipe.autoencoder: ("renders", "autoencoder"),
+    Recipe.text_to_image: ("renders", "text", "autoencoder", "latents", "denoiser"),
+    Recipe.decoder: ("renders", "autoencoder", "latents", "decoder"),
+    Recipe.clip: ("renders", "text", "autoencoder", "latents", "denoiser", "clip"),
+    Recipe.family: (
+        *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "export"),
+    ),
+}
+
+
+def train(
+    recipe: Annotated[Recipe, typer.Argument(help="What to train.")],
+    out: options.OutFolder,
+    data: Annotated[
+        str,
+        typer.Option(help="scenes, or a folder of pictures with captions in metadata.jsonl."),
+    ] = SCENES_DATA,
+    model: Annotated[
+        str | None, typer.Option(help="The checkpoint to begin with, if --data is a folder.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="End each stage after this time at the latest.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples of a step.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Parts in which a step is computed.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16.")
+    ] = None,
+    seed: options.Seed = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Of the pictures of a folder, in pixels.")
+    ] = None,
+    scenes: Annotated[int | None, typer.Option(min=65, help="How many scenes to render.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Also train the text encoder (text-to-image).")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
+    ] = True,
+    device: options.Device = None,
+) -> None:
+    """Train networks; interrupted, the same command goes on where it stopped.
+
+    With --data scenes the family underdraw/scenes is trained from nothing: every stage that the
+    recipe needs and --out lacks is run first. With a folder of pictures a checkpoint is trained
+    further (autoencoder, text-to-image), and the result written to OUT/model.
+    """
+    changes = {
+        "steps": steps,
+        "minutes": minutes,
+        "batch": batch,
+        "accumulate": accumulate,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+    }
+    outputs.prepare_folder(out)
+    from underdraw.backends.hardware import resolve_device
+
+    place = resolve_device(device)
+    if data == SCENES_DATA:
+        if model is not None or size is not None or text:
+            raise InputError("--model, --size and --text are for --data FOLDER")
+        train_scenes(recipe, out, changes, scenes, resume, place)
+    else:
+        if scenes is not None:
+            raise InputError("--scenes is for --data scenes")
+        if not Path(data).is_dir():
+            raise NotFoundError(f"--data {data}: no such folder; wanted a folder, or scenes")
+        made = train_further(recipe, out, data, model, size, text, changes, resume, place)
+        typer.echo(made)
+
+
+train.examples = """Examples:
+
+\b
+  underdraw train autoencoder --data scenes --out work --minutes 60
+  underdraw train family --out work
+  underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned"""  # type: ignore[attr-defined]
+
+
+def train_scenes(
+    recipe: Recipe,
+    out: Path,
+    changes: dict[str, Any],
+    scenes: int | None,
+    resume: bool,
+    device: str,
+) -> None:
+    """The stages of a recipe; `changes` go to its own, which are trained last."""
+    from dataclasses import replace
+
+    from underdraw.training.checkpoints import NAME
+    from underdraw.training.loop import shorter
+    from underdraw.training.recipes import ScenesRecipe, train_stage
+
+    plan, stages = ScenesRecipe(), STAGES[recipe]
+    own = stages if recipe is Recipe.family else stages[-1:]
+    if scenes is not None:
+        plan = replace(plan, scenes=scenes)
+    plan = replace(
+        plan,
+        runs={
+            name: shorter(run, **changes) if name in own else run for name, run in plan.runs.items()
+        },
+    )
+    if not resume and any((out / stage / NAME).exists() for stage in own):
+        raise InputError(f"--no-resume: {out} already holds {recipe.value}; name another --out")
+    for stage in stages:
+        done = stage not in own and (out / stage / "done").exists()
+        if done:
+            continue
+        tell(f"{stage}: in {out}")
+        train_stage(stage, out, plan, minutes=changes["minutes"], device=device)
+        if (out / stage).is_dir():
+            (out / stage / "done").touch()
+    typer.echo(out / stages[-1])
+
+
+def train_further(
+    recipe: Recipe,
+    out: Path,
+    data: str,
+    model: str | None,
+    size: int | None,
+    text: bool,
+    changes: dict[str, Any],
+    resume: bool,
+    device: str,
+) -> Path:
+    """A checkpoint trained on a folder of pictures; where the result is."""
+    if recipe not in (Recipe.autoencoder, Recipe.text_to_image):
+        raise InputError(f"{recipe.value} is trained with --data scenes only")
+    from underdraw.cli.loading import load_pipeline
+    from underdraw.training.data import CaptionedFolder
+    from underdraw.training.loop import TrainingConfig, shorter, train as run
+
+    pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
+    trained = pipe.unet.config.sample_size
+    side = trained if isinstance(trained, int) else min(trained)
+    examples = CaptionedFolder(data, size or side * pipe.vae.config.factor)
+    plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
+    make = autoencoder_task if recipe is Recipe.autoencoder else text_to_image_task
+    task = make(pipe, examples, text)
+    tell(f"{recipe.value} of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
+    average = run(task, plan, out, resume=resume, device=device)
+    target = out / "model"
+    with average.applied():
+        pipe.save_pretrained(target)
+    return target
+
+
+def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:
+    from underdraw.training.autoencoder import AutoencoderConfig, AutoencoderTask
+
+    if text:
+        raise InputError("--text is for text-to-image")
+    # Latents must keep their meaning for the UNet that was trained on them.
+    config = AutoencoderConfig(crop=None, kl=0.0, freeze_encoder=True)
+    return AutoencoderTask(pipe.vae, examples, config)
+
+
+def text_to_image_task(pipe: Any, examples: Any, text: bool) -> Any:
+    from dataclasses import fields
+
+    from underdraw.training.objectives import ObjectiveConfig
+    from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask
+
+    names = {field.name for field in fields(ObjectiveConfig)}
+    schedule = {name: value for name, value in pipe.scheduler.config.items() if name in names}
+    config = TextToImageConfig(ObjectiveConfig(**schedule), train_text=text)
+    return TextToImageTask(pipe.components, examples, config)
