@@ -25,6 +25,8 @@ MODELS: Mapping[str, type[Model]] = {
 }
 """The class of each component that is a network."""
 
+LIBRARIES = {"unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers"}
+LIBRARIES |= {"safety_checker": "stable_diffusion"}  # where the peer keeps this class
 HUB_OPTIONS = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
 
 
@@ -260,8 +262,7 @@ class DiffusionPipeline:
                 if component is None:
                     index[name] = [None, None]
                     continue
-                library = "diffusers" if name in ("unet", "vae", "scheduler") else "transformers"
-                index[name] = [library, type(component).__name__]
+                index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
                 if isinstance(component, Model):
                     component.save_pretrained(
                         place / name,
