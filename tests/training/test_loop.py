@@ -103,7 +103,7 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path, parts: int) -> 
 
 
 def test_processes_share_a_step(tmp_path: Path) -> None:
-    """Two processes over `torchrun`'s variables take the same steps and end with the same weights."""
+    """Two processes with `torchrun`'s variables take the same steps to the same weights."""
     import subprocess
     import sys
 
@@ -261,7 +261,7 @@ def test_bad_settings_are_named(change: dict, words: str) -> None:
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     train(Line(), CONFIG, tmp_path)
-    with pytest.raises(InputError, match="batch=12.*made with 6"):
+    with pytest.raises(InputError, match=r"batch=12.*made with 6"):
         train(Line(), replace(CONFIG, batch=12), tmp_path)
     other = Line()
     other.modules = {"other": other.net}

@@ -67,7 +67,7 @@ class ContrastiveTask:
         return loss, {"matched": (logits.argmax(1) == labels).float().mean().item()}
 
     def embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of images in [-1, 1] and token ids, each `(batch, projection)`, float32."""
+        """Unit embeddings of images in [-1, 1] and of token ids, each `(batch, projection)`."""
         images = self.image_encoder(normalise(pixels, self.image_encoder.config.image_size))
         texts = self.text_encoder(ids)
         return (

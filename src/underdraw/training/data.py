@@ -57,10 +57,8 @@ class Examples(Protocol):
 def shuffled(count: int, first: int, number: int, seed: int = 0) -> np.ndarray:
     """Numbers `first` to `first + number - 1` of an endless stream in which every run of `count`
     is a permutation of `range(count)`."""
-    stream = np.arange(first, first + number)
-    return np.array(
-        [_permutation(count, int(epoch), seed)[at] for epoch, at in zip(*divmod(stream, count))]
-    )
+    pairs = [divmod(place, count) for place in range(first, first + number)]
+    return np.array([_permutation(count, epoch, seed)[at] for epoch, at in pairs])
 
 
 @lru_cache(maxsize=4)
@@ -73,7 +71,7 @@ def to_signed(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
-# -- rendered scenes ----------------------------------------------------------------------------------
+# -- rendered scenes -----------------------------------------------------------------------------
 def render_cache(
     folder: str | Path,
     count: int,
@@ -137,7 +135,9 @@ class RenderedScenes:
             raise NotFoundError(f"{folder} holds no rendered scenes; make them with render_cache")
         self._shards = [np.load(place / "images.npy", mmap_mode="r") for place in places]
         self._starts = np.cumsum([0, *map(len, self._shards)])
-        self._facts = [f for place in places for f in json.loads((place / "scenes.json").read_text())]
+        self._facts = [
+            f for place in places for f in json.loads((place / "scenes.json").read_text())
+        ]
         self.held_back = held_back
         if len(self._facts) <= held_back:
             raise InputError(f"{folder} holds {len(self._facts)} scenes; {held_back} are held back")
@@ -177,7 +177,7 @@ class RenderedScenes:
         return self.pixels(np.arange(-self.held_back, 0))
 
 
-# -- captioned images ---------------------------------------------------------------------------------
+# -- captioned images ----------------------------------------------------------------------------
 class CaptionedFolder:
     """`Examples` in a folder of images with `metadata.jsonl`, one JSON object per line:
     `{"file_name": "cat.png", "text": "a cat"}`; `text` may be a list to choose from.

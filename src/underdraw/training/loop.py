@@ -82,11 +82,14 @@ class TrainingConfig:
         """Learning rate of step `step` (from 0) when `progress` in [0, 1] of the run is done."""
         rate = self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1))
         left = min(1.0, (1.0 - progress) / self.decay) if self.decay > 0 else 1.0
-        return rate * {
-            "constant": 1.0,
-            "linear": left,
-            "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
-        }[self.schedule]
+        return (
+            rate
+            * {
+                "constant": 1.0,
+                "linear": left,
+                "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
+            }[self.schedule]
+        )
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,8 @@ def train(
 
     Args:
         folder: gets `state.pt` (atomic), `curve.csv`, `curve.png` and the previews.
-        resume: go on from `folder / "state.pt"` where there is one, with the same bits as if the run
-            had not been interrupted; False starts anew.
+        resume: go on from `folder / "state.pt"` where there is one, with the same bits as if the
+            run had not been interrupted; False starts anew.
         stop_after: stop before this step as if interrupted, saving a checkpoint.
         progress: show a bar; None: where standard error is a terminal.
 

@@ -1,9 +1,9 @@
 """Several processes that train one network, each on its part of every batch.
 
-Started by `torchrun` (which tells processes about each other in the environment). On CPU this is also
-how to use several cores: on a machine that does other work besides, one process with two threads waits
-at every operation for whichever thread was held up, and was measured five times slower than two
-processes with one thread, which wait for each other once per step.
+Started by `torchrun`, which tells processes about each other in the environment. On CPU this is
+also how to use several cores: on a machine that does other work besides, one process with two
+threads waits at every operation for whichever thread was held up, and was measured five times
+slower than two processes with one thread each, which wait for each other once per step.
 """
 
 from __future__ import annotations

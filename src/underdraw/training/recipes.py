@@ -98,8 +98,8 @@ class ScenesRecipe:
     text: CLIPTextConfig = TEXT
     unet: UNetConfig = UNET
     vision: CLIPVisionConfig = VISION
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
-    denoiser: TextToImageConfig = TextToImageConfig(prompts=PROMPTS)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    denoiser: TextToImageConfig = field(default_factory=lambda: TextToImageConfig(prompts=PROMPTS))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
             "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
@@ -154,7 +154,7 @@ class Workshop:
         return self._fill(tower, "denoiser", "text_encoder", optional=True)
 
     def vae(self) -> Any:
-        """The autoencoder as far as it is trained; its decoder may come from the stage "decoder"."""
+        """The autoencoder as far as it is trained; the stage "decoder" may have gone on with it."""
         from dataclasses import replace
 
         config = self.recipe.vae
@@ -213,7 +213,9 @@ class Workshop:
         if name in state["modules"]:
             own = state["modules"][name]
             prefix = f"{name}."
-            mean = {k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)}
+            mean = {
+                k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)
+            }
             module.load_state_dict({**own, **mean})
         return module
 
@@ -290,9 +292,7 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
     latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
-    task = TextToImageTask(
-        shop.family(trained=False), shop.examples, shop.recipe.denoiser, latents
-    )
+    task = TextToImageTask(shop.family(trained=False), shop.examples, shop.recipe.denoiser, latents)
     _train(shop, "denoiser", task, minutes, where)
 
 

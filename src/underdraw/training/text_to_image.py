@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class TextToImageConfig:
     `train_text` also trains the text tower. `prompts` are drawn with `guidance` in previews.
     """
 
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     drop_caption: float = 0.1
     train_text: bool = False
     prompts: tuple[str, ...] = ()

@@ -55,7 +55,7 @@ def scenes_tokenizer(captions: Iterable[str], length: int = 77) -> CLIPTokenizer
 
 
 def initialise(tower: Any, seed: int = 0) -> None:
-    """Starting weights in the manner of CLIP (Radford et al. 2021): small, residual branches less."""
+    """Starting weights in the manner of CLIP (Radford et al. 2021), small in residual branches."""
     generator = torch.Generator().manual_seed(seed)
     scale = tower.config.hidden_size**-0.5
     small = (2 * tower.config.num_hidden_layers) ** -0.5
@@ -135,7 +135,8 @@ class TextTowerTask:
         loss = slot_loss + 0.5 * _grade(pooled, batch)[0]
 
         around = self.heads["around"](hidden[rows, end + MENTIONS + 1])
-        for part, answer in zip(around.split((len(_FLOORS), len(_LIGHTS)), 1), batch["around"].T):
+        parts = around.split((len(_FLOORS), len(_LIGHTS)), 1)
+        for part, answer in zip(parts, batch["around"].T, strict=True):
             loss = loss + 0.5 * F.cross_entropy(part.float(), answer)
 
         noun = (batch["ids"][..., None] == self.nouns.to(end.device)).any(-1)

@@ -1,0 +1,125 @@
+"""Examples: rendered scenes on disk and folders of captioned images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from underdraw.errors import InputError, NotFoundError
+from underdraw.scenes import has_reserved_pair, render, sample_scene, scene_rng
+from underdraw.training import data
+from underdraw.training.data import CaptionedFolder, RenderedScenes, render_cache, shuffled
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("renders")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SHARD", 8)
+        render_cache(folder, 20, seed=5, size=64)
+    return folder
+
+
+def test_stream_is_one_permutation_after_another() -> None:
+    stream = shuffled(7, 0, 21, seed=2)
+    for epoch in range(3):
+        assert sorted(stream[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert stream[:7].tolist() != stream[7:14].tolist()
+    np.testing.assert_array_equal(shuffled(7, 5, 9, seed=2), stream[5:14])
+
+
+def test_scenes_come_back_as_they_were_rendered(cache: Path) -> None:
+    found = RenderedScenes(cache, held_back=3)
+    assert sorted(p.name for p in cache.iterdir()) == ["000", "001", "002"]
+    assert len(found) == 17
+    for index in (0, 7, 16):
+        number = index + 3
+        scene = sample_scene(scene_rng(5, number), data.MIX[number % 20])
+        assert found.scene(index) == scene
+        made = render(scene, 64, 64)
+        pixels = found.pixels(np.array([index]))[0]
+        assert np.abs(pixels - made.image * 255).max() <= 0.51
+        np.testing.assert_allclose(found.boxes(index), made.boxes, atol=1e-4)
+        said = found.described(index, np.random.default_rng(0))
+        assert all(m.matches(scene.objects[m.object]) for m in said.mentions)
+    assert not any(has_reserved_pair(found.scene(i)) for i in range(-3, 17))
+    np.testing.assert_array_equal(found.shown()[2], found.pixels(np.array([-1]))[0])
+    images = found.images(np.array([4, 2]))
+    assert images.shape == (2, 3, 64, 64)
+    assert -1 <= images.min() < images.max() <= 1
+
+
+def test_captions_vary_and_follow_the_stream(cache: Path) -> None:
+    found = RenderedScenes(cache, held_back=3)
+    indices = np.arange(17)
+    first, again, other = (found.captions(indices, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_finished_shards_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SHARD", 8)
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.npy")}
+    render_cache(cache, 20, seed=5, size=64)
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.npy")} == before
+
+
+def test_missing_scenes_are_named(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(NotFoundError, match="render_cache"):
+        RenderedScenes(tmp_path)
+    with pytest.raises(InputError, match="holds 20 scenes; 20 are held back"):
+        RenderedScenes(cache, held_back=20)
+
+
+def photos(folder: Path, lines: list[str]) -> Path:
+    for name, size, colour in (("wide.png", (90, 40), "red"), ("tall.jpg", (30, 64), "blue")):
+        Image.new("RGB", size, colour).save(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n\n")
+    return folder
+
+
+def line(name: str, text: object) -> str:
+    return json.dumps({"file_name": name, "text": text})
+
+
+def test_captioned_folder(tmp_path: Path) -> None:
+    lines = [line("wide.png", "a red thing"), line("tall.jpg", ["blue", "a blue thing"])]
+    found = CaptionedFolder(photos(tmp_path, lines), 32)
+    assert len(found) == 2
+    images = found.images(np.array([1, 0]))
+    assert images.shape == (2, 3, 32, 32)
+    np.testing.assert_allclose(images[1, :, 3, 3], [1, -1, -1], atol=0.02)
+    np.testing.assert_allclose(images[0, :, 3, 3], [-1, -1, 1], atol=0.05)
+    texts = {found.captions(np.array([1]), np.random.default_rng(s))[0] for s in range(20)}
+    assert texts == {"blue", "a blue thing"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "words"),
+    [
+        ([line("wide.png", "a"), line("gone.png", "a")], NotFoundError, r":2: .*gone\.png"),
+        (["{"], InputError, r"jsonl:1 is not JSON"),
+        (['["wide.png", "a"]'], InputError, "lacks a file_name"),
+        ([line("wide.png", 3)], InputError, "lacks a file_name or a text"),
+        ([line("wide.png", [])], InputError, "lacks a file_name or a text"),
+        ([], InputError, "names no image"),
+    ],
+)
+def test_bad_metadata_is_named(
+    tmp_path: Path, lines: list[str], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        CaptionedFolder(photos(tmp_path, lines), 32)
+
+
+def test_bad_folders_and_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"metadata\.jsonl is not there.*file_name"):
+        CaptionedFolder(tmp_path, 32)
+    with pytest.raises(InputError, match="size=30"):
+        CaptionedFolder(tmp_path, 30)
+    photos(tmp_path, [line("torn.png", "a")] if (tmp_path / "torn.png").write_bytes(b"x") else [])
+    with pytest.raises(InputError, match=r"torn\.png is not a readable image"):
+        CaptionedFolder(tmp_path, 32).images(np.array([0]))

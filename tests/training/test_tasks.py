@@ -1,0 +1,313 @@
+"""Each network learns a few examples, and a published folder is tuned on captioned images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from underdraw.errors import InputError
+from underdraw.models import (
+    AutoencoderKL,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    UNet2DConditionModel,
+)
+from underdraw.networks.clip import CLIPTextConfig, CLIPVisionConfig
+from underdraw.networks.unet import UNetConfig
+from underdraw.networks.vae import VAEConfig
+from underdraw.training.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderTask,
+    encode_all,
+    psnr,
+    scaling_factor,
+)
+from underdraw.training.clip import ContrastiveTask, normalise
+from underdraw.training.data import CaptionedFolder, RenderedScenes, render_cache
+from underdraw.training.loop import Draw, TrainingConfig, train
+from underdraw.training.objectives import ObjectiveConfig
+from underdraw.training.text_to_image import (
+    TextToImageConfig,
+    TextToImageTask,
+    make_pipeline,
+    save_family,
+)
+from underdraw.training.text_tower import TextTowerTask, initialise, loosely, scenes_tokenizer
+
+RUN = TrainingConfig(
+    steps=40, batch=4, learning_rate=3e-3, warmup=4, ema=0.5, precision="float32", log_steps=5
+)
+VAE = VAEConfig(
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    block_out_channels=(8, 16),
+    norm_num_groups=4,
+    sample_size=64,
+)
+UNET = UNetConfig(
+    sample_size=(8, 8),
+    block_out_channels=(16, 32),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    attention_head_dim=2,
+    cross_attention_dim=16,
+    norm_num_groups=8,
+)
+TEXT = CLIPTextConfig(
+    hidden_size=16,
+    intermediate_size=32,
+    projection_dim=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=40,
+)
+VISION = CLIPVisionConfig(
+    hidden_size=16,
+    intermediate_size=32,
+    projection_dim=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=64,
+    patch_size=16,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> RenderedScenes:
+    folder = tmp_path_factory.mktemp("renders")
+    render_cache(folder, 14, size=64)
+    return RenderedScenes(folder, held_back=6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(scenes: RenderedScenes):
+    captions = scenes.captions(np.arange(len(scenes)).repeat(10), np.random.default_rng(0))
+    return scenes_tokenizer(captions, TEXT.max_position_embeddings)
+
+
+def tower(cls, tokenizer):
+    torch.manual_seed(0)
+    config = replace(TEXT, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    return cls(config)
+
+
+class Colours:
+    """Four flat images of four colours, easy to learn."""
+
+    names = ("red", "green", "blue", "gray")
+    values = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [0, 0, 0]])
+
+    def __len__(self) -> int:
+        return 4
+
+    def images(self, indices: np.ndarray) -> torch.Tensor:
+        return self.values[indices][:, :, None, None].expand(-1, -1, 64, 64).contiguous()
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        return [f"a {self.names[i]} cube" for i in indices]
+
+
+def losses(folder: Path) -> list[float]:
+    rows = (folder / "curve.csv").read_text().splitlines()
+    place = rows[0].split(",").index("loss")
+    return [float(row.split(",")[place]) for row in rows[1:]]
+
+
+def test_every_word_of_the_scenes_is_one_token(tokenizer) -> None:
+    text = "a small matte purple cylinder to the left of a striped gray torus, behind a wooden box"
+    assert len(tokenizer.tokenize(text)) == 18
+
+
+def test_autoencoder_learns_and_previews(scenes: RenderedScenes, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(VAE)
+    before = psnr(vae, scenes.shown())
+    task = AutoencoderTask(vae, scenes, AutoencoderConfig(crop=24), scenes.shown())
+    batch = task.draw(Draw(0, 3, np.random.default_rng(0)))
+    assert batch["pixels"].shape == (3, 3, 24, 24)
+    assert batch["noise"].shape == (3, 4, 12, 12)
+    train(task, replace(RUN, steps=60), tmp_path)
+    found = losses(tmp_path)
+    assert min(found[-3:]) < 0.8 * found[0]
+    assert psnr(vae, scenes.shown()) > before + 1
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.size == (6 * 64, 2 * 64)
+
+
+def test_psnr_of_known_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.full((3, 16, 24, 3), 100, np.uint8)
+    shifted = torch.full((3, 3, 16, 24), (100 + 10) / 127.5 - 1)
+    name = "underdraw.training.autoencoder.reconstruct"
+    monkeypatch.setattr(name, lambda vae, part: shifted[: len(part)])
+    found = psnr(_OnHost(), images, batch=2)
+    assert found == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
+
+
+class _OnHost:
+    device = torch.device("cpu")
+
+
+def test_frozen_encoder_keeps_latents_valid(scenes: RenderedScenes, tmp_path: Path) -> None:
+    vae = AutoencoderKL(VAE)
+    before = {name: p.clone() for name, p in vae.state_dict().items()}
+    config = AutoencoderConfig(crop=None, kl=0.0, freeze_encoder=True)
+    train(AutoencoderTask(vae, scenes, config), replace(RUN, steps=2), tmp_path)
+    after = vae.state_dict()
+    changed = {name.split(".")[0] for name, p in after.items() if (p != before[name]).any()}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_latents_are_kept_and_completed(scenes: RenderedScenes, tmp_path: Path) -> None:
+    vae = AutoencoderKL(VAE)
+    path = tmp_path / "latents.npy"
+    whole = np.array(encode_all(vae, scenes, path, batch=3, precision="float32"))
+    assert whole.shape == (8, 4, 32, 32)
+    with torch.no_grad():
+        expected = vae.encode(scenes.images(np.array([5]))).latent_dist.mode().numpy()
+    np.testing.assert_allclose(whole[5], expected[0], atol=2e-3)
+    np.save(path, whole[:5])
+    completed = encode_all(vae, scenes, path, batch=3, precision="float32")
+    np.testing.assert_array_equal(completed, whole)
+    assert scaling_factor(whole) * np.std(whole, dtype=np.float64) == pytest.approx(1)
+
+
+def test_text_tower_learns_what_captions_say(scenes, tokenizer, tmp_path: Path) -> None:
+    model = tower(CLIPTextModel, tokenizer)
+    initialise(model)
+    task = TextTowerTask(model, tokenizer, scenes)
+    batch = task.draw(Draw(0, 5, np.random.default_rng(0)))
+    counts = [len(scenes.described(0, np.random.default_rng(s)).mentions) for s in range(3)]
+    assert max(counts) <= 4
+    assert batch["facts"].shape == (5, 4, 5)
+    assert (batch["there"].sum(1) >= 1).all()
+    assert (batch["ids"].gather(1, batch["end"][:, None]) == tokenizer.eos_token_id).all()
+    train(task, RUN, tmp_path)
+    found = losses(tmp_path)
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_loose_captions_keep_their_words() -> None:
+    rng = np.random.default_rng(0)
+    text = "a red sphere, a cube and the cone"
+    loose = {loosely(text, rng) for _ in range(200)}
+    assert {"red sphere, cube and cone", text, text + "."} <= loose
+
+
+def family(tokenizer) -> dict:
+    torch.manual_seed(0)
+    return {
+        "vae": AutoencoderKL(VAE),
+        "text_encoder": tower(CLIPTextModel, tokenizer),
+        "tokenizer": tokenizer,
+        "unet": UNet2DConditionModel(UNET),
+    }
+
+
+@pytest.mark.parametrize("train_text", [False, True])
+def test_denoiser_learns_latents(scenes, tokenizer, tmp_path: Path, train_text: bool) -> None:
+    parts = family(tokenizer)
+    latents = encode_all(parts["vae"], scenes, tmp_path / "latents.npy")[:, :, ::4, ::4]
+    config = TextToImageConfig(
+        prompts=("a red sphere", "a cube"), preview_steps=2, train_text=train_text
+    )
+    text = [p.clone() for p in parts["text_encoder"].parameters()]
+    task = TextToImageTask(parts, scenes, config, np.ascontiguousarray(latents))
+    train(task, replace(RUN, preview_minutes=1e9), tmp_path)
+    found = losses(tmp_path)
+    assert np.mean(found[-3:]) < 0.8 * np.mean(found[:2])
+    moved = any(
+        (a != b).any() for a, b in zip(text, parts["text_encoder"].parameters(), strict=True)
+    )
+    assert moved == train_text
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.size == (2 * 16, 16)
+
+
+def test_captions_are_dropped_at_the_stated_rate(scenes, tokenizer) -> None:
+    parts = family(tokenizer)
+    for rate in (0.0, 1.0):
+        task = TextToImageTask(parts, scenes, TextToImageConfig(drop_caption=rate))
+        batch = task.draw(Draw(0, 8, np.random.default_rng(0)))
+        empty = (batch["ids"] == task.tokenize([""])).all(1)
+        assert empty.tolist() == [bool(rate)] * 8
+        assert batch["pixels"].shape == (8, 3, 64, 64)
+        assert batch["posterior"].shape == batch["noise"].shape == (8, 4, 32, 32)
+
+
+def test_wrong_families_are_named(scenes, tokenizer) -> None:
+    parts = family(tokenizer)
+    with pytest.raises(InputError, match="3 latents for 8 examples"):
+        TextToImageTask(parts, scenes, latents=np.zeros((3, 4, 8, 8), np.float16))
+    del parts["vae"]
+    with pytest.raises(InputError, match="no 'vae'"):
+        TextToImageTask(parts, scenes)
+    with pytest.raises(InputError, match="crop=17"):
+        AutoencoderTask(AutoencoderKL(VAE), scenes, AutoencoderConfig(crop=17))
+
+
+def test_published_folder_is_tuned_on_captioned_images(tokenizer, tmp_path: Path) -> None:
+    """Load, tune, save, load again: the whole way a user goes with a real checkpoint."""
+    from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+
+    objective = ObjectiveConfig(prediction_type="epsilon", weighting="min_snr")
+    save_family(family(tokenizer), objective, tmp_path / "model", half=False)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    lines = []
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (40, 24 + i), colour).save(photos / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"a {colour} thing"}))
+    (photos / "metadata.jsonl").write_text("\n".join(lines))
+
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    before = {name: p.clone() for name, p in pipe.unet.state_dict().items()}
+    parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    config = TextToImageConfig(objective, train_text=True)
+    task = TextToImageTask(parts, CaptionedFolder(photos, 16), config)
+    average = train(task, replace(RUN, steps=10, accumulate=2, batch=6), tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0]
+    assert any((p != before[name]).any() for name, p in pipe.unet.state_dict().items())
+
+    call: dict[str, Any] = {"num_inference_steps": 2, "seed": 1, "output_type": "np"}
+    call |= {"height": 16, "width": 24}
+    with average.applied():
+        save_family(parts, objective, tmp_path / "tuned", half=False)
+        images = make_pipeline(parts, objective)("a red thing", **call).images
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "tuned")
+    same = again("a red thing", **call)
+    np.testing.assert_array_equal(same.images, images)
+
+
+def test_towers_learn_to_match(scenes, tokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = CLIPVisionModelWithProjection(VISION)
+    text = tower(CLIPTextModelWithProjection, tokenizer)
+    frozen = text.text_model.embeddings.token_embedding.weight.clone()
+    colours = Colours()
+    shown = colours.images(np.arange(4)), colours.captions(np.arange(4), np.random.default_rng(0))
+    task = ContrastiveTask(image, text, tokenizer, colours, shown=shown)
+    train(task, RUN, tmp_path)
+    found = losses(tmp_path)
+    assert found[-1] < 0.8 * found[0]
+    assert torch.equal(frozen, text.text_model.embeddings.token_embedding.weight)
+    assert (tmp_path / "measured.csv").read_text().split() == ["step,retrieved", "40,1.0"]
+
+
+def test_images_are_normalised_as_clips_processor_does() -> None:
+    from underdraw.models import CLIPImageProcessor
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(p) for p in pixels]
+    expected = np.asarray(CLIPImageProcessor(32, (32, 32))(pictures)["pixel_values"])
+    signed = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    np.testing.assert_allclose(normalise(signed, 32).numpy(), expected, atol=1e-4)
