@@ -168,6 +168,9 @@ def _layer(leaf: Leaf, device: Any) -> nn.Module:
         case "layer_norm":
             return nn.LayerNorm(shape[0], leaf.eps, device=device)
         case "embedding":
+            weight = torch.empty(shape, device=device)
+            if weight.is_meta:  # to draw values there PyTorch first imports its compiler, for 1 s
+                return nn.Embedding(shape[0], shape[1], _weight=weight)
             return nn.Embedding(shape[0], shape[1], device=device)
     raise AssertionError(leaf.kind)
 
@@ -189,7 +192,8 @@ def build_root(root: nn.Module, layout: Layout, device: Any = None) -> None:
                 here._modules[part] = Node()
             here = here._modules[part]
         if leaf.kind == "parameter":
-            here._parameters[last] = nn.Parameter(torch.randn(leaf.shape, device=device))
+            value = torch.empty(leaf.shape, device=device)
+            here._parameters[last] = nn.Parameter(value if value.is_meta else value.normal_())
         else:
             here._modules[last] = _layer(leaf, device)
 
