@@ -137,9 +137,9 @@ class Scheduler(Published, Stepping):
             listed = request["timesteps"]
             if not all(0 <= t < train for t in listed):
                 raise InputError(f"timesteps={listed} must lie between 0 and {train - 1}")
-        elif "sigmas" in request:
-            if len(request["sigmas"]) < 2 or min(request["sigmas"]) < 0:
-                raise InputError("sigmas must hold at least two numbers, none below 0")
+        levels = request.get("sigmas")
+        if levels is not None and (len(levels) < 2 or min(levels) < 0):
+            raise InputError(f"sigmas={levels} must hold at least two numbers, none below 0")
         for key, listed in request.items():
             if any(later >= earlier for earlier, later in pairwise(listed)):
                 raise InputError(f"{key}={listed} must fall from entry to entry")

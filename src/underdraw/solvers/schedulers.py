@@ -56,6 +56,7 @@ class DDIMInverseScheduler(Scheduler):
 
     Config = configs.DDIMInverseConfig
     build = staticmethod(ddim.ddim_inverse_table)
+    rising = True
     stateless = True
 
 
@@ -106,6 +107,7 @@ class DPMSolverMultistepInverseScheduler(Scheduler):
 
     Config = configs.DPMInverseConfig
     build = staticmethod(dpm_solver.dpm_inverse_table)
+    rising = True
     remembers = True
     space = "lambda"
     second = None

@@ -47,6 +47,8 @@ class Stepping:
     """Name of the second output of `step`: the clean image, or else what the table saves."""
     stateless: ClassVar[bool] = False
     """Whether a step depends on the timestep alone, so that steps may come in any order."""
+    rising: ClassVar[bool] = False
+    """Whether the run goes from the image to noise."""
     noise_like: ClassVar[str] = "output"
     """Dtype of drawn noise: that of the network's output, or "float32"."""
 
@@ -112,7 +114,10 @@ class Stepping:
         self._timesteps = value
 
     def _training_timesteps(self) -> np.ndarray:
-        return np.arange(len(self.schedule))[::-1].copy()
+        if self.order > 1:
+            return self.make_table(len(self)).timesteps
+        times = np.arange(len(self))
+        return times if self.rising else times[::-1].copy()
 
     @property
     def sigmas(self) -> Any:
@@ -275,6 +280,9 @@ class Stepping:
 
     def _find_row(self, timestep: int, options: dict[str, Any]) -> Row:
         """By default of any training timestep, whether or not it is part of the run."""
+        if self.table is not None and timestep in self.table.timesteps:
+            table = self.make_table(**self._request, **options) if options else self.table
+            return table.row(self.index_for_timestep(timestep))
         if self.num_inference_steps is None:
             raise InputError("set_timesteps must be called before step")
         if not 0 <= timestep < len(self):
