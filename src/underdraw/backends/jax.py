@@ -312,6 +312,11 @@ no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
 
 
+def leaf(p: Any) -> Array:
+    """The weight of a layer: its dtype and device are those of the layer."""
+    return p.weight
+
+
 def is_array(value: Any) -> bool:
     """Whether it is one of this backend's arrays."""
     return isinstance(value, Array)

@@ -237,7 +237,8 @@ def tensor(stored: Any, dtype: Any = None, device: Any = None) -> Tensor:
     float64 too, since few kernels take it."""
     values = stored.load()
     if stored.dtype == "bfloat16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+        bits = values.reshape(-1).astype(np.uint32) << 16
+        values = bits.view(np.float32).reshape(stored.shape)
         dtype = dtype or (ms.float32 if _on_cpu() else ms.bfloat16)
     elif stored.dtype == "float64":
         values = values.astype(np.float32)
@@ -284,6 +285,11 @@ def draw_like(values: Tensor, generator: Any = None) -> Tensor:
 
 no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
+
+
+def leaf(p: Any) -> Tensor:
+    """The weight of a layer: its dtype and device are those of the layer."""
+    return p.weight
 
 
 def is_array(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
-from underdraw.networks.config import Config, require
+from underdraw.networks.config import Config, require, require_divisor
 from underdraw.networks.layers import ACTIVATIONS, activation, merge_heads, split_heads
 
 
@@ -33,6 +33,7 @@ class CLIPTextConfig(Config):
 
     def __post_init__(self) -> None:
         require("CLIP text", "hidden_act", self.hidden_act, ACTIVATIONS)
+        _require_heads("CLIP text", self)
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class CLIPVisionConfig(Config):
 
     def __post_init__(self) -> None:
         require("CLIP vision", "hidden_act", self.hidden_act, ACTIVATIONS)
+        _require_heads("CLIP vision", self)
 
     @property
     def tokens(self) -> int:
         """Patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def _require_heads(owner: str, c: CLIPTextConfig | CLIPVisionConfig) -> None:
+    require_divisor(
+        owner, "num_attention_heads", c.num_attention_heads, "hidden_size", c.hidden_size
+    )
 
 
 class TextOutput(NamedTuple):

@@ -53,6 +53,14 @@ def require(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None
         raise InputError(f"{owner} config: {name}={value!r} is not supported; allowed: {shown}")
 
 
+def require_divisor(owner: str, name: str, value: Any, of: str, width: int) -> None:
+    """Raise an `InputError` naming the config field unless `value` splits `width` evenly."""
+    if not isinstance(value, int) or value < 1 or width % value:
+        raise InputError(
+            f"{owner} config: {name}={value!r} is not supported; allowed: divisors of {of}={width}"
+        )
+
+
 def _freeze(value: Any) -> Any:
     return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
 

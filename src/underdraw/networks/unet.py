@@ -11,7 +11,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import ControlError, InputError
-from underdraw.networks.config import Config, require
+from underdraw.networks.config import Config, require, require_divisor
 from underdraw.networks.layers import (
     ACTIVATIONS,
     Context,
@@ -94,6 +94,14 @@ class UNetConfig(Config):
         require("UNet", "class_embed_type", self.class_embed_type, CLASS_EMBEDDINGS)
         for name, only in FIXED.items():
             require("UNet", name, getattr(self, name), (only,))
+        require("UNet", "attention_type", self.attention_type, ATTENTIONS)
+        if self.class_embed_type in ("projection", "simple_projection"):
+            name = "projection_class_embeddings_input_dim"
+            if not (value := getattr(self, name)):
+                raise InputError(
+                    f"UNet config: {name}={value!r} with "
+                    f"class_embed_type={self.class_embed_type!r}; allowed: a positive width"
+                )
         levels = len(self.block_out_channels)
         for name in (*PER_LEVEL, "down_block_types", "up_block_types"):
             value = getattr(self, name)
@@ -102,6 +110,13 @@ class UNetConfig(Config):
                     f"UNet config: {name}={value!r} has {len(value)} entries; "
                     f"block_out_channels has {levels}"
                 )
+        for i, width in enumerate(self.block_out_channels):
+            name = f"block_out_channels[{i}]"
+            require_divisor("UNet", "norm_num_groups", self.norm_num_groups, name, width)
+            kinds = self.down_block_types[i], self.up_block_types[levels - 1 - i]
+            if DOWN[0] in kinds or UP[0] in kinds or (self.mid_block_type and i == levels - 1):
+                heads = self.level("attention_head_dim", i)
+                require_divisor("UNet", "attention_head_dim", heads, name, width)
 
     def level(self, name: str, i: int) -> int:
         """A setting that may be given once or per level."""
@@ -115,6 +130,8 @@ class UNetConfig(Config):
 
 
 SHIFTS = ("default", "scale_shift")
+ATTENTIONS = ("default", "gated", "gated-text-image")
+"""The gated ones say that grounding layers come beside this network; they are not part of it."""
 CLASS_EMBEDDINGS = (None, "timestep", "identity", "projection", "simple_projection")
 PER_LEVEL = (
     "layers_per_block",

@@ -9,7 +9,7 @@ from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import InputError
-from underdraw.networks.config import Config, require
+from underdraw.networks.config import Config, require, require_divisor
 from underdraw.networks.layers import ACTIVATIONS, activation, attention, keys_values, resnet
 
 EPS = 1e-6
@@ -40,6 +40,10 @@ class VAEConfig(Config):
 
     def __post_init__(self) -> None:
         require("VAE", "act_fn", self.act_fn, ACTIVATIONS)
+        for width in self.block_out_channels:
+            require_divisor(
+                "VAE", "norm_num_groups", self.norm_num_groups, "block_out_channels", width
+            )
         for name, only in (
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),

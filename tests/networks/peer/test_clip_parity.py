@@ -78,7 +78,7 @@ def test_vision(name, backend):
 
 
 def safety_tensors(fields, image):
-    """Random weights, with thresholds near the similarities, so that flags differ between images."""
+    """Random weights, with thresholds near the similarities, so that flags differ."""
     tensors = values(safety.layout(read(clip.CLIPVisionConfig, fields)))
     for name in ("special_care_embeds_weights", "concept_embeds_weights"):
         tensors[name] = np.zeros_like(tensors[name])
