@@ -1,0 +1,200 @@
+"""A text-to-image model judged on held-out captions, in a folder that survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from underdraw.errors import InputError
+from underdraw.scenes import Caption
+
+from .detector import Evaluator
+from .images import as_images
+from .judging import CaptionReport, score_captions
+from .staging import as_captions, held_out_captions
+
+RUN, REPORT, TABLE, SHEET = "run.json", "report.json", "table.txt", "sheet.png"
+
+
+@dataclass(frozen=True)
+class TextToImageReport(CaptionReport):
+    """A CaptionReport with what was asked for (`settings`) and where it is kept (`folder`)."""
+
+    settings: dict[str, Any]
+    folder: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"settings": self.settings, **super().to_json()}
+
+
+def evaluate_text_to_image(
+    pipe: Callable[..., Any],
+    captions: Sequence[Caption | str] | None = None,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    batch: int = 16,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+    evaluator: Evaluator | None = None,
+    **arguments: Any,
+) -> TextToImageReport:
+    """Generate a picture per caption (default: the 128 of `held_out_captions()`) and judge them.
+
+    `pipe`: a pipeline, called as `pipe(prompts, num_inference_steps=steps, seed=[...],
+    output_type="np", **arguments).images`, or any function `f(prompts, seeds, **arguments)` that
+    gives pictures (see `as_images`). Picture i has the seed `seed + i`. `arguments` (such as
+    `guidance_scale`) go to it unchanged.
+
+    With `folder` every batch is kept there as it is finished: an interrupted run (Ctrl-C included)
+    goes on where it stopped, and at the end `report.json`, `table.txt` and `sheet.png` (pictures,
+    captions, marks) stand beside the pictures. Pictures are judged as 8-bit values either way.
+
+    A folder belongs to one model: its pictures are not made again, so name another one for other
+    weights. Raises InputError for numbers below 1, wrong pictures, and a folder of another run.
+    """
+    for name, value in (("steps", steps), ("batch", batch)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value!r} is not an integer of at least 1")
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r} is not a non-negative integer")
+    told = held_out_captions() if captions is None else as_captions(captions)
+    texts = [caption.text for caption in told]
+    settings = {
+        "captions": texts,
+        "steps": steps,
+        "seed": seed,
+        "arguments": {name: repr(value) for name, value in sorted(arguments.items())},
+    }
+    generate = _generator(pipe, steps, arguments)
+    place = None if folder is None else Path(folder)
+    if place is not None:
+        _claim(place, settings)
+    pictures = _generate(generate, texts, seed, batch, place, progress)
+    judged = score_captions(pictures, told, evaluator=evaluator)
+    report = TextToImageReport(
+        judged.scores, judged.upper_bound, judged.judgements, settings, place
+    )
+    if place is not None:
+        _write(place / REPORT, json.dumps(report.to_json(), indent=1).encode())
+        _write(place / TABLE, (report.table() + "\n").encode())
+        from .sheet import judged_sheet
+
+        partial = place / f"{SHEET}.tmp"
+        judged_sheet(pictures, report.judgements).save(partial, "PNG")
+        os.replace(partial, place / SHEET)
+    return report
+
+
+def _generator(
+    pipe: Callable[..., Any], steps: int, arguments: dict[str, Any]
+) -> Callable[[list[str], list[int]], np.ndarray]:
+    def run(prompts: list[str], seeds: list[int]) -> np.ndarray:
+        if hasattr(pipe, "components"):
+            made = pipe(
+                prompts, num_inference_steps=steps, seed=seeds, output_type="np", **arguments
+            )
+        else:
+            made = pipe(prompts, seeds, **arguments)
+        pictures = as_images(getattr(made, "images", made), "generated pictures")
+        if len(pictures) != len(prompts):
+            raise InputError(f"pipe gave {len(pictures)} pictures for {len(prompts)} prompts")
+        return np.round(pictures * 255).astype(np.uint8)
+
+    return run
+
+
+def _generate(
+    generate: Callable[[list[str], list[int]], np.ndarray],
+    texts: list[str],
+    seed: int,
+    batch: int,
+    folder: Path | None,
+    progress: bool,
+) -> np.ndarray:
+    """uint8 (n, height, width, 3); what `folder` holds is not made again."""
+    from tqdm import tqdm
+
+    pictures: dict[int, np.ndarray] = {}
+    if folder is not None:
+        for i in range(len(texts)):
+            kept = _read(_picture_path(folder, i))
+            if kept is not None:
+                pictures[i] = kept
+    missing = [i for i in range(len(texts)) if i not in pictures]
+    bar = tqdm(total=len(texts), initial=len(pictures), unit="picture", disable=not progress)
+    with bar:
+        for start in range(0, len(missing), batch):
+            numbers = missing[start : start + batch]
+            made = generate([texts[i] for i in numbers], [seed + i for i in numbers])
+            for i, picture in zip(numbers, made, strict=True):
+                pictures[i] = picture
+                if folder is not None:
+                    _keep(_picture_path(folder, i), picture)
+            bar.update(len(numbers))
+    return _stacked([pictures[i] for i in range(len(texts))])
+
+
+def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
+    """One array of pictures of one size."""
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        raise InputError(f"generated pictures differ in shape: {sorted(sizes)}")
+    return np.stack(pictures)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder this run's, or find that it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / RUN
+    if not run.exists():
+        if any(folder.iterdir()):
+            raise InputError(f"folder={str(folder)!r} is not empty and holds no {RUN}")
+        _write(run, json.dumps(settings, indent=1).encode())
+        return
+    try:
+        kept = json.loads(run.read_text())
+    except ValueError:
+        kept = {}
+    changed = [name for name in settings if kept.get(name) != settings[name]]
+    if changed:
+        raise InputError(
+            f"folder={str(folder)!r} holds a run with other {', '.join(changed)}; name another one"
+        )
+
+
+def _picture_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.png"
+
+
+def _keep(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    partial = path.with_suffix(".tmp")
+    Image.fromarray(picture).save(partial, "PNG")
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """A kept picture; None where there is none, or one that cannot be read."""
+    if not path.exists():
+        return None
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_bytes(content)
+    os.replace(partial, path)
