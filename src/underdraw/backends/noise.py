@@ -78,3 +78,19 @@ def check(generator: Any, count: int) -> Generators:
     if listed is generator and len(listed) != count:
         raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
     return generator
+
+
+def seeds_of(generators: Generators, count: int) -> list[int | None]:
+    """The seed that gives each image the noise it gets, None for an image that has no such seed: its
+    generator was used before, serves other images too, or is on another device than the CPU.
+    """
+    if isinstance(generators, torch.Generator):
+        generators = [generators] if count == 1 else None
+    seeds: list[int | None] = []
+    for one in generators or [None] * count:
+        seed = None if one is None or one.device.type != "cpu" else one.initial_seed()
+        if seed is not None and one is not None:
+            fresh = torch.Generator("cpu").manual_seed(seed)
+            seed = seed if torch.equal(fresh.get_state(), one.get_state()) else None
+        seeds.append(seed)
+    return seeds

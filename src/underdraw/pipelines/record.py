@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+
+from underdraw.errors import InputError, InputTypeError
+from underdraw.pipelines.base import Settings, scheduler_class
 
 
 def describe_call(
@@ -13,25 +18,25 @@ def describe_call(
     prompts: list[str] | None,
     negatives: list[str] | None,
     guidance_scale: Any,
-    generators: Any,
+    seeds: Sequence[int | None],
     arguments: dict[str, Any],
     given: dict[str, Any],
 ) -> str:
     """JSON of the call that makes image `index` of a batch alone.
 
-    `missing` lists what JSON cannot hold: arrays and controls the caller passed, a generator that
-    had been used before, or the lack of any seed.
+    `missing` lists what JSON cannot hold: arrays and controls the caller passed, what a callback
+    changed, and the seed of an image that had none of its own.
     """
     row = index // per_prompt
     missing = [name for name, value in given.items() if value is not None and len(value) > 0]
-    seed = _seed(generators, index)
+    seed = seeds[index]
     if seed is None:
         missing.append("seed")
     call = {
         "prompt": prompts[row] if prompts else None,
         "negative_prompt": negatives[row] if negatives else None,
         "seed": seed,
-        "guidance_scale": float(guidance_scale[index])
+        "guidance_scale": float(guidance_scale.reshape(-1)[index])
         if hasattr(guidance_scale, "shape")
         else guidance_scale,
         **{name: _plain(value) for name, value in arguments.items()},
@@ -43,7 +48,11 @@ def describe_call(
             "model": pipe.source,
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "compat": pipe.compat,
-            "scheduler": _plain(dict(pipe.scheduler.config)),
+            "settings": {**asdict(pipe.settings), "vae_tiling": pipe._tiling is not None},
+            "scheduler": {
+                **_plain(dict(pipe.scheduler.config)),
+                "_class_name": type(pipe.scheduler).__name__,
+            },
             "call": {name: value for name, value in call.items() if value is not None},
             "missing": missing,
         },
@@ -51,11 +60,35 @@ def describe_call(
     )
 
 
-def _seed(generators: Any, index: int) -> int | None:
-    """The seed of a list of generators, one per image; one generator for a batch is not enough."""
-    if not isinstance(generators, list | tuple):
-        return None
-    return int(generators[index % len(generators)].initial_seed())
+def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
+    """The PIL image that `metadata` describes, made again: the same bits on the same machine where
+    the image had been a call's only one. `pipe` itself stays as it is.
+
+    Args:
+        pipe: a pipeline with the weights that made the picture.
+        metadata: what `images.read_metadata` gives, or the text an image carries in its `info`.
+        changes: arguments of the call to use instead, or those that could not be recorded.
+
+    Raises:
+        InputError, InputTypeError: it is no such metadata, of another kind of pipeline, or lacks
+            something that `changes` does not give.
+    """
+    try:
+        found = json.loads(metadata) if isinstance(metadata, str) else metadata
+        call, missing = {**found["call"]}, set(found["missing"])
+        kind, compat, config = found["pipeline"], found["compat"], found["scheduler"]
+        settings = Settings(**found["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputTypeError(f"metadata={metadata!r:.100} is not what a picture holds") from error
+    if kind != type(pipe).__name__:
+        raise InputError(f"metadata is of a {kind}; pipe is a {type(pipe).__name__}")
+    if lacking := sorted(missing - set(changes)):
+        raise InputError(f"metadata lacks {', '.join(lacking)}; give them as arguments")
+    scheduler = scheduler_class(config.get("_class_name", "")).from_config(config)
+    made = type(pipe).from_pipe(pipe, scheduler=scheduler)
+    made.compat, made.settings = compat, settings
+    made._progress_bar_config = pipe._progress_bar_config
+    return made(**{**call, **changes}).images[0]
 
 
 def _plain(value: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
@@ -219,7 +220,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if latents is not None:
             inputs.array("latents", latents, shape, framework)
         scale = self._check_guidance(guidance_scale, count)
-        generators = self._check_generators(generator, seed, count)
+        generators, seeds = self._check_generators(generator, seed, count)
         solver = self._solver(num_inference_steps, timesteps, sigmas, eta, generators)
 
         self._guidance_scale = scale
@@ -253,7 +254,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         warmup = len(solver) - steps * order
         self._interrupt = False
 
-        result, change = noise, None
+        result, change, altered = noise, None, False
         with self.progress_bar(total=steps) as bar:
             while not self.interrupt:
                 try:
@@ -271,6 +272,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
                     told = {name: held[name] for name in wanted}
                     told = callback_on_step_end(self, i, self._time(step.timestep), told) or {}
                     change = self._change(told, held)
+                    altered = altered or any(told[name] is not held[name] for name in told)
                     negative_context = told.get("negative_prompt_embeds", negative_context)
                     result = step.latents if change.latents is None else change.latents
                 if i == len(solver) - 1 or (i + 1 > warmup and (i + 1) % order == 0):
@@ -292,11 +294,20 @@ class StableDiffusionPipeline(DiffusionPipeline):
                 "eta": eta,
                 "clip_skip": clip_skip,
             }
-            given = {"latents": latents, "prompt_embeds": prompt_embeds, "controls": controls}
+            altered = altered or self.interrupt or self.guidance_scale is not scale
+            given = {
+                "latents": latents,
+                "prompt_embeds": prompt_embeds,
+                "negative_prompt_embeds": negative_prompt_embeds,
+                "controls": controls,
+                "callback_on_step_end": "changes" if altered else None,
+            }
+            if seed is None and noise_dtype != framework.float32:
+                seeds = [None] * count  # a seed draws in float32
             against = negatives if guided else None
             for i, image in enumerate(made):
                 image.info[images.METADATA] = describe_call(
-                    self, i, per_prompt, prompts, against, scale, generators, call, given
+                    self, i, per_prompt, prompts, against, scale, seeds, call, given
                 )
         if not return_dict:
             return made, flags
@@ -509,19 +520,20 @@ class StableDiffusionPipeline(DiffusionPipeline):
             raise InputError(
                 f"guidance_scale has {len(scale)} entries; the call makes {count} images"
             )
+        values = np.array([[[[inputs.number("guidance_scale", value)]]] for value in scale])
+        if self._distilled:
+            return values
         # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.
-        least = -math.inf if self._distilled else 1.0
-        values = [max(inputs.number("guidance_scale", value), least) for value in scale]
-        return self._framework.array([[[[value]]] for value in values], device=self.device)
+        framework = self._framework
+        return framework.array(values.clip(1.0), dtype=framework.float32, device=self.device)
 
     def _check_generators(self, generator: Any, seed: Any, count: int) -> Any:
         from underdraw.backends import noise
 
         if generator is not None and seed is not None:
             raise InputError("generator and seed are both given; only one of them can be")
-        if seed is not None:
-            return noise.seeded(seed, count)
-        return noise.check(generator, count)
+        made = noise.check(generator, count) if seed is None else noise.seeded(seed, count)
+        return made, noise.seeds_of(made, count)
 
     def _check_callbacks(self, on_step_end: Any, tensors: Any, callback: Any) -> tuple[str, ...]:
         """Names of the tensors the first of the callbacks is to get."""

@@ -121,12 +121,14 @@ class Denoiser:
         nn, model = self.nn, self.model
         array = model._framework.array
         device = self.context.device
-        t = array([float(t) for t in self.timesteps[start : start + CHUNK]], device=device)
+        times = [float(t) for t in self.timesteps[start : start + CHUNK]]
+        t = array(times, dtype=model._framework.float32, device=device)
         condition = None
         images = 1
         if self.distilled:
             width, scale = model.config.time_cond_proj_dim, self.guidance() - 1.0
-            scale = scale.reshape(-1) if hasattr(scale, "shape") else array([scale], device=device)
+            scale = scale.reshape(-1) if hasattr(scale, "shape") else [scale]
+            scale = array(scale, dtype=model._framework.float32, device=device)
             calls, images = t.shape[0], scale.shape[0]
             scale = nn.expand(scale[None], (calls, images)).reshape(-1)
             t = nn.expand(t[:, None], (calls, images)).reshape(-1)
