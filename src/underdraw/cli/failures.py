@@ -74,17 +74,19 @@ class Group(TyperGroup):
             except BrokenPipeError:
                 raise
             except (UnderdrawError, OSError, MemoryError) as error:
-                message, code = _line(error), MISTAKE if isinstance(error, MISTAKES) else FAILED
+                code = self.fail(error, MISTAKE if isinstance(error, MISTAKES) else FAILED)
             except RuntimeError as error:
-                if (
-                    type(error).__name__ != "OutOfMemoryError"
-                ):  # PyTorch's, which is not loaded here
+                if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not loaded here
                     raise
-                message, code = f"out of memory: {_line(error)}", FAILED
-            if self.debug:
-                traceback.print_exc()
-            tell(f"error: {message}")
+                code = self.fail(error, FAILED, "out of memory: ")
             raise typer.Exit(code)
+
+    def fail(self, error: Exception, code: int, label: str = "") -> int:
+        """Tell an error that is being handled."""
+        if self.debug:
+            traceback.print_exc()
+        tell(f"error: {label}{_line(error)}")
+        return code
 
 
 def quieten() -> None:

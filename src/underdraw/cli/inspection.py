@@ -106,9 +106,11 @@ def network(
             left = {n: t for n, t in tensors.items() if n not in layout}
             part.ignored = by_reason(rules.ignored, left)
             used = match_network(cls.network, layout, tensors)
-        except (UnderdrawError, TypeError) as error:
+        except UnderdrawError as error:
             part.problems.append(str(error))
-            used = used or dict(tensors)
+        except (TypeError, ValueError, AttributeError) as error:
+            part.problems.append(f"config.json does not describe a {kind}: {error}")
+        used = used or dict(tensors)
     part.parameters = sum(tensor.size for tensor in used.values())
     part.bytes = sum(tensor.nbytes for tensor in used.values())
     counts: Counter[str] = Counter()

@@ -1,0 +1,70 @@
+"""`underdraw evaluate`: scores belong to tests/evaluation; here, what is asked for and kept."""
+
+import json
+
+import pytest
+
+from underdraw import evaluation
+
+
+class Report:
+    def table(self):
+        return "score 1.0"
+
+    def to_json(self):
+        return {"score": 1.0}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the evaluation is asked for."""
+    made = []
+
+    def text_to_image(pipe, captions, **options):
+        made.append((pipe, captions, options))
+        return Report()
+
+    monkeypatch.setattr(evaluation, "load_evaluator", lambda: "judge")
+    monkeypatch.setattr(evaluation, "evaluate_text_to_image", text_to_image)
+    monkeypatch.setattr(evaluation, "evaluate_autoencoder", lambda *_, **__: Report())
+    return made
+
+
+def test_a_report(run, tiny, calls, tmp_path):
+    (tmp_path / "out").mkdir()
+    done = run(
+        *("evaluate", "--model", tiny, "--count", 5, "--steps", 3, "--guidance", 4, "--seed", 9),
+        *("--batch", 2, "--solver", "euler", "--dtype", "float32", "--out", "out"),
+    )
+    pipe, captions, options = calls[0]
+    assert len(captions) == 5
+    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert {n: v for n, v in options.items() if n != "folder"} == {
+        "steps": 3, "seed": 9, "batch": 2, "progress": False, "evaluator": "judge",
+        "guidance_scale": 4.0,
+    }  # fmt: skip
+    assert done.stdout == "score 1.0\nscore 1.0\n"
+    assert done.stderr == f"{tiny}: float32 on cpu\nreport: out\n"
+    assert json.loads((tmp_path / "out" / "autoencoder.json").read_text()) == {"score": 1.0}
+
+
+def test_defaults_are_those_of_the_report_that_counts(run, tiny, calls):
+    run("evaluate", "--model", tiny, "--no-autoencoder")
+    _, captions, options = calls[0]
+    assert (len(captions), options["steps"], options["seed"]) == (128, 20, 0)
+    assert "guidance_scale" not in options
+
+
+def test_interrupted_it_says_how_to_go_on(run, tiny, calls, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate_text_to_image", stop)
+    told = run("evaluate", "--model", tiny, "--out", "out", code=130).stderr
+    assert told.endswith("stopped: pictures made so far are in out; the same command goes on\n")
+
+
+def test_mistakes(run, tiny, calls):
+    assert "--count" in run("evaluate", "--count", 0, code=2).stderr
+    failed = run("evaluate", "--model", tiny, "--solver", "foo", code=2)
+    assert "--solver foo is not known" in failed.stderr

@@ -1,0 +1,118 @@
+"""`underdraw train`: what is trained belongs to tests/training; here, that it is reached."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from underdraw.weights import folders
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of captioned pictures, wider than high."""
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    lines = []
+    for i in range(5):
+        array = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(array).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": ["a cone", "a cube"]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+QUICK = ("--steps", 3, "--batch", 2, "--precision", "float32")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changed", "kept"),
+    [("text-to-image", "unet", "vae"), ("autoencoder", "vae", "unet")],
+)
+def test_a_checkpoint_on_a_folder(run, tiny, pictures, recipe, changed, kept):
+    arguments = ("train", recipe, "--data", pictures, "--model", tiny, "--out", "work", *QUICK)
+    done = run(*arguments)
+    assert done.stdout == "work/model\n"
+    assert "on 5 pictures, 3 steps" in done.stderr
+    for part, same in ((changed, False), (kept, True)):
+        before, after = (folders.open_component(f, part)[1] for f in (tiny, "work/model"))
+        assert before.keys() == after.keys()
+        equal = all(np.array_equal(t.load(), after[n].load()) for n, t in before.items())
+        assert equal is same
+    assert "no problems found" in run("info", "work/model", "--check").stdout
+    run("generate", "a cone", "--model", "work/model", "--steps", 2, "--out", "a.png")
+
+
+def test_interrupted_it_goes_on_with_the_same_command(run, tiny, pictures, monkeypatch):
+    from underdraw.training import loop
+
+    arguments = ("train", "text-to-image", "--data", pictures, "--model", tiny, *QUICK)
+    run(*arguments, "--out", "whole")
+    original = loop.train
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", lambda *a, **k: original(*a, **k, stop_after=2))
+        stopped = run(*arguments, "--out", "parts", code=130)
+    assert "stopped before step 2" in stopped.stderr
+    assert "goes on from there" in stopped.stderr
+    run(*arguments, "--out", "parts")
+    whole, parts = (folders.open_component(f"{n}/model", "unet")[1] for n in ("whole", "parts"))
+    assert all(np.array_equal(t.load(), parts[name].load()) for name, t in whole.items())
+
+
+def test_stages_of_the_scenes_family_run_in_order_and_once(run, monkeypatch, tmp_path):
+    from underdraw.training import recipes
+
+    calls = []
+
+    def stage(name, folder, recipe, **options):
+        calls.append((name, recipe, options))
+        (folder / name).mkdir(exist_ok=True)
+
+    monkeypatch.setattr(recipes, "train_stage", stage)
+    arguments = ("train", "text-to-image", "--out", "work", "--device", "cpu")
+    done = run(*arguments, "--steps", 7, "--seed", 3, "--minutes", 2, "--scenes", 100)
+    names = ["renders", "text", "autoencoder", "latents", "denoiser"]
+    assert [name for name, _, _ in calls] == names
+    assert done.stdout == "work/denoiser\n"
+    plain, recipe = recipes.ScenesRecipe(), calls[-1][1]
+    assert (recipe.run("denoiser").steps, recipe.run("denoiser").seed) == (7, 3)
+    assert recipe.run("autoencoder") == plain.run("autoencoder")
+    assert recipe.scenes == 100
+    assert calls[-1][2] == {"minutes": 2, "device": "cpu"}
+    calls.clear()
+    run(*arguments)
+    assert [name for name, _, _ in calls] == ["denoiser"]
+    assert set(recipes.STAGES) == {name for group in stages().values() for name in group}
+
+
+def stages():
+    from underdraw.cli.train import STAGES
+
+    return STAGES
+
+
+def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path):
+    arguments = ("train", "text", "--out", "work", "--scenes", 72, *QUICK)
+    assert run(*arguments).stdout == "work/text\n"
+    assert (tmp_path / "work" / "text" / "state.pt").exists()
+    failed = run(*arguments, "--no-resume", code=2)
+    assert "already holds text; name another --out" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["autoencoder", "--data", "nowhere"], "--data nowhere: no such folder"),
+        (["autoencoder", "--model", "x"], "are for --data FOLDER"),
+        (["clip", "--data", "pictures"], "clip is trained with --data scenes only"),
+        (["text-to-image", "--data", "pictures", "--scenes", "99"], "--scenes is for --data"),
+        (["text-to-image", "--data", "pictures", "--size", "60"], "size=60"),
+        (["autoencoder", "--data", "pictures", "--text"], "--text is for text-to-image"),
+        (["text-to-image", "--data", "pictures", "--learning-rate", "-1"], "learning_rate=-1"),
+        (["text-to-image", "--data", "pictures", "--precision", "int8"], "precision='int8'"),
+    ],
+)
+def test_mistakes(run, tiny, pictures, arguments, says):
+    model = ("--model", tiny) if "pictures" in arguments else ()
+    assert says in run("train", *arguments, *model, "--out", "work", code=2).stderr
