@@ -41,9 +41,7 @@ def test_the_same_numbers_as_the_pipeline(run, tiny):
     pipe = StableDiffusionPipeline.from_pretrained(tiny)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
-    (image,) = pipe(
-        "a cone", 40, 72, 2, guidance_scale=3.5, negative_prompt="blue", seed=3
-    ).images
+    (image,) = pipe("a cone", 40, 72, 2, guidance_scale=3.5, negative_prompt="blue", seed=3).images
     assert np.array_equal(pixels("a.png"), np.asarray(image))
 
 
@@ -65,6 +63,19 @@ def test_again_with_changes(run, tiny):
     before, after = read_metadata("a.png"), read_metadata("b.png")
     assert after["call"] == before["call"] | {"prompt": "a cube", "seed": 2}
     assert not np.array_equal(pixels("a.png"), pixels("b.png"))
+
+
+def test_settings_of_a_picture_come_again(run, tiny):
+    from underdraw import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_vae_slicing()
+    pipe.enable_attention_slicing()
+    pipe("a cone", 40, 72, 2, seed=3).save("a.png")
+    run("generate", "--again", "a.png", "--out", "b.png")
+    assert read_metadata("a.png") == read_metadata("b.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
 def test_without_a_seed_each_run_has_its_own_and_tells_it(run, tiny):
@@ -163,6 +174,7 @@ def test_solver_help_lists_them(run):
         (["--again", "controlled.png"], "does not hold its controls"),
         (["--again", "strange.png"], "has no arguments os_system"),
         (["--again", "foreign.png"], "no pipeline 'EvilPipeline'"),
+        (["--again", "tuned.png"], "settings of the picture cannot be read"),
     ],
 )
 def test_mistakes(run, tiny, tmp_path, arguments, says):
@@ -180,6 +192,7 @@ def test_mistakes(run, tiny, tmp_path, arguments, says):
     save_png(image, "controlled.png", record | {"missing": ["controls"]})
     save_png(image, "strange.png", record | {"call": record["call"] | {"os_system": "ls"}})
     save_png(image, "foreign.png", record | {"pipeline": "EvilPipeline"})
+    save_png(image, "tuned.png", record | {"settings": {"turbo": True}})
     before = sorted(tmp_path.iterdir())
     prompt = [] if "--again" in arguments else ["a cone"]
     failed = run("generate", *prompt, "--model", tiny, "--steps", 2, *arguments, code=2)
@@ -217,9 +230,7 @@ def test_interrupted_it_keeps_what_is_done_and_says_so(run, tiny, tmp_path, monk
 
     call.__signature__ = __import__("inspect").signature(original)
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", call)
-    done = run(
-        "generate", "a cone", "-n", 4, "--model", tiny, *QUICK, "--out", "x.png", code=130
-    )
+    done = run("generate", "a cone", "-n", 4, "--model", tiny, *QUICK, "--out", "x.png", code=130)
     assert done.stderr.splitlines()[-1] == "stopped: kept x-0.png, x-1.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-0.png", "x-1.png"]
 

@@ -84,7 +84,9 @@ def test_a_single_file_and_what_is_left_out(run, tiny):
 
 def test_reasons_why_tensors_are_left_out_of_a_folder(run, copy):
     path = copy / "text_encoder" / "model.safetensors"
-    change(path, lambda t: t.update({"text_model.embeddings.position_ids": np.zeros((1, 77), "i8")}))
+    change(
+        path, lambda t: t.update({"text_model.embeddings.position_ids": np.zeros((1, 77), "i8")})
+    )
     report, found = parts(run, copy)
     assert report["sound"]
     assert list(found["text_encoder"]["ignored"].values()) == [

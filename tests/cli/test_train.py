@@ -94,7 +94,7 @@ def stages():
 
 def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path):
     arguments = ("train", "text", "--out", "work", "--scenes", 72, *QUICK)
-    assert run(*arguments).stdout == "work/text\n"
+    assert run(*arguments).stdout.endswith("work/text\n")
     assert (tmp_path / "work" / "text" / "state.pt").exists()
     failed = run(*arguments, "--no-resume", code=2)
     assert "already holds text; name another --out" in failed.stderr

@@ -76,7 +76,9 @@ class Group(TyperGroup):
             except (UnderdrawError, OSError, MemoryError) as error:
                 code = self.fail(error, MISTAKE if isinstance(error, MISTAKES) else FAILED)
             except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not loaded here
+                if (
+                    type(error).__name__ != "OutOfMemoryError"
+                ):  # PyTorch's, which is not loaded here
                     raise
                 code = self.fail(error, FAILED, "out of memory: ")
             raise typer.Exit(code)

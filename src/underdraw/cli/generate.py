@@ -27,6 +27,7 @@ class Request:
     scheduler: dict[str, Any] | None
     """Configuration recorded in a picture; None: the checkpoint's."""
     compat: str | None
+    settings: dict[str, Any]
     call: dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def generate(
     if solver == "help":
         tell(solvers.describe())
         return
-    request = Request({}, None, None, {}) if again is None else recorded(again)
+    request = Request({}, None, None, {}, {}) if again is None else recorded(again)
     if not prompts and "prompt" not in request.call:
         raise InputError('no PROMPT; for example: underdraw generate "a red sphere"')
     words = [prompt for prompt in prompts or () if not prompt.strip() or " " not in prompt.strip()]
@@ -148,17 +149,22 @@ def recorded(path: Path) -> Request:
     for name in ("model", "variant", "tokenizer"):
         if isinstance(record.get(name), str):
             loading[name] = record[name]
-    return Request(loading, record["scheduler"], record.get("compat"), dict(record["call"]))
+    settings, compat = record.get("settings", {}), record.get("compat")
+    return Request(loading, record["scheduler"], compat, settings, dict(record["call"]))
 
 
 def load(request: Request, solver: str | None) -> Any:
     """The pipeline of a request."""
     from underdraw.cli import loading, solvers
-    from underdraw.pipelines.base import scheduler_class
+    from underdraw.pipelines.base import Settings, scheduler_class
 
     loading_options = dict(request.loading)
     pipe = loading.load_pipeline(loading_options.pop("model", options.SCENES), **loading_options)
     pipe.compat = request.compat
+    try:
+        pipe.settings = Settings(**request.settings)
+    except TypeError as error:
+        raise InputError(f"settings of the picture cannot be read: {error}") from error
     if request.scheduler is not None:
         name = str(request.scheduler.get("_class_name"))
         pipe.scheduler = scheduler_class(name).from_config(request.scheduler)
