@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from underdraw import models
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError, InputTypeError, UnderdrawError
 from underdraw.models.base import Model
 from underdraw.models.vae import Tiling
+from underdraw.pipelines import inputs
 from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
 from underdraw.solvers import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -65,7 +66,10 @@ class DiffusionPipeline:
                 return None
             raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
         if name in MODELS and not isinstance(value, MODELS[name]):
-            return MODELS[name].adopt(value)
+            try:
+                return MODELS[name].adopt(value)
+            except UnderdrawError as error:
+                raise type(error)(f"{name}: {error}") from error
         if name == "scheduler" and not isinstance(value, schedulers.Scheduler):
             missing = [method for method in SCHEDULER_METHODS if not hasattr(value, method)]
             if missing:
@@ -280,8 +284,8 @@ class DiffusionPipeline:
         """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
             raise InputError(f"slice_size={slice_size!r}; allowed: 'auto', 'max', a number, None")
-        if isinstance(slice_size, int) and slice_size < 1:
-            raise InputError(f"slice_size={slice_size} is too small; allowed: 1 or more")
+        if slice_size is not None and not isinstance(slice_size, str):
+            inputs.whole("slice_size", slice_size)
         self.settings = replace(self.settings, attention_slice=slice_size)
 
     def disable_attention_slicing(self) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 from underdraw.errors import InputError, InputTypeError
 
 
-def whole(name: str, value: Any, low: int = 1) -> int:
-    """A whole number of at least `low`."""
+def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """A whole number of at least `low` and at most `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputTypeError(f"{name}={value!r} is not a whole number")
     if value < low:
         raise InputError(f"{name}={value} is too small; allowed: {low} or more")
+    if high is not None and value > high:
+        raise InputError(f"{name}={value} is too large; allowed: {low} .. {high}")
     return int(value)
 
 
@@ -68,6 +70,8 @@ def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) ->
     if not fits or any(s is not None and s != f for s, f in zip(shape, found, strict=True)):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise InputError(f"{name} has shape {found}; needed is ({wanted})")
+    if 0 in found:
+        raise InputError(f"{name} has shape {found}, so it is empty")
     if not framework.is_floating(value):
         raise InputTypeError(f"{name} has dtype {value.dtype}; floating-point numbers are needed")
     if not framework.is_finite(value):

@@ -18,7 +18,7 @@ from underdraw.pipelines.base import DiffusionPipeline
 from underdraw.pipelines.record import describe_call
 from underdraw.sampling.loop import Change, Denoiser, Solver, TableSolver, sample
 from underdraw.solvers.schedulers import Scheduler
-from underdraw.text.encode import encode_prompts
+from underdraw.text.prompts import encode_prompts
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
@@ -207,6 +207,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         inputs.number("eta", eta, 0.0, 1.0)
         rescale = inputs.number("guidance_rescale", guidance_rescale, 0.0, 1.0)
         inputs.whole("callback_steps", callback_steps)
+        if clip_skip is not None:
+            inputs.whole("clip_skip", clip_skip, 0)
         wanted = self._check_callbacks(
             callback_on_step_end, callback_on_step_end_tensor_inputs, callback
         )
@@ -270,7 +272,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
                         "negative_prompt_embeds": negative_context,
                     }
                     told = {name: held[name] for name in wanted}
-                    told = callback_on_step_end(self, i, self._time(step.timestep), told) or {}
+                    told = callback_on_step_end(self, i, self._time(step.timestep), told)
+                    told = {} if told is None else told
                     change = self._change(told, held)
                     altered = altered or any(told[name] is not held[name] for name in told)
                     negative_context = told.get("negative_prompt_embeds", negative_context)
@@ -449,7 +452,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if timesteps is not None and sigmas is not None:
             raise InputError("timesteps and sigmas are both given; only one of them can be")
         custom = timesteps is not None or sigmas is not None
-        count = None if custom else inputs.whole("num_inference_steps", steps)
+        most = self.scheduler.config.get("num_train_timesteps", 1000)
+        count = None if custom else inputs.whole("num_inference_steps", steps, 1, most)
         if isinstance(self.scheduler, Scheduler):
             return TableSolver(self.scheduler.make_table(count, timesteps, sigmas, eta))
         from underdraw.sampling.foreign import ForeignSolver
@@ -479,8 +483,6 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if embeds is not None:
             inputs.array("prompt_embeds", embeds, (None, None, width), framework)
         count = self._count(prompts, embeds)
-        if count == 0:
-            raise InputError("prompt_embeds is empty; give at least one")
         if negative_embeds is not None:
             tokens = None if embeds is None else embeds.shape[1]
             inputs.array(
@@ -524,8 +526,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if self._distilled:
             return values
         # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.
-        framework = self._framework
-        return framework.array(values.clip(1.0), dtype=framework.float32, device=self.device)
+        values = values.clip(1.0).astype(np.float32)
+        return self._framework.array(values, device=self.device)
 
     def _check_generators(self, generator: Any, seed: Any, count: int) -> Any:
         from underdraw.backends import noise

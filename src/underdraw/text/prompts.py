@@ -1,12 +1,7 @@
-"""Prompts with weights and of any length, as token ids in windows of the text encoder's size.
+"""Prompts to the context the UNet attends to, with weights (`text.weighting`) and of any length.
 
-Syntax, the one most interfaces share:
-
-    (word)       1.1 times as strong          (word:1.3)   1.3 times as strong
-    [word]       1 / 1.1 times as strong      ((a:1.2) b)  nesting multiplies
-    \\( \\) \\[ \\] \\\\   the sign itself              a BREAK b    b starts a new window
-
-A prompt without it, short enough for one window, gives exactly the plain tokenizer's ids.
+`a BREAK b` starts a new window of the text encoder's size with b; a prompt that is too long for one
+goes on in the next. Plain prompts, short enough for one, have exactly the plain tokenizer's ids.
 """
 
 from __future__ import annotations
@@ -19,56 +14,77 @@ from typing import Any
 
 import numpy as np
 
+from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
+from underdraw.networks import clip
+from underdraw.text.weighting import apply_weights, parse_weights
 
-FACTOR = 1.1
-LARGEST = 10.0  # a larger number is a slip of the keyboard: (word:13) for (word:1.3)
-_PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^\\()\[\]]+|\\")
-_TAIL = re.compile(r":(\s*)([^:]*)$")
-_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
-_LIKE_NUMBER = re.compile(r"[-+.0-9]|(nan|inf(inity)?)$", re.IGNORECASE)
+_SIGNS = re.compile(r"[()\[\]\\]")
 _BREAK = re.compile(r"\bBREAK\b")
-_CLOSES = {"(": ")", "[": "]"}
 
 
-def parse_weights(prompt: str) -> list[tuple[str, float]]:
-    """Split a prompt into runs of equal weight, in order; texts without the syntax's signs.
+def encode_prompts(
+    text_encoder: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str] = (),
+    clip_skip: int | None = None,
+    plain: bool = False,
+    max_length: int | None = None,
+) -> tuple[Array, Array | None]:
+    """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
-    Raises:
-        InputError: a bracket that does not close or was never opened, or a weight which is no
-            number in [0, 10]. Words behind a colon and a space, as in `(a sign: hi)`, are text.
+    Prompts may be weighted, `(word:1.3)`, and longer than the encoder's window of tokens: then all
+    of them are encoded in equally many windows, which are joined along the tokens.
+
+    Args:
+        clip_skip: leave out that many last layers for the prompts (not for the negatives, as the
+            peer).
+        plain: read prompts as the peer does: brackets are text, what does not fit is cut with a
+            warning.
+        max_length: tokens of a window, the tokenizer's if not given.
     """
-    runs: list[tuple[str, float]] = []
-    opened: list[tuple[str, int, int]] = []  # bracket, its column, how many runs came before it
-    text_before = False
-    for found in _PIECE.finditer(prompt):
-        piece, column = found[0], found.start()
-        if piece in _CLOSES:
-            opened.append((piece, column, len(runs)))
-        elif piece in (")", "]"):
-            if not opened or _CLOSES[opened[-1][0]] != piece:
-                raise _unbalanced(prompt, piece, column)
-            bracket, _, first = opened.pop()
-            factor = FACTOR if bracket == "(" else 1 / FACTOR
-            if text_before:  # a weight stands in the bracket's own text, not in one inside it
-                text, weight = runs[-1]
-                text, number = _split_number(text, prompt, bracket)
-                runs[-1] = (text, weight)
-                factor = factor if number is None else number
-            runs[first:] = [(text, weight * factor) for text, weight in runs[first:]]
-        else:
-            runs.append((piece[-1] if piece[0] == "\\" else piece, 1.0))
-        text_before = piece not in ("(", "[", ")", "]")
-    if opened:
-        raise _unbalanced(prompt, *opened[-1][:2])
+    config, framework = text_encoder.config, text_encoder._framework
+    layers = config.num_hidden_layers
+    if clip_skip is not None and not 0 <= clip_skip < layers:
+        raise InputError(f"clip_skip={clip_skip} is out of range; allowed: 0 .. {layers - 1}")
+    ids, weights = tokenize_prompts(
+        tokenizer,
+        [*prompts, *negatives],
+        weighting=not plain,
+        truncate=plain,
+        max_length=max_length,
+    )
+    if ids.max() >= config.vocab_size:
+        raise InputError(
+            f"tokenizer: it gives token {ids.max()}, the text encoder knows {config.vocab_size}"
+        )
+    if ids.shape[2] > config.max_position_embeddings:
+        raise InputError(
+            f"tokenizer: model_max_length={ids.shape[2]}, the text encoder takes "
+            f"{config.max_position_embeddings}"
+        )
 
-    merged: list[tuple[str, float]] = []
-    for text, weight in runs:
-        if merged and merged[-1][1] == weight:
-            merged[-1] = (merged[-1][0] + text, weight)
-        elif text:
-            merged.append((text, weight))
-    return merged or [("", 1.0)]
+    texts, windows, length = ids.shape
+    device, nn = framework.device_of(text_encoder), text_encoder.nn
+    mask = None
+    if config.use_attention_mask:
+        seen = framework.array(padding_mask(ids, tokenizer), device=device)
+        mask = (seen.reshape(-1, 1, 1, length) - 1.0) * 1e9
+    count = len(prompts)
+    with framework.no_grad():
+        flat = framework.array(ids.reshape(-1, length), device=device)
+        out = clip.text(nn, text_encoder, config, flat, mask=mask)
+        context = out.last
+        if clip_skip:
+            hidden = out.hidden_states[-(clip_skip + 1)][: count * windows]
+            skipped = clip.final_norm(nn, text_encoder, config, hidden)
+            context = nn.concat((skipped, context[count * windows :]), 0)
+        context = context.reshape(texts, windows * length, config.hidden_size)
+        if (weights != 1).any():
+            factors = framework.array(weights.reshape(texts, -1), device=device)
+            context = apply_weights(nn, context, factors)
+    return context[:count], (context[count:] if negatives else None)
 
 
 def tokenize_prompts(
@@ -129,34 +145,13 @@ def tokenize_prompts(
     return ids, weights
 
 
-def apply_weights(nn: Any, context: Any, weights: Any) -> Any:
-    """Scale the tokens of a context by their weights without changing its overall strength.
-
-    Each token's embedding is multiplied by its weight, then the whole context of an image is
-    multiplied by one factor that restores its mean, the convention of the common interfaces. Here
-    every image has its own factor, and tokens count by the size of their mean: where the means have
-    one sign this is the convention's factor; where signs are mixed the plain mean nearly cancels
-    and its ratio is arbitrary, while this one stays between 1 / max and 1 / min weight.
-
-    Args:
-        nn: a backend's operations.
-        context: `(batch, tokens, width)`, all windows joined.
-        weights: `(batch, tokens)`, not negative.
-    """
-    x, weights = nn.float32(context), nn.float32(weights)[:, :, None]
-    size = nn.mean(x, (2,))
-    size = nn.where(size < 0, -size, size)
-    before, after = nn.mean(size, (1,)), nn.mean(size * weights, (1,))
-    factor = nn.where(after > 0, before / after, 1.0)
-    return nn.cast(x * weights * factor, context)
-
-
 def _windows(
     tokenizer: Any, prompt: str, room: int, weighting: bool
 ) -> list[list[tuple[int, float]]]:
     """(id, weight) of each token, in windows of at most `room`; at least one window."""
     parts: list[list[tuple[int, float]]] = [[]]
-    for text, weight in parse_weights(prompt) if weighting else [(prompt, 1.0)]:
+    runs = parse_weights(prompt) if weighting and _SIGNS.search(prompt) else [(prompt, 1.0)]
+    for text, weight in runs:
         for number, piece in enumerate(_BREAK.split(text) if weighting else [text]):
             if number:
                 parts.append([])
@@ -166,30 +161,7 @@ def _windows(
     return cut or [[]]
 
 
-def _split_number(text: str, prompt: str, bracket: str) -> tuple[str, float | None]:
-    """`"word:1.3"` -> `("word", 1.3)`; None where what follows the last colon is text, too."""
-    found = _TAIL.search(text)
-    if not found:
-        return text, None
-    gap, tail = found[1], found[2].strip()
-    if bracket == "(" and _NUMBER.fullmatch(tail) and float(tail) <= LARGEST:
-        return text[: found.start()], float(tail)
-    wrong = _LIKE_NUMBER.match(tail) or (bracket == "(" and not (gap and tail))
-    if not wrong:
-        return text, None
-    allowed = (
-        "no number goes into square brackets; write (word:0.8)"
-        if bracket == "["
-        else f"allowed is a number from 0 to {LARGEST:g}, as in (word:1.3)"
-    )
-    raise InputError(
-        f"prompt={prompt!r}: weight {tail!r} after {text[: found.start()]!r}: {allowed}"
-    )
-
-
-def _unbalanced(prompt: str, bracket: str, column: int) -> InputError:
-    what = "is never closed" if bracket in _CLOSES else "closes nothing"
-    return InputError(
-        f"prompt={prompt!r}: {bracket!r} at character {column + 1} {what};"
-        f" write \\{bracket} for the sign itself"
-    )
+def padding_mask(ids: Any, tokenizer: Any) -> Any:
+    """1 up to and including the first end token of each window, 0 behind it, float32."""
+    ended = (ids == tokenizer.eos_token_id).cumsum(-1)
+    return ((ended == 0) | ((ended == 1) & (ids == tokenizer.eos_token_id))).astype("float32")
