@@ -115,8 +115,12 @@ def test_prediction_type_and_averaged_weights(folder, file, tmp_path):
 
 
 def test_sd2_pads_with_its_own_sign(tmp_path):
-    wide = dict(hidden_size=64, hidden_act="gelu")
-    unet = dict(use_linear_projection=True, attention_head_dim=(2, 4, 4), cross_attention_dim=64)
+    wide = {"hidden_size": 64, "hidden_act": "gelu"}
+    unet = {
+        "use_linear_projection": True,
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": 64,
+    }
     tiny.pipeline(text=wide, unet=unet).save_pretrained(tmp_path / "folder")
     write(tmp_path / "folder", tmp_path / "x.safetensors")
     load = StableDiffusionPipeline.from_single_file

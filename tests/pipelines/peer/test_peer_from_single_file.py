@@ -32,7 +32,7 @@ def test_images_of_the_folder_of_ours_and_of_the_peer(kind, tmp_path):
     made = []
     for pipe in (peer, oracle.quiet(theirs), oracle.quiet(ours)):
         generator = torch.Generator().manual_seed(3)
-        call = dict(num_inference_steps=4, height=40, width=72, output_type="np")
+        call = {"num_inference_steps": 4, "height": 40, "width": 72, "output_type": "np"}
         made.append(pipe("a red sphere", generator=generator, **call).images)
     assert np.array_equal(made[0], made[1])
     assert abs(made[0] - made[2]).max() <= 1e-4
