@@ -50,7 +50,7 @@ def describe_call(
             "compat": pipe.compat,
             "settings": {**asdict(pipe.settings), "vae_tiling": pipe._tiling is not None},
             "scheduler": {
-                **_plain(dict(pipe.scheduler.config)),
+                **_plain(dict(getattr(pipe.scheduler, "config", {}))),
                 "_class_name": type(pipe.scheduler).__name__,
             },
             "call": {name: value for name, value in call.items() if value is not None},

@@ -452,7 +452,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if timesteps is not None and sigmas is not None:
             raise InputError("timesteps and sigmas are both given; only one of them can be")
         custom = timesteps is not None or sigmas is not None
-        most = self.scheduler.config.get("num_train_timesteps", 1000)
+        most = getattr(self.scheduler, "config", {}).get("num_train_timesteps", 1000)
         count = None if custom else inputs.whole("num_inference_steps", steps, 1, most)
         if isinstance(self.scheduler, Scheduler):
             return TableSolver(self.scheduler.make_table(count, timesteps, sigmas, eta))

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Call, Control, Run
-from underdraw.errors import NonFiniteError
+from underdraw.errors import ControlError, NonFiniteError
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
-from underdraw.networks.sites import NO_SITES
+from underdraw.networks.sites import NO_SITES, check
 from underdraw.solvers.table import State, Table, advance, clean_image
 
 CHUNK = 64
@@ -122,13 +124,13 @@ class Denoiser:
         array = model._framework.array
         device = self.context.device
         times = [float(t) for t in self.timesteps[start : start + CHUNK]]
-        t = array(times, dtype=model._framework.float32, device=device)
+        t = array(np.array(times, np.float32), device=device)
         condition = None
         images = 1
         if self.distilled:
             width, scale = model.config.time_cond_proj_dim, self.guidance() - 1.0
             scale = scale.reshape(-1) if hasattr(scale, "shape") else [scale]
-            scale = array(scale, dtype=model._framework.float32, device=device)
+            scale = array(np.array(scale, np.float32), device=device)
             calls, images = t.shape[0], scale.shape[0]
             scale = nn.expand(scale[None], (calls, images)).reshape(-1)
             t = nn.expand(t[:, None], (calls, images)).reshape(-1)
@@ -232,7 +234,8 @@ def sample(
         with framework.no_grad():
             call = Call(index, count, timestep, denoise.guides(state.x.shape[0]))
             for i, control in enumerate(controls):
-                x, acts, carries[i] = control.before_call(nn, carries[i], state.x, call)
+                told = control.before_call(nn, carries[i], state.x, call)
+                x, acts, carries[i] = _kept(nn, control, "before_call", told, 3, state.x)
                 state = state if x is state.x else state._replace(x=x)
                 sites = acts if sites is NO_SITES else sites + acts
             seen = state.x
@@ -245,7 +248,8 @@ def sample(
                     "`underdraw info --check`, or try dtype='float32')"
                 )
             for i, control in enumerate(controls):
-                x, carries[i] = control.after_step(nn, carries[i], state.x, call)
+                told = control.after_step(nn, carries[i], state.x, call)
+                x, carries[i] = _kept(nn, control, "after_step", told, 2, state.x)
                 state = state if x is state.x else state._replace(x=x)
 
         clean = partial(solver.clean, nn, index, seen, output)
@@ -256,3 +260,14 @@ def sample(
             if change.context is not None:
                 denoise.set_context(change.context)
     return state.x
+
+
+def _kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:
+    """What a control returned, after checking that it keeps its contract; latents first."""
+    if not isinstance(told, tuple) or len(told) != parts or not hasattr(told[0], "shape"):
+        raise ControlError(
+            f"{control!r} at '{moment}' returned {type(told).__name__}; "
+            f"a tuple of {parts} is needed, latents first"
+        )
+    check(control, moment, told[0], x.shape)
+    return told if told[0] is x else (nn.float32(told[0]), *told[1:])
