@@ -151,6 +151,13 @@ CASES = [
     _elementwise("sin", -1000, 1000),
     _elementwise("cos", 0, 1000),
     _elementwise("exp", -10, 4),
+    case(
+        "exp",
+        "small and large alike",
+        lambda nn, p, x: nn.exp(x) * nn.exp(-x),
+        uniform(-8, 8, 3, 70),
+        scale=1.5,
+    ),
     case("clip", "numbers", lambda nn, p, x: nn.clip(x, -0.5, 0.75), normal(3, 5, 7)),
     case(
         "clip", "arrays", lambda nn, p, x, s: nn.clip(x, -s, s), normal(3, 5), uniform(0, 1, 3, 1)
