@@ -8,7 +8,7 @@ import numpy as np
 from backends.harness import give, run, take, tree
 from networks.configs import BATCH, SIZE, TOKENS, UNetCase
 
-from underdraw.networks import clip, safety, unet, vae, vision
+from underdraw.networks import clip, safety, unet, vae, vision as image_tower
 from underdraw.networks.config import read
 from underdraw.networks.sites import NO_SITES, Sites
 
@@ -121,11 +121,11 @@ def run_text(
 
 def run_vision(name: str, fields: dict[str, Any], tensors: Arrays, image: np.ndarray) -> Arrays:
     config = read(clip.CLIPVisionConfig, fields)
-    p = tree(name, vision.vision_layout(config), tensors)
+    p = tree(name, image_tower.vision_layout(config), tensors)
 
     def program(nn: Any, p: Any, image: Any) -> Any:
-        out = vision.vision(nn, p, config, image)
-        return _named(out, vision.visual_projection(nn, p, config, out.pooled))
+        out = image_tower.vision(nn, p, config, image)
+        return _named(out, image_tower.visual_projection(nn, p, config, out.pooled))
 
     found = run(name, program, p, [give(name, image)], compiled=True)
     return {key: take(name, value) for key, value in found.items()}

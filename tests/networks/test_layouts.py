@@ -9,7 +9,7 @@ from networks.programs import unet_config
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Shape, trace
 from underdraw.errors import InputError
-from underdraw.networks import clip, unet, vae, vision
+from underdraw.networks import clip, unet, vae, vision as image_tower
 from underdraw.networks.config import read
 
 
@@ -50,8 +50,8 @@ def test_clip_at_two_sizes():
     assert set(whole.leaves) - set(other.leaves) == {"text_projection"}
     v = read(clip.CLIPVisionConfig, VISION)
     assert trace(
-        lambda nn, p: vision.vision(nn, p, v, Shape(3, 3, 20, 20))
-    ) == vision.vision_layout(v, False)
+        lambda nn, p: image_tower.vision(nn, p, v, Shape(3, 3, 20, 20))
+    ) == image_tower.vision_layout(v, False)
 
 
 def test_layouts_are_computed_once():

@@ -18,7 +18,7 @@ from networks.programs import (
 
 from underdraw import backends
 from underdraw.errors import ControlError
-from underdraw.networks import clip, safety, unet, vae, vision
+from underdraw.networks import clip, safety, unet, vae, vision as image_tower
 from underdraw.networks.config import read
 from underdraw.networks.sites import Sites
 
@@ -70,7 +70,7 @@ def test_vision_and_safety(name):
     fields = VISIONS[name]
     config = read(clip.CLIPVisionConfig, fields)
     image = random(3, 3, 20, 20)
-    tensors = values(vision.vision_layout(config))
+    tensors = values(image_tower.vision_layout(config))
     ours = run_vision("torch", fields, tensors, image)
     theirs = run_vision("mindspore", fields, tensors, image)
     for key, value in ours.items():

@@ -20,9 +20,7 @@ from underdraw.models import (
     CLIPVisionModelWithProjection,
     UNet2DConditionModel,
 )
-from underdraw.networks.clip import CLIPTextConfig, CLIPVisionConfig
-from underdraw.networks.unet import UNetConfig
-from underdraw.networks.vae import VAEConfig
+from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from underdraw.training.autoencoder import (
     AutoencoderConfig,
     AutoencoderTask,

@@ -8,18 +8,19 @@ from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
-from underdraw.networks import clip
+from underdraw.networks import clip, vision
+from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig
 
 
 class CLIPTextModel(Model):
-    """The text tower. Config fields: `networks.clip.CLIPTextConfig`."""
+    """The text tower. Config fields: `networks.config.CLIPTextConfig`."""
 
-    config_class = clip.CLIPTextConfig
+    config_class = CLIPTextConfig
     weights_name = "model"
     network = "text_encoder"
 
     @classmethod
-    def layout(cls, config: clip.CLIPTextConfig) -> Layout:
+    def layout(cls, config: CLIPTextConfig) -> Layout:
         return clip.text_layout(config)
 
     @classmethod
@@ -59,7 +60,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
     """The text tower with the projection into the space shared with images."""
 
     @classmethod
-    def layout(cls, config: clip.CLIPTextConfig) -> Layout:
+    def layout(cls, config: CLIPTextConfig) -> Layout:
         return clip.text_layout(config, projection=True)
 
     def forward(
@@ -78,15 +79,15 @@ class CLIPTextModelWithProjection(CLIPTextModel):
 
 
 class CLIPVisionModelWithProjection(Model):
-    """The image tower. Config fields: `networks.clip.CLIPVisionConfig`."""
+    """The image tower. Config fields: `networks.config.CLIPVisionConfig`."""
 
-    config_class = clip.CLIPVisionConfig
+    config_class = CLIPVisionConfig
     weights_name = "model"
     network = "image_encoder"
 
     @classmethod
-    def layout(cls, config: clip.CLIPVisionConfig) -> Layout:
-        return clip.vision_layout(config)
+    def layout(cls, config: CLIPVisionConfig) -> Layout:
+        return vision.vision_layout(config)
 
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
@@ -103,8 +104,8 @@ class CLIPVisionModelWithProjection(Model):
         self, pixel_values: Array, output_hidden_states: bool = False, return_dict: bool = True
     ) -> CLIPVisionModelOutput | tuple[Any, ...]:
         """Encode images `(batch, 3, image_size, image_size)` normalised by `CLIPImageProcessor`."""
-        out = clip.vision(self.nn, self, self.config, pixel_values)
-        embeds = clip.visual_projection(self.nn, self, self.config, out.pooled)
+        out = vision.vision(self.nn, self, self.config, pixel_values)
+        embeds = vision.visual_projection(self.nn, self, self.config, out.pooled)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPVisionModelOutput(embeds, out.last, states)
         return result if return_dict else result.to_tuple()

@@ -10,7 +10,7 @@ from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
 from underdraw.networks import safety
-from underdraw.networks.clip import CLIPVisionConfig
+from underdraw.networks.config import CLIPVisionConfig
 
 
 class StableDiffusionSafetyChecker(Model):

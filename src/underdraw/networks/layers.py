@@ -200,6 +200,3 @@ def activation(nn: Operations, name: str) -> Callable[[Array], Array]:
         "quick_gelu": nn.quick_gelu,
     }
     return table[name]
-
-
-ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu")

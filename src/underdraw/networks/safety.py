@@ -7,7 +7,8 @@ from functools import cache
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
-from underdraw.networks.clip import CLIPVisionConfig, vision, visual_projection
+from underdraw.networks.config import CLIPVisionConfig
+from underdraw.networks.vision import vision, visual_projection
 
 CONCEPTS, SPECIAL = 17, 3
 

@@ -2,65 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
-from underdraw.errors import InputError
-from underdraw.networks.config import Config, require, require_divisor
-from underdraw.networks.layers import ACTIVATIONS, activation, attention, keys_values, resnet
+from underdraw.networks.config import VAEConfig
+from underdraw.networks.layers import activation, attention, keys_values, resnet
 
 EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class VAEConfig(Config):
-    """`config.json` of an `AutoencoderKL`; names and defaults are the published ones."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    act_fn: str = "silu"
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] = 32
-    scaling_factor: float = 0.18215
-    shift_factor: float | None = None
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
-    force_upcast: bool = True
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-
-    def __post_init__(self) -> None:
-        require("VAE", "act_fn", self.act_fn, ACTIVATIONS)
-        for width in self.block_out_channels:
-            require_divisor(
-                "VAE", "norm_num_groups", self.norm_num_groups, "block_out_channels", width
-            )
-        for name, only in (
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
-        ):
-            kinds = getattr(self, name)
-            for kind in kinds:
-                require("VAE", name, kind, (only,))
-            if len(kinds) != len(self.block_out_channels):
-                raise InputError(
-                    f"VAE config: {name}={kinds!r} has {len(kinds)} entries; "
-                    f"block_out_channels has {len(self.block_out_channels)}"
-                )
-
-    @property
-    def factor(self) -> int:
-        """Image pixels per latent pixel along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
 
 def encode(nn: Operations, p: Node, config: VAEConfig, image: Array) -> Array:

@@ -8,7 +8,7 @@ from networks.configs import CLIP_L, CLIP_L_VISION, TEXTS, VISIONS
 from networks.peer import oracle
 from networks.programs import run_safety, run_text, run_vision, token_ids
 
-from underdraw.networks import clip, safety, vision
+from underdraw.networks import clip, safety, vision as image_tower
 from underdraw.networks.config import read
 
 
@@ -64,7 +64,7 @@ def test_end_token_of_old_configs():
 @pytest.mark.parametrize("name", VISIONS)
 def test_vision(name, backend):
     fields = VISIONS[name]
-    tensors = values(vision.vision_layout(read(clip.CLIPVisionConfig, fields)))
+    tensors = values(image_tower.vision_layout(read(clip.CLIPVisionConfig, fields)))
     image = np.random.default_rng(5).standard_normal((3, 3, 20, 20)).astype(np.float32)
     module = oracle.vision(fields, tensors)
     tower = module.vision_model(torch.from_numpy(image), output_hidden_states=True)
@@ -126,5 +126,5 @@ def test_published_layouts():
         ).state_dict()
     ours = clip.text_layout(read(clip.CLIPTextConfig, CLIP_L), projection=True).shapes
     assert ours == {name: tuple(value.shape) for name, value in text.items()}
-    ours = vision.vision_layout(read(clip.CLIPVisionConfig, CLIP_L_VISION)).shapes
+    ours = image_tower.vision_layout(read(clip.CLIPVisionConfig, CLIP_L_VISION)).shapes
     assert ours == {name: tuple(value.shape) for name, value in vision.items()}
