@@ -20,53 +20,53 @@ from pathlib import Path
 
 import numpy as np
 
-UNET = dict(
-    sample_size=8,
-    block_out_channels=[16, 32],
-    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
-    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-    cross_attention_dim=32,
-    attention_head_dim=4,
-    layers_per_block=1,
-    norm_num_groups=8,
-)
-VAE = dict(
-    block_out_channels=[8, 8, 16, 16],
-    down_block_types=["DownEncoderBlock2D"] * 4,
-    up_block_types=["UpDecoderBlock2D"] * 4,
-    layers_per_block=1,
-    norm_num_groups=4,
-    sample_size=32,
-)
-TEXT = dict(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    projection_dim=16,
-)
-SCHEDULE = dict(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    steps_offset=1,
-    clip_sample=False,
-    set_alpha_to_one=False,
-)
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": [16, 32],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+VAE = {
+    "block_out_channels": [8, 8, 16, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 32,
+}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "projection_dim": 16,
+}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
 WORDS = "a red green sphere blue cube left of and on the table".split()
 
 CALLS = {
-    "plain": dict(),
-    "clip_skip_0": dict(clip_skip=0),
-    "clip_skip_1": dict(clip_skip=1),
-    "clip_skip_3": dict(clip_skip=3, negative_prompt=["green", "table on"]),
-    "clip_skip_1_unguided": dict(clip_skip=1, guidance_scale=1.0),
-    "sliced": dict(),
-    "tiled": dict(height=72, width=40),
-    "sliced_and_tiled": dict(height=40, width=56),
+    "plain": {},
+    "clip_skip_0": {"clip_skip": 0},
+    "clip_skip_1": {"clip_skip": 1},
+    "clip_skip_3": {"clip_skip": 3, "negative_prompt": ["green", "table on"]},
+    "clip_skip_1_unguided": {"clip_skip": 1, "guidance_scale": 1.0},
+    "sliced": {},
+    "tiled": {"height": 72, "width": 40},
+    "sliced_and_tiled": {"height": 40, "width": 56},
 }
 PROMPTS = ["a red sphere left of the blue cube", "table"]
-FIXED = dict(num_inference_steps=3, output_type="np", height=32, width=48)
+FIXED = {"num_inference_steps": 3, "output_type": "np", "height": 32, "width": 48}
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -115,22 +115,22 @@ def main(target: Path) -> None:
     if versions != ("0.33.1", "4.48.3"):
         sys.exit(f"diffusers and transformers are {versions}; needed: 0.33.1 and 4.48.3")
     vocab, merges = vocabulary()
-    ends = dict(bos_token_id=len(vocab) - 2, eos_token_id=len(vocab) - 1)
+    ends = {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1}
     text = dict(TEXT, vocab_size=len(vocab), pad_token_id=len(vocab) - 1, **ends)
     tokens = target / "tokenizer"
     tokens.mkdir(parents=True, exist_ok=True)
     (tokens / "vocab.json").write_text(json.dumps(vocab))
     (tokens / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    settings = dict(model_max_length=77, tokenizer_class="CLIPTokenizer")
+    settings = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
     (tokens / "tokenizer_config.json").write_text(json.dumps(settings))
-    configs = dict(unet=UNET, vae=VAE, text_encoder=text, scheduler=SCHEDULE)
+    configs = {"unet": UNET, "vae": VAE, "text_encoder": text, "scheduler": SCHEDULE}
     (target / "configs.json").write_text(json.dumps(configs, indent=1))
 
-    networks = dict(
-        unet=diffusers.UNet2DConditionModel(**UNET),
-        vae=diffusers.AutoencoderKL(**VAE),
-        text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)),
-    )
+    networks = {
+        "unet": diffusers.UNet2DConditionModel(**UNET),
+        "vae": diffusers.AutoencoderKL(**VAE),
+        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)),
+    }
     for part, network in networks.items():
         for name, value in network.named_parameters():
             value.data = torch.from_numpy(numbers(f"{part}.{name}", tuple(value.shape)))

@@ -9,7 +9,13 @@ from pipelines.tiny import run
 
 from underdraw import StableDiffusionPipeline
 from underdraw.controls import Control
-from underdraw.errors import ControlError, InputError, InputTypeError, NonFiniteError, UnderdrawError
+from underdraw.errors import (
+    ControlError,
+    InputError,
+    InputTypeError,
+    NonFiniteError,
+    UnderdrawError,
+)
 from underdraw.solvers import schedulers
 
 NAN, INF = float("nan"), float("inf")
@@ -32,195 +38,203 @@ two = ["a", "b"]
 # what is wrong: (arguments, error, what its message says)
 CASES = {
     # prompts
-    "no prompt": (dict(prompt=None), VALUE, "prompt=None; give prompt or prompt_embeds"),
-    "prompt number": (dict(prompt=3), TYPE, "prompt=3 is not a string or a list of strings"),
-    "prompt dict": (dict(prompt={"a": 1}), TYPE, "prompt={'a': 1} is not a string"),
-    "prompt bytes": (dict(prompt=b"a"), TYPE, "prompt=b'a' is not a string"),
-    "prompt set": (dict(prompt={"a"}), TYPE, "prompt={'a'} is not a string"),
-    "prompt None inside": (dict(prompt=["a", None]), TYPE, r"prompt=\['a', None\] is not"),
-    "prompt nested": (dict(prompt=[["a"]]), TYPE, r"prompt=\[\['a'\]\] is not"),
-    "prompt empty list": (dict(prompt=[]), VALUE, "prompt is an empty list; give at least one"),
-    "prompt weight": (dict(prompt="(a:x)"), VALUE, "weight 'x' after 'a': allowed is a number"),
-    "prompt bracket": (dict(prompt="a (b"), VALUE, "is never closed; write"),
-    "prompt surrogate": (dict(prompt="\ud800"), VALUE, "not valid unicode"),
-    "negative number": (dict(negative_prompt=1.5), TYPE, "negative_prompt=1.5 is not a string"),
-    "negative None inside": (dict(negative_prompt=[None]), TYPE, r"negative_prompt=\[None\] is"),
-    "negative empty list": (dict(negative_prompt=[]), VALUE, "negative_prompt is an empty list"),
+    "no prompt": ({"prompt": None}, VALUE, "prompt=None; give prompt or prompt_embeds"),
+    "prompt number": ({"prompt": 3}, TYPE, "prompt=3 is not a string or a list of strings"),
+    "prompt dict": ({"prompt": {"a": 1}}, TYPE, "prompt={'a': 1} is not a string"),
+    "prompt bytes": ({"prompt": b"a"}, TYPE, "prompt=b'a' is not a string"),
+    "prompt set": ({"prompt": {"a"}}, TYPE, "prompt={'a'} is not a string"),
+    "prompt None inside": ({"prompt": ["a", None]}, TYPE, r"prompt=\['a', None\] is not"),
+    "prompt nested": ({"prompt": [["a"]]}, TYPE, r"prompt=\[\['a'\]\] is not"),
+    "prompt empty list": ({"prompt": []}, VALUE, "prompt is an empty list; give at least one"),
+    "prompt weight": ({"prompt": "(a:x)"}, VALUE, "weight 'x' after 'a': allowed is a number"),
+    "prompt bracket": ({"prompt": "a (b"}, VALUE, "is never closed; write"),
+    "prompt surrogate": ({"prompt": "\ud800"}, VALUE, "not valid unicode"),
+    "negative number": ({"negative_prompt": 1.5}, TYPE, "negative_prompt=1.5 is not a string"),
+    "negative None inside": ({"negative_prompt": [None]}, TYPE, r"negative_prompt=\[None\] is"),
+    "negative empty list": ({"negative_prompt": []}, VALUE, "negative_prompt is an empty list"),
     "negative count": (
-        dict(prompt=two, negative_prompt=["c"]),
+        {"prompt": two, "negative_prompt": ["c"]},
         VALUE,
         "negative_prompt has 1 entries; there are 2 prompts",
     ),
-    "negative bracket": (dict(negative_prompt="b)"), VALUE, "closes nothing"),
+    "negative bracket": ({"negative_prompt": "b)"}, VALUE, "closes nothing"),
     # sizes
-    "height off": (dict(height=63), VALUE, "height=63 is not a multiple of 8; .* 56 and 64"),
-    "width off": (dict(width=4), VALUE, "width=4 is not a multiple of 8; .* 8 and 16"),
-    "height zero": (dict(height=0), VALUE, "height=0 is too small; allowed: 1 or more"),
-    "width negative": (dict(width=-64), VALUE, "width=-64 is too small"),
-    "height float": (dict(height=64.0), TYPE, "height=64.0 is not a whole number"),
-    "width bool": (dict(width=True), TYPE, "width=True is not a whole number"),
-    "height text": (dict(height="64"), TYPE, "height='64' is not a whole number"),
-    "size list": (dict(height=[64]), TYPE, r"height=\[64\] is not a whole number"),
+    "height off": ({"height": 63}, VALUE, "height=63 is not a multiple of 8; .* 56 and 64"),
+    "width off": ({"width": 4}, VALUE, "width=4 is not a multiple of 8; .* 8 and 16"),
+    "height zero": ({"height": 0}, VALUE, "height=0 is too small; allowed: 1 or more"),
+    "width negative": ({"width": -64}, VALUE, "width=-64 is too small"),
+    "height float": ({"height": 64.0}, TYPE, "height=64.0 is not a whole number"),
+    "width bool": ({"width": True}, TYPE, "width=True is not a whole number"),
+    "height text": ({"height": "64"}, TYPE, "height='64' is not a whole number"),
+    "size list": ({"height": [64]}, TYPE, r"height=\[64\] is not a whole number"),
     # steps and times
-    "no steps": (dict(num_inference_steps=0), VALUE, "num_inference_steps=0 is too small"),
-    "negative steps": (dict(num_inference_steps=-1), VALUE, "num_inference_steps=-1 is too small"),
-    "steps float": (dict(num_inference_steps=2.5), TYPE, "num_inference_steps=2.5 is not a whole"),
-    "steps None": (dict(num_inference_steps=None), TYPE, "num_inference_steps=None is not a whole"),
-    "steps bool": (dict(num_inference_steps=True), TYPE, "num_inference_steps=True is not a whole"),
-    "many steps": (dict(num_inference_steps=1001), VALUE, "num_inference_steps=1001 is too large.*1000"),
+    "no steps": ({"num_inference_steps": 0}, VALUE, "num_inference_steps=0 is too small"),
+    "negative steps": ({"num_inference_steps": -1}, VALUE, "num_inference_steps=-1 is too small"),
+    "steps float": ({"num_inference_steps": 2.5}, TYPE, "num_inference_steps=2.5 is not a whole"),
+    "steps None": ({"num_inference_steps": None}, TYPE, "num_inference_steps=None is not a whole"),
+    "steps bool": ({"num_inference_steps": True}, TYPE, "num_inference_steps=True is not a whole"),
+    "many steps": (
+        {"num_inference_steps": 1001},
+        VALUE,
+        "num_inference_steps=1001 is too large.*1000",
+    ),
     "both times": (
-        dict(timesteps=[9, 1], sigmas=[3.0, 1.0]),
+        {"timesteps": [9, 1], "sigmas": [3.0, 1.0]},
         VALUE,
         "timesteps and sigmas are both given",
     ),
-    "times rise": (dict(timesteps=[1, 500]), VALUE, "timesteps=.* must fall"),
-    "times twice": (dict(timesteps=[500, 500, 1]), VALUE, "timesteps=.* must fall"),
-    "times too large": (dict(timesteps=[1000, 1]), VALUE, "timesteps=.* between 0 and 999"),
-    "times negative": (dict(timesteps=[500, -1]), VALUE, "timesteps=.* between 0 and 999"),
-    "times empty": (dict(timesteps=[]), VALUE, r"timesteps=\[\] must hold at least one number"),
-    "times NaN": (dict(timesteps=[NAN, 1]), VALUE, "timesteps=.*nan.* finite"),
-    "times text": (dict(timesteps="abc"), TYPE, "timesteps='abc' must be a list of numbers"),
-    "times number": (dict(timesteps=5), TYPE, "timesteps=5 must be a list of numbers"),
-    "sigmas NaN": (dict(sigmas=[3.0, NAN]), VALUE, "sigmas=.*nan.* finite"),
-    "sigmas rise": (dict(sigmas=[1.0, 3.0]), VALUE, "sigmas=.* must fall"),
-    "sigmas negative": (dict(sigmas=[3.0, -1.0]), VALUE, "sigmas="),
-    "sigmas None": (dict(sigmas=[3.0, None]), TYPE, "sigmas=.* must be a list of numbers"),
+    "times rise": ({"timesteps": [1, 500]}, VALUE, "timesteps=.* must fall"),
+    "times twice": ({"timesteps": [500, 500, 1]}, VALUE, "timesteps=.* must fall"),
+    "times too large": ({"timesteps": [1000, 1]}, VALUE, "timesteps=.* between 0 and 999"),
+    "times negative": ({"timesteps": [500, -1]}, VALUE, "timesteps=.* between 0 and 999"),
+    "times empty": ({"timesteps": []}, VALUE, r"timesteps=\[\] must hold at least one number"),
+    "times NaN": ({"timesteps": [NAN, 1]}, VALUE, "timesteps=.*nan.* finite"),
+    "times text": ({"timesteps": "abc"}, TYPE, "timesteps='abc' must be a list of numbers"),
+    "times number": ({"timesteps": 5}, TYPE, "timesteps=5 must be a list of numbers"),
+    "sigmas NaN": ({"sigmas": [3.0, NAN]}, VALUE, "sigmas=.*nan.* finite"),
+    "sigmas rise": ({"sigmas": [1.0, 3.0]}, VALUE, "sigmas=.* must fall"),
+    "sigmas negative": ({"sigmas": [3.0, -1.0]}, VALUE, "sigmas="),
+    "sigmas None": ({"sigmas": [3.0, None]}, TYPE, "sigmas=.* must be a list of numbers"),
     # numbers
-    "guidance NaN": (dict(guidance_scale=NAN), VALUE, "guidance_scale=nan is out of range"),
-    "guidance inf": (dict(guidance_scale=INF), VALUE, "guidance_scale=inf is out of range"),
-    "guidance text": (dict(guidance_scale="7"), TYPE, "guidance_scale='7' is not a number"),
-    "guidance None": (dict(guidance_scale=None), TYPE, "guidance_scale=None is not a number"),
+    "guidance NaN": ({"guidance_scale": NAN}, VALUE, "guidance_scale=nan is out of range"),
+    "guidance inf": ({"guidance_scale": INF}, VALUE, "guidance_scale=inf is out of range"),
+    "guidance text": ({"guidance_scale": "7"}, TYPE, "guidance_scale='7' is not a number"),
+    "guidance None": ({"guidance_scale": None}, TYPE, "guidance_scale=None is not a number"),
     "guidance count": (
-        dict(prompt=two, guidance_scale=[1.0]),
+        {"prompt": two, "guidance_scale": [1.0]},
         VALUE,
         "guidance_scale has 1 entries; the call makes 2 images",
     ),
-    "guidance NaN inside": (dict(guidance_scale=[NAN]), VALUE, "guidance_scale=nan is out of"),
-    "guidance None inside": (dict(guidance_scale=[None]), TYPE, "guidance_scale=None is not a num"),
-    "rescale": (dict(guidance_rescale=1.5), VALUE, "guidance_rescale=1.5 is out of range; .*1.0"),
-    "rescale NaN": (dict(guidance_rescale=NAN), VALUE, "guidance_rescale=nan is out of range"),
-    "eta": (dict(eta=1.5), VALUE, "eta=1.5 is out of range; allowed: finite, 0.0 .. 1.0"),
-    "eta NaN": (dict(eta=NAN), VALUE, "eta=nan is out of range"),
-    "eta None": (dict(eta=None), TYPE, "eta=None is not a number"),
-    "per prompt": (dict(num_images_per_prompt=0), VALUE, "num_images_per_prompt=0 is too small"),
-    "per prompt None": (dict(num_images_per_prompt=None), TYPE, "num_images_per_prompt=None is not"),
-    "clip_skip": (dict(clip_skip=3), VALUE, r"clip_skip=3 is out of range; allowed: 0 .. 2"),
-    "clip_skip negative": (dict(clip_skip=-1), VALUE, "clip_skip=-1 is too small"),
-    "clip_skip text": (dict(clip_skip="1"), TYPE, "clip_skip='1' is not a whole number"),
-    "clip_skip float": (dict(clip_skip=1.0), TYPE, "clip_skip=1.0 is not a whole number"),
+    "guidance NaN inside": ({"guidance_scale": [NAN]}, VALUE, "guidance_scale=nan is out of"),
+    "guidance None inside": ({"guidance_scale": [None]}, TYPE, "guidance_scale=None is not a num"),
+    "rescale": ({"guidance_rescale": 1.5}, VALUE, "guidance_rescale=1.5 is out of range; .*1.0"),
+    "rescale NaN": ({"guidance_rescale": NAN}, VALUE, "guidance_rescale=nan is out of range"),
+    "eta": ({"eta": 1.5}, VALUE, "eta=1.5 is out of range; allowed: finite, 0.0 .. 1.0"),
+    "eta NaN": ({"eta": NAN}, VALUE, "eta=nan is out of range"),
+    "eta None": ({"eta": None}, TYPE, "eta=None is not a number"),
+    "per prompt": ({"num_images_per_prompt": 0}, VALUE, "num_images_per_prompt=0 is too small"),
+    "per prompt None": ({"num_images_per_prompt": None}, TYPE, "num_images_per_prompt=None is not"),
+    "clip_skip": ({"clip_skip": 3}, VALUE, r"clip_skip=3 is out of range; allowed: 0 .. 2"),
+    "clip_skip negative": ({"clip_skip": -1}, VALUE, "clip_skip=-1 is too small"),
+    "clip_skip text": ({"clip_skip": "1"}, TYPE, "clip_skip='1' is not a whole number"),
+    "clip_skip float": ({"clip_skip": 1.0}, TYPE, "clip_skip=1.0 is not a whole number"),
     # randomness
     "seed and generator": (
-        dict(seed=1, generator=generator()),
+        {"seed": 1, "generator": generator()},
         VALUE,
         "generator and seed are both given",
     ),
-    "seed text": (dict(seed="7"), TYPE, "seed='7' is not an integer"),
-    "seed float": (dict(seed=7.0), TYPE, "seed=7.0 is not an integer"),
-    "seed bool": (dict(seed=True), TYPE, "seed=True is not an integer"),
-    "seed negative": (dict(seed=-1), VALUE, "seed=-1 is out of range; allowed: 0 "),
-    "seed large": (dict(seed=2**63), VALUE, "seed=9223372036854775808 is out of range"),
-    "seed count": (dict(prompt=two, seed=[1]), VALUE, "seed has 1 entries; the call makes 2"),
-    "seed None inside": (dict(seed=[None]), TYPE, "seed=None is not an integer"),
-    "generator number": (dict(generator=7), TYPE, "generator=7 is not a torch.Generator"),
+    "seed text": ({"seed": "7"}, TYPE, "seed='7' is not an integer"),
+    "seed float": ({"seed": 7.0}, TYPE, "seed=7.0 is not an integer"),
+    "seed bool": ({"seed": True}, TYPE, "seed=True is not an integer"),
+    "seed negative": ({"seed": -1}, VALUE, "seed=-1 is out of range; allowed: 0 "),
+    "seed large": ({"seed": 2**63}, VALUE, "seed=9223372036854775808 is out of range"),
+    "seed count": ({"prompt": two, "seed": [1]}, VALUE, "seed has 1 entries; the call makes 2"),
+    "seed None inside": ({"seed": [None]}, TYPE, "seed=None is not an integer"),
+    "generator number": ({"generator": 7}, TYPE, "generator=7 is not a torch.Generator"),
     "generator count": (
-        dict(prompt=two, generator=[generator()]),
+        {"prompt": two, "generator": [generator()]},
         VALUE,
         "generator has 1 entries; the call makes 2 images",
     ),
-    "generator empty": (dict(generator=[]), VALUE, "generator has 0 entries"),
+    "generator empty": ({"generator": []}, VALUE, "generator has 0 entries"),
     "generator numpy": (
-        dict(generator=[np.random.default_rng(0)]),
+        {"generator": [np.random.default_rng(0)]},
         TYPE,
         "generator=.* is not a torch.Generator",
     ),
     # arrays
     "latents channels": (
-        dict(latents=latents(1, 3, 8, 8)),
+        {"latents": latents(1, 3, 8, 8)},
         VALUE,
         r"latents has shape \(1, 3, 8, 8\); needed is \(1, 4, 8, 8\)",
     ),
-    "latents count": (dict(prompt=two, latents=latents()), VALUE, r"needed is \(2, 4, 8, 8\)"),
-    "latents size": (dict(latents=latents(), height=72), VALUE, r"needed is \(1, 4, 9, 8\)"),
-    "latents rank": (dict(latents=latents(4, 8, 8)), VALUE, r"latents has shape \(4, 8, 8\)"),
-    "latents NaN": (dict(latents=latents(fill=NAN)), VALUE, "latents holds NaN or infinity"),
-    "latents inf": (dict(latents=latents(fill=-INF)), VALUE, "latents holds NaN or infinity"),
-    "latents whole": (dict(latents=latents(dtype=torch.int64)), TYPE, "latents has dtype torch.int"),
-    "latents numpy": (dict(latents=np.zeros((1, 4, 8, 8))), TYPE, "latents is ndarray; a torch"),
-    "latents empty": (dict(latents=latents(1, 4, 0, 8)), VALUE, "latents"),
+    "latents count": ({"prompt": two, "latents": latents()}, VALUE, r"needed is \(2, 4, 8, 8\)"),
+    "latents size": ({"latents": latents(), "height": 72}, VALUE, r"needed is \(1, 4, 9, 8\)"),
+    "latents rank": ({"latents": latents(4, 8, 8)}, VALUE, r"latents has shape \(4, 8, 8\)"),
+    "latents NaN": ({"latents": latents(fill=NAN)}, VALUE, "latents holds NaN or infinity"),
+    "latents inf": ({"latents": latents(fill=-INF)}, VALUE, "latents holds NaN or infinity"),
+    "latents whole": ({"latents": latents(dtype=torch.int64)}, TYPE, "latents has dtype torch.int"),
+    "latents numpy": ({"latents": np.zeros((1, 4, 8, 8))}, TYPE, "latents is ndarray; a torch"),
+    "latents empty": ({"latents": latents(1, 4, 0, 8)}, VALUE, "latents"),
     "both prompts": (
-        dict(prompt_embeds=embeds()),
+        {"prompt_embeds": embeds()},
         VALUE,
         "prompt and prompt_embeds are both given; only one",
     ),
     "both negatives": (
-        dict(negative_prompt="a", negative_prompt_embeds=embeds()),
+        {"negative_prompt": "a", "negative_prompt_embeds": embeds()},
         VALUE,
         "negative_prompt and negative_prompt_embeds are both given",
     ),
     "embeds width": (
-        dict(prompt=None, prompt_embeds=embeds(1, 77, 16)),
+        {"prompt": None, "prompt_embeds": embeds(1, 77, 16)},
         VALUE,
         r"prompt_embeds has shape \(1, 77, 16\); needed is \(any, any, 32\)",
     ),
     "embeds rank": (
-        dict(prompt=None, prompt_embeds=embeds(77, 32)),
+        {"prompt": None, "prompt_embeds": embeds(77, 32)},
         VALUE,
         r"prompt_embeds has shape \(77, 32\)",
     ),
     "embeds NaN": (
-        dict(prompt=None, prompt_embeds=embeds(fill=NAN)),
+        {"prompt": None, "prompt_embeds": embeds(fill=NAN)},
         VALUE,
         "prompt_embeds holds NaN or infinity",
     ),
-    "embeds list": (dict(prompt=None, prompt_embeds=[[0.0]]), TYPE, "prompt_embeds is list; a tor"),
+    "embeds list": (
+        {"prompt": None, "prompt_embeds": [[0.0]]},
+        TYPE,
+        "prompt_embeds is list; a tor",
+    ),
     "embeds empty": (
-        dict(prompt=None, prompt_embeds=embeds(0, 77, 32)),
+        {"prompt": None, "prompt_embeds": embeds(0, 77, 32)},
         VALUE,
         "prompt_embeds has shape .*empty",
     ),
     "embeds no tokens": (
-        dict(prompt=None, prompt_embeds=embeds(1, 0, 32)),
+        {"prompt": None, "prompt_embeds": embeds(1, 0, 32)},
         VALUE,
         "prompt_embeds has shape .*empty",
     ),
     "negative embeds inf": (
-        dict(negative_prompt_embeds=embeds(fill=INF)),
+        {"negative_prompt_embeds": embeds(fill=INF)},
         VALUE,
         "negative_prompt_embeds holds NaN or infinity",
     ),
     "negative embeds count": (
-        dict(prompt=two, negative_prompt_embeds=embeds()),
+        {"prompt": two, "negative_prompt_embeds": embeds()},
         VALUE,
         r"negative_prompt_embeds has shape \(1, 77, 32\); needed is \(2, any, 32\)",
     ),
     "negative embeds tokens": (
-        dict(negative_prompt_embeds=embeds(1, 50, 32)),
+        {"negative_prompt_embeds": embeds(1, 50, 32)},
         VALUE,
         "prompt and negative prompt have 77 and 50 tokens",
     ),
     # the rest
     "output type": (
-        dict(output_type="jpeg"),
+        {"output_type": "jpeg"},
         VALUE,
         "output_type='jpeg' is not known; allowed: 'pil', 'np', 'pt', 'latent'",
     ),
-    "output type list": (dict(output_type=["np"]), VALUE, r"output_type=\['np'\] is not known"),
-    "callback": (dict(callback_on_step_end=3), TYPE, "callback_on_step_end=3 cannot be called"),
-    "old callback": (dict(callback="f"), TYPE, "callback='f' cannot be called"),
-    "callback steps": (dict(callback_steps=0), VALUE, "callback_steps=0 is too small"),
+    "output type list": ({"output_type": ["np"]}, VALUE, r"output_type=\['np'\] is not known"),
+    "callback": ({"callback_on_step_end": 3}, TYPE, "callback_on_step_end=3 cannot be called"),
+    "old callback": ({"callback": "f"}, TYPE, "callback='f' cannot be called"),
+    "callback steps": ({"callback_steps": 0}, VALUE, "callback_steps=0 is too small"),
     "callback tensor": (
-        dict(callback_on_step_end_tensor_inputs=["noise"]),
+        {"callback_on_step_end_tensor_inputs": ["noise"]},
         VALUE,
         "callback_on_step_end_tensor_inputs='noise' is not known; allowed: 'latents', ",
     ),
     "callback tensors text": (
-        dict(callback_on_step_end_tensor_inputs="latents"),
+        {"callback_on_step_end_tensor_inputs": "latents"},
         TYPE,
         "callback_on_step_end_tensor_inputs='latents' is not a list",
     ),
-    "controls": (dict(controls=Control()), TYPE, "controls=.* is not a list of controls"),
-    "controls inside": (dict(controls=[3]), TYPE, "controls holds 3, which is not a Control"),
-    "unknown argument": (dict(guidance=3), TypeError, "guidance"),
+    "controls": ({"controls": Control()}, TYPE, "controls=.* is not a list of controls"),
+    "controls inside": ({"controls": [3]}, TYPE, "controls holds 3, which is not a Control"),
+    "unknown argument": ({"guidance": 3}, TypeError, "guidance"),
 }
 assert len(CASES) >= 80
 
@@ -326,13 +340,22 @@ def test_nan_in_weights_never_becomes_a_picture(part, name, value):
 def test_components_of_different_models():
     parts = tiny.components()
     make = StableDiffusionPipeline
-    with pytest.raises(InputError, match="text_encoder gives tokens of width 32, the UNet takes 16"):
-        make(**{**parts, "unet": tiny.components(unet=dict(cross_attention_dim=16))["unet"]})
-    with pytest.raises(InputTypeError, match="feature_extractor=None; the safety checker needs one"):
+    with pytest.raises(
+        InputError, match="text_encoder gives tokens of width 32, the UNet takes 16"
+    ):
+        make(**{**parts, "unet": tiny.components(unet={"cross_attention_dim": 16})["unet"]})
+    with pytest.raises(
+        InputTypeError, match="feature_extractor=None; the safety checker needs one"
+    ):
         from underdraw.models import StableDiffusionSafetyChecker
 
-        vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, projection_dim=8)
-        vision |= dict(num_attention_heads=2, image_size=32, patch_size=16)
+        vision = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "projection_dim": 8,
+        }
+        vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
         make(**parts, safety_checker=StableDiffusionSafetyChecker(**vision))
     with pytest.raises(InputError, match="compat='peer' is not known; allowed: None, 'diffusers'"):
         make(**parts, compat="peer")
@@ -343,16 +366,18 @@ def test_components_of_different_models():
             make(**{**parts, name: 3})
     with pytest.raises(InputTypeError, match="vae"):
         make(**{**parts, "vae": parts["scheduler"]})
-    with pytest.raises(UnderdrawError, match="vae|AutoencoderKL"):
+    with pytest.raises(UnderdrawError, match=r"vae|AutoencoderKL"):
         make(**{**parts, "vae": parts["unet"]})
-    with pytest.raises(InputTypeError, match="has no components .*'unets'"):
+    with pytest.raises(InputTypeError, match=r"has no components .*'unets'"):
         make.from_pipe(tiny.pipeline(), unets=None)
 
 
 def test_an_inpainting_unet(before):
-    pipe = tiny.pipeline(unet=dict(in_channels=9))
+    pipe = tiny.pipeline(unet={"in_channels": 9})
     counts = tiny.counted(pipe)
-    with pytest.raises(InputError, match="unet: it takes 9 channels, latents have 4; .*text-to-ima"):
+    with pytest.raises(
+        InputError, match=r"unet: it takes 9 channels, latents have 4; .*text-to-ima"
+    ):
         run(pipe)
     assert not counts
 
@@ -361,7 +386,7 @@ def test_a_tokenizer_of_another_model():
     pipe = tiny.pipeline()
     pipe.tokenizer.add_tokens(["<new>"])
     counts = tiny.counted(pipe)
-    with pytest.raises(InputError, match="tokenizer: it gives token .*, the text encoder knows"):
+    with pytest.raises(InputError, match=r"tokenizer: it gives token .*, the text encoder knows"):
         run(pipe, "a <new> sphere")
     assert not counts
     pipe.tokenizer.model_max_length = 100

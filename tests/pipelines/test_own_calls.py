@@ -13,7 +13,9 @@ PROMPTS = ["a red sphere", "blue cube on the table", "green", ""]
 SOLVERS = {
     "euler": schedulers.EulerDiscreteScheduler(**tiny.SCHEDULE),
     "ancestral": schedulers.EulerAncestralDiscreteScheduler(**tiny.SCHEDULE),
-    "sde": schedulers.DPMSolverMultistepScheduler(**tiny.SCHEDULE, algorithm_type="sde-dpmsolver++"),
+    "sde": schedulers.DPMSolverMultistepScheduler(
+        **tiny.SCHEDULE, algorithm_type="sde-dpmsolver++"
+    ),
     "pndm": schedulers.PNDMScheduler(**tiny.SCHEDULE, skip_prk_steps=True),
 }
 
@@ -28,7 +30,7 @@ def apart(a, b):
 def test_an_image_does_not_change_with_its_batch(pipe, solver, guidance):
     pipe = StableDiffusionPipeline.from_pipe(pipe, scheduler=SOLVERS[solver])
     pipe.set_progress_bar_config(disable=True)
-    call = dict(height=40, width=72, num_inference_steps=4, guidance_scale=guidance)
+    call = {"height": 40, "width": 72, "num_inference_steps": 4, "guidance_scale": guidance}
     batch = run(pipe, PROMPTS, seed=7, **call)
     for i, prompt in enumerate(PROMPTS):
         assert apart(batch[i : i + 1], run(pipe, prompt, seed=7 + i, **call)) <= 1e-5
@@ -63,13 +65,13 @@ def test_a_call_without_seed_takes_the_global_stream_and_a_seeded_one_does_not(p
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(unet=dict(time_cond_proj_dim=16))])
+@pytest.mark.parametrize("changes", [{}, {"unet": {"time_cond_proj_dim": 16}}])
 @pytest.mark.parametrize("rescale", [0.0, 0.6])
 def test_guidance_per_image(changes, rescale):
     """Also 1 and less, which leaves an image unguided, and in a distilled UNet."""
     pipe = tiny.pipeline(**changes)
     scales = [1.0, 7.5, 3, 0.0]
-    call = dict(negative_prompt="table", guidance_rescale=rescale)
+    call = {"negative_prompt": "table", "guidance_rescale": rescale}
     batch = run(pipe, PROMPTS, seed=2, guidance_scale=scales, **call)
     for i, scale in enumerate(scales):
         one = run(pipe, PROMPTS[i], seed=2 + i, guidance_scale=scale, **call)
@@ -79,7 +81,7 @@ def test_guidance_per_image(changes, rescale):
 
 @pytest.mark.parametrize("sample_size", [8, [5, 7]])
 def test_height_alone_and_width_alone(sample_size):
-    pipe = tiny.pipeline(unet=dict(sample_size=sample_size))
+    pipe = tiny.pipeline(unet={"sample_size": sample_size})
     rows, columns = (8, 8) if sample_size == 8 else sample_size
     assert run(pipe).shape == (1, 4, rows, columns)
     assert run(pipe, height=48).shape == (1, 4, 6, columns)
@@ -145,9 +147,20 @@ def test_compat_reads_brackets_as_text_and_cuts():
 def test_threads_share_a_pipeline(pipe):
     """With different prompts, sizes, guidance and seeds, each gives the bits it gives alone."""
     calls = [
-        dict(prompt="a red sphere", guidance_scale=7.5, seed=1, num_inference_steps=6),
-        dict(prompt=["blue", "green cube"], guidance_scale=1.0, seed=2, num_inference_steps=8),
-        dict(prompt="table", guidance_scale=[2.5], seed=3, height=40, num_inference_steps=7),
+        {"prompt": "a red sphere", "guidance_scale": 7.5, "seed": 1, "num_inference_steps": 6},
+        {
+            "prompt": ["blue", "green cube"],
+            "guidance_scale": 1.0,
+            "seed": 2,
+            "num_inference_steps": 8,
+        },
+        {
+            "prompt": "table",
+            "guidance_scale": [2.5],
+            "seed": 3,
+            "height": 40,
+            "num_inference_steps": 7,
+        },
     ]
     alone = [run(pipe, **call) for call in calls]
     for _ in range(2):
@@ -185,9 +198,11 @@ def test_a_call_changes_no_parameter_and_no_component(pipe):
 
 def test_given_arrays_are_not_written_to(pipe):
     context, negative = pipe.encode_prompt(["a red sphere", "green"])
-    arrays = dict(
-        latents=torch.randn(2, 4, 8, 8), prompt_embeds=context, negative_prompt_embeds=negative
-    )
+    arrays = {
+        "latents": torch.randn(2, 4, 8, 8),
+        "prompt_embeds": context,
+        "negative_prompt_embeds": negative,
+    }
     copies = {name: value.clone() for name, value in arrays.items()}
     run(pipe, None, **arrays)
     assert all(torch.equal(arrays[name], copies[name]) for name in arrays)
@@ -215,7 +230,7 @@ def test_attention_slices(pipe, slices):
 def test_slices_and_tiles_of_the_autoencoder(pipe):
     other = StableDiffusionPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
-    call = dict(num_inference_steps=1, output_type="np", seed=1, height=72, width=80)
+    call = {"num_inference_steps": 1, "output_type": "np", "seed": 1, "height": 72, "width": 80}
     plain = pipe(PROMPTS[:3], **call).images
     other.enable_vae_slicing()
     assert np.abs(other(PROMPTS[:3], **call).images - plain).max() <= 1e-5
@@ -234,7 +249,13 @@ def test_half_precision(pipe, dtype):
     half = tiny.pipeline().to(dtype)
     assert half.dtype == dtype
     assert all(p.dtype == dtype for part in half._networks() for p in part.parameters())
-    call = dict(num_inference_steps=4, seed=[3, 4], output_type="np", height=40, width=72)
+    call = {
+        "num_inference_steps": 4,
+        "seed": [3, 4],
+        "output_type": "np",
+        "height": 40,
+        "width": 72,
+    }
     images = half(PROMPTS[:2], **call).images
     assert images.dtype == np.float32 and np.isfinite(images).all()
     assert np.abs(images - pipe(PROMPTS[:2], **call).images).mean() < 0.03

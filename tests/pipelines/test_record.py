@@ -19,21 +19,26 @@ def same(a, b):
 
 
 CALLS = {
-    "plain": dict(prompt="a red sphere", seed=7),
-    "all": dict(
-        prompt="a (red:1.3) sphere",
-        negative_prompt="blue [cube]",
-        seed=8,
-        height=40,
-        width=72,
-        guidance_scale=3.5,
-        guidance_rescale=0.5,
-        clip_skip=1,
-    ),
-    "unguided": dict(prompt=["green"], guidance_scale=1.0, negative_prompt="x", seed=[2**40]),
-    "sigmas": dict(prompt="", sigmas=[10.0, 2.5, 0.3], seed=1),
-    "timesteps": dict(prompt="naïve 猫 👍 \\(x\\)", timesteps=[900, 400, 1], seed=1),
-    "a list with one guidance": dict(prompt="a", guidance_scale=[4.0], seed=3),
+    "plain": {"prompt": "a red sphere", "seed": 7},
+    "all": {
+        "prompt": "a (red:1.3) sphere",
+        "negative_prompt": "blue [cube]",
+        "seed": 8,
+        "height": 40,
+        "width": 72,
+        "guidance_scale": 3.5,
+        "guidance_rescale": 0.5,
+        "clip_skip": 1,
+    },
+    "unguided": {
+        "prompt": ["green"],
+        "guidance_scale": 1.0,
+        "negative_prompt": "x",
+        "seed": [2**40],
+    },
+    "sigmas": {"prompt": "", "sigmas": [10.0, 2.5, 0.3], "seed": 1},
+    "timesteps": {"prompt": "naïve 猫 👍 \\(x\\)", "timesteps": [900, 400, 1], "seed": 1},
+    "a list with one guidance": {"prompt": "a", "guidance_scale": [4.0], "seed": 3},
 }
 
 
@@ -59,14 +64,16 @@ def read_png(path):
     return Image.open(path)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"])
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"]
+)
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_scheduler_settings_and_compat_come_from_the_picture(name, eta):
-    options = dict(clip_sample=False) if name != "EulerAncestralDiscreteScheduler" else {}
+    options = {"clip_sample": False} if name != "EulerAncestralDiscreteScheduler" else {}
     scheduler = getattr(schedulers, name)(**{**tiny.SCHEDULE, **options})
     made = tiny.pipeline(compat="diffusers", scheduler=scheduler)
     made.enable_vae_tiling()
-    call = dict(num_inference_steps=2, eta=eta, seed=5, height=88, width=48)
+    call = {"num_inference_steps": 2, "eta": eta, "seed": 5, "height": 88, "width": 48}
     image = made("a (red sphere", **call).images[0]
     other = tiny.pipeline()
     plain = tiny.run(other)
@@ -78,7 +85,7 @@ def test_scheduler_settings_and_compat_come_from_the_picture(name, eta):
 
 def test_each_picture_of_a_batch_has_its_own_record(tmp_path, pipe):
     prompts = ["a red sphere", "(blue:1.4) cube"]
-    call = dict(num_inference_steps=3, guidance_scale=[2.0, 7.0, 3.0, 1.0], seed=20)
+    call = {"num_inference_steps": 3, "guidance_scale": [2.0, 7.0, 3.0, 1.0], "seed": 20}
     result = pipe(prompts, negative_prompt=["", "green"], num_images_per_prompt=2, **call)
     paths = result.save(tmp_path / "batch.png")
     assert [path.name for path in paths] == [f"batch-{i}.png" for i in range(4)]
@@ -104,9 +111,9 @@ def test_generators_are_recorded_where_a_seed_says_as_much(pipe):
     assert missing() == [["seed"], ["seed"]]
     assert missing(seed=1, latents=torch.randn(2, 4, 8, 8)) == [["latents"]] * 2
     assert missing(seed=1, controls=[Control()]) == [["controls"]] * 2
-    told = dict(callback_on_step_end=lambda pipe, i, t, tensors: {"latents": tensors["latents"] * 2})
+    told = {"callback_on_step_end": lambda pipe, i, t, tensors: {"latents": tensors["latents"] * 2}}
     assert missing(seed=1, **told) == [["callback_on_step_end"]] * 2
-    told = dict(callback_on_step_end=lambda pipe, i, t, tensors: tensors)
+    told = {"callback_on_step_end": lambda pipe, i, t, tensors: tensors}
     assert missing(seed=1, **told) == [[], []]
     one = torch.Generator().manual_seed(9)
     image = pipe("a", num_inference_steps=2, generator=one).images[0]
@@ -115,7 +122,7 @@ def test_generators_are_recorded_where_a_seed_says_as_much(pipe):
 
 def test_half_precision_draws_otherwise_from_a_generator():
     pipe = tiny.pipeline().to(torch.bfloat16)
-    call = dict(prompt="a", num_inference_steps=1)
+    call = {"prompt": "a", "num_inference_steps": 1}
     drawn = pipe(**call, generator=[torch.Generator().manual_seed(4)]).images[0]
     assert json.loads(drawn.info["underdraw"])["missing"] == ["seed"]
     seeded = pipe(**call, seed=4).images[0]

@@ -24,7 +24,7 @@ spec.loader.exec_module(record)
 def pipe():
     configs = json.loads((DATA / "configs.json").read_text())
     parts = {}
-    classes = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, text_encoder=CLIPTextModel)
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     for part, cls in classes.items():
         parts[part] = cls.from_config(configs[part])
         for name, value in parts[part].named_parameters():

@@ -18,27 +18,30 @@ from underdraw.text.vocabulary import train_vocabulary
 WORDS = "a red green sphere blue cube left of and on the table".split()
 WIDTH = 32
 
-UNET: dict[str, Any] = dict(
-    sample_size=8,
-    block_out_channels=(16, 32, 32),
-    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    cross_attention_dim=WIDTH,
-    attention_head_dim=4,
-    layers_per_block=1,
-    norm_num_groups=8,
-)
-VAE: dict[str, Any] = dict(
-    block_out_channels=(8, 8, 16, 16),
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    layers_per_block=1,
-    norm_num_groups=4,
-    sample_size=64,
-)
-SCHEDULE: dict[str, Any] = dict(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-)
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (8, 8, 16, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 64,
+}
+SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 def tokenizer(**options: Any) -> CLIPTokenizer:
@@ -46,9 +49,9 @@ def tokenizer(**options: Any) -> CLIPTokenizer:
 
 
 def text_config(count: int, **changes: Any) -> dict[str, Any]:
-    fixed = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3)
-    ends = dict(bos_token_id=count - 2, eos_token_id=count - 1, pad_token_id=count - 1)
-    more = dict(num_attention_heads=4, projection_dim=16, vocab_size=count)
+    fixed = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 3}
+    ends = {"bos_token_id": count - 2, "eos_token_id": count - 1, "pad_token_id": count - 1}
+    more = {"num_attention_heads": 4, "projection_dim": 16, "vocab_size": count}
     return {**fixed, **ends, **more, **changes}
 
 
@@ -65,15 +68,15 @@ def components(**changes: Any) -> dict[str, Any]:
     tokens = changes.get("tokenizer") or tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return dict(
-            unet=shake(UNet2DConditionModel(**{**UNET, **changes.get("unet", {})})),
-            vae=shake(AutoencoderKL(**{**VAE, **changes.get("vae", {})})),
-            text_encoder=shake(
+        return {
+            "unet": shake(UNet2DConditionModel(**{**UNET, **changes.get("unet", {})})),
+            "vae": shake(AutoencoderKL(**{**VAE, **changes.get("vae", {})})),
+            "text_encoder": shake(
                 CLIPTextModel(**text_config(len(tokens), **changes.get("text", {})))
             ),
-            tokenizer=tokens,
-            scheduler=changes.get("scheduler") or schedulers.EulerDiscreteScheduler(**SCHEDULE),
-        )
+            "tokenizer": tokens,
+            "scheduler": changes.get("scheduler") or schedulers.EulerDiscreteScheduler(**SCHEDULE),
+        }
 
 
 def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeline:
@@ -85,7 +88,7 @@ def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeli
 
 def run(pipe: Any, prompt: Any = "a red sphere", **arguments: Any) -> torch.Tensor:
     """The latents of a short call."""
-    defaults = dict(num_inference_steps=3, output_type="latent")
+    defaults = {"num_inference_steps": 3, "output_type": "latent"}
     if not {"seed", "generator", "latents"} & set(arguments):
         defaults["seed"] = 3
     return pipe(prompt, **{**defaults, **arguments}).images

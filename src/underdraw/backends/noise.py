@@ -81,8 +81,8 @@ def check(generator: Any, count: int) -> Generators:
 
 
 def seeds_of(generators: Generators, count: int) -> list[int | None]:
-    """The seed that gives each image the noise it gets, None for an image that has no such seed: its
-    generator was used before, serves other images too, or is on another device than the CPU.
+    """The seed that gives each image the noise it gets, or None: its generator was used before,
+    serves other images too, or is on another device than the CPU.
     """
     if isinstance(generators, torch.Generator):
         generators = [generators] if count == 1 else None

@@ -141,7 +141,8 @@ class Model:
         model.config = config
         model._framework.load_root(model, layout, fitting, dtype or "float32", device)
         if check and (bad := model.non_finite()):
-            raise WeightError(f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:5])}")
+            named = f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:5])}"
+            raise WeightError(f"{cls.__name__}: {named}")
         return model
 
     @classmethod

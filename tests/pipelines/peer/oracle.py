@@ -16,8 +16,12 @@ with warnings.catch_warnings():
     import diffusers
     import transformers
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
-    from transformers import CLIPTokenizer as PeerTokenizer
+    from transformers import (
+        CLIPConfig,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTokenizer as PeerTokenizer,
+    )
 
 from pipelines import tiny
 
@@ -31,15 +35,15 @@ transformers.utils.logging.disable_progress_bar()
 KINDS: dict[str, dict[str, Any]] = {
     "sd1": {},
     # SD 2: linear projections, heads per level, gelu in the text encoder, v-prediction.
-    "sd2": dict(
-        unet=dict(use_linear_projection=True, attention_head_dim=(2, 4, 4)),
-        text=dict(hidden_act="gelu", num_hidden_layers=2),
-        scheduler=dict(prediction_type="v_prediction"),
-    ),
-    "wide": dict(unet=dict(sample_size=[5, 7], only_cross_attention=(True, False, False))),
-    "lcm": dict(unet=dict(time_cond_proj_dim=33)),
+    "sd2": {
+        "unet": {"use_linear_projection": True, "attention_head_dim": (2, 4, 4)},
+        "text": {"hidden_act": "gelu", "num_hidden_layers": 2},
+        "scheduler": {"prediction_type": "v_prediction"},
+    },
+    "wide": {"unet": {"sample_size": [5, 7], "only_cross_attention": (True, False, False)}},
+    "lcm": {"unet": {"time_cond_proj_dim": 33}},
     # Old configs say 2, so the end token is the largest id; SD 2 pads with "!".
-    "mask": dict(text=dict(use_attention_mask=True, eos_token_id=2), pad="!"),
+    "mask": {"text": {"use_attention_mask": True, "eos_token_id": 2}, "pad": "!"},
 }
 
 
@@ -85,11 +89,13 @@ def pair(kind: str) -> tuple[Any, Any]:
 
 def checker(threshold: float) -> tuple[Any, Any]:
     """The peer's safety checker, whose thresholds all are `threshold`, and an image processor."""
-    vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, image_size=32)
-    vision |= dict(num_attention_heads=2, patch_size=8, projection_dim=12)
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 32}
+    vision |= {"num_attention_heads": 2, "patch_size": 8, "projection_dim": 12}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        made = tiny.shake(StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=12)))
+        made = tiny.shake(
+            StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=12))
+        )
         for table in (made.concept_embeds, made.special_care_embeds):
             table.data = torch.randn(table.shape)
         for table in (made.concept_embeds_weights, made.special_care_embeds_weights):

@@ -14,7 +14,7 @@ from underdraw.solvers import schedulers
 
 LIMIT = 1e-4
 NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-CALL = dict(prompt=["a red sphere", "blue cube"], seeds=(1, 2), height=40, width=72)
+CALL = {"prompt": ["a red sphere", "blue cube"], "seeds": (1, 2), "height": 40, "width": 72}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def both(**arguments):
     for pipe in pair("sd1"):
         seen = []
         made = {
-            name: (lambda *a, f=value: f(seen, *a)) if callable(value) else value
+            name: (lambda *a, f=value, seen=seen: f(seen, *a)) if callable(value) else value
             for name, value in arguments.items()
         }
         found.append((images(pipe, **{**CALL, **made}), seen))
@@ -88,7 +88,9 @@ def test_tensors_that_are_replaced(use, name):
 
     plain = images(pair("sd1")[0], **CALL)
     changed, a, b = both(
-        callback_on_step_end=replace, callback_on_step_end_tensor_inputs=NAMES, num_inference_steps=5
+        callback_on_step_end=replace,
+        callback_on_step_end_tensor_inputs=NAMES,
+        num_inference_steps=5,
     )
     assert np.abs(plain - changed).max() > 1e-2
     assert a == pytest.approx(b, abs=1e-3)
@@ -103,9 +105,7 @@ def test_tensors_that_are_changed_in_place():
         return tensors
 
     plain = images(pair("sd1")[0], **CALL)
-    changed, _, _ = both(
-        callback_on_step_end=scale, callback_on_step_end_tensor_inputs=NAMES[:2]
-    )
+    changed, _, _ = both(callback_on_step_end=scale, callback_on_step_end_tensor_inputs=NAMES[:2])
     assert np.abs(plain - changed).max() > 1e-2
 
 
@@ -149,7 +149,7 @@ def test_the_peers_callback_objects():
         SDCFGCutoffCallback(cutoff_step_ratio=0.4),
         MultiPipelineCallbacks([SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)]),
     ):
-        call = dict(prompt="a red sphere", callback_on_step_end=callback)
+        call = {"prompt": "a red sphere", "callback_on_step_end": callback}
         theirs, ours = (images(pipe, **call) for pipe in pair("sd1"))
         assert np.abs(theirs - ours).max() <= LIMIT
 
@@ -157,7 +157,7 @@ def test_the_peers_callback_objects():
 @pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("name", [*SOLVERS, "KDPM2DiscreteScheduler", "LCMScheduler"])
 def test_the_older_callback(use, name, every):
-    options = dict(original_inference_steps=50) if name == "LCMScheduler" else {}
+    options = {"original_inference_steps": 50} if name == "LCMScheduler" else {}
     use(name, **options)
 
     def note(seen, step, t, latents):
@@ -173,7 +173,10 @@ def test_the_older_callback(use, name, every):
 
 def test_custom_times_and_the_older_callback(use):
     use("EulerDiscreteScheduler", steps_offset=0, timestep_spacing="linspace")
-    note = lambda seen, step, t, latents: seen.append((step, t.item()))  # noqa: E731
+
+    def note(seen, step, t, latents):
+        seen.append((step, t.item()))
+
     _, theirs, ours = both(callback=note, callback_steps=1, timesteps=[900, 500, 100])
     assert theirs == ours
 
@@ -213,6 +216,7 @@ def test_progress(use):
 
     bars = {}
     for pipe in pair("sd1"):
+
         def bar(iterable=None, total=None, pipe=pipe):
             bars[pipe] = Bar(total)
             return bars[pipe]
@@ -232,7 +236,7 @@ def test_generators_serve_a_second_call():
         made = []
         for pipe in pair("sd1"):
             g = oracle.generators(*seeds)
-            call = dict(num_inference_steps=1, output_type="latent", generator=g)
+            call = {"num_inference_steps": 1, "output_type": "latent", "generator": g}
             made.append([pipe(["a red sphere", "blue"], **call).images for _ in range(2)])
         for a, b in zip(*made, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

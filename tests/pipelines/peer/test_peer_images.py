@@ -16,24 +16,28 @@ RED, BLUE = "a red sphere", "blue cube on the table"
 
 CALLS = {
     "plain": {},
-    "unguided": dict(guidance_scale=1.0),
-    "below one": dict(guidance_scale=0.0),
-    "weak": dict(guidance_scale=3.0),
-    "wide": dict(height=40, width=72),
-    "tall": dict(height=96, width=56),
-    "odd latents, batch": dict(prompt=[RED, BLUE], height=56, width=40, seeds=(1, 2)),
-    "negative": dict(negative_prompt="green table"),
-    "empty prompt": dict(prompt="", negative_prompt="green table"),
-    "negatives": dict(prompt=[RED, BLUE, ""], negative_prompt=["green", "", "cube of cube"]),
-    "per prompt": dict(prompt=[RED, BLUE], num_images_per_prompt=2, negative_prompt=["", "left"]),
-    "per prompt, generators": dict(num_images_per_prompt=3, seeds=(4, 5, 6)),
-    "rescaled": dict(guidance_rescale=0.7, prompt=[RED, BLUE]),
-    "unguided, rescaled": dict(guidance_scale=1.0, guidance_rescale=0.7),
-    "joint noise": dict(prompt=[RED, BLUE, RED], height=64, width=48),
-    "one step": dict(num_inference_steps=1),
-    "uneven steps": dict(num_inference_steps=7),
-    "pt": dict(output_type="pt", height=48, width=64),
-    "latent": dict(output_type="latent", prompt=[RED, BLUE]),
+    "unguided": {"guidance_scale": 1.0},
+    "below one": {"guidance_scale": 0.0},
+    "weak": {"guidance_scale": 3.0},
+    "wide": {"height": 40, "width": 72},
+    "tall": {"height": 96, "width": 56},
+    "odd latents, batch": {"prompt": [RED, BLUE], "height": 56, "width": 40, "seeds": (1, 2)},
+    "negative": {"negative_prompt": "green table"},
+    "empty prompt": {"prompt": "", "negative_prompt": "green table"},
+    "negatives": {"prompt": [RED, BLUE, ""], "negative_prompt": ["green", "", "cube of cube"]},
+    "per prompt": {
+        "prompt": [RED, BLUE],
+        "num_images_per_prompt": 2,
+        "negative_prompt": ["", "left"],
+    },
+    "per prompt, generators": {"num_images_per_prompt": 3, "seeds": (4, 5, 6)},
+    "rescaled": {"guidance_rescale": 0.7, "prompt": [RED, BLUE]},
+    "unguided, rescaled": {"guidance_scale": 1.0, "guidance_rescale": 0.7},
+    "joint noise": {"prompt": [RED, BLUE, RED], "height": 64, "width": 48},
+    "one step": {"num_inference_steps": 1},
+    "uneven steps": {"num_inference_steps": 7},
+    "pt": {"output_type": "pt", "height": 48, "width": 64},
+    "latent": {"output_type": "latent", "prompt": [RED, BLUE]},
 }
 
 
@@ -50,26 +54,26 @@ def test_arguments(kind, call):
 
 FAMILIES = {
     "DDIMScheduler": [
-        dict(clip_sample=False, set_alpha_to_one=False),
-        dict(clip_sample=False, timestep_spacing="trailing", rescale_betas_zero_snr=True),
+        {"clip_sample": False, "set_alpha_to_one": False},
+        {"clip_sample": False, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
     ],
-    "PNDMScheduler": [dict(skip_prk_steps=True), dict(skip_prk_steps=False)],
-    "EulerDiscreteScheduler": [{}, dict(use_karras_sigmas=True, timestep_spacing="linspace")],
+    "PNDMScheduler": [{"skip_prk_steps": True}, {"skip_prk_steps": False}],
+    "EulerDiscreteScheduler": [{}, {"use_karras_sigmas": True, "timestep_spacing": "linspace"}],
     "EulerAncestralDiscreteScheduler": [{}],
     "DPMSolverMultistepScheduler": [
         {},
-        dict(use_karras_sigmas=True),
-        dict(algorithm_type="sde-dpmsolver++", solver_order=2),
+        {"use_karras_sigmas": True},
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
     ],
     "DPMSolverSinglestepScheduler": [{}],
-    "HeunDiscreteScheduler": [{}, dict(use_karras_sigmas=True)],
+    "HeunDiscreteScheduler": [{}, {"use_karras_sigmas": True}],
     "KDPM2DiscreteScheduler": [{}],
     "KDPM2AncestralDiscreteScheduler": [{}],
     "LMSDiscreteScheduler": [{}],
     "UniPCMultistepScheduler": [{}],
     "DEISMultistepScheduler": [{}],
-    "DDPMScheduler": [dict(clip_sample=False)],
-    "LCMScheduler": [dict(clip_sample=False, original_inference_steps=50)],
+    "DDPMScheduler": [{"clip_sample": False}],
+    "LCMScheduler": [{"clip_sample": False, "original_inference_steps": 50}],
     "TCDScheduler": [{}],
 }
 SOLVERS = [(name, config) for name, configs in FAMILIES.items() for config in configs]
@@ -100,8 +104,14 @@ def test_solvers(solvers, kind, name, config):
         kind = "sd2"  # without signal at the first step, noise says nothing
     solvers(kind, name, config)
     calls = [
-        dict(prompt=RED, num_inference_steps=4),
-        dict(prompt=[RED, BLUE], num_inference_steps=5, seeds=(7, 8), height=40, width=72),
+        {"prompt": RED, "num_inference_steps": 4},
+        {
+            "prompt": [RED, BLUE],
+            "num_inference_steps": 5,
+            "seeds": (7, 8),
+            "height": 40,
+            "width": 72,
+        },
     ]
     for call in calls:
         assert deviation(kind, **call) <= LIMIT
@@ -109,7 +119,7 @@ def test_solvers(solvers, kind, name, config):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_eta(solvers, eta):
-    solvers("sd1", "DDIMScheduler", dict(clip_sample=False))
+    solvers("sd1", "DDIMScheduler", {"clip_sample": False})
     assert deviation("sd1", prompt=[RED, BLUE], eta=eta) <= LIMIT
     plain = images(pair("sd1")[1], prompt=RED)
     noisy = images(pair("sd1")[1], prompt=RED, eta=eta)
@@ -117,7 +127,7 @@ def test_eta(solvers, eta):
 
 
 def test_the_lcm_solver_on_a_distilled_unet(solvers):
-    solvers("lcm", "LCMScheduler", dict(clip_sample=False, original_inference_steps=50))
+    solvers("lcm", "LCMScheduler", {"clip_sample": False, "original_inference_steps": 50})
     for scale in (1.0, 2.5, 8.0):
         assert deviation("lcm", prompt=[RED, BLUE], guidance_scale=scale) <= LIMIT
 
@@ -125,24 +135,23 @@ def test_the_lcm_solver_on_a_distilled_unet(solvers):
 @pytest.mark.parametrize(
     ("name", "custom"),
     [
-        ("EulerDiscreteScheduler", dict(timesteps=[901, 500, 220, 41])),
-        ("EulerDiscreteScheduler", dict(sigmas=[14.6, 6.0, 1.3, 0.2])),
-        ("DPMSolverMultistepScheduler", dict(timesteps=[901, 500, 220, 41])),
-        ("DDPMScheduler", dict(timesteps=[901, 500, 220, 41])),
-        ("LCMScheduler", dict(timesteps=[959, 499, 259])),
+        ("EulerDiscreteScheduler", {"timesteps": [901, 500, 220, 41]}),
+        ("EulerDiscreteScheduler", {"sigmas": [14.6, 6.0, 1.3, 0.2]}),
+        ("DPMSolverMultistepScheduler", {"timesteps": [901, 500, 220, 41]}),
+        ("DDPMScheduler", {"timesteps": [901, 500, 220, 41]}),
+        ("LCMScheduler", {"timesteps": [959, 499, 259]}),
     ],
 )
 def test_custom_times(solvers, name, custom):
-    solvers("sd1", name, dict(clip_sample=False, steps_offset=0, timestep_spacing="linspace"))
+    solvers("sd1", name, {"clip_sample": False, "steps_offset": 0, "timestep_spacing": "linspace"})
     assert deviation("sd1", prompt=[RED, BLUE], **custom) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", ["sd1", "wide"])
 def test_given_latents_and_embeddings(kind):
-    theirs, ours = pair(kind)
     g = torch.Generator().manual_seed(0)
     latents = torch.randn(4, 4, 5, 9, generator=g)
-    sizes = dict(height=40, width=72)
+    sizes = {"height": 40, "width": 72}
     both = dict(prompt=[RED, BLUE], num_images_per_prompt=2, latents=latents, **sizes)
     assert deviation(kind, **both) <= LIMIT
     context = torch.randn(2, 77, 32, generator=g)
@@ -152,7 +161,7 @@ def test_given_latents_and_embeddings(kind):
     assert deviation(kind, prompt_embeds=context, guidance_scale=1.0) <= LIMIT
     assert deviation(kind, prompt=[RED, BLUE], negative_prompt_embeds=against) <= LIMIT
     assert deviation(kind, prompt_embeds=context, negative_prompt=["blue", "red"]) <= LIMIT
-    few = dict(prompt_embeds=context[:, :9], negative_prompt_embeds=against[:, :9])
+    few = {"prompt_embeds": context[:, :9], "negative_prompt_embeds": against[:, :9]}
     assert deviation(kind, **few) <= LIMIT
 
 
@@ -164,13 +173,13 @@ def test_embeddings_of_few_tokens_meet_a_negative_prompt_of_as_many():
 
 def test_what_encode_prompt_gives():
     theirs, ours = pair("sd1")
-    arguments = dict(
-        prompt=[RED, BLUE],
-        device="cpu",
-        num_images_per_prompt=2,
-        do_classifier_free_guidance=True,
-        negative_prompt=["green", ""],
-    )
+    arguments = {
+        "prompt": [RED, BLUE],
+        "device": "cpu",
+        "num_images_per_prompt": 2,
+        "do_classifier_free_guidance": True,
+        "negative_prompt": ["green", ""],
+    }
     with torch.no_grad():
         for a, b in zip(
             theirs.encode_prompt(**arguments), ours.encode_prompt(**arguments), strict=True
@@ -198,7 +207,9 @@ def test_forms_of_output(output_type):
     if output_type == "pil":
         assert [a.size for a in theirs] == [b.size for b in ours]
         assert [a.mode for a in theirs] == [b.mode for b in ours]
-        differ = [np.asarray(a, int) - np.asarray(b, int) for a, b in zip(theirs, ours, strict=True)]
+        differ = [
+            np.asarray(a, int) - np.asarray(b, int) for a, b in zip(theirs, ours, strict=True)
+        ]
         assert np.abs(differ).max() <= 1
         assert (np.abs(differ) > 0).mean() < 0.01
     else:
@@ -224,7 +235,7 @@ def test_brackets_and_long_prompts_as_the_peer_reads_them(monkeypatch):
 def test_the_peer_ignores_a_height_given_without_width(monkeypatch):
     """Its defect; ours does as told, or as the peer with compat="diffusers"."""
     theirs, ours = pair("wide")
-    for given in (dict(height=64), dict(width=64)):
+    for given in ({"height": 64}, {"width": 64}):
         told = dict(prompt=RED, num_inference_steps=1, **given)
         assert images(theirs, **told).shape == (1, 40, 56, 3)
         right = (1, given.get("height", 40), given.get("width", 56), 3)

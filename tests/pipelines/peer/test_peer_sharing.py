@@ -15,15 +15,15 @@ from underdraw.models import CLIPImageProcessor, StableDiffusionSafetyChecker, U
 from underdraw.solvers import schedulers
 
 LIMIT = 1e-4
-CALL = dict(prompt=["a red sphere", "blue cube"], seeds=(1, 2), height=40, width=72)
+CALL = {"prompt": ["a red sphere", "blue cube"], "seeds": (1, 2), "height": 40, "width": 72}
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 FOREIGN = {
-    "DDIMScheduler": dict(eta=0.5),
+    "DDIMScheduler": {"eta": 0.5},
     "PNDMScheduler": {},
     "EulerAncestralDiscreteScheduler": {},
     "HeunDiscreteScheduler": {},
-    "DPMSolverMultistepScheduler": dict(timesteps=[900, 500, 100]),
+    "DPMSolverMultistepScheduler": {"timesteps": [900, 500, 100]},
     "DPMSolverSDEScheduler": None,  # not among ours
     "IPNDMScheduler": {},  # neither
 }
@@ -93,7 +93,9 @@ def test_the_peer_reads_what_we_save(tmp_path, kind, solver):
 def test_what_went_through_the_peer_comes_back(tmp_path):
     _, ours = pair("sd1")
     ours.save_pretrained(tmp_path / "a")
-    diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "a").save_pretrained(
+        tmp_path / "b"
+    )
     again = underdraw.StableDiffusionPipeline.from_pretrained(tmp_path / "b")
     assert (images(oracle.quiet(again), **CALL) == images(ours, **CALL)).all()
 
@@ -101,9 +103,9 @@ def test_what_went_through_the_peer_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("saved", "read"),
     [
-        (dict(variant="fp16"), dict(variant="fp16")),
-        (dict(max_shard_size="60KB"), {}),
-        (dict(safe_serialization=False), {}),
+        ({"variant": "fp16"}, {"variant": "fp16"}),
+        ({"max_shard_size": "60KB"}, {}),
+        ({"safe_serialization": False}, {}),
     ],
 )
 def test_forms_of_folders(tmp_path, saved, read):
@@ -142,8 +144,8 @@ def test_a_half_precision_pipeline():
             parts["unet"], parts["vae"], parts["text_encoder"] = (
                 __import__("copy").deepcopy(parts[n]) for n in ("unet", "vae", "text_encoder")
             )
-            extra = {} if library is underdraw else dict(requires_safety_checker=False)
-            extra |= dict(safety_checker=None, feature_extractor=None)
+            extra = {} if library is underdraw else {"requires_safety_checker": False}
+            extra |= {"safety_checker": None, "feature_extractor": None}
             half = oracle.quiet(library.StableDiffusionPipeline(**parts, **extra)).to(dtype)
             g = torch.Generator().manual_seed(0)
             latents = torch.randn(2, 4, 5, 9, generator=g)
@@ -169,7 +171,7 @@ def test_the_safety_checker(monkeypatch, threshold):
     assert isinstance(made.safety_checker, StableDiffusionSafetyChecker)
     prompts = ["a red sphere", "blue cube", "", "table on table", "green"]
     for output_type in ("np", "pt", "pil"):
-        call = dict(num_inference_steps=2, output_type=output_type)
+        call = {"num_inference_steps": 2, "output_type": output_type}
         results = []
         for pipe in (theirs, made):
             results.append(pipe(prompts, generator=oracle.generators(4), **call))
@@ -215,7 +217,7 @@ def test_a_checker_in_a_folder(tmp_path):
     assert np.abs(images(free, **CALL) - images(theirs, **CALL)).max() <= LIMIT
     ours.save_pretrained(tmp_path / "ours")
     again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "ours")
-    call = dict(num_inference_steps=1, output_type="np")
+    call = {"num_inference_steps": 1, "output_type": "np"}
     assert oracle.quiet(again)("a", **call).nsfw_content_detected == [True]
 
 
