@@ -88,7 +88,7 @@ class MindSpore:
         return (2 * ops.sigmoid(2 * x.float()) - 1).astype(x.dtype)
 
     def exp(self, x: Tensor) -> Tensor:
-        # On CPU the float32 kernel is off by 5e-6 of the result: 0.005 rad in an embedding of t = 1000.
+        # On CPU the float32 kernel is off by 5e-6 of the result: 0.005 rad in embeddings of time.
         return ops.exp(x.double()).astype(x.dtype) if _on_cpu() else ops.exp(x)
 
     def clip(self, x: Tensor, low: Any, high: Any) -> Tensor:
