@@ -1,2 +1,2 @@
-"""Solvers as tables: `schedule` and `grid` say which noise levels, a file per family says which
+"""Solvers as tables: `schedule` says which noise levels there are, a file per family says which
 coefficients, `table` applies them, `schedulers` carries the familiar class names."""

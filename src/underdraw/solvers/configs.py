@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 from underdraw.errors import InputError
-from underdraw.solvers.grid import SPACINGS
 from underdraw.solvers.schedule import BETA_SCHEDULES
-from underdraw.solvers.table import PREDICTION_TYPES, Clip
+from underdraw.solvers.table import PREDICTION_TYPES, SPACINGS, Clip
 
 Betas = Sequence[float] | None
 
@@ -53,7 +53,9 @@ class Config:
         switched = [name for name in GRID_SWITCHES if getattr(self, name, False)]
         if len(switched) > 1:
             raise InputError(f"{' and '.join(switched)} are both True; allowed: one of them")
+        _ = self.clip  # bounds that are no numbers are told here
 
+    @cached_property
     def clip(self) -> Clip | None:
         """How the clean image is bounded: thresholding wins over clipping."""
         if getattr(self, "thresholding", False):

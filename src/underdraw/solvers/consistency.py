@@ -9,9 +9,8 @@ import numpy as np
 
 from underdraw.errors import InputError
 from underdraw.solvers.configs import LCMConfig, TCDConfig
-from underdraw.solvers.grid import check_steps
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Rows, Table
+from underdraw.solvers.table import Rows, Table, check_steps
 
 SIGMA_DATA = 0.5
 
@@ -104,7 +103,7 @@ def lcm_table(
         timesteps = distilled_timesteps(len(schedule), steps, original, strength)
     else:
         timesteps = _chosen(timesteps, strength)
-    rows = Rows(config.prediction_type, config.clip())
+    rows = Rows(config.prediction_type, config.clip)
     return lcm(schedule, timesteps, rows, config.timestep_scaling)
 
 

@@ -1,4 +1,4 @@
-"""DDIM and its inverse (Song et al. 2020, "Denoising Diffusion Implicit Models")."""
+"""DDIM (Song et al. 2020, "Denoising Diffusion Implicit Models")."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from math import sqrt
 import numpy as np
 
 from underdraw.errors import InputError
-from underdraw.solvers.configs import DDIMConfig, DDIMInverseConfig
-from underdraw.solvers.grid import check_steps, spaced
+from underdraw.solvers.configs import DDIMConfig
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Rows, Table
+from underdraw.solvers.table import Rows, Table, check_steps, spaced
 
 
 def ddim(
@@ -44,22 +43,6 @@ def ddim(
     return rows.table()
 
 
-def ddim_inverse(
-    schedule: NoiseSchedule,
-    timesteps: np.ndarray,
-    previous: np.ndarray,
-    initial_alpha: float,
-    rows: Rows,
-) -> Table:
-    """Eq. 14 backwards: from the level `previous` up to `timesteps`, where the network is asked."""
-    for step, (t, s) in enumerate(zip(timesteps.astype(int), previous.astype(int), strict=True)):
-        alpha_t = schedule.alphas_cumprod[t]
-        alpha_s = schedule.alphas_cumprod[s] if s >= 0 else initial_alpha
-        x = {"clean": sqrt(alpha_t), "eps": sqrt(1 - alpha_t)}
-        rows.call(t, sqrt(alpha_s), sqrt(1 - alpha_s), step, x)
-    return rows.table()
-
-
 def ddim_table(
     schedule: NoiseSchedule,
     config: DDIMConfig,
@@ -71,28 +54,11 @@ def ddim_table(
 ) -> Table:
     """Every step goes `train // steps` timesteps down, whatever the spacing; `timesteps` may name
     any of training's, since a row depends on nothing else."""
-    train = len(schedule)
+    train = config.num_train_timesteps
     steps = check_steps(steps, train)
     if timesteps is None:
         timesteps = spaced(train, steps, config.timestep_spacing, config.steps_offset)
     previous = timesteps - train // steps
     final = 1.0 if config.set_alpha_to_one else schedule.alphas_cumprod[0]
-    rows = Rows(config.prediction_type, config.clip())
+    rows = Rows(config.prediction_type, config.clip)
     return ddim(schedule, timesteps, previous, final, rows, eta, use_clipped_model_output)
-
-
-def ddim_inverse_table(
-    schedule: NoiseSchedule,
-    config: DDIMInverseConfig,
-    steps: int,
-    *,
-    timesteps: np.ndarray | None = None,
-) -> Table:
-    train = len(schedule)
-    steps = check_steps(steps, train)
-    if timesteps is None:
-        timesteps = spaced(train, steps, config.timestep_spacing, config.steps_offset)[::-1]
-    previous = np.minimum(timesteps - train // steps, train - 1)
-    initial = 1.0 if config.set_alpha_to_one else schedule.alphas_cumprod[0]
-    rows = Rows(config.prediction_type, config.clip())
-    return ddim_inverse(schedule, timesteps, previous, initial, rows)

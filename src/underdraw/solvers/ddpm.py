@@ -7,9 +7,8 @@ from math import sqrt
 import numpy as np
 
 from underdraw.solvers.configs import DDPMConfig
-from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Rows, Table
+from underdraw.solvers.table import Rows, Table, check_steps, spaced
 
 
 def ddpm(
@@ -45,5 +44,5 @@ def ddpm_table(
     if timesteps is None:
         steps = check_steps(steps, train)
         timesteps = spaced(train, steps, config.timestep_spacing, config.steps_offset)
-    rows = Rows(config.prediction_type, config.clip())
+    rows = Rows(config.prediction_type, config.clip)
     return ddpm(schedule, timesteps, rows, config.variance_type.startswith("fixed_large"))

@@ -63,4 +63,4 @@ def deis_table(
     orders = [config.solver_order] * len(t)
     if config.lower_order_final and len(t) < 15:
         orders[-2:] = [min(config.solver_order, 2), 1][-len(t) :]
-    return deis(t, sigmas, Rows(config.prediction_type, config.clip()), orders, begin)
+    return deis(t, sigmas, Rows(config.prediction_type, config.clip), orders, begin)

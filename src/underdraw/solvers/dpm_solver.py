@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from underdraw.solvers.configs import DPMInverseConfig, DPMMultistepConfig, DPMSinglestepConfig
-from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
 from underdraw.solvers.sigmas import clipped_lambda, lambda_grid, sigmas_at
-from underdraw.solvers.table import Rows, Table, combine
+from underdraw.solvers.table import Rows, Table, check_steps, combine, spaced
 
 Terms = Mapping[str, float]
 
@@ -195,7 +194,7 @@ def dpm_multistep_table(
     t, sigmas = lambda_grid(schedule, config, steps, timesteps, rounded=rounded)
     zero = config.final_sigmas_type == "zero"
     sigmas = np.append(sigmas, 0.0 if zero else schedule.sigmas[0])
-    rows = Rows(config.prediction_type, config.clip())
+    rows = Rows(config.prediction_type, config.clip)
     orders = final_orders(config, len(t), zero)
     return multistep(t, sigmas, rows, config.algorithm_type, config.solver_type, orders, begin)
 
@@ -216,7 +215,7 @@ def dpm_inverse_table(
         t, first = np.unique(t, return_index=True)
         sigmas = sigmas[first]
     sigmas = np.append(sigmas, top)
-    rows = Rows(config.prediction_type, config.clip())
+    rows = Rows(config.prediction_type, config.clip)
     orders = final_orders(config, len(t), zero=False)
     return multistep(t, sigmas, rows, config.algorithm_type, config.solver_type, orders, begin)
 
@@ -240,7 +239,7 @@ def dpm_singlestep_table(
     t, sigmas = lambda_grid(schedule, config, steps, timesteps)
     zero = config.final_sigmas_type == "zero"
     sigmas = np.append(sigmas, 0.0 if zero else schedule.sigmas[0])
-    rows = Rows(config.prediction_type, config.clip())
+    rows = Rows(config.prediction_type, config.clip)
     orders = singlestep_orders(config.solver_order, len(t), config.lower_order_final, zero)
     algorithm = config.algorithm_type
     for step in range(begin, len(t)):

@@ -96,7 +96,7 @@ def heun_table(
     t, sigmas = sigma_grid(schedule, config, steps, timesteps)
     sigmas = np.append(sigmas, 0.0)
     size = initial_sigma(sigmas, config.timestep_spacing)
-    return heun(t, sigmas, Rows(config.prediction_type, config.clip(), size), begin)
+    return heun(t, sigmas, Rows(config.prediction_type, config.clip, size), begin)
 
 
 def dpm2_table(

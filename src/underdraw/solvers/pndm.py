@@ -7,9 +7,8 @@ from typing import Any
 
 from underdraw.errors import InputError
 from underdraw.solvers.configs import PNDMConfig
-from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
-from underdraw.solvers.table import Rows, Table, read_noise
+from underdraw.solvers.table import Rows, Table, check_steps, read_noise, spaced
 
 ADAMS_BASHFORTH = (
     {"output": 1.0},

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.solvers.configs import Config
+from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 
 FILE = "scheduler_config.json"
 
@@ -35,10 +36,46 @@ class ConfigDict(dict):
 
 
 class Published:
-    """Methods of the familiar classes that read and write configurations."""
+    """The constructor of the familiar classes, and what reads and writes their configurations."""
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[Config]] = Config
+    smallest: ClassVar[float] = 0.0
+    """ᾱ of the last timestep under `rescale_betas_zero_snr`."""
     config: ConfigDict
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        names = [each.name for each in fields(self.Config)]
+        if len(args) > len(names):
+            raise InputTypeError(f"{type(self).__name__} takes at most {len(names)} arguments")
+        given = dict(zip(names, args, strict=False))
+        for name in kwargs:
+            if name not in names or name in given:
+                allowed = ", ".join(names)
+                raise InputTypeError(
+                    f"{name!r} is not an argument of {type(self).__name__}, or given twice; "
+                    f"allowed: {allowed}"
+                )
+        given.update(kwargs)
+        self.settings = self.Config(**given)
+        published = {name: getattr(self.settings, name) for name in names}
+        defaulted = [name for name in names if name not in given]
+        if defaulted:
+            published["_use_default_values"] = defaulted
+        self._publish(published)
+        self.schedule = self._schedule()
+        super().__init__()
+
+    def _schedule(self) -> NoiseSchedule:
+        c = self.settings
+        return noise_schedule(
+            c.beta_schedule,
+            c.beta_start,
+            c.beta_end,
+            c.num_train_timesteps,
+            c.trained_betas,
+            getattr(c, "rescale_betas_zero_snr", False),
+            self.smallest,
+        )
 
     def _publish(self, values: Mapping[str, Any]) -> None:
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}

@@ -1,9 +1,8 @@
-"""What all scheduler classes share: their configuration and `make_table`."""
+"""What all scheduler classes share: `make_table`, besides their configuration and `step`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -11,9 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from underdraw.errors import InputError, InputTypeError
-from underdraw.solvers.configs import Config
 from underdraw.solvers.published import Published
-from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 from underdraw.solvers.stepping import Stepping
 from underdraw.solvers.table import Table
 
@@ -25,7 +22,6 @@ class Scheduler(Published, Stepping):
     InputTypeError, unsupported values InputError.
     """
 
-    Config: ClassVar[type[Config]] = Config
     build: ClassVar[Callable[..., Table]]
     custom: ClassVar[tuple[str, ...]] = ()
     """Which of `timesteps` and `sigmas` a caller may choose."""
@@ -33,43 +29,10 @@ class Scheduler(Published, Stepping):
     """Further arguments of `build`."""
     remembers: ClassVar[bool] = False
     """Whether rows depend on earlier calls, so that a run begun later needs other rows."""
-    smallest: ClassVar[float] = 0.0
-    """ᾱ of the last timestep under `rescale_betas_zero_snr`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        names = [each.name for each in fields(self.Config)]
-        if len(args) > len(names):
-            raise InputTypeError(f"{type(self).__name__} takes at most {len(names)} arguments")
-        given = dict(zip(names, args, strict=False))
-        for name in kwargs:
-            if name not in names or name in given:
-                allowed = ", ".join(names)
-                raise InputTypeError(
-                    f"{name!r} is not an argument of {type(self).__name__}, or given twice; "
-                    f"allowed: {allowed}"
-                )
-        given.update(kwargs)
-        self.settings = self.Config(**given)
-        published = {name: getattr(self.settings, name) for name in names}
-        defaulted = [name for name in names if name not in given]
-        if defaulted:
-            published["_use_default_values"] = defaulted
-        self._publish(published)
-        self.schedule = self._schedule()
+        super().__init__(*args, **kwargs)
         self._tables: dict[Any, Table] = {}
-        super().__init__()
-
-    def _schedule(self) -> NoiseSchedule:
-        c = self.settings
-        return noise_schedule(
-            c.beta_schedule,
-            c.beta_start,
-            c.beta_end,
-            c.num_train_timesteps,
-            c.trained_betas,
-            getattr(c, "rescale_betas_zero_snr", False),
-            self.smallest,
-        )
 
     def make_table(
         self,

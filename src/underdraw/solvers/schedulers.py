@@ -9,6 +9,7 @@ from underdraw.solvers import (
     configs,
     consistency,
     ddim,
+    ddim_inverse,
     ddpm,
     deis,
     dpm_solver,
@@ -55,7 +56,7 @@ class DDIMInverseScheduler(Scheduler):
     """DDIM upwards, from an image to the noise it came from."""
 
     Config = configs.DDIMInverseConfig
-    build = staticmethod(ddim.ddim_inverse_table)
+    build = staticmethod(ddim_inverse.ddim_inverse_table)
     rising = True
     stateless = True
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import InputError
-from underdraw.solvers.grid import check_steps, spaced
 from underdraw.solvers.schedule import NoiseSchedule
+from underdraw.solvers.table import check_steps, spaced
 
 
 def sigmas_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def unipc_table(
     t, sigmas = lambda_grid(schedule, config, steps)
     low = schedule.sigmas[0] if config.grid() is None else sigmas[-1]
     sigmas = np.append(sigmas, 0.0 if config.final_sigmas_type == "zero" else low)
-    rows = Rows(config.prediction_type, config.clip() if config.predict_x0 else None)
+    rows = Rows(config.prediction_type, config.clip if config.predict_x0 else None)
     return unipc(
         t,
         sigmas,
