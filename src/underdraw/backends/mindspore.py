@@ -282,7 +282,7 @@ def draw(
     """Standard normal numbers, drawn by PyTorch so that every backend gets the same ones."""
     import torch
 
-    from underdraw.backends.noise import draw
+    from underdraw.backends.torch_operations import draw
 
     return array(draw(shape, generator, "cpu", torch.float32).numpy(), dtype, device)
 

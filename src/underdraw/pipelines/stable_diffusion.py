@@ -530,12 +530,12 @@ class StableDiffusionPipeline(DiffusionPipeline):
         return self._framework.array(values, device=self.device)
 
     def _check_generators(self, generator: Any, seed: Any, count: int) -> Any:
-        from underdraw.backends import noise
+        from underdraw.backends import seeds, torch_operations as noise
 
         if generator is not None and seed is not None:
             raise InputError("generator and seed are both given; only one of them can be")
-        made = noise.check(generator, count) if seed is None else noise.seeded(seed, count)
-        return made, noise.seeds_of(made, count)
+        made = noise.check_generators(generator, count) if seed is None else noise.seeded(seed, count)
+        return made, seeds.seeds_of(made, count)
 
     def _check_callbacks(self, on_step_end: Any, tensors: Any, callback: Any) -> tuple[str, ...]:
         """Names of the tensors the first of the callbacks is to get."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from underdraw import backends
-from underdraw.errors import InputError, InputTypeError, WeightError
-from underdraw.text import vocabulary
+from underdraw.errors import InputError, InputTypeError
+from underdraw.text.stored import StoredTokenizer
 
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _PADDING = {False: None, "do_not_pad": None, True: "longest"}
 _PADDING |= {"longest": "longest", "max_length": "max_length"}
 _TRUNCATION = {False: False, "do_not_truncate": False, True: True}
@@ -34,95 +31,11 @@ class TokenizedText(dict):
         return TokenizedText({name: value.to(device) for name, value in self.items()})
 
 
-class CLIPTokenizer:
+class CLIPTokenizer(StoredTokenizer):
     """Text to token ids and back, the same ids as transformers' `CLIPTokenizer` (5.23).
-
-    Args:
-        vocab: token -> id, or the path of a `vocab.json`.
-        merges: pairs in order of rank, or the path of a `merges.txt`.
-        bos_token, eos_token, unk_token, pad_token, ...: special tokens: text, a dict from a config
-            file, or `tokenizers.AddedToken`. SD 1 pads with `<|endoftext|>`, SD 2 with `!`.
-        model_max_length: longest sequence of the text encoder, special tokens included.
-        added_tokens: id -> token beyond the vocabulary, as `added_tokens_decoder` in config files.
-        extra_special_tokens: further special tokens.
 
     Nothing in it changes while texts are encoded, so threads may share one.
     """
-
-    def __init__(
-        self,
-        vocab: Mapping[str, int] | str | os.PathLike[str],
-        merges: Iterable[Any] | str | os.PathLike[str],
-        *,
-        bos_token: Any = vocabulary.START,
-        eos_token: Any = vocabulary.END,
-        unk_token: Any = vocabulary.END,
-        pad_token: Any = vocabulary.END,
-        sep_token: Any = None,
-        cls_token: Any = None,
-        mask_token: Any = None,
-        model_max_length: int = 77,
-        added_tokens: Mapping[int, Any] | None = None,
-        extra_special_tokens: Sequence[Any] = (),
-    ):
-        named = dict(
-            zip(
-                vocabulary.SPECIAL,
-                (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token),
-                strict=True,
-            )
-        )
-        named = {
-            key: token if isinstance(token, str) else vocabulary.as_added(token)
-            for key, token in named.items()
-            if token is not None
-        }
-        texts = {key: _text(token) for key, token in named.items()}
-        self.bos_token, self.eos_token = texts["bos_token"], texts["eos_token"]
-        self.unk_token, self.pad_token = texts["unk_token"], texts["pad_token"]
-        self.model_max_length = model_max_length
-        self.backend_tokenizer = vocabulary.backend(
-            vocabulary.read_vocab(vocab), vocabulary.read_merges(merges), self.unk_token
-        )
-        added = {index: vocabulary.as_added(t) for index, t in sorted((added_tokens or {}).items())}
-        tokens = list(added.values())
-        present = {token.content for token in tokens}
-        for token in [*named.values(), *extra_special_tokens]:
-            if _text(token) not in present and token not in tokens:
-                tokens.append(token)
-        specials = set(texts.values())
-        self.backend_tokenizer.add_tokens([_special(token, specials) for token in tokens])
-        for index, token in added.items():
-            if (got := self.backend_tokenizer.token_to_id(token.content)) != index:
-                raise WeightError(f"added token {token.content!r} has id {index}, but got {got}")
-        self._config = {**texts, "model_max_length": model_max_length}
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any
-    ) -> CLIPTokenizer:
-        """Load from a folder or a Hub id.
-
-        Args:
-            name: a folder, or `owner/name` on the Hub.
-            subfolder: where in it, often `"tokenizer"`.
-            options: arguments of the constructor that replace what the files say; `revision`,
-                `token`, `cache_dir`, `local_files_only`, `force_download` go to the Hub.
-        Raises:
-            NotFoundError, WeightError: nothing of that name, or its files are not a tokenizer's.
-        """
-        from underdraw.weights import hub
-
-        where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-        place = hub.resolve(name, subfolder=subfolder or "", weights=False, **where)
-        folder = Path(place, subfolder or "")
-        return cls(**{**vocabulary.read_folder(folder), **options})
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the files that this class and transformers 4 and 5 read."""
-        changed = {key: getattr(self, key) for key in ("bos_token", "eos_token", "pad_token")}
-        changed["model_max_length"] = self.model_max_length
-        vocabulary.write_folder(folder, self.backend_tokenizer, {**self._config, **changed})
 
     def __call__(
         self,
@@ -204,77 +117,18 @@ class CLIPTokenizer:
         """The tokens of a text as they stand in the vocabulary, without start and end."""
         return self._encode(text).tokens
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Text of ids (a list, an array, one id); a list of texts for several rows of ids."""
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        ids = [ids] if isinstance(ids, int) else list(ids)
-        if ids and not isinstance(ids[0], int):
-            return [self.decode(row, skip_special_tokens) for row in ids]
-        text = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-        return text.replace("</w>", " ").strip()
-
-    batch_decode = decode
-
-    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Append tokens that texts may contain; how many were new."""
-        if not isinstance(new_tokens, (list, tuple)):
-            new_tokens = [new_tokens]
-        add = self.backend_tokenizer
-        return (add.add_special_tokens if special_tokens else add.add_tokens)(list(new_tokens))
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of a token, or ids of several; the unknown token's for one that is not there."""
-        if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        found = self.backend_tokenizer.token_to_id(tokens)
-        return self.backend_tokenizer.token_to_id(self.unk_token) if found is None else found
-
-    def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """Token of an id, or tokens of several."""
-        if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(ids)
-        return [self.backend_tokenizer.id_to_token(int(index)) for index in ids]
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token -> id, added tokens included."""
-        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
-
-    def __len__(self) -> int:
-        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
-
-    def __bool__(self) -> bool:
-        return True
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens without the added ones."""
-        return self.backend_tokenizer.get_vocab_size(with_added_tokens=False)
-
     @property
     def bos_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.bos_token)
+        return self.backend_tokenizer.token_to_id(self.bos_token)
 
     @property
     def eos_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.eos_token)
+        return self.backend_tokenizer.token_to_id(self.eos_token)
 
     @property
     def unk_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.unk_token)
+        return self.backend_tokenizer.token_to_id(self.unk_token)
 
     @property
     def pad_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.pad_token)
-
-
-def _text(token: Any) -> str:
-    return token if isinstance(token, str) else token.content
-
-
-def _special(token: Any, specials: set[str]) -> Any:
-    """`token` as an `AddedToken`, marked special if it is one."""
-    if isinstance(token, str):
-        return vocabulary.as_added(token, special=True)
-    if token.content in specials and not token.special:
-        token.special = True
-    return token
+        return self.backend_tokenizer.token_to_id(self.pad_token)

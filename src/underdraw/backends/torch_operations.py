@@ -1,0 +1,304 @@
+"""PyTorch: the operations, the tree's nodes, arrays, and random numbers for every backend.
+
+Noise is always drawn by PyTorch: backends differ in their random streams, so it is drawn once, on
+the generator's own device, and handed over. With `seed=` every image has its own CPU generator: an
+image then depends neither on the batch it sits in nor on where it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from underdraw.errors import InputError, InputTypeError
+
+
+@dataclass(frozen=True)
+class Torch:
+    """`Operations` on tensors. `attention_slice` is how many heads attend at once, None for all."""
+
+    attention_slice: int | None = None
+    name: str = "torch"
+
+    def linear(self, p: Any, x: Tensor, width: int, bias: bool = True) -> Tensor:
+        w = _plain(p, nn.Linear)
+        return F.linear(x, w["weight"], w["bias"]) if w else p(x)
+
+    def conv2d(
+        self,
+        p: Any,
+        x: Tensor,
+        width: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+    ) -> Tensor:
+        w = _plain(p, nn.Conv2d)
+        if not w or p.padding_mode != "zeros":
+            return p(x)
+        return F.conv2d(x, w["weight"], w["bias"], p.stride, p.padding, p.dilation, p.groups)
+
+    def group_norm(self, p: Any, x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
+        w = _plain(p, nn.GroupNorm)
+        return torch.group_norm(x, p.num_groups, w["weight"], w["bias"], p.eps) if w else p(x)
+
+    def layer_norm(self, p: Any, x: Tensor, eps: float = 1e-5) -> Tensor:
+        w = _plain(p, nn.LayerNorm)
+        return torch.layer_norm(x, p.normalized_shape, w["weight"], w["bias"], p.eps) if w else p(x)
+
+    def embedding(self, p: Any, ids: Tensor, count: int, width: int) -> Tensor:
+        return p(ids)
+
+    def parameter(self, p: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+        return getattr(p, name)
+
+    silu = staticmethod(F.silu)
+    gelu = staticmethod(F.gelu)
+    tanh = staticmethod(torch.tanh)
+    sin = staticmethod(torch.sin)
+    cos = staticmethod(torch.cos)
+    exp = staticmethod(torch.exp)
+    where = staticmethod(torch.where)
+    matmul = staticmethod(torch.matmul)
+    permute = staticmethod(torch.permute)
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+    def clip(self, x: Tensor, low: Any, high: Any) -> Tensor:
+        # Not torch.clamp: it takes two numbers or two tensors, never one of each.
+        return torch.clamp_max(torch.clamp_min(x, low), high)
+
+    def mean(self, x: Tensor, axes: tuple[int, ...], keepdims: bool = True) -> Tensor:
+        return x.mean(axes, keepdim=keepdims)
+
+    def std(self, x: Tensor, axes: tuple[int, ...], keepdims: bool = True) -> Tensor:
+        return x.std(axes, keepdim=keepdims)
+
+    def norm(self, x: Tensor, axis: int = -1) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=axis, keepdim=True)
+
+    def quantile_abs(self, x: Tensor, q: float) -> Tensor:
+        return torch.quantile(x.flatten(1).abs().float(), q, dim=1).to(x.dtype)
+
+    def argmax(self, x: Tensor, axis: int) -> Tensor:
+        return x.int().argmax(axis) if x.dtype == torch.bool else x.argmax(axis)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, -1, dtype=torch.float32).to(x.dtype)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        step = self.attention_slice
+        if step is None or step >= q.shape[1]:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if mask is not None:
+            mask = mask.expand(*q.shape[:3], k.shape[2])
+        parts = []
+        for start in range(0, q.shape[1], step):
+            heads = slice(start, start + step)
+            part = None if mask is None else mask[:, heads]
+            parts.append(
+                F.scaled_dot_product_attention(q[:, heads], k[:, heads], v[:, heads], part)
+            )
+        return torch.cat(parts, 1)
+
+    def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(tuple(xs), axis)
+
+    def pad(self, x: Tensor, bottom: int, right: int) -> Tensor:
+        return F.pad(x, (0, right, 0, bottom))
+
+    def upsample(self, x: Tensor, height: int, width: int) -> Tensor:
+        return F.interpolate(x, size=(height, width), mode="nearest")
+
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return x[torch.arange(x.shape[0], device=x.device), index]
+
+    def expand(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        return x.expand(*shape)
+
+    def arange(self, count: int, like: Tensor) -> Tensor:
+        return torch.arange(count, dtype=torch.float32, device=like.device)
+
+    def causal_mask(self, count: int, like: Tensor) -> Tensor:
+        low = torch.finfo(like.dtype).min
+        return torch.full((count, count), low, dtype=like.dtype, device=like.device).triu(1)
+
+    def float32(self, x: Tensor) -> Tensor:
+        return x.float()
+
+    def cast(self, x: Tensor, like: Tensor) -> Tensor:
+        return x.to(like.dtype)
+
+
+def _plain(p: nn.Module, kind: type[nn.Module]) -> dict[str, Any] | None:
+    """The parameters of a layer which nothing watches or replaces, else None.
+
+    Its operation is then called as it is: what `nn.Module.__call__` does around it takes a fifth of
+    a small network's time. Everything else (hooks, adapters, quantised layers) is called.
+    """
+    d = p.__dict__
+    if (
+        type(p) is kind
+        and not (d["_forward_hooks"] or d["_forward_pre_hooks"])
+        and not (d["_backward_hooks"] or d["_backward_pre_hooks"])
+        and not any(_GLOBAL_HOOKS)
+        and "forward" not in d
+    ):
+        return d["_parameters"]
+    return None
+
+
+_GLOBAL_HOOKS = (
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_backward_hooks,
+    torch.nn.modules.module._global_backward_pre_hooks,
+)
+
+
+class Node(nn.Module):
+    """A node of the tree. Children are registered, so `state_dict` names are published names."""
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__["_modules"]
+        return modules[name] if name in modules else super().__getattr__(name)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__dict__["_modules"][str(index)]
+
+    def __len__(self) -> int:
+        return len(self.__dict__["_modules"])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__dict__["_modules"].values())
+
+
+def device_of(root: nn.Module) -> torch.device:
+    """The device of the first parameter."""
+    return next(root.parameters()).device
+
+
+def array(values: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor from numpy, nested lists or a tensor."""
+    if isinstance(values, Tensor):
+        return values.to(device=device, dtype=dtype)
+    return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    """A float32 (or integer) numpy array on the host."""
+    values = values.detach()
+    return (values.float() if values.is_floating_point() else values).cpu().numpy()
+
+
+def draw_like(values: Tensor, generator: Any = None) -> Tensor:
+    """Standard normal numbers of the shape, dtype and device of `values`."""
+    return draw(values.shape, generator, values.device, values.dtype)
+
+
+no_grad = torch.no_grad
+float32 = torch.float32
+
+
+def leaf(p: Any) -> Tensor:
+    """The weight of a layer: its dtype and device are those of the layer."""
+    return p.weight
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is a tensor."""
+    return isinstance(value, Tensor)
+
+
+def is_floating(values: Tensor) -> bool:
+    """Whether it holds floating-point numbers."""
+    return values.is_floating_point()
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no element is NaN or infinite. One reduction, no temporary of the input's size."""
+    return bool(torch.isfinite(values.detach().float().sum()))
+
+
+operations = Torch()
+
+
+def with_settings(attention_slice: int | str | None) -> Torch:
+    """Operations with settings: "max" attends one head at a time, "auto" is the same here."""
+    if attention_slice is None:
+        return operations
+    return Torch(attention_slice if isinstance(attention_slice, int) else 1)
+
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def draw(shape: Sequence[int], generator: Generators, device: Any, dtype: Any) -> torch.Tensor:
+    """Standard normal numbers of `shape (batch, ...)`.
+
+    One generator draws for the whole batch, a list of `batch` generators one image each, None takes
+    PyTorch's global stream on `device`. A CPU generator serves every device.
+
+    Raises:
+        InputError: a list has another length than the batch.
+    """
+    shape = tuple(shape)
+    if isinstance(generator, list | tuple):
+        if len(generator) == 1:
+            return draw(shape, generator[0], device, dtype)
+        if len(generator) != shape[0]:
+            raise InputError(
+                f"generator has {len(generator)} entries; the batch has {shape[0]} images"
+            )
+        parts = [draw((1, *shape[1:]), g, device, dtype) for g in generator]
+        return torch.cat(parts)
+    assert not isinstance(generator, Sequence)  # told apart above
+    place = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=place, dtype=dtype).to(device)
+
+
+def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """A CPU generator per image: image `i` of one seed gets `seed + i`, of a list its own entry.
+
+    Raises:
+        InputError: a seed is negative or too large, or a list has another length than `count`.
+        InputTypeError: a seed is not an integer.
+    """
+    listed = list(seed) if isinstance(seed, Sequence) else [seed]
+    for one in listed:
+        if isinstance(one, bool) or not isinstance(one, Integral):
+            raise InputTypeError(f"seed={one!r} is not an integer")
+    seeds = [int(one) for one in listed]
+    if not isinstance(seed, Sequence):
+        seeds = [seeds[0] + i for i in range(count)]
+    if len(seeds) != count:
+        raise InputError(f"seed has {len(seeds)} entries; the call makes {count} images")
+    for one in seeds:
+        if not 0 <= one < 2**63:
+            raise InputError(f"seed={one} is out of range; allowed: 0 .. 2**63 - 1")
+    return [torch.Generator("cpu").manual_seed(one) for one in seeds]
+
+
+def check_generators(generator: Any, count: int) -> Generators:
+    """A generator argument: None, one generator, or a list with one per image.
+
+    Raises:
+        InputTypeError: it is something else.
+        InputError: the list has another length than there are images.
+    """
+    listed = generator if isinstance(generator, list | tuple) else [generator]
+    for one in listed:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise InputTypeError(f"generator={one!r} is not a torch.Generator")
+    if listed is generator and len(listed) != count:
+        raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
+    return generator

@@ -1,0 +1,121 @@
+"""PyTorch: trees of its own layers built, filled from files and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from underdraw.backends.layout import Layout, Leaf
+from underdraw.backends.torch_operations import Node
+from underdraw.errors import InputError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _layer(leaf: Leaf, device: Any) -> nn.Module:
+    shape = leaf.shape
+    match leaf.kind:
+        case "linear":
+            return nn.Linear(shape[1], shape[0], leaf.bias, device=device)
+        case "conv2d":
+            return nn.Conv2d(
+                shape[1],
+                shape[0],
+                shape[2],
+                leaf.stride,
+                leaf.padding,
+                bias=leaf.bias,
+                device=device,
+            )
+        case "group_norm":
+            return nn.GroupNorm(leaf.groups, shape[0], leaf.eps, device=device)
+        case "layer_norm":
+            return nn.LayerNorm(shape[0], leaf.eps, device=device)
+        case "embedding":
+            weight = torch.empty(shape, device=device)
+            if weight.is_meta:  # to draw values there PyTorch first imports its compiler, for 1 s
+                return nn.Embedding(shape[0], shape[1], _weight=weight)
+            return nn.Embedding(shape[0], shape[1], device=device)
+    raise AssertionError(leaf.kind)
+
+
+def build_root(root: nn.Module, layout: Layout, device: Any = None) -> None:
+    """Hang the leaves of a layout into `root`, with PyTorch's own initial values.
+
+    On `device="meta"` nothing is allocated: `load` follows.
+    """
+    for path, leaf in layout.leaves.items():
+        *parents, last = path.split(".")
+        here: Any = root
+        for part in parents:
+            if part not in here._modules:
+                here._modules[part] = Node()
+            here = here._modules[part]
+        if leaf.kind == "parameter":
+            value = torch.empty(leaf.shape, device=device)
+            here._parameters[last] = nn.Parameter(value if value.is_meta else value.normal_())
+        else:
+            here._modules[last] = _layer(leaf, device)
+
+
+def load_root(
+    root: nn.Module, layout: Layout, tensors: dict[str, Any], dtype: Any = None, device: Any = None
+) -> None:
+    """Build the tree and give every parameter its tensor.
+
+    A tensor that has the wanted dtype already stays memory-mapped.
+    """
+    build_root(root, layout, "meta")
+    wanted = resolve_dtype(dtype)
+    for name, stored in tensors.items():
+        path, _, last = name.rpartition(".")
+        parameters = root.get_submodule(path)._parameters
+        parameters[last] = nn.Parameter(tensor(stored, wanted, device))
+    root.eval()
+
+
+def named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by published name."""
+    return root.named_parameters()
+
+
+def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
+    """Dtype name and numbers on the host, bfloat16 as its bits: what the weights layer writes."""
+    host = value.detach().cpu().contiguous()
+    bits = host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
+    return str(host.dtype).removeprefix("torch."), bits.numpy()
+
+
+def dtype_of(root: nn.Module) -> torch.dtype:
+    """The dtype of the first parameter."""
+    return next(root.parameters()).dtype
+
+
+def tensor(stored: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """A `StoredTensor` as a tensor; shares its memory where neither dtype nor device change."""
+    array = stored.load()
+    value = torch.from_numpy(array if array.ndim else array.reshape(1)).reshape(stored.shape)
+    if stored.dtype == "bfloat16":
+        value = value.view(torch.bfloat16)
+    return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+
+def resolve_dtype(name: Any) -> Any:
+    """`torch.float16` from itself, `"float16"`, `"fp16"`, ...; None stays None."""
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    text = str(name).removeprefix("torch.")
+    text = short.get(text, text)
+    if text not in DTYPES:
+        raise InputError(f"dtype={name!r} is not known; allowed: {', '.join(DTYPES)}")
+    return DTYPES[text]
+
+
+def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """As `nn.Module.to`."""
+    root.to(*args, **kwargs)
