@@ -176,7 +176,7 @@ def test_noise_is_drawn_only_where_a_solver_adds_it(pipe):
 
 
 def test_nan_is_an_error_at_the_first_step(pipe):
-    with pytest.raises(NonFiniteError, match="first step gave NaN or infinity; .*float32"):
+    with pytest.raises(NonFiniteError, match=r"first step gave NaN or infinity; .*float32"):
         next(begin(pipe, guidance=float("inf")))
 
 

@@ -1,0 +1,110 @@
+"""Model objects by themselves: configs, files, dtypes, errors."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from pipelines import tiny
+
+from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.models import AutoencoderKL, CLIPImageProcessor, CLIPTextModel, UNet2DConditionModel
+
+MAKE = {
+    "unet": lambda: UNet2DConditionModel(**tiny.UNET),
+    "vae": lambda: AutoencoderKL(**tiny.VAE),
+    "text": lambda: CLIPTextModel(**tiny.text_config(600)),
+}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", torch.float16])
+def test_saved_and_read_again(tmp_path, kind, dtype):
+    model = MAKE[kind]()
+    model.save_pretrained(tmp_path / "part")
+    again = type(model).from_pretrained(tmp_path / "part", dtype=dtype)
+    wanted = getattr(torch, str(dtype or "float32").removeprefix("torch."))
+    assert again.dtype == wanted and again.config == model.config and not again.training
+    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].to(wanted), theirs[name]) for name in ours)
+    assert model.num_parameters() == sum(p.numel() for p in ours.values())
+    # What is saved in half precision is in half precision in the file, too, and read back as told.
+    again.save_pretrained(tmp_path / "half", variant="fp16")
+    back = type(model).from_pretrained(tmp_path / "half", variant="fp16")
+    assert back.dtype == torch.float32
+    with pytest.raises(NotFoundError, match="there are: 'fp16'"):
+        type(model).from_pretrained(tmp_path / "half")
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_configs(tmp_path, kind):
+    model = MAKE[kind]()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.config.block_out_channels = (1,)
+    name = next(iter(model.config))
+    assert model.config[name] == model.config.get(name) == getattr(model.config, name)
+    assert model.config.get("nothing", 5) == 5 and "nothing" not in model.config
+    again = type(model).from_config({**model.export_config(), "_diffusers_version": "0.1"})
+    assert again.config == model.config
+    assert isinstance(json.dumps(model.export_config()), str)
+    with pytest.raises(InputTypeError, match=r"has no config fields \['widths'\]"):
+        type(model)(widths=3)
+    with pytest.raises(InputTypeError, match=r"config=3 is not a"):
+        type(model)(3)
+
+
+def test_models_of_the_wrong_kind():
+    unet, vae = MAKE["unet"](), MAKE["vae"]()
+    with pytest.raises((InputError, WeightError)):
+        AutoencoderKL.adopt(unet)
+    with pytest.raises(WeightError, match=r"UNet2DConditionModel: .*missing"):
+        vae_like = torch.nn.Module()
+        vae_like.config, vae_like.state_dict = tiny.UNET, vae.state_dict
+        vae_like.parameters = vae.parameters
+        UNet2DConditionModel.adopt(vae_like)
+    with pytest.raises(InputTypeError, match="object cannot serve as AutoencoderKL"):
+        AutoencoderKL.adopt(object())
+
+
+def test_saving_as_pickle_is_refused(tmp_path):
+    with pytest.raises(InputError, match="safetensors only"):
+        MAKE["vae"]().save_pretrained(tmp_path / "x", safe_serialization=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_arguments_the_unet_does_not_use():
+    unet = MAKE["unet"]()
+    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, tiny.WIDTH)
+    for name in ("attention_mask", "cross_attention_kwargs", "added_cond_kwargs"):
+        with pytest.raises(InputError, match=f"{name} is not used by this UNet"):
+            unet(x, 1, context, **{name: {"scale": 1.0}})
+    with pytest.raises(InputError, match="takes 4 channels"):
+        unet(torch.randn(1, 5, 8, 8), 1, context)
+
+
+def test_a_new_model_depends_on_the_seed_alone():
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(dict(MAKE["unet"]().named_parameters()))
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert not torch.equal(made[0]["conv_in.weight"], made[2]["conv_in.weight"])
+
+
+def test_the_image_processor_refuses():
+    processor = CLIPImageProcessor(32, (32, 32))
+    with pytest.raises(InputError, match="return_tensors='tf'"):
+        processor(np.zeros((8, 8, 3), np.uint8), return_tensors="tf")
+    with pytest.raises(InputTypeError, match="images holds str"):
+        processor("picture.png")
+    with pytest.raises(InputTypeError, match="images holds int"):
+        processor([3])
+
+
+def test_the_image_processor_is_saved(tmp_path):
+    made = CLIPImageProcessor(20, (16, 12), (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    made.save_pretrained(tmp_path / "p")
+    assert CLIPImageProcessor.from_pretrained(tmp_path / "p") == made
+    assert made(np.zeros((40, 30, 3), np.uint8)).pixel_values.shape == (1, 3, 16, 12)
