@@ -204,7 +204,6 @@ class Model:
             )
 
     # -- what the tree is made of
-    # --------------------------------------------------------------------
     @property
     def dtype(self) -> Any:
         """The dtype of the parameters."""
