@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from underdraw.backends.contract import Array, Operations
-from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.errors import ControlError
+from underdraw.networks.sites import NO_SITES, Sites, check
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,14 @@ class Control:
     ) -> tuple[Array, Any]:
         """The latents that go on to the next call, and the new carry."""
         return latents, carry
+
+
+def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:
+    """What a control returned, after checking that it keeps its contract; latents first."""
+    if not isinstance(told, tuple) or len(told) != parts or not hasattr(told[0], "shape"):
+        raise ControlError(
+            f"{control!r} at '{moment}' returned {type(told).__name__}; "
+            f"a tuple of {parts} is needed, latents first"
+        )
+    check(control, moment, told[0], x.shape)
+    return told if told[0] is x else (nn.float32(told[0]), *told[1:])

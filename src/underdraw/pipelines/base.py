@@ -12,7 +12,7 @@ from underdraw import models
 from underdraw.errors import InputError, InputTypeError, UnderdrawError
 from underdraw.models.base import Model
 from underdraw.models.vae import Tiling
-from underdraw.pipelines import inputs
+from underdraw.pipelines import calls
 from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
 from underdraw.solvers import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -40,7 +40,7 @@ class Settings:
     vae_tiling: bool = False
 
 
-class DiffusionPipeline:
+class DiffusionPipeline(calls.Calls):
     """Base of the pipelines. A subclass names its components in order."""
 
     components_needed: ClassVar[tuple[str, ...]]
@@ -56,7 +56,6 @@ class DiffusionPipeline:
             setattr(self, name, self._accept(name, components.get(name)))
         self.settings = Settings()
         self._progress_bar_config: dict[str, Any] = {}
-        self._interrupt = False
         self._run = threading.local()
 
     def _accept(self, name: str, value: Any) -> Any:
@@ -92,10 +91,6 @@ class DiffusionPipeline:
         return [value for value in self.components.values() if isinstance(value, Model)]
 
     @property
-    def _framework(self) -> Any:
-        return self.unet._framework
-
-    @property
     def dtype(self) -> Any:
         """The dtype of the UNet."""
         return self.unet.dtype
@@ -104,8 +99,6 @@ class DiffusionPipeline:
     def device(self) -> Any:
         """The device of the UNet."""
         return self.unet.device
-
-    unet: Any
 
     def to(self, *args: Any, **kwargs: Any) -> DiffusionPipeline:
         """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself."""
@@ -285,7 +278,7 @@ class DiffusionPipeline:
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
             raise InputError(f"slice_size={slice_size!r}; allowed: 'auto', 'max', a number, None")
         if slice_size is not None and not isinstance(slice_size, str):
-            inputs.whole("slice_size", slice_size)
+            calls.whole("slice_size", slice_size)
         self.settings = replace(self.settings, attention_slice=slice_size)
 
     def disable_attention_slicing(self) -> None:
@@ -309,32 +302,10 @@ class DiffusionPipeline:
         self.settings = replace(self.settings, vae_tiling=False)
 
     @property
-    def _operations(self) -> Any:
-        """The backend's operations with this pipeline's settings."""
-        return self._framework.with_settings(self.settings.attention_slice)
-
-    @property
     def _tiling(self) -> Tiling | None:
         return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
 
     vae: Any
-
-    def set_progress_bar_config(self, **options: Any) -> None:
-        """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
-        self._progress_bar_config = options
-
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
-        """A `tqdm` bar with this pipeline's options."""
-        from tqdm.auto import tqdm
-
-        if (iterable is None) == (total is None):
-            raise InputError("progress_bar takes either iterable or total")
-        return tqdm(iterable, total=total, **self._progress_bar_config)
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the run was asked to stop after the current step, by `pipe._interrupt = True`."""
-        return self._interrupt
 
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)

@@ -9,6 +9,20 @@ from typing import Any
 
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines.base import Settings, scheduler_class
+from underdraw.pipelines.images import METADATA
+
+
+def annotate(pipe: Any, made: Sequence[Any], *call: Any) -> None:
+    """Write into each PIL image how it was made; `call` as for `describe_call`."""
+    for index, image in enumerate(made):
+        image.info[METADATA] = describe_call(pipe, index, *call)
+
+
+def seeds_of(generators: Any, count: int) -> list[int | None]:
+    """Which seeds make the images of a batch again; to be asked before anything is drawn."""
+    from underdraw.backends import seeds
+
+    return seeds.seeds_of(generators, count)
 
 
 def describe_call(

@@ -1,14 +1,47 @@
-"""Scheduler objects of other libraries that quack like the familiar ones, on PyTorch."""
+"""What the loop asks of a solver; other libraries' scheduler objects that quack like the familiar
+ones, on PyTorch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.solvers.table import State
+
+
+class Solver(Protocol):
+    """What the loop asks of a solver: `loop.TableSolver`, or `ForeignSolver` around others."""
+
+    def __len__(self) -> int:
+        """Model calls of a run."""
+        ...
+
+    @property
+    def initial_sigma(self) -> float:
+        """Latents begin as this times standard normal noise."""
+        ...
+
+    def timestep(self, index: int) -> float:
+        """The time given to the network at a call."""
+        ...
+
+    def model_input(self, index: int, x: Array) -> Array:
+        """Latents as the network wants them."""
+        ...
+
+    def advance(
+        self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
+    ) -> State:
+        """The state after a call."""
+        ...
+
+    def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
+        """The clean latents seen at a call."""
+        ...
+
 
 METHODS = ("set_timesteps", "step", "scale_model_input", "timesteps", "init_noise_sigma")
 

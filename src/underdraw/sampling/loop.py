@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Call, Control, Run
-from underdraw.errors import ControlError, NonFiniteError
+from underdraw.controls.control import Call, Control, Run, kept
+from underdraw.errors import NonFiniteError
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
-from underdraw.networks.sites import NO_SITES, check
+from underdraw.networks.sites import NO_SITES
+from underdraw.sampling.foreign import Solver
 from underdraw.solvers.table import State, Table, advance, clean_image
 
 CHUNK = 64
@@ -144,37 +145,6 @@ class Denoiser:
         ]
 
 
-class Solver(Protocol):
-    """What the loop asks of a solver. `TableSolver` is ours; `sampling.foreign` adapts others."""
-
-    def __len__(self) -> int:
-        """Model calls of a run."""
-        ...
-
-    @property
-    def initial_sigma(self) -> float:
-        """Latents begin as this times standard normal noise."""
-        ...
-
-    def timestep(self, index: int) -> float:
-        """The time given to the network at a call."""
-        ...
-
-    def model_input(self, index: int, x: Array) -> Array:
-        """Latents as the network wants them."""
-        ...
-
-    def advance(
-        self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
-    ) -> State:
-        """The state after a call."""
-        ...
-
-    def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
-        """The clean latents seen at a call."""
-        ...
-
-
 @dataclass(frozen=True)
 class TableSolver:
     """A solver that is a table of coefficients."""
@@ -235,7 +205,7 @@ def sample(
             call = Call(index, count, timestep, denoise.guides(state.x.shape[0]))
             for i, control in enumerate(controls):
                 told = control.before_call(nn, carries[i], state.x, call)
-                x, acts, carries[i] = _kept(nn, control, "before_call", told, 3, state.x)
+                x, acts, carries[i] = kept(nn, control, "before_call", told, 3, state.x)
                 state = state if x is state.x else state._replace(x=x)
                 sites = acts if sites is NO_SITES else sites + acts
             seen = state.x
@@ -249,7 +219,7 @@ def sample(
                 )
             for i, control in enumerate(controls):
                 told = control.after_step(nn, carries[i], state.x, call)
-                x, carries[i] = _kept(nn, control, "after_step", told, 2, state.x)
+                x, carries[i] = kept(nn, control, "after_step", told, 2, state.x)
                 state = state if x is state.x else state._replace(x=x)
 
         clean = partial(solver.clean, nn, index, seen, output)
@@ -260,14 +230,3 @@ def sample(
             if change.context is not None:
                 denoise.set_context(change.context)
     return state.x
-
-
-def _kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:
-    """What a control returned, after checking that it keeps its contract; latents first."""
-    if not isinstance(told, tuple) or len(told) != parts or not hasattr(told[0], "shape"):
-        raise ControlError(
-            f"{control!r} at '{moment}' returned {type(told).__name__}; "
-            f"a tuple of {parts} is needed, latents first"
-        )
-    check(control, moment, told[0], x.shape)
-    return told if told[0] is x else (nn.float32(told[0]), *told[1:])

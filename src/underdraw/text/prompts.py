@@ -66,7 +66,7 @@ def encode_prompts(
         )
 
     texts, windows, length = ids.shape
-    device, nn = framework.device_of(text_encoder), text_encoder.nn
+    device, nn = framework.device_of(text_encoder), framework.operations
     mask = None
     if config.use_attention_mask:
         seen = framework.array(padding_mask(ids, tokenizer), device=device)

@@ -1,0 +1,87 @@
+"""The peer's callbacks as a consumer of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError, InputTypeError
+from underdraw.pipelines import calls
+from underdraw.sampling.loop import Change, Denoiser, Step
+
+TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+
+class Callbacks:
+    """Calls both kinds of callback after a model call.
+
+    Args:
+        on_step_end: `f(pipe, step, timestep, tensors)`; may return changed tensors.
+        names: of the tensors it is to get.
+        callback: the older kind, `f(step, timestep, latents)`, after every so many steps.
+    """
+
+    def __init__(self, pipe: Any, on_step_end: Any, names: Any, callback: Any, every: int) -> None:
+        for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
+            if value is not None and not callable(value):
+                raise InputTypeError(f"{name}={value!r} cannot be called")
+        names = getattr(on_step_end, "tensor_inputs", names)  # the peer's callback objects
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise InputTypeError(f"callback_on_step_end_tensor_inputs={names!r} is not a list")
+        for name in names:
+            calls.choice("callback_on_step_end_tensor_inputs", name, TENSORS)
+        self.pipe, self.every = pipe, every
+        self.on_step_end, self.wanted, self.callback = on_step_end, tuple(names), callback
+        self.altered = False
+        """Whether a callback changed anything so far."""
+
+    def begin(self, denoise: Denoiser, negative: Array | None) -> None:
+        """Before the first call of a run; `negative` is its unconditional context."""
+        self.denoise, self.negative = denoise, negative
+
+    def __call__(self, step: Step, ends: bool) -> Change:
+        change = Change()
+        i, latents = step.index, step.latents
+        if self.on_step_end is not None:
+            held = {
+                "latents": self.denoise.nn.cast(latents, self.denoise.context),
+                "prompt_embeds": self.denoise.context,
+                "negative_prompt_embeds": self.negative,
+            }
+            told = {name: held[name] for name in self.wanted}
+            told = self.on_step_end(self.pipe, i, self._time(step.timestep), told)
+            told = {} if told is None else told
+            change = self._change(told, held)
+            self.altered = self.altered or any(told[name] is not held[name] for name in told)
+            self.negative = told.get("negative_prompt_embeds", self.negative)
+            latents = latents if change.latents is None else change.latents
+        if ends and self.callback is not None and i % self.every == 0:
+            order = getattr(self.pipe.scheduler, "order", 1)
+            self.callback(i // order, self._time(step.timestep), latents)
+        return change
+
+    def _change(self, told: Any, held: Mapping[str, Any]) -> Change:
+        """What a callback returned, as the loop takes it."""
+        where = "callback_on_step_end's"
+        if not isinstance(told, dict):
+            raise InputTypeError(f"{where} result is {told!r:.100}; a dict or None is needed")
+        for name, value in told.items():
+            calls.choice(f"{where} dict", name, TENSORS)
+            old = held[name]
+            if value is old:
+                continue
+            shape = old.shape if name == "latents" else (None, None, old.shape[2])
+            calls.array(f"{where} {name}", value, shape, self.pipe._framework)
+            rows, images = value.shape[0], held["latents"].shape[0]
+            if rows not in (images, 2 * images):
+                raise InputError(
+                    f"{where} {name} has {rows} rows; allowed: {images}, or with the "
+                    f"unconditional half {2 * images}"
+                )
+        return Change(told.get("latents"), told.get("prompt_embeds"))
+
+    def _time(self, timestep: float) -> Array:
+        """A time for callbacks: a whole number where the solver's times are."""
+        whole = getattr(self.pipe.scheduler, "whole", False)
+        return self.pipe._framework.array(int(timestep) if whole else timestep)

@@ -1,0 +1,163 @@
+"""What every call does around the loop: arguments are checked before any work, progress is shown.
+
+Errors name the argument, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError, InputTypeError
+from underdraw.sampling.loop import Change, Step
+
+
+def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """A whole number of at least `low` and at most `high`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputTypeError(f"{name}={value!r} is not a whole number")
+    if value < low:
+        raise InputError(f"{name}={value} is too small; allowed: {low} or more")
+    if high is not None and int(value) > high:
+        raise InputError(f"{name}={value} is too large; allowed: {low} .. {high}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number between `low` and `high`, both included."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputTypeError(f"{name}={value!r} is not a number")
+    value = float(value)
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InputError(f"{name}={value} is out of range; allowed: finite, {low} .. {high}")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """One of a few values."""
+    if value not in allowed:
+        raise InputError(f"{name}={value!r} is not known; allowed: {', '.join(map(repr, allowed))}")
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """A string, or a list of at least one, as a list."""
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
+        raise InputTypeError(f"{name}={value!r:.100} is not a string or a list of strings")
+    if not listed:
+        raise InputError(f"{name} is an empty list; give at least one")
+    return list(listed)
+
+
+def size(name: str, value: Any, factor: int) -> int:
+    """An image side in pixels, a multiple of the autoencoder's factor."""
+    value = whole(name, value)
+    if value % factor:
+        below = max(value // factor, 1) * factor
+        raise InputError(
+            f"{name}={value} is not a multiple of {factor}; the nearest are {below} and "
+            f"{below + factor}"
+        )
+    return value
+
+
+def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) -> Any:
+    """An array of a shape, where None stands for any size, without NaN and infinity."""
+    if not framework.is_array(value):
+        kind = framework.operations.name
+        raise InputTypeError(f"{name} is {type(value).__name__}; a {kind} array is needed")
+    found = tuple(value.shape)
+    fits = len(found) == len(shape)
+    if not fits or any(s is not None and s != f for s, f in zip(shape, found, strict=True)):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise InputError(f"{name} has shape {found}; needed is ({wanted})")
+    if 0 in found:
+        raise InputError(f"{name} has shape {found}, so it is empty")
+    if not framework.is_floating(value):
+        raise InputTypeError(f"{name} has dtype {value.dtype}; floating-point numbers are needed")
+    if not framework.is_finite(value):
+        raise InputError(f"{name} holds NaN or infinity")
+    return value
+
+
+def generators(generator: Any, seed: Any, count: int) -> Any:
+    """What draws the noise of `count` images: a generator, a list with one per image, or None."""
+    from underdraw.backends import torch_operations as noise
+
+    if seed is None:
+        return noise.check_generators(generator, count)
+    if generator is not None:
+        raise InputError("generator and seed are both given; only one of them can be")
+    return noise.seeded(seed, count)
+
+
+class Calls:
+    """The half of a pipeline that runs in a call."""
+
+    unet: Any
+    scheduler: Any
+    settings: Any
+    _progress_bar_config: dict[str, Any]
+    _interrupt = False
+
+    @property
+    def _framework(self) -> Any:
+        return self.unet._framework
+
+    @property
+    def _operations(self) -> Any:
+        """The backend's operations with this pipeline's settings."""
+        return self.unet._framework.with_settings(self.settings.attention_slice)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
+        self._progress_bar_config = options
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A `tqdm` bar with this pipeline's options."""
+        from tqdm.auto import tqdm
+
+        if (iterable is None) == (total is None):
+            raise InputError("progress_bar takes either iterable or total")
+        return tqdm(iterable, total=total, **self._progress_bar_config)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run was asked to stop after the current step, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+    def _drive(
+        self,
+        run: Generator[Step, Change | None, Array],
+        latents: Array,
+        calls: int,
+        steps: int,
+        watch: Callable[[Step, bool], Change] | None = None,
+    ) -> Array:
+        """Take a run of `sample` to its end, or to `interrupt`; the latents it arrived at.
+
+        Args:
+            calls: of the network, in so many `steps`.
+            watch: sees every call, and whether it ends a step; its answer goes back into the run.
+        """
+        order = getattr(self.scheduler, "order", 1)
+        self._interrupt, change = False, None
+        with self.progress_bar(total=steps) as bar:
+            while not self._interrupt:
+                try:
+                    step = run.send(change)
+                except StopIteration:
+                    break
+                latents, change, done = step.latents, None, step.index + 1
+                ends = done == calls or (done > calls - steps * order and done % order == 0)
+                if watch is not None:
+                    change = watch(step, ends)
+                    latents = latents if change.latents is None else change.latents
+                if ends:
+                    bar.update()
+        run.close()
+        return latents

@@ -1,0 +1,170 @@
+"""What the pipelines of latent diffusion share besides their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError, InputTypeError, NonFiniteError
+from underdraw.pipelines import calls, images
+from underdraw.pipelines.base import DiffusionPipeline
+
+
+class LatentPipeline(DiffusionPipeline):
+    """Text encoder, UNet and autoencoder; decoding, the safety checker, the state of a run."""
+
+    _check_prompts: Callable[..., Any]
+    _contexts: Callable[..., Any]
+
+    components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    components_optional = ("safety_checker", "feature_extractor", "image_encoder")
+    switches = ("requires_safety_checker", "compat")
+
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+    safety_checker: Any
+    feature_extractor: Any
+    image_encoder: Any
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = True,
+        compat: str | None = None,
+    ) -> None:
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        if self.safety_checker is not None and self.feature_extractor is None:
+            raise InputTypeError("feature_extractor=None; the safety checker needs one")
+        width, context = self.text_encoder.config.hidden_size, self.unet.config.cross_attention_dim
+        if width != context:
+            raise InputError(
+                f"text_encoder gives tokens of width {width}, the UNet takes {context}; "
+                "they belong to different models"
+            )
+        self.compat = calls.choice("compat", compat, (None, "diffusers"))
+        self.requires_safety_checker = requires_safety_checker
+
+    # -- what a callback may read while a run goes on, one value per thread ----------------------
+    @property
+    def guidance_scale(self) -> Any:
+        """Of the run in progress in this thread."""
+        return getattr(self._run, "guidance", 1.0)
+
+    @property
+    def _guidance_scale(self) -> Any:
+        return self.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: Any) -> None:
+        self._run.guidance = value
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the run in progress makes guided calls."""
+        return self._needs_guidance(self.guidance_scale)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Model calls of the run in progress, or of the last one."""
+        return getattr(self._run, "calls", 0)
+
+    def _needs_guidance(self, scale: Any) -> bool:
+        largest = scale.max() if hasattr(scale, "shape") else scale
+        return bool(largest > 1) and not self._distilled
+
+    @property
+    def _distilled(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input (LCM)."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def decode_latents(self, latents: Array, output_type: str) -> tuple[Any, list[bool] | None]:
+        """Latents `(images, 4, h, w)` of a finished run to images; a checker, if any, sees them."""
+        if output_type == "latent":
+            return latents, None
+        framework = self._framework
+        with framework.no_grad():
+            z = latents / self.vae.config.scaling_factor
+            decoded = self.vae.decode_with(z, self.settings.vae_slicing, self._tiling)
+            if not framework.is_finite(decoded):
+                raise NonFiniteError(
+                    "vae: decoding gave NaN or infinity; its weights hold such values, or its "
+                    "dtype is too narrow (try dtype='float32' or 'bfloat16')"
+                )
+            decoded, flags = self.run_safety_checker(decoded)
+        return images.to_output(decoded, output_type, framework), flags
+
+    def run_safety_checker(self, decoded: Array) -> tuple[Array, list[bool] | None]:
+        """Blacken images near [-1, 1] which the checker flags; flags are None without a checker."""
+        if self.safety_checker is None:
+            return decoded, None
+        framework = self._framework
+        pictures = images.to_output(decoded, "pil", framework)
+        pixels = self.feature_extractor(pictures, return_tensors="np")["pixel_values"]
+        checker = self.safety_checker
+        flags = checker.flags(framework.array(pixels, dtype=checker.dtype, device=checker.device))
+        if any(flags):
+            keep = framework.array([[[[not flag]]] for flag in flags], device=decoded.device)
+            decoded = framework.operations.where(
+                keep, decoded, framework.operations.cast(keep, decoded) - 1
+            )
+        return decoded, flags
+
+    def _equally_long(self, context: Array, negative: Array) -> tuple[Array, Array]:
+        """The shorter of two contexts repeated, which attention to it does not notice."""
+        lengths = (context.shape[1], negative.shape[1])
+        if max(lengths) % min(lengths):
+            raise InputError(
+                f"prompt and negative prompt have {lengths[0]} and {lengths[1]} tokens; give both "
+                "as text, or embeddings of equal length"
+            )
+        concat, most = self._operations.concat, max(lengths)
+        return (
+            concat((context,) * (most // lengths[0]), 1),
+            concat((negative,) * (most // lengths[1]), 1),
+        )
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        lora_scale: None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Array, Array | None]:
+        """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`."""
+        prompts, negatives = self._check_prompts(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
+        )
+        return self._contexts(
+            prompts,
+            negatives,
+            prompt_embeds,
+            negative_prompt_embeds,
+            do_classifier_free_guidance,
+            num_images_per_prompt,
+            clip_skip,
+        )
