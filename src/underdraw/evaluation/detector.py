@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "evaluator" / "evaluator.safetensors"
 SIDE = 128  # the network sees every picture with a shorter side of this many pixels
-THRESHOLD = 0.35
+THRESHOLD = 0.45
 _MOST = 12
 _SAME = 0.7  # of two boxes that overlap more than this, the weaker is the same thing seen twice
 
@@ -62,9 +62,14 @@ class Detection:
         return told == getattr(self, name)
 
     def is_kind(self, mention: Mention) -> bool:
-        """Whether colours, pattern and shape are as `mention` says: it is the thing meant."""
-        names = ("shape", "colour", "second_colour", "texture")
-        return all(self.shows(mention, name) for name in names)
+        """Whether colours and shape are as `mention` says: it is the thing meant.
+
+        A mention with a pattern needs a pattern, of whatever kind: the shipped evaluator tells that
+        there is one and in which colours, but not well whether it is striped or dotted.
+        """
+        if mention.texture and self.texture == "plain":
+            return False
+        return all(self.shows(mention, name) for name in ("shape", "colour", "second_colour"))
 
     def stands(self, kind: str, other: Detection, margin: float = 0.0) -> bool:
         """Whether this is `kind` (one of RELATIONS) `other` by more than `margin`, as

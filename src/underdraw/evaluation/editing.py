@@ -54,8 +54,8 @@ def unchanged_objects(
     edited: Any = (),
     overlap: float = 0.5,
 ) -> Rate:
-    """Of the things seen before, other than the edited ones, those still there: same shape, colours
-    and pattern, boxes with an IoU of at least `overlap`; nothing afterwards stands for two.
+    """Of the things seen before, other than the edited ones, those still there: same shape and
+    colours, boxes with an IoU of at least `overlap`; nothing afterwards stands for two.
 
     `edited`: boxes (n, 4) of what was to change; each takes out the thing seen before that overlaps
     it most, if by an IoU of at least 0.3. For the upper bound give the detections of the real
@@ -80,8 +80,4 @@ def unchanged_objects(
 
 
 def _same(a: Detection, b: Detection) -> bool:
-    return (a.shape, a.texture, {a.colour, a.second_colour}) == (
-        b.shape,
-        b.texture,
-        {b.colour, b.second_colour},
-    )
+    return a.shape == b.shape and {a.colour, a.second_colour} == {b.colour, b.second_colour}

@@ -34,12 +34,13 @@ def judged_sheet(
     pictures = as_images(images)
     same_length(images=pictures, judgements=judgements)
     cells = [_cell(p, j, scale) for p, j in zip(pictures, judgements, strict=True)]
-    width, height = cells[0].width + 4, max(cell.height for cell in cells) + 4
-    columns = min(columns, len(cells))
-    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), _PAPER)
-    for i, cell in enumerate(cells):
-        row, column = divmod(i, columns)
-        sheet.paste(cell, (column * width + 2, row * height + 2))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) + 4 for row in rows]
+    width = cells[0].width + 4
+    sheet = Image.new("RGB", (len(rows[0]) * width, sum(heights)), _PAPER)
+    for number, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (column * width + 2, sum(heights[:number]) + 2))
     return sheet
 
 
@@ -70,7 +71,7 @@ def _cell(picture: np.ndarray, judgement: Judgement, scale: int) -> Image.Image:
         corners = (x0 * image.width, y0 * image.height, x1 * image.width - 1, y1 * image.height - 1)
         pen.rectangle(corners, outline=GREEN if k in meant else RED)
     font = ImageFont.load_default()
-    letters = max(12, int(image.width / font.getlength("n")))
+    letters = max(12, int(image.width / (font.getlength("the red sphere") / 14)))
     lines = [(line, _INK) for line in textwrap.wrap(judgement.caption.text, letters)]
     problems = wrong(judgement)
     lines += [(line, RED) for p in problems for line in textwrap.wrap(p, letters)]

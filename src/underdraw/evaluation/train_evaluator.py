@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +26,29 @@ SIDE = 128
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """`renders` pictures seen `epochs` times; AdamW with a one-cycle rate."""
+class Phase:
+    """The first `renders` pictures seen `epochs` times with a one-cycle rate. With `subjects` that
+    share of every batch is pictures with a patterned thing, which are rare and hard to read."""
 
-    renders: int = 13_000
-    epochs: int = 4
+    renders: int
+    epochs: int
+    rate: float
+    subjects: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with weight decay `decay`, anew in every phase."""
+
+    phases: tuple[Phase, ...] = (Phase(13_000, 4, 3e-3), Phase(16_000, 2, 1.2e-3, subjects=0.4))
     batch: int = 32
-    rate: float = 3e-3
     decay: float = 0.02
     seed: int = SEED
+
+    @property
+    def renders(self) -> int:
+        """How many pictures are needed."""
+        return max(phase.renders for phase in self.phases)
 
 
 @dataclass(frozen=True)
@@ -125,46 +139,75 @@ def batch_of(examples: Examples, chosen: np.ndarray, rng: np.random.Generator):
     return augment(images, rng), targets(boxes, stands, labels, cells, cells)
 
 
+def epoch_order(labels: np.ndarray, subjects: float, batch: int, rng: np.random.Generator):
+    """Which pictures each batch of an epoch shows: int (batches, batch)."""
+    steps = len(labels) // batch
+    order = rng.permutation(len(labels))[: steps * batch].reshape(steps, batch)
+    if subjects:
+        patterned = np.flatnonzero((labels[..., 3] > 0).any(1))
+        swapped = round(subjects * batch)
+        order[:, :swapped] = rng.choice(patterned, (steps, swapped))
+        order = rng.permuted(order, axis=1)  # neighbours in a batch are treated alike
+    return order
+
+
 def train(examples: Examples, config: TrainConfig, state_path: Path | None = None) -> Network:
-    """The network, batch norm folded. With `state_path` each epoch is kept there, and a
-    run that finds it goes on from it."""
+    """The network, batch norm folded. With `state_path` each epoch is kept there, and a run that
+    finds it goes on from it."""
     torch.manual_seed(config.seed)
     network = Network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = len(examples) // config.batch
-    optimizer = torch.optim.AdamW(network.parameters(), config.rate, weight_decay=config.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.rate, total_steps=steps * config.epochs, pct_start=0.15
-    )
-    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
-    done = 0
+    kept: dict = {"epochs": 0}
+    before = 0
     if state_path is not None and state_path.exists():
         kept = torch.load(state_path, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(kept[name])
-        done = kept["epochs"]
-    for epoch in range(done, config.epochs):
-        rng = np.random.default_rng([config.seed, epoch])
-        order = rng.permutation(len(examples))[: steps * config.batch].reshape(steps, -1)
-        network.train()
-        bar = tqdm(order, desc=f"epoch {epoch + 1}/{config.epochs}", unit="batch", mininterval=5)
-        for chosen in bar:
-            images, truth = batch_of(examples, chosen, rng)
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                output = network(images)
-            parts_of_loss = losses(output, truth)
-            optimizer.zero_grad()
-            torch.stack(list(parts_of_loss.values())).sum().backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix({k: f"{v.item():.3f}" for k, v in parts_of_loss.items()}, refresh=False)
-        if state_path is not None:
-            kept = {name: part.state_dict() for name, part in parts.items()}
-            partial = state_path.with_suffix(".tmp")
-            torch.save({**kept, "epochs": epoch + 1}, partial)
-            os.replace(partial, state_path)
+        network.load_state_dict(kept["network"])
+    for phase in config.phases:
+        labels = examples.labels[: phase.renders]
+        steps, total = len(labels) // config.batch, before + phase.epochs
+        optimizer = torch.optim.AdamW(network.parameters(), phase.rate, weight_decay=config.decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, phase.rate, total_steps=steps * phase.epochs, pct_start=0.15
+        )
+        if before < kept["epochs"] < total:
+            optimizer.load_state_dict(kept["optimizer"])
+            schedule.load_state_dict(kept["schedule"])
+        for epoch in range(max(before, kept["epochs"]), total):
+            rng = np.random.default_rng([config.seed, epoch])
+            order = epoch_order(labels, phase.subjects, config.batch, rng)
+            _epoch(network, optimizer, schedule, examples, order, rng, f"epoch {epoch + 1}")
+            if state_path is not None:
+                parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+                state = {name: part.state_dict() for name, part in parts.items()}
+                partial = state_path.with_suffix(".tmp")
+                torch.save({**state, "epochs": epoch + 1}, partial)
+                os.replace(partial, state_path)
+        before = total
     return folded(network)
+
+
+def _epoch(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    examples: Examples,
+    order: np.ndarray,
+    rng: np.random.Generator,
+    title: str,
+) -> None:
+    network.train()
+    bar = tqdm(order, desc=title, unit="batch", mininterval=5)
+    for chosen in bar:
+        images, truth = batch_of(examples, chosen, rng)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(images)
+        found = losses(output, truth)
+        optimizer.zero_grad()
+        torch.stack(list(found.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix({k: f"{v.item():.3f}" for k, v in found.items()}, refresh=False)
 
 
 def save(network: Network, path: Path, config: TrainConfig) -> None:
@@ -182,13 +225,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--renders", type=Path, required=True, help="folder of the renders")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--count", type=int, default=TrainConfig.renders)
-    parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
+    parser.add_argument("--count", type=int, help="at most that many renders, to try it out")
+    parser.add_argument("--epochs", type=int, help="at most that many epochs per phase")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    config = TrainConfig(renders=given.count, epochs=given.epochs)
+    config = TrainConfig()
+    count, epochs = given.count or config.renders, given.epochs or 1000
+    phases = (
+        replace(p, renders=min(p.renders, count), epochs=min(p.epochs, epochs))
+        for p in config.phases
+    )
+    config = replace(config, phases=tuple(phases))
     examples = render_examples(given.renders, config.renders, config.seed, given.workers)
     began, spent = time.perf_counter(), time.process_time()
     network = train(examples, config, given.renders / "training.pt")
