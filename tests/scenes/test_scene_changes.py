@@ -174,3 +174,12 @@ def test_contact_sheet():
         draw.draw_boxes(pictures[0], [], scale=0)
     with pytest.raises(ValueError, match="segmentation has shape"):
         draw.draw_segmentation(pictures[0], np.zeros((3, 3), int))
+
+
+@pytest.mark.parametrize("kind", [("orange", "cylinder"), ("gray", "sphere"), ("red", "cube")])
+def test_every_subject_has_a_held_out_scene_of_two(kind):
+    rng = np.random.default_rng(0)
+    subject = replace(sample_subject(rng), colour=kind[0], shape=kind[1])
+    scene = subject_scene(subject, rng, 2, "held_out")
+    assert [scene.objects[0].colour, scene.objects[0].shape] == list(kind)
+    assert len(scene.objects) == 2

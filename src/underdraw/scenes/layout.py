@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from zlib import crc32
 
 import numpy as np
@@ -94,7 +94,13 @@ def has_reserved_pair(scene: Scene) -> bool:
 def sample_kinds(
     rng: np.random.Generator, count: int, split: str, given: Sequence[tuple[str, str]] = ()
 ) -> list[tuple[str, str]]:
-    """`count` distinct (colour, shape), those `given` first, that fit the split."""
+    """`count` distinct (colour, shape), those `given` first, that fit the split.
+
+    Some kinds have no partner among the reserved pairs: such a one, given, goes with any other.
+    """
+    every = product(vocabulary.COLOURS, vocabulary.SHAPES)
+    if count == 2 and given and not any(is_reserved(given[0], other) for other in every):
+        split = "train"
     while True:
         kinds = list(given)
         while len(kinds) < count:
