@@ -241,7 +241,8 @@ def _entry(line: str, where: str) -> tuple[str, tuple[str, ...]]:
     except ValueError as error:
         raise InputError(f"{where} is not JSON ({error}); each line: {_LINE}") from error
     name, text = (raw.get(k) if isinstance(raw, dict) else None for k in ("file_name", "text"))
-    texts = tuple(text) if isinstance(text, list) else (text,)
-    if not isinstance(name, str) or not texts or not all(isinstance(t, str) for t in texts):
+    listed = text if isinstance(text, list) else [text]
+    texts = tuple(one for one in listed if isinstance(one, str))
+    if not isinstance(name, str) or not texts or len(texts) < len(listed):
         raise InputError(f"{where} lacks a file_name or a text; each line: {_LINE}")
     return name, texts

@@ -24,7 +24,7 @@ class Average:
         """Take in the weights after step number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 list(self.shadow.values()), list(self.parameters.values()), 1 - decay
             )
 

@@ -53,7 +53,8 @@ class TextToImageTask:
     ) -> None:
         self.config = config or TextToImageConfig()
         self.unet, self.text_encoder = family["unet"], family["text_encoder"]
-        self.tokenizer, self.vae = family["tokenizer"], family.get("vae")
+        self.tokenizer = family["tokenizer"]
+        self.vae: Any = family.get("vae")
         self.examples, self.latents, self.seed = examples, latents, seed
         if self.vae is None and (latents is None or self.config.prompts):
             raise InputError("family has no 'vae'; images and previews need one")

@@ -160,7 +160,7 @@ class _Hub:
     ):
         self.name, self.revision, self.token = name, revision, token
         self.endpoint = os.environ.get("HF_ENDPOINT") or None
-        self.cache_dir = cache_dir
+        self.cache_dir = None if cache_dir is None else os.fspath(cache_dir)
         self.force = force_download
 
     def download(self, wanted: Any, whole: bool) -> Path:
