@@ -103,7 +103,9 @@ class LatentPipeline(DiffusionPipeline):
             return latents, None
         framework = self._framework
         with framework.no_grad():
-            z = latents / self.vae.config.scaling_factor
+            # The autoencoder may live in another dtype, or elsewhere, than the UNet.
+            z = framework.array(latents, dtype=self.vae.dtype, device=self.vae.device)
+            z = z / self.vae.config.scaling_factor
             decoded = self.vae.decode_with(z, self.settings.vae_slicing, self._tiling)
             if not framework.is_finite(decoded):
                 raise NonFiniteError(
