@@ -1,10 +1,15 @@
 """Components: their dtypes, what may take their place, copies of a whole pipeline."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from pipelines import tiny
 from pipelines.tiny import run
+
+from underdraw.errors import InputError, InputTypeError
+from underdraw.models import AutoencoderKL
 
 SIZE = {"height": 40, "width": 72}
 
@@ -19,3 +24,50 @@ def test_one_network_in_another_dtype(name, dtype):
     assert made.shape == (1, 40, 72, 3)
     assert np.abs(made - plain).max() < (0.1 if dtype == torch.bfloat16 else 1e-4)
     assert run(pipe).dtype == pipe.unet.dtype
+
+
+def test_assignment_checks_as_the_constructor_does():
+    pipe = tiny.pipeline()
+    before = pipe.unet
+    with pytest.raises(InputTypeError, match="unet: Linear cannot serve as UNet2DConditionModel"):
+        pipe.unet = torch.nn.Linear(2, 2)
+    with pytest.raises(InputTypeError, match="unet=None"):
+        pipe.unet = None
+    with pytest.raises(InputTypeError, match="scheduler=int has no"):
+        pipe.scheduler = 3
+    wide = tiny.components(unet={"cross_attention_dim": 48})["unet"]
+    with pytest.raises(InputError, match="width 32, the UNet takes 48"):
+        pipe.unet = wide
+    assert pipe.unet is before
+    assert pipe.components["unet"] is before
+    other = tiny.components(vae={"layers_per_block": 2})["vae"]
+    pipe.vae = other
+    assert pipe.vae is other
+
+
+def test_a_foreign_network_is_adopted_when_assigned():
+    diffusers = pytest.importorskip("diffusers")
+    pipe = tiny.pipeline()
+    foreign = diffusers.AutoencoderKL(**tiny.VAE)
+    pipe.vae = foreign
+    assert isinstance(pipe.vae, AutoencoderKL)
+    assert pipe("a cube", seed=1, num_inference_steps=1, output_type="np").images.shape[1] == 64
+
+
+def test_a_compiled_network_stays_compiled():
+    pipe = tiny.pipeline()
+    plain = run(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    assert hasattr(pipe.unet, "_orig_mod")
+    assert torch.allclose(run(pipe), plain, atol=1e-5)
+
+
+def test_deep_copies_are_apart():
+    pipe = tiny.pipeline()
+    plain = run(pipe)
+    copied = copy.deepcopy(pipe)
+    assert torch.equal(run(copied), plain)
+    with torch.no_grad():
+        copied.unet.conv_in.weight.zero_()
+    assert torch.equal(run(pipe), plain)
+    assert not torch.equal(run(copied), plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -43,7 +44,7 @@ class Settings:
 class DiffusionPipeline(calls.Calls):
     """Base of the pipelines. A subclass names its components in order."""
 
-    components_needed: ClassVar[tuple[str, ...]]
+    components_needed: ClassVar[tuple[str, ...]] = ()
     components_optional: ClassVar[tuple[str, ...]] = ()
     switches: ClassVar[tuple[str, ...]] = ()
     """Arguments of the constructor that are no components."""
@@ -51,9 +52,14 @@ class DiffusionPipeline(calls.Calls):
     source: str | None = None
     """Where the pipeline was loaded from."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in (*cls.components_needed, *cls.components_optional):
+            setattr(cls, name, component(name))
+
     def __init__(self, **components: Any) -> None:
         for name in (*self.components_needed, *self.components_optional):
-            setattr(self, name, self._accept(name, components.get(name)))
+            setattr(self, name, components.get(name))
         self.settings = Settings()
         self._progress_bar_config: dict[str, Any] = {}
         self._run = threading.local()
@@ -64,7 +70,8 @@ class DiffusionPipeline(calls.Calls):
             if name in self.components_optional:
                 return None
             raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
-        if name in MODELS and not isinstance(value, MODELS[name]):
+        compiled = getattr(value, "_orig_mod", None)  # what torch.compile gives
+        if name in MODELS and not isinstance(value if compiled is None else compiled, MODELS[name]):
             try:
                 return MODELS[name].adopt(value)
             except UnderdrawError as error:
@@ -79,6 +86,13 @@ class DiffusionPipeline(calls.Calls):
         if name in ("tokenizer", "feature_extractor") and not callable(value):
             raise InputTypeError(f"{name}={type(value).__name__} cannot be called")
         return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: all but the state of runs, which belongs to threads."""
+        return {name: value for name, value in vars(self).items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _run=threading.local())
 
     # -- components -----------------------------------------------------------------------------
     @property
@@ -271,8 +285,7 @@ class DiffusionPipeline(calls.Calls):
                     component.save_pretrained(place / name)
             save.write_json(place / "model_index.json", index)
 
-    # -- how it runs
-    # --------------------------------------------------------------------------------
+    # -- how it runs ------------------------------------------------------------------------------
     def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:
         """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
@@ -306,6 +319,15 @@ class DiffusionPipeline(calls.Calls):
         return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
 
     vae: Any
+
+
+def component(name: str) -> property:
+    """The attribute of a component: what is assigned is checked as the constructor checks it."""
+
+    def assign(pipe: DiffusionPipeline, value: Any) -> None:
+        vars(pipe)[f"_{name}"] = pipe._accept(name, value)
+
+    return property(attrgetter(f"_{name}"), assign)
 
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)

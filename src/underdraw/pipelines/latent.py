@@ -55,14 +55,21 @@ class LatentPipeline(DiffusionPipeline):
         )
         if self.safety_checker is not None and self.feature_extractor is None:
             raise InputTypeError("feature_extractor=None; the safety checker needs one")
-        width, context = self.text_encoder.config.hidden_size, self.unet.config.cross_attention_dim
-        if width != context:
-            raise InputError(
-                f"text_encoder gives tokens of width {width}, the UNet takes {context}; "
-                "they belong to different models"
-            )
         self.compat = calls.choice("compat", compat, (None, "diffusers"))
         self.requires_safety_checker = requires_safety_checker
+
+    def _accept(self, name: str, value: Any) -> Any:
+        value = super()._accept(name, value)
+        other = {"unet": "_text_encoder", "text_encoder": "_unet"}.get(name, "")
+        if value is not None and (beside := vars(self).get(other)) is not None:
+            text, unet = (value, beside) if name == "text_encoder" else (beside, value)
+            width, context = text.config.hidden_size, unet.config.cross_attention_dim
+            if width != context:
+                raise InputError(
+                    f"text_encoder gives tokens of width {width}, the UNet takes {context}; "
+                    "they belong to different models"
+                )
+        return value
 
     # -- what a callback may read while a run goes on, one value per thread ----------------------
     @property
@@ -72,6 +79,7 @@ class LatentPipeline(DiffusionPipeline):
 
     @property
     def _guidance_scale(self) -> Any:
+        """The peer's name for it; callbacks written for the peer change the scale by this name."""
         return self.guidance_scale
 
     @_guidance_scale.setter
