@@ -47,6 +47,13 @@ class Model:
         self.config = config
         self._framework.build_root(self, self.layout(config), None)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class that was made for the backend has no importable name, the one under it has.
+        parts = super().__reduce_ex__(max(2, int(protocol)))
+        assert isinstance(parts, tuple)
+        cls = vars(type(self)).get("_written", type(self))
+        return _revive, (cls, self._framework.operations.name), *parts[2:]
+
     @classmethod
     def _read_config(cls, config: Any, fields: Mapping[str, Any]) -> Config:
         if isinstance(config, cls.config_class):
@@ -232,5 +239,16 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
     if hasattr(cls, "_framework"):
         return cls
     framework = backends.get(backend)
-    names = {"_framework": framework, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    names = {
+        "_framework": framework,
+        "_written": cls,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
     return type(cls.__name__, (cls, framework.Root), names)
+
+
+def _revive(cls: type[Model], backend: str) -> Any:
+    """An instance without state, which unpickling and copying fill."""
+    return object.__new__(_bind(cls, backend))
