@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def test_configs(tmp_path, kind):
     name = next(iter(model.config))
     assert model.config[name] == model.config.get(name) == getattr(model.config, name)
     assert model.config.get("nothing", 5) == 5 and "nothing" not in model.config
+    with pytest.raises(KeyError, match="to_dict"):
+        model.config["to_dict"]
+    fields = [f.name for f in dataclasses.fields(model.config)]
+    assert isinstance(model.config, Mapping) and len(model.config) == len(fields)
+    assert list(model.config) == list(model.config.keys()) == fields
+    values = [getattr(model.config, name) for name in fields]
+    assert list(model.config.values()) == values
+    assert dict(model.config) == {**model.config} == dict(model.config.items())
+    assert hash(model.config) == hash(dataclasses.replace(model.config))
+    assert model.config != dict(model.config)
     again = type(model).from_config({**model.export_config(), "_diffusers_version": "0.1"})
     assert again.config == model.config
     assert isinstance(json.dumps(model.export_config()), str)

@@ -12,31 +12,23 @@ from underdraw.errors import InputError
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Mapping[str, Any]):
     """Base of the configs: typed fields, which can also be read like a dictionary."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self:
+        if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+        return iter(self.__dataclass_fields__)
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """The field `name`, or `default` where there is none."""
-        return getattr(self, name) if name in self else default
-
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields."""
-        return tuple(f.name for f in dataclasses.fields(self))
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON stores them."""
-        return {name: _thaw(getattr(self, name)) for name in self.keys()}
+        return {name: _thaw(getattr(self, name)) for name in self}
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
