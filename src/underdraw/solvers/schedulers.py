@@ -49,6 +49,7 @@ class DDIMScheduler(Scheduler):
     Config = configs.DDIMConfig
     build = staticmethod(ddim.ddim_table)
     options = ("eta", "use_clipped_model_output")
+    positional = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
     stateless = True
 
 
@@ -77,6 +78,7 @@ class EulerDiscreteScheduler(Scheduler):
     build = staticmethod(euler.euler_table)
     custom = ("timesteps", "sigmas")
     options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+    positional = (*options, "generator", "return_dict")
     smallest = 2.0**-24
     space = "sigma"
     whole = False
@@ -85,6 +87,7 @@ class EulerDiscreteScheduler(Scheduler):
 class EulerAncestralDiscreteScheduler(Scheduler):
     Config = configs.EulerAncestralConfig
     build = staticmethod(euler.euler_ancestral_table)
+    positional = ("generator", "return_dict")
     smallest = 2.0**-24
     space = "sigma"
     whole = False
@@ -96,6 +99,7 @@ class DPMSolverMultistepScheduler(Scheduler):
     Config = configs.DPMMultistepConfig
     build = staticmethod(dpm_solver.dpm_multistep_table)
     custom = ("timesteps",)
+    positional = ("generator", "variance_noise", "return_dict")
     remembers = True
     smallest = 2.0**-24
     space = "lambda"
@@ -108,6 +112,7 @@ class DPMSolverMultistepInverseScheduler(Scheduler):
 
     Config = configs.DPMInverseConfig
     build = staticmethod(dpm_solver.dpm_inverse_table)
+    positional = ("generator", "variance_noise", "return_dict")
     rising = True
     remembers = True
     space = "lambda"
@@ -120,6 +125,7 @@ class DPMSolverSinglestepScheduler(Scheduler):
     Config = configs.DPMSinglestepConfig
     build = staticmethod(dpm_solver.dpm_singlestep_table)
     custom = ("timesteps",)
+    positional = ("generator", "return_dict")
     remembers = True
     space = "lambda"
     second = None
@@ -153,6 +159,7 @@ class KDPM2AncestralDiscreteScheduler(Scheduler):
 
     Config = configs.KDPM2Config
     build = staticmethod(partial(heun.dpm2_table, ancestral=True))
+    positional = ("generator", "return_dict")
     remembers = True
     order = 2
     space = "sigma"
@@ -165,6 +172,7 @@ class LMSDiscreteScheduler(Scheduler):
     Config = configs.LMSConfig
     build = staticmethod(lms.lms_table)
     options = ("order",)
+    positional = (*options, "return_dict")
     remembers = True
     space = "sigma"
     whole = False
@@ -197,6 +205,7 @@ class DDPMScheduler(Scheduler):
     Config = configs.DDPMConfig
     build = staticmethod(ddpm.ddpm_table)
     custom = ("timesteps",)
+    positional = ("generator", "return_dict")
     stateless = True
 
     def _find_row(self, timestep: int, options: dict[str, Any]) -> Row:
@@ -213,6 +222,7 @@ class LCMScheduler(Scheduler):
     build = staticmethod(consistency.lcm_table)
     custom = ("timesteps",)
     options = ("original_inference_steps", "strength")
+    positional = ("generator", "return_dict")
     second = "denoised"
 
 
@@ -223,6 +233,7 @@ class TCDScheduler(Scheduler):
     build = staticmethod(consistency.tcd_table)
     custom = ("timesteps",)
     options = ("eta", "original_inference_steps", "strength")
+    positional = ("eta", "generator", "return_dict")
     second = "pred_noised_sample"
 
 

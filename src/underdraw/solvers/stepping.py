@@ -52,6 +52,9 @@ class Stepping:
     noise_like: ClassVar[str] = "output"
     """Dtype of drawn noise: that of the network's output, or "float32"."""
 
+    positional: ClassVar[tuple[str, ...]] = ("return_dict",)
+    """What `step` takes by position after the sample, as the familiar class of this name."""
+
     settings: Any
     schedule: NoiseSchedule
     build: ClassVar[Any]
@@ -205,6 +208,7 @@ class Stepping:
         model_output: Any,
         timestep: Any,
         sample: Any,
+        *further: Any,
         eta: float | None = None,
         generator: Any = None,
         variance_noise: Any = None,
@@ -215,16 +219,27 @@ class Stepping:
 
         Arrays are `(batch, channels, height, width)`; half precision is computed in float32 and
         cast back. Noise is `variance_noise`, or drawn with `generator` (one, or a list per image).
-        `options` are those of `make_table`. Returns `prev_sample` and, depending on the class, a
+        `options` are those of `make_table`; `further` arguments by position are those named in
+        `positional`. Returns `prev_sample` and, depending on the class, a
         second array: as an object, or as a tuple without `return_dict`.
 
         Raises:
             InputError: before `set_timesteps`, past the last timestep, at an unknown one, or noise
                 and generator both given.
+            InputTypeError: an `eta` that is no number, too many arguments, or one given twice.
         """
+        if further:
+            named = {"eta": eta, "generator": generator, "variance_noise": variance_noise}
+            given = {name: value for name, value in named.items() if value is not None}
+            given |= options if return_dict else {"return_dict": False, **options}
+            return self.step(
+                model_output, timestep, sample, **self._by_name(further, given), **given
+            )
         if generator is not None and variance_noise is not None:
             raise InputError("generator and variance_noise are both given; allowed: one of them")
         if eta is not None:
+            if isinstance(eta, bool) or not isinstance(eta, numbers.Real):
+                raise InputTypeError(f"eta={eta!r} must be a number")
             options["eta"] = eta
         row = self._row_of(timestep, options)
         nn = backend_of(sample).operations
@@ -246,6 +261,20 @@ class Stepping:
             return tuple(outputs)
         names = ("prev_sample", self.second)
         return StepOutput(zip(names, outputs, strict=False))
+
+    def _by_name(self, further: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+        names = self.positional
+        if len(further) > len(names):
+            allowed = ", ".join(names)
+            raise InputTypeError(
+                f"step of {type(self).__name__} takes at most {len(names)} arguments by position "
+                f"after sample; allowed: {allowed}"
+            )
+        found = dict(zip(names, further, strict=False))
+        twice = [name for name in found if name in given]
+        if twice:
+            raise InputTypeError(f"{', '.join(twice)} given twice, by position and by name")
+        return found
 
     def _row_of(self, timestep: Any, options: dict[str, Any]) -> Row:
         if not self.whole and _is_integer(timestep):

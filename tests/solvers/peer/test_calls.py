@@ -1,0 +1,69 @@
+"""Calls as they are written for the peer: arguments by position, attributes, timesteps of all
+kinds."""
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from solvers.peer.oracle import SD, SHAPE, peer, quiet
+
+from underdraw.errors import InputTypeError
+from underdraw.solvers import schedulers
+
+NAMES = tuple(schedulers.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_of_step_by_position(name):
+    theirs = list(inspect.signature(getattr(diffusers, name).step).parameters)
+    ours = getattr(schedulers, name)
+    assert ["self", "model_output", "timestep", "sample", *ours.positional] == theirs
+    own = inspect.signature(ours.step).parameters  # as pipelines look what a class takes
+    assert {"generator", "eta"} <= set(own)
+    if "generator" in ours.positional:
+        x, before = torch.ones(SHAPE), ours.positional.index("generator")
+        defaults = {"eta": 0.5, "use_clipped_model_output": False, "s_churn": 2.0, "s_tmin": 0.0}
+        defaults |= {"s_tmax": float("inf"), "s_noise": 1.0}
+        given = {each: defaults[each] for each in ours.positional[:before]}
+        made = []
+        for by_name in (False, True):
+            scheduler = ours(**SD)
+            scheduler.set_timesteps(4)
+            t, generator = scheduler.timesteps[0], torch.Generator().manual_seed(7)
+            if by_name:
+                made.append(scheduler.step(0.5 * x, t, x, generator=generator, **given)[0])
+            else:
+                made.append(scheduler.step(0.5 * x, t, x, *given.values(), generator)[0])
+        assert torch.equal(*made)
+
+
+def test_a_generator_by_position_seeds_the_noise():
+    config = {**SD, "algorithm_type": "sde-dpmsolver++"}
+    x, made = torch.ones(SHAPE), []
+    for scheduler in (
+        schedulers.DPMSolverMultistepScheduler(**config),
+        peer("DPMSolverMultistepScheduler", **config),
+    ):
+        with quiet():
+            scheduler.set_timesteps(5)
+            t, generator = scheduler.timesteps[0], torch.Generator().manual_seed(3)
+            made.append(scheduler.step(0.5 * x, t, x, generator, None, False)[0])
+    assert torch.allclose(*made, atol=1e-5)
+
+
+def test_misread_arguments_are_refused():
+    x, scheduler = torch.ones(SHAPE), schedulers.DDIMScheduler(**SD)
+    scheduler.set_timesteps(5)
+    t = scheduler.timesteps[0]
+    with pytest.raises(InputTypeError, match=r"eta=.*must be a number"):
+        scheduler.step(x, t, x, torch.Generator())
+    with pytest.raises(InputTypeError, match="eta=True"):
+        scheduler.step(x, t, x, eta=True)
+    with pytest.raises(InputTypeError, match="eta given twice"):
+        scheduler.step(x, t, x, 0.5, eta=0.5)
+    with pytest.raises(InputTypeError, match=r"at most 5 .*allowed: eta, use_clipped"):
+        scheduler.step(x, t, x, 0.5, False, None, None, True, 3)
+    pndm = schedulers.PNDMScheduler(**SD)
+    pndm.set_timesteps(5)
+    assert isinstance(pndm.step(x, pndm.timesteps[0], x, False), tuple)
