@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from underdraw import backends
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError, InputTypeError, WeightError
+from underdraw.models.familiar import SAVING, drop_neutral
 from underdraw.networks.config import Config, read
 
 Self = TypeVar("Self", bound="Model")
@@ -112,14 +113,17 @@ class Model:
             dtype: of the parameters, `"float16"` or the framework's own; `torch_dtype` is the same.
                 None is float32, whatever the file holds.
             check: also look for NaN and infinity in the weights, which reads all of them.
-            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, and the
+                peer's keywords at values that change nothing (`models.familiar`).
 
         Raises:
             NotFoundError: there is no such folder, repository, file or variant.
             WeightError: the weights are damaged, or do not fit the config.
+            InputTypeError: a keyword is not known, or not supported at this value.
         """
         from underdraw.weights import folders, hub as hubs
 
+        hub = drop_neutral(f"{cls.__name__}.from_pretrained", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", variant=variant, **hub)
         raw, tensors = folders.open_component(path, subfolder or "", variant, use_safetensors)
         return cls.from_tensors(
@@ -189,11 +193,21 @@ class Model:
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
         safe_serialization: bool = True,
+        is_main_process: bool = True,
+        **familiar: Any,
     ) -> None:
-        """Write `config.json` and safetensors, which the peer reads. Each write is atomic."""
+        """Write `config.json` and safetensors, which the peer reads. Each write is atomic.
+
+        Args:
+            is_main_process: False writes nothing: of several processes one saves.
+            familiar: the peer's keywords at values that change nothing (`models.familiar`).
+        """
         from underdraw.weights import save
         from underdraw.weights.files import stored
 
+        drop_neutral(f"{type(self).__name__}.save_pretrained", familiar, SAVING, ())
+        if not is_main_process:
+            return
         if not safe_serialization:
             raise InputError("safe_serialization=False; underdraw writes safetensors only")
         tensors = {}

@@ -12,6 +12,7 @@ import numpy as np
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
+from underdraw.models.familiar import SAVING, drop_neutral
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,15 +44,17 @@ class CLIPImageProcessor:
         """From a folder or Hub id that holds `preprocessor_config.json`."""
         from underdraw.weights import folders, hub as hubs
 
+        hub = drop_neutral("CLIPImageProcessor.from_pretrained", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", **hub)
         return cls.from_config(
             folders.read_json(path / (subfolder or "") / "preprocessor_config.json")
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write `preprocessor_config.json`, which the peer reads."""
         from underdraw.weights import save
 
+        drop_neutral("CLIPImageProcessor.save_pretrained", familiar, SAVING, ())
         with save.writing_folder(folder) as place:
             save.write_json(place / "preprocessor_config.json", self.to_dict())
 
