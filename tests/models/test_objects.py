@@ -10,7 +10,14 @@ import torch
 from pipelines import tiny
 
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
-from underdraw.models import AutoencoderKL, CLIPImageProcessor, CLIPTextModel, UNet2DConditionModel
+from underdraw.models import (
+    AutoencoderKL,
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    UNet2DConditionModel,
+)
 
 MAKE = {
     "unet": lambda: UNet2DConditionModel(**tiny.UNET),
@@ -119,3 +126,33 @@ def test_the_image_processor_is_saved(tmp_path):
     made.save_pretrained(tmp_path / "p")
     assert CLIPImageProcessor.from_pretrained(tmp_path / "p") == made
     assert made(np.zeros((40, 30, 3), np.uint8)).pixel_values.shape == (1, 3, 16, 12)
+
+
+@pytest.mark.parametrize("cls", [CLIPTextModel, CLIPTextModelWithProjection])
+def test_arguments_of_the_text_towers(cls):
+    model = cls(**tiny.text_config(600))
+    ids = torch.randint(0, 600, (3, 11))
+    mask = torch.ones(3, 11, dtype=torch.int64)
+    mask[1, 6:] = 0
+    named = model(ids, attention_mask=mask, output_hidden_states=True)
+    placed = model(ids, mask, None, False, True, None)
+    assert len(placed.hidden_states) == 4 and type(placed) is type(named)
+    assert all(torch.equal(a, b) for a, b in zip(placed[:2], named[:2], strict=True))
+    assert isinstance(model(ids, mask, None, None, None, False), tuple)
+    assert model(ids).hidden_states is None
+    with pytest.raises(InputError, match="position_ids="):
+        model(ids, position_ids=torch.arange(11)[None])
+    with pytest.raises(InputError, match="output_attentions=True"):
+        model(ids, output_attentions=True)
+
+
+def test_arguments_of_the_image_tower():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    more = {"num_attention_heads": 2, "image_size": 16, "patch_size": 8, "projection_dim": 8}
+    model = CLIPVisionModelWithProjection(**sizes, **more)
+    x = torch.randn(3, 3, 16, 16)
+    assert model(x).hidden_states is None and len(model(x, None, True).hidden_states) == 3
+    assert isinstance(model(x, return_dict=False), tuple)
+    for name in ("output_attentions", "interpolate_pos_encoding"):
+        with pytest.raises(InputError, match=f"{name}=True"):
+            model(x, **{name: True})

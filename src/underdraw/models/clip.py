@@ -6,6 +6,7 @@ from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
+from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
 from underdraw.networks import clip, vision
@@ -39,14 +40,20 @@ class CLIPTextModel(Model):
         self,
         input_ids: Array,
         attention_mask: Array | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        position_ids: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> CLIPTextOutput | tuple[Any, ...]:
-        """Encode `input_ids (batch, tokens)`; `attention_mask (batch, tokens)` is 0 for padding."""
+        """Encode `input_ids (batch, tokens)`; `attention_mask (batch, tokens)` is 0 for padding.
+
+        Raises InputError: `position_ids` or `output_attentions` is given, which nothing here uses.
+        """
+        _refuse(position_ids=position_ids, output_attentions=output_attentions or None)
         out = self.encode(input_ids, attention_mask)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPTextOutput(out.last, out.pooled, states)
-        return result if return_dict else result.to_tuple()
+        return result.to_tuple() if return_dict is False else result
 
     def encode(self, input_ids: Array, attention_mask: Array | None = None) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""
@@ -67,15 +74,18 @@ class CLIPTextModelWithProjection(CLIPTextModel):
         self,
         input_ids: Array,
         attention_mask: Array | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        position_ids: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> CLIPTextModelOutput | tuple[Any, ...]:
         """As `CLIPTextModel`, first field `text_embeds (batch, projection_dim)`."""
+        _refuse(position_ids=position_ids, output_attentions=output_attentions or None)
         out = self.encode(input_ids, attention_mask)
         embeds = clip.text_projection(self.nn, self, self.config, out.pooled)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPTextModelOutput(embeds, out.last, states)
-        return result if return_dict else result.to_tuple()
+        return result.to_tuple() if return_dict is False else result
 
 
 class CLIPVisionModelWithProjection(Model):
@@ -101,11 +111,29 @@ class CLIPVisionModelWithProjection(Model):
         }
 
     def forward(
-        self, pixel_values: Array, output_hidden_states: bool = False, return_dict: bool = True
+        self,
+        pixel_values: Array,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
     ) -> CLIPVisionModelOutput | tuple[Any, ...]:
-        """Encode images `(batch, 3, image_size, image_size)` normalised by `CLIPImageProcessor`."""
+        """Encode images `(batch, 3, image_size, image_size)` normalised by `CLIPImageProcessor`.
+
+        Raises InputError: `output_attentions` or `interpolate_pos_encoding` is asked for.
+        """
+        _refuse(
+            output_attentions=output_attentions or None,
+            interpolate_pos_encoding=interpolate_pos_encoding or None,
+        )
         out = vision.vision(self.nn, self, self.config, pixel_values)
         embeds = vision.visual_projection(self.nn, self, self.config, out.pooled)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPVisionModelOutput(embeds, out.last, states)
-        return result if return_dict else result.to_tuple()
+        return result.to_tuple() if return_dict is False else result
+
+
+def _refuse(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise InputError(f"{name}={value!r} is not used by this tower; allowed: None")
