@@ -1,6 +1,7 @@
 """Components: their dtypes, what may take their place, copies of a whole pipeline."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from pipelines import tiny
 from pipelines.tiny import run
 
+from underdraw import StableDiffusionPipeline
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import AutoencoderKL
 
@@ -71,3 +73,28 @@ def test_deep_copies_are_apart():
         copied.unet.conv_in.weight.zero_()
     assert torch.equal(run(pipe), plain)
     assert not torch.equal(run(copied), plain)
+
+
+def test_without_text_encoder_embeddings_are_enough(tmp_path):
+    full = tiny.pipeline()
+    embeds, negative = full.encode_prompt("a red sphere", negative_prompt="blue")
+    plain = run(full, negative_prompt="blue")
+    full.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    parts = full.components | {"text_encoder": None, "tokenizer": None}
+    for pipe in (
+        StableDiffusionPipeline(**parts),
+        StableDiffusionPipeline.from_pretrained(tmp_path),
+    ):
+        pipe.set_progress_bar_config(disable=True)
+        given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+        assert torch.equal(run(pipe, None, **given), plain)
+        run(pipe, None, prompt_embeds=embeds, guidance_scale=1.0)
+        calls = tiny.counted(pipe)
+        with pytest.raises(InputError, match="text_encoder and tokenizer=None, so prompt cannot"):
+            run(pipe)
+        with pytest.raises(InputError, match=r"so negative_prompt \(an empty one"):
+            run(pipe, None, prompt_embeds=embeds)
+        assert not calls

@@ -46,6 +46,8 @@ class DiffusionPipeline(calls.Calls):
 
     components_needed: ClassVar[tuple[str, ...]] = ()
     components_optional: ClassVar[tuple[str, ...]] = ()
+    components_for_text: ClassVar[tuple[str, ...]] = ()
+    """Of those needed the ones which may be None where prompts are given as embeddings."""
     switches: ClassVar[tuple[str, ...]] = ()
     """Arguments of the constructor that are no components."""
 
@@ -67,7 +69,7 @@ class DiffusionPipeline(calls.Calls):
     def _accept(self, name: str, value: Any) -> Any:
         """A component, after checking that it can be one."""
         if value is None:
-            if name in self.components_optional:
+            if name in (*self.components_optional, *self.components_for_text):
                 return None
             raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
         compiled = getattr(value, "_orig_mod", None)  # what torch.compile gives
@@ -190,9 +192,14 @@ class DiffusionPipeline(calls.Calls):
             skip=tuple(given),
             **options,
         )
-        listed = folders.components_of(folders.read_model_index(path))
+        index = folders.read_model_index(path)
+        listed = folders.components_of(index)
         dtype = dtype or torch_dtype
-        found: dict[str, Any] = dict(given)
+        # A folder may say that it has no text encoder: its users bring embeddings.
+        found: dict[str, Any] = {
+            name: None for name in cls.components_for_text if index.get(name) == [None, None]
+        }
+        found |= given
         networks = [
             name for name in names if name in MODELS and name in listed and name not in given
         ]

@@ -22,7 +22,8 @@ class Callbacks:
         callback: the older kind, `f(step, timestep, latents)`, after every so many steps.
     """
 
-    def __init__(self, pipe: Any, on_step_end: Any, names: Any, callback: Any, every: int) -> None:
+    def __init__(self, pipe: Any, on_step_end: Any, names: Any, callback: Any, every: Any) -> None:
+        every = 1 if every is None else calls.whole("callback_steps", every)
         for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
             if value is not None and not callable(value):
                 raise InputTypeError(f"{name}={value!r} cannot be called")

@@ -18,6 +18,7 @@ class LatentPipeline(DiffusionPipeline):
     _contexts: Callable[..., Any]
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    components_for_text = ("text_encoder", "tokenizer")
     components_optional = ("safety_checker", "feature_extractor", "image_encoder")
     switches = ("requires_safety_checker", "compat")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.pipelines import calls
+from underdraw.pipelines import calls, compatible
 from underdraw.pipelines.callbacks import Callbacks
 from underdraw.pipelines.images import OUTPUT_TYPES, StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
@@ -48,14 +48,17 @@ class StableDiffusionPipeline(LatentPipeline):
         latents: Array | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[..., Any] | None = None,
-        callback_steps: int = 1,
+        callback_steps: int | None = 1,
         *,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
@@ -86,22 +89,26 @@ class StableDiffusionPipeline(LatentPipeline):
             callback_on_step_end: called as `f(pipe, step, timestep, tensors)` after each model
                 call; may return a dict with tensors to go on with.
             callback: the older form, `f(step, timestep, latents)` every `callback_steps`.
-            controls: what else steers the run.
+            controls: what else steers the run; the peer's `ip_adapter_image` and
+                `cross_attention_kwargs` keep their places and say so.
 
         Raises:
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
+        if not (ip_adapter_image is ip_adapter_image_embeds is cross_attention_kwargs is None):
+            compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
         framework = self.unet._framework
         output_type = calls.choice("output_type", output_type, OUTPUT_TYPES)
         per_prompt = calls.whole("num_images_per_prompt", num_images_per_prompt)
         calls.number("eta", eta, 0.0, 1.0)
         rescale = calls.number("guidance_rescale", guidance_rescale, 0.0, 1.0)
-        calls.whole("callback_steps", callback_steps)
         if clip_skip is not None:
             calls.whole("clip_skip", clip_skip, 0)
         names, watch = callback_on_step_end_tensor_inputs, None
-        if callback_on_step_end is not None or callback is not None or names != ("latents",):
+        if not (callback_on_step_end is callback is None and callback_steps == 1) or (
+            names != ("latents",)
+        ):
             watch = Callbacks(self, callback_on_step_end, names, callback, callback_steps)
         self._check_controls(controls)
         prompts, negatives = self._check_prompts(
@@ -117,7 +124,7 @@ class StableDiffusionPipeline(LatentPipeline):
         seeds = seeds_of(generators, count) if output_type == "pil" else []
         solver = self._solver(num_inference_steps, timesteps, sigmas, eta, generators)
 
-        self._run.guidance, self._run.calls = scale, len(solver)
+        vars(self._run).update(guidance=scale, calls=len(solver), rescale=rescale, skip=clip_skip)
         distilled = self.unet.config.time_cond_proj_dim is not None
         largest = scale.max() if hasattr(scale, "shape") else scale
         guided = bool(largest > 1) and not distilled
@@ -155,25 +162,14 @@ class StableDiffusionPipeline(LatentPipeline):
         if output_type != "latent":
             made, flags = self.decode_latents(made, output_type)
         if output_type == "pil":
-            call = {
-                "height": height,
-                "width": width,
-                "num_inference_steps": num_inference_steps,
-                "timesteps": timesteps,
-                "sigmas": sigmas,
-                "guidance_rescale": rescale,
-                "eta": eta,
-                "clip_skip": clip_skip,
-            }
+            call = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+            call |= {"timesteps": timesteps, "sigmas": sigmas, "guidance_rescale": rescale}
+            call |= {"eta": eta, "clip_skip": clip_skip}
             altered = watch is not None and watch.altered
             altered = altered or self._interrupt or self._run.guidance is not scale
-            given = {
-                "latents": latents,
-                "prompt_embeds": prompt_embeds,
-                "negative_prompt_embeds": negative_prompt_embeds,
-                "controls": controls,
-                "callback_on_step_end": "changes" if altered else None,
-            }
+            given = {"latents": latents, "prompt_embeds": prompt_embeds}
+            given |= {"negative_prompt_embeds": negative_prompt_embeds, "controls": controls}
+            given["callback_on_step_end"] = "changes" if altered else None
             if seed is None and noise_dtype != framework.float32:
                 seeds = [None] * count  # a seed draws in float32
             against = negatives if guided else None
@@ -197,6 +193,8 @@ class StableDiffusionPipeline(LatentPipeline):
         context: Any = prompt_embeds
         negative: Any = negative_embeds if guided else None
         absent = guided and negative is None
+        if (prompts is not None or absent) and None in (self.text_encoder, self.tokenizer):
+            raise compatible.no_texts(self, prompts)
         if prompts is not None:
             against = (negatives or [""] * len(prompts)) if absent else []
             context, found = encode_prompts(
