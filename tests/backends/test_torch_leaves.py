@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,14 @@ def test_convolutions_wrap_around_when_told_so():
     layer = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
     x = torch.randn(1, 2, 5, 7)
     assert torch.equal(operations.conv2d(layer, x, 2, 3), layer(x))
+
+
+@EVERY
+def test_half_precision_on_the_processor(name):
+    """In float32 where the processor has no float16, so at least as near to it as a call is."""
+    layer, x, call = given(name)
+    half = copy.deepcopy(layer).half()
+    got = call(half, x.half())
+    assert got.dtype == torch.float16
+    exact = copy.deepcopy(half).float()(x.half().float())
+    assert (got.float() - exact).abs().max() <= 1e-3 * exact.abs().max()
