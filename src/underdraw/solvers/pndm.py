@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -54,57 +55,52 @@ class _Transfer:
         alpha = self.level(asked)
         self.rows.call(asked, sqrt(alpha), sqrt(1 - alpha), step, x, **others)
 
-    def wait(self, t: int, step: int) -> None:
-        alpha = self.level(t)
-        self.rows.wait(t, sqrt(alpha), sqrt(1 - alpha), step, 1.0)
 
-
-def plms(transfer: _Transfer, ts: list[int], stride: int, begin: int = 0) -> None:
+def plms(transfer: _Transfer, times: list[int], stride: int, begin: int = 0) -> None:
     """Pseudo linear multistep alone. The first step is taken twice, the second time with the mean
-    of the outputs at both ends (`skip_prk_steps`); a run that begins later takes it once."""
+    of the outputs at both ends (`skip_prk_steps`). `times` holds the second timestep twice.
+
+    A run that begins later takes its own first two calls so, as the familiar class, which counts
+    calls; having no timestep twice, it asks for one step more than it has come to.
+    """
+    output, mean = {"output": 1.0}, {"output": 0.5, "h1": 0.5}
+    for call in range(begin, len(times)):
+        counter, t, step = call - begin, times[call], max(call - 1, 0)
+        if counter == 0:
+            transfer.call(t, step, t, t - stride, output, "x", saved={"x": 1.0}, push=output)
+        elif counter == 1:
+            transfer.call(t, step, t + stride, t, mean, "saved")
+        else:
+            outputs = ADAMS_BASHFORTH[min(counter - 1, 3)]
+            transfer.call(t, step, t, t - stride, outputs, "x", push=output)
+
+
+def prk(transfer: _Transfer, times: list[int], stride: int, begin: int = 0) -> None:
+    """Three pseudo Runge-Kutta steps of four calls each (eq. 13), then linear multistep. Latents
+    are taken to lie where a whole run has them at that count of calls, also if it began later."""
     output = {"output": 1.0}
-    if begin == 0:
-        transfer.call(ts[0], 0, ts[0], ts[0] - stride, output, "x", saved={"x": 1.0}, push=output)
-        if len(ts) > 1:
-            mean = {"output": 0.5, "h1": 0.5}
-            transfer.call(ts[1], 0, ts[1] + stride, ts[1], mean, "saved")
-    elif begin == 1:
-        transfer.wait(ts[1], 0)
-    first = max(begin - 1, 0)
-    for step in range(max(first, 1), len(ts)):
-        known = min(step - first if begin > 1 else step - (begin == 1), 3)
-        outputs = ADAMS_BASHFORTH[known]
-        transfer.call(ts[step], step, ts[step], ts[step] - stride, outputs, "x", push=output)
-
-
-def prk(transfer: _Transfer, ts: list[int], half: int, begin: int = 0) -> int:
-    """Three pseudo Runge-Kutta steps of four calls each (eq. 13). Returns how many were begun."""
-    taken = 0
-    for step in range(3):
-        t, middle, end = ts[step], ts[step + 1] + half, ts[step + 1]
-        stages = ((t, t - half, 1 / 6), (middle, middle, 1 / 3), (middle, end, 1 / 3))
-        stages = (*stages, (end, end, 1 / 6))
-        for stage, (asked, reached, weight) in enumerate(stages):
-            if 4 * step + stage < begin:
-                continue
-            if 4 * step < begin:
-                transfer.wait(asked, step)
-                continue
-            total = {"output": weight} if stage == 0 else {"output": weight, "accumulator": 1.0}
-            keep = {"x": 1.0} if stage == 0 else {"saved": 1.0}
-            transfer.call(
-                asked,
-                step,
-                t,
-                reached,
-                total if stage == 3 else {"output": 1.0},
-                "x" if stage == 0 else "saved",
-                saved=keep if stage < 3 else None,
-                accumulator=total if stage < 3 else None,
-                push={"output": 1.0} if stage == 0 else None,
-            )
-        taken += 4 * step >= begin
-    return taken
+    for call in range(begin, len(times)):
+        counter, asked = call - begin, times[call]
+        step = call // 4 if call < 12 else call - 9
+        if counter >= 12:
+            outputs = ADAMS_BASHFORTH[3]
+            transfer.call(asked, step, asked, asked - stride, outputs, "x", push=output)
+            continue
+        stage = counter % 4
+        total = {"output": (1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage]}
+        if stage > 0:
+            total["accumulator"] = 1.0
+        transfer.call(
+            asked,
+            step,
+            times[counter - stage],
+            asked - (0 if counter % 2 else stride // 2),
+            total if stage == 3 else output,
+            "x" if stage == 0 else "saved",
+            saved=({"x": 1.0} if stage == 0 else {"saved": 1.0}) if stage < 3 else None,
+            accumulator=total if stage < 3 else None,
+            push=output if stage == 0 else None,
+        )
 
 
 def pndm_table(schedule: NoiseSchedule, config: PNDMConfig, steps: int, *, begin: int = 0) -> Table:
@@ -115,17 +111,15 @@ def pndm_table(schedule: NoiseSchedule, config: PNDMConfig, steps: int, *, begin
     final = 1.0 if config.set_alpha_to_one else schedule.alphas_cumprod[0]
     transfer = _Transfer(schedule, final, config.prediction_type)
     if config.skip_prk_steps:
-        plms(transfer, ts, stride, begin)
+        plms(transfer, [*ts[:2], *ts[1:]], stride, begin)
         return transfer.rows.table()
     if steps < 4:
         raise InputError(
             f"num_inference_steps={steps} must be at least 4 with skip_prk_steps=False"
         )
-    known = prk(transfer, ts, stride // 2, begin)
-    for step in range(max(3, begin - 9), steps):
-        outputs = ADAMS_BASHFORTH[min(known, 3)]
-        transfer.call(
-            ts[step], step, ts[step], ts[step] - stride, outputs, "x", push={"output": 1.0}
-        )
-        known += 1
+    half = stride // 2
+    times: list[int] = []
+    for t, end in pairwise(ts[:4]):
+        times += [t, end + half, end + half, end]
+    prk(transfer, [*times, *ts[3:]], stride, begin)
     return transfer.rows.table()

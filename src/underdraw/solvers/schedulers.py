@@ -70,6 +70,20 @@ class PNDMScheduler(Scheduler):
     remembers = True
     second = None
 
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
+        """Of two calls at one timestep the first, as the next call tells (`_row_of`)."""
+        known = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        places = [place for place, t in enumerate(known.tolist()) if t == float(timestep)]
+        return places[0] if places else super().index_for_timestep(timestep, schedule_timesteps)
+
+    def _row_of(self, timestep: Any, options: dict[str, Any]) -> Row:
+        if self.table is not None and self._begin_index is None and self._step_index is not None:
+            times, call = self.table.timesteps, self._step_index
+            second = call == self._first + 1 < len(times) - 1 and times[call] != timestep
+            if second and times[call] == times[call - 1] and times[call + 1] == timestep:
+                self._first, self._step_index = call, call + 1
+        return super()._row_of(timestep, options)
+
 
 class EulerDiscreteScheduler(Scheduler):
     """Karras et al. 2022, algorithm 1 or 2 (options `s_churn`, `s_tmin`, `s_tmax`, `s_noise`)."""

@@ -8,8 +8,10 @@ import torch
 from solvers.peer.oracle import SD, SHAPE, distance, network, peer, peer_run, quiet
 
 import underdraw
+from underdraw import backends
 from underdraw.errors import InputError
 from underdraw.solvers import schedulers
+from underdraw.solvers.table import State, advance
 
 NAMES = tuple(schedulers.__all__)
 STEPS = {"LCMScheduler": 4, "TCDScheduler": 4}
@@ -164,7 +166,7 @@ def test_add_noise(name):
         assert distance(ours.get_velocity(clean, noise, times), wanted) <= 1e-6
 
 
-# Singlestep and PNDM pass begin by index and counter, see test_peer_defects.py.
+# PNDM has no begin index, see test_pndm_begun_later.
 BEGUN = ("DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
 BEGUN += ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
 BEGUN += ("KDPM2DiscreteScheduler", "DPMSolverSinglestepScheduler", "LCMScheduler")
@@ -263,3 +265,29 @@ def test_peer_refuses_what_we_refuse():
             theirs.set_timesteps(**request)
         with pytest.raises(InputError):
             ours.set_timesteps(**request)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("skip_prk_steps", [True, False])
+@pytest.mark.parametrize("begin", [0, 1, 2, 3, 4, 7, 9])
+def test_pndm_begun_later(begin, skip_prk_steps, prediction_type):
+    """As image-to-image does it: the timesteps are cut, and nobody says where the run begins."""
+    config = {**SD, "skip_prk_steps": skip_prk_steps, "prediction_type": prediction_type}
+    theirs = peer("PNDMScheduler", **config, steps_offset=1)
+    clean, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    made = []
+    for scheduler in (theirs, ours := schedulers.PNDMScheduler(**config, steps_offset=1)):
+        scheduler.set_timesteps(10)
+        times = scheduler.timesteps[begin:]
+        x = scheduler.add_noise(clean, noise, times[:1].repeat(len(clean)))
+        for t in times:
+            x = scheduler.step(network(x, t), t, x, return_dict=False)[0]
+        made.append(x)
+    assert distance(made[1], made[0]) <= 1e-5
+    nn = backends.get("torch").operations
+    table = ours.make_table(10).tail(begin)
+    assert table.timesteps.tolist() == times.tolist()
+    state = State(ours.add_noise(clean, noise, times[:1]))
+    for row in table.rows:
+        state = advance(nn, row, state, network(state.x, row.timestep))
+    assert distance(state.x, made[0]) <= 1e-5
