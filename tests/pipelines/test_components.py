@@ -98,3 +98,23 @@ def test_without_text_encoder_embeddings_are_enough(tmp_path):
         with pytest.raises(InputError, match=r"so negative_prompt \(an empty one"):
             run(pipe, None, prompt_embeds=embeds)
         assert not calls
+
+
+def test_from_pipe_takes_over_what_the_constructor_was_told():
+    pipe = tiny.pipeline(compat="diffusers")
+    pipe.requires_safety_checker = False
+    made = StableDiffusionPipeline.from_pipe(pipe)
+    assert (made.compat, made.requires_safety_checker) == ("diffusers", False)
+    assert made._progress_bar_config == {"disable": True}
+    made.set_progress_bar_config(disable=False)
+    assert pipe._progress_bar_config == {"disable": True}
+    own = StableDiffusionPipeline.from_pipe(pipe, compat=None, requires_safety_checker=True)
+    assert (own.compat, own.requires_safety_checker) == (None, True)
+    with pytest.raises(InputError, match="compat='other' is not known"):
+        StableDiffusionPipeline.from_pipe(pipe, compat="other")
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_from_pipe_converts(name):
+    made = StableDiffusionPipeline.from_pipe(tiny.pipeline(), **{name: torch.bfloat16})
+    assert {made.dtype, made.vae.dtype, made.text_encoder.dtype} == {torch.bfloat16}

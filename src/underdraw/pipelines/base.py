@@ -128,21 +128,38 @@ class DiffusionPipeline(calls.Calls):
         return self
 
     @classmethod
-    def from_pipe(cls: type[Pipeline], pipeline: DiffusionPipeline, **overrides: Any) -> Pipeline:
+    def from_pipe(
+        cls: type[Pipeline],
+        pipeline: DiffusionPipeline,
+        *,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        **overrides: Any,
+    ) -> Pipeline:
         """This kind of pipeline on the components of another, shared and not copied.
 
         Args:
-            overrides: components to use instead, or those the other pipeline lacks.
+            dtype: what to convert the networks to, which the other pipeline shares, and so gets,
+                too; `torch_dtype` is the same.
+            overrides: components to use instead, or those the other pipeline lacks, and other
+                arguments of the constructor; those not given are as in the other pipeline.
         """
         theirs = dict(pipeline.components)
         names = (*cls.components_needed, *cls.components_optional)
-        if unknown := sorted(set(overrides) - set(names)):
-            raise InputTypeError(f"{cls.__name__} has no components {unknown}; there are {names}")
+        if unknown := sorted(set(overrides) - {*names, *cls.switches}):
+            there = (*names, *cls.switches)
+            raise InputTypeError(f"{cls.__name__} has no components {unknown}; there are {there}")
         chosen = {name: overrides.get(name, theirs.get(name)) for name in names}
-        made = cls(**chosen)
+        ours = isinstance(pipeline, DiffusionPipeline)
+        held = vars(pipeline) if ours else dict(getattr(pipeline, "config", {}))
+        held = {**held, **overrides}
+        made = cls(**chosen, **{name: held[name] for name in cls.switches if name in held})
+        made._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
         made.source = getattr(pipeline, "source", None)
         if isinstance(getattr(pipeline, "settings", None), Settings):
             made.settings = pipeline.settings
+        if (dtype := dtype or torch_dtype) is not None:
+            made.to(dtype=dtype)
         return made
 
     # -- files ------------------------------------------------------------------------------------
