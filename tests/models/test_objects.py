@@ -9,6 +9,7 @@ import pytest
 import torch
 from pipelines import tiny
 
+from underdraw import backends
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 from underdraw.models import (
     AutoencoderKL,
@@ -156,3 +157,50 @@ def test_arguments_of_the_image_tower():
     for name in ("output_attentions", "interpolate_pos_encoding"):
         with pytest.raises(InputError, match=f"{name}=True"):
             model(x, **{name: True})
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_configs_are_loaded_and_saved_alone(tmp_path, kind):
+    model = MAKE[kind]()
+    model.save_pretrained(tmp_path / "pipe" / "part")
+    raw = type(model).load_config(tmp_path / "pipe", subfolder="part", revision=None)
+    assert type(raw) is dict and type(model).from_config(raw).config == model.config
+    model.save_config(tmp_path / "new" / "place")
+    assert [f.name for f in (tmp_path / "new" / "place").iterdir()] == ["config.json"]
+    assert type(model).load_config(str(tmp_path / "new" / "place")) == raw
+    assert type(model).from_config(model.config).config == model.config
+    with pytest.raises(InputTypeError, match="revison"):
+        type(model).load_config(tmp_path, revison=3)
+    with pytest.raises(NotFoundError):
+        type(model).load_config(tmp_path)
+
+
+@pytest.mark.parametrize("backend", [b for b in backends.installed() if b != "mindspore"])
+@pytest.mark.parametrize("count", [607, 590, 600, None])
+def test_token_embeddings_are_resized(tmp_path, backend, count):
+    model = CLIPTextModel(**tiny.text_config(600, eos_token_id=500), backend=backend)
+    take = model._framework.to_numpy
+    old, other = take(model.get_input_embeddings().weight), model.text_model.final_layer_norm.weight
+    layer = model.resize_token_embeddings(count)
+    rows, count = take(layer.weight), count or 600
+    assert rows.shape == (count, tiny.WIDTH) and model.config.vocab_size == count
+    assert (rows[:600] == old[:count]).all() and layer is model.get_input_embeddings()
+    assert np.allclose(rows[600:], old.mean(0), atol=1e-6)
+    assert model.text_model.final_layer_norm.weight is other
+    ids = np.array([[3, count - 1, 500], [500, 4, 5], [7, 500, count - 2]])
+    found = model(model._framework.array(ids)).pooler_output
+    model.save_pretrained(tmp_path / "text")
+    again = CLIPTextModel.from_pretrained(tmp_path / "text", backend=backend)
+    again_found = again(again._framework.array(ids)).pooler_output
+    assert again.config == model.config and np.allclose(take(found), take(again_found), atol=1e-6)
+    for wrong in (0, -3, 2.5, "600"):
+        with pytest.raises(InputError, match="new_num_tokens="):
+            model.resize_token_embeddings(wrong)
+
+
+def test_resized_embeddings_learn():
+    model = CLIPTextModel(**tiny.text_config(600, eos_token_id=500))
+    layer = model.resize_token_embeddings(601)
+    assert isinstance(layer, torch.nn.Embedding) and layer.num_embeddings == 601
+    model(torch.tensor([[600, 500]])).last_hidden_state.square().sum().backward()
+    assert layer.weight.grad[600].abs().sum() > 0 and layer.weight.grad[3].abs().sum() == 0

@@ -253,6 +253,11 @@ def to_bits(value: Array) -> tuple[str, np.ndarray]:
     return str(value.dtype), host.view(np.uint16) if value.dtype == jnp.bfloat16 else host
 
 
+def replace_rows(layer: Node, rows: Array) -> None:
+    """Give an embedding layer other rows."""
+    layer._["weight"] = rows
+
+
 def dtype_of(root: Any) -> Any:
     """The dtype of the first parameter."""
     return next(named_tensors(root))[1].dtype

@@ -231,6 +231,11 @@ def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
     return host.dtype.name, host
 
 
+def replace_rows(layer: Node, rows: Tensor) -> None:
+    """Give an embedding layer other rows."""
+    layer._["weight"] = rows
+
+
 def dtype_of(root: Any) -> Any:
     """The dtype of the first parameter."""
     return next(named_tensors(root))[1].dtype

@@ -1,4 +1,4 @@
-"""PyTorch: trees of its own layers built, filled from files and written back."""
+"""PyTorch: trees of its own layers built, filled from files and written back; other arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from underdraw.backends.layout import Layout, Leaf
-from underdraw.backends.torch_operations import Node
+from underdraw.backends.torch_operations import Node, draw
 from underdraw.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -90,6 +90,12 @@ def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
     return str(host.dtype).removeprefix("torch."), bits.numpy()
 
 
+def replace_rows(layer: Any, rows: Tensor) -> None:
+    """Give an embedding layer other rows, in a parameter of its own."""
+    layer.weight = nn.Parameter(rows.detach().clone(), layer.weight.requires_grad)
+    layer.num_embeddings = rows.shape[0]
+
+
 def dtype_of(root: nn.Module) -> torch.dtype:
     """The dtype of the first parameter."""
     return next(root.parameters()).dtype
@@ -119,3 +125,24 @@ def resolve_dtype(name: Any) -> Any:
 def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
     """As `nn.Module.to`."""
     root.to(*args, **kwargs)
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    """A float32 (or integer) numpy array on the host."""
+    values = values.detach()
+    return (values.float() if values.is_floating_point() else values).cpu().numpy()
+
+
+def draw_like(values: Tensor, generator: Any = None) -> Tensor:
+    """Standard normal numbers of the shape, dtype and device of `values`."""
+    return draw(values.shape, generator, values.device, values.dtype)
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is a tensor."""
+    return isinstance(value, Tensor)
+
+
+def is_floating(values: Tensor) -> bool:
+    """Whether it holds floating-point numbers."""
+    return values.is_floating_point()

@@ -91,6 +91,25 @@ class Model:
 
     # -- files ------------------------------------------------------------------------------------
     @classmethod
+    def load_config(
+        cls, name_or_path: str | Path, *, subfolder: str | None = None, **hub: Any
+    ) -> dict[str, Any]:
+        """The parsed `config.json`, for `from_config`; arguments as in `from_pretrained`."""
+        from underdraw.weights import folders, hub as hubs
+
+        hub = drop_neutral(f"{cls.__name__}.load_config", hub)
+        path = hubs.resolve(name_or_path, subfolder=subfolder or "", weights=False, **hub)
+        return folders.read_config(path, subfolder or "")
+
+    def save_config(self, folder: str | Path, **familiar: Any) -> None:
+        """Write `config.json` alone; what else the folder holds stays."""
+        from underdraw.weights import save
+
+        drop_neutral(f"{type(self).__name__}.save_config", familiar, SAVING, ())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save.write_json(Path(folder) / "config.json", self.export_config())
+
+    @classmethod
     def from_pretrained(
         cls: type[Self],
         name_or_path: str | Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from underdraw.backends.contract import Array
@@ -54,6 +55,31 @@ class CLIPTextModel(Model):
         states = out.hidden_states if output_hidden_states else None
         result = CLIPTextOutput(out.last, out.pooled, states)
         return result.to_tuple() if return_dict is False else result
+
+    def get_input_embeddings(self) -> Any:
+        """The layer that embeds token ids; its `weight` is `(vocab_size, hidden_size)`."""
+        root: Any = self
+        return root.text_model.embeddings.token_embedding
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> Any:
+        """Rows for `new_num_tokens` ids: the last ones dropped, or the mean of all appended.
+
+        Changes the embedding layer and the config in place; other parameters stay what they are.
+        Returns the layer. None changes nothing.
+        """
+        layer = self.get_input_embeddings()
+        count = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"new_num_tokens={new_num_tokens!r}; allowed: positive integers, None")
+        if count != self.config.vocab_size:
+            with self._framework.no_grad():
+                rows = layer.weight[:count]
+                if more := count - rows.shape[0]:
+                    mean = self.nn.expand(self.nn.mean(rows, (0,)), (more, rows.shape[1]))
+                    rows = self.nn.concat((rows, mean), 0)
+            self._framework.replace_rows(layer, rows)
+            self.config = replace(self.config, vocab_size=count)
+        return layer
 
     def encode(self, input_ids: Array, attention_mask: Array | None = None) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +33,18 @@ class DiagonalGaussian:
         """Latents drawn from it; `generator` one for the batch or a list with one per image."""
         return self.mean + self.std * self._draw(self.mean, generator)
 
-    def kl(self) -> Array:
-        """Divergence from the standard normal distribution, `(batch,)`."""
-        terms = self.mean**2 + self.var - 1.0 - self.logvar
+    def kl(self, other: DiagonalGaussian | None = None) -> Array:
+        """Divergence from `other`, or from the standard normal distribution, `(batch,)`."""
+        if other is None:
+            terms = self.mean**2 + self.var - 1.0 - self.logvar
+        else:
+            apart = (self.mean - other.mean) ** 2 + self.var
+            terms = apart / other.var - 1.0 - self.logvar + other.logvar
+        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
+
+    def nll(self, sample: Array) -> Array:
+        """Negative log-likelihood of latents of the shape of `mean`, `(batch,)`."""
+        terms = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
         return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
 
 
@@ -78,6 +88,30 @@ class AutoencoderKL(Model):
         """Tiles of the size this autoencoder was trained at."""
         size = self.config.sample_size
         return Tiling(size if isinstance(size, int) else size[0])
+
+    @property
+    def use_tiling(self) -> bool:
+        """Whether images and latents are worked on in tiles."""
+        return self.tiling is not None
+
+    @use_tiling.setter
+    def use_tiling(self, value: bool) -> None:
+        self.enable_tiling(value)
+
+    @property
+    def tile_sample_min_size(self) -> int:
+        """Side of a tile in image pixels; larger images are tiled."""
+        return (self.tiling or self.default_tiling()).side
+
+    @property
+    def tile_latent_min_size(self) -> int:
+        """Side of a tile in latent pixels."""
+        return self.tile_sample_min_size // self.config.factor
+
+    @property
+    def tile_overlap_factor(self) -> float:
+        """The part of a tile's side that it shares with its neighbour."""
+        return (self.tiling or self.default_tiling()).overlap
 
     def encode(self, x: Array, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
         """The distribution of latents of images `(batch, 3, height, width)` in [-1, 1]."""

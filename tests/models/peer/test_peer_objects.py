@@ -66,6 +66,29 @@ def test_distributions_of_the_encoder():
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
+def test_divergence_and_likelihood_under_distributions():
+    theirs, ours = (pipe.vae for pipe in pair("sd1"))
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 3, 3, 40, 24, generator=g)
+    with torch.no_grad():
+        a, b = ([vae.encode(z).latent_dist for z in (x, y)] for vae in (theirs, ours))
+    z = a[1].mean + 0.3
+    torch.testing.assert_close(b[0].kl(b[1]), a[0].kl(a[1]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(b[0].nll(z), a[0].nll(z), rtol=1e-4, atol=1e-4)
+    assert b[0].nll(z).shape == (3,)
+
+
+def test_tiles_have_the_peers_sizes():
+    theirs, ours = (pipe.vae for pipe in pair("sd1"))
+    for name in ("tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert not ours.use_tiling
+    ours.use_tiling = True
+    assert ours.use_tiling and ours.tiling == ours.default_tiling()
+    ours.disable_tiling()
+    assert not ours.use_tiling
+
+
 @pytest.mark.parametrize("kind", ["sd1", "mask"])
 def test_outputs_of_the_text_encoder(kind):
     theirs, ours = pair(kind)
