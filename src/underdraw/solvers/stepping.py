@@ -130,8 +130,11 @@ class Stepping:
         return backends.get("torch").array(self._levels().astype(np.float32))
 
     def _levels(self) -> np.ndarray:
-        if self.table is not None and self.table.levels is not None:
-            return self.table.levels
+        table = self.table
+        if table is None and self.order > 1:  # as `timesteps` then
+            table = self.make_table(len(self))
+        if table is not None and table.levels is not None:
+            return table.levels
         levels = self.schedule.sigmas
         return levels if self.space == "lambda" else np.append(levels[::-1], 0.0)
 

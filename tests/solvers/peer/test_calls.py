@@ -6,7 +6,7 @@ import inspect
 import diffusers
 import pytest
 import torch
-from solvers.peer.oracle import SD, SHAPE, peer, quiet
+from solvers.peer.oracle import SD, SHAPE, distance, peer, quiet
 
 from underdraw.errors import InputTypeError
 from underdraw.solvers import schedulers
@@ -67,3 +67,14 @@ def test_misread_arguments_are_refused():
     pndm = schedulers.PNDMScheduler(**SD)
     pndm.set_timesteps(5)
     assert isinstance(pndm.step(x, pndm.timesteps[0], x, False), tuple)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_before_set_timesteps(name):
+    """As training does: at training timesteps."""
+    ours, theirs = getattr(schedulers, name)(**SD), peer(name, **SD)
+    clean, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    times = torch.tensor([10, 999, 480])
+    found = ours.add_noise(clean, noise, times)
+    like = theirs if hasattr(theirs, "add_noise") else peer("DDIMScheduler", **SD)
+    assert distance(found, like.add_noise(clean, noise, times)) <= 1e-6
