@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from underdraw import models
 from underdraw.errors import InputError, InputTypeError, UnderdrawError
+from underdraw.models import familiar
 from underdraw.models.base import Model
 from underdraw.models.vae import Tiling
 from underdraw.pipelines import calls
@@ -29,7 +30,7 @@ MODELS: Mapping[str, type[Model]] = {
 
 LIBRARIES = {"unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers"}
 LIBRARIES |= {"safety_checker": "stable_diffusion"}  # where the peer keeps this class
-HUB_OPTIONS = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
+NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ class DiffusionPipeline(calls.Calls):
             variant: prefer weight files of a variant, such as "fp16".
             check: look for NaN and infinity in all weights.
             options: components to use instead of those in the folder (None leaves an optional one
-                out), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+                out), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`,
+                and the peer's keywords at values that change nothing (`models.familiar`).
 
         Raises:
             NotFoundError: there is no such folder, repository, component or variant.
@@ -196,12 +198,12 @@ class DiffusionPipeline(calls.Calls):
         names = (*cls.components_needed, *cls.components_optional)
         given = {name: options.pop(name) for name in names if name in options}
         switches = {name: options.pop(name) for name in cls.switches if name in options}
-        options.pop("low_cpu_mem_usage", None)  # always: weights stay in the file until used
-        if unknown := sorted(set(options) - HUB_OPTIONS):
+        if unknown := sorted(set(options) - {*familiar.HUB, *NEUTRAL}):
             raise InputTypeError(
                 f"{cls.__name__}.from_pretrained has no arguments {unknown}; it takes components "
-                f"({', '.join(names)}), {', '.join(cls.switches)}, {', '.join(sorted(HUB_OPTIONS))}"
+                f"({', '.join(names)}), {', '.join(cls.switches)}, {', '.join(familiar.HUB)}"
             )
+        options = familiar.drop_neutral(f"{cls.__name__}.from_pretrained", options, NEUTRAL)
         path = hubs.resolve(
             name_or_path,
             variant=variant,
@@ -281,12 +283,17 @@ class DiffusionPipeline(calls.Calls):
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
         safe_serialization: bool = True,
+        **options: Any,
     ) -> None:
         """Write a folder that this class and the peer read back.
 
-        An interrupted save leaves what was there before.
+        An interrupted save leaves what was there before. `options` are the peer's keywords at
+        values that change nothing (`models.familiar`).
         """
         from underdraw.weights import save
+
+        call = f"{type(self).__name__}.save_pretrained"
+        familiar.drop_neutral(call, options, familiar.SAVING, ())
 
         index: dict[str, Any] = {
             "_class_name": type(self).__name__,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from underdraw.errors import InputError
+import numpy as np
+
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError, InputTypeError
+from underdraw.pipelines import calls, images
 
 
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
@@ -30,3 +36,153 @@ def no_texts(pipe: Any, prompts: Any) -> InputError:
         f"{' and '.join(lacking)}=None, so {what} cannot be encoded; give prompt_embeds, and "
         "negative_prompt_embeds or guidance_scale=1"
     )
+
+
+class ImageProcessor:
+    """Pictures to what the autoencoder takes, and back."""
+
+    def __init__(self, framework: Any, factor: int, place: Any) -> None:
+        self.framework, self.vae_scale_factor, self.place = framework, factor, place
+
+    def preprocess(self, image: Any, height: int | None = None, width: int | None = None) -> Array:
+        """Float32 `(images, 3, height, width)` in [-1, 1].
+
+        Args:
+            image: a PIL image, an array `(height, width, 3)` in [0, 1], or a list of them; or an
+                array of the backend `(images, 3, height, width)`, in [0, 1] or with negative
+                numbers if it is in [-1, 1] already.
+            height, width: of the result; PIL images are resized, by default to multiples of the
+                autoencoder's factor.
+        """
+        from PIL import Image
+
+        if self.framework.is_array(image):
+            calls.array("image", image, (None, 3, height, width), self.framework)
+            return image if image.min() < 0 else image * 2 - 1
+        pixels = []
+        for one in image if isinstance(image, list | tuple) else [image]:
+            if isinstance(one, Image.Image):
+                factor = self.vae_scale_factor
+                size = [side - side % factor for side in one.size]
+                size = (size[0] if width is None else width, size[1] if height is None else height)
+                one = np.asarray(one.convert("RGB").resize(size, Image.Resampling.LANCZOS)) / 255
+            if not isinstance(one, np.ndarray) or one.ndim != 3:
+                raise InputTypeError(f"image={type(one).__name__} is no picture")
+            pixels.append(np.asarray(one, np.float32).transpose(2, 0, 1))
+        return self.framework.array(np.stack(pixels) * np.float32(2) - 1, device=self.place)
+
+    def postprocess(self, image: Array, output_type: str = "pil") -> Any:
+        """Decoded images `(images, 3, height, width)` near [-1, 1] as "pil", "np", "pt", "latent"
+        (as they are)."""
+        calls.choice("output_type", output_type, images.OUTPUT_TYPES)
+        if output_type == "latent":
+            return image
+        return images.to_output(image, output_type, self.framework)
+
+
+class Familiar:
+    """Attributes of the peer's pipelines that user code reads."""
+
+    vae: Any
+    unet: Any
+    scheduler: Any
+    components: Any
+    source: Any
+    device: Any
+    _run: Any
+    _framework: Any
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels to one latent, along each side."""
+        return self.vae.config.factor
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """Pictures in and out."""
+        return ImageProcessor(self._framework, self.vae_scale_factor, self.device)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What `model_index.json` says: (library, class) of each component, and the switches."""
+        from underdraw.pipelines.base import LIBRARIES
+
+        listed: dict[str, Any] = {"_class_name": type(self).__name__}
+        for name, value in self.components.items():
+            kind = (LIBRARIES.get(name, "transformers"), type(value).__name__)
+            listed[name] = (None, None) if value is None else kind
+        listed["requires_safety_checker"] = vars(self)["requires_safety_checker"]
+        return MappingProxyType({**listed, "_name_or_path": self.source})
+
+    @property
+    def name_or_path(self) -> str | None:
+        """Where the pipeline was loaded from."""
+        return self.source
+
+    @property
+    def _execution_device(self) -> Any:
+        return self.device
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Of the run in progress in this thread, or of the last one."""
+        return getattr(self._run, "skip", None)
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Of the run in progress in this thread, or of the last one."""
+        return getattr(self._run, "rescale", 0.0)
+
+    @property
+    def cross_attention_kwargs(self) -> None:
+        """None: attention is steered by controls."""
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        dtype: Any = None,
+        device: Any = None,
+        generator: Any = None,
+        latents: Array | None = None,
+    ) -> Array:
+        """What a run begins with: noise (or `latents`) times the scheduler's first noise level."""
+        factor, framework = self.vae_scale_factor, self._framework
+        shape = (batch_size, num_channels_latents, height // factor, width // factor)
+        drawn = calls.generators(generator, None, batch_size)
+        device = self.device if device is None else device
+        if latents is None:
+            like = framework.leaf(self.unet.conv_in).dtype if dtype is None else dtype
+            latents = framework.draw(shape, drawn, device, like)
+        else:
+            latents = framework.array(latents, device=device)
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    @staticmethod
+    def numpy_to_pil(pixels: np.ndarray) -> list[Any]:
+        """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
+        return images.to_pil(pixels[None] if pixels.ndim == 3 else pixels)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Nothing: no network is offloaded."""
+
+    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Raises InputError: it comes with a later release."""
+        raise InputError(
+            "offloading comes with a later release; use pipe.to(device), dtype='float16' and "
+            "enable_attention_slicing() or enable_vae_tiling() to save memory"
+        )
+
+    enable_sequential_cpu_offload = enable_model_cpu_offload
+
+    def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
+        """Raises InputError: it comes with a later release."""
+        raise InputError(
+            "other implementations of attention come with a later release; PyTorch's fused one is "
+            "used already, without a call"
+        )
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Nothing: it is never on."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.pipelines import calls, images
 from underdraw.pipelines.base import DiffusionPipeline
+from underdraw.pipelines.compatible import Familiar
 
 
-class LatentPipeline(DiffusionPipeline):
+class LatentPipeline(DiffusionPipeline, Familiar):
     """Text encoder, UNet and autoencoder; decoding, the safety checker, the state of a run."""
 
     _check_prompts: Callable[..., Any]
@@ -179,3 +182,15 @@ class LatentPipeline(DiffusionPipeline):
             num_images_per_prompt,
             clip_skip,
         )
+
+    def _guidance_per_image(self, scale: Any, count: int) -> Any:
+        if len(scale) != count:
+            raise InputError(
+                f"guidance_scale has {len(scale)} entries; the call makes {count} images"
+            )
+        values = np.array([[[[calls.number("guidance_scale", value)]]] for value in scale])
+        if self._distilled:
+            return values
+        # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.
+        values = values.clip(1.0).astype(np.float32)
+        return self._framework.array(values, device=self.device)

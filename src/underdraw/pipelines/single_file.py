@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.models import familiar
 from underdraw.pipelines.base import MODELS, DiffusionPipeline, scheduler_class
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import folders, hub
 from underdraw.weights.files import SUFFIXES
 from underdraw.weights.single_file import Tokenizer, read_single_file
 
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-# Arguments of the peer that change nothing here.
-WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "proxies", "disable_mmap")
+NEUTRAL = {**familiar.LOADING, "use_safetensors": (None, False, True)}
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
 _FILE = re.compile(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+)")
 
@@ -26,9 +25,9 @@ def load(cls: type[DiffusionPipeline], source: Any, **options: Any) -> Any:
     """See `DiffusionPipeline.from_single_file`."""
     names = (*cls.components_needed, *cls.components_optional)
     given = {name: options.pop(name) for name in names if name in options}
-    access = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-    for name in WITHOUT_EFFECT:
-        options.pop(name, None)
+    access = {name: options.pop(name) for name in familiar.HUB if name in options}
+    neutral = {name: options.pop(name) for name in NEUTRAL if name in options}
+    familiar.drop_neutral("from_single_file", neutral, NEUTRAL)
     wanted = {
         "dtype": options.pop("dtype", None) or options.pop("torch_dtype", None),
         "device": options.pop("device", None),
@@ -42,7 +41,7 @@ def load(cls: type[DiffusionPipeline], source: Any, **options: Any) -> Any:
         allowed = ("dtype", "device", "backend", "check", "prediction_type", "extract_ema")
         raise InputTypeError(
             f"from_single_file has no arguments {sorted(options)}; allowed: "
-            f"{', '.join((*allowed, 'config', *names, *HUB_OPTIONS))}"
+            f"{', '.join((*allowed, 'config', *names, *familiar.HUB))}"
         )
 
     path = find(source, **access)

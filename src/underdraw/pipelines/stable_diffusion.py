@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
@@ -15,7 +13,8 @@ from underdraw.pipelines.callbacks import Callbacks
 from underdraw.pipelines.images import OUTPUT_TYPES, StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.record import annotate, seeds_of
-from underdraw.sampling.loop import Denoiser, Solver, TableSolver, sample
+from underdraw.sampling.foreign import ForeignSolver, Solver
+from underdraw.sampling.loop import Denoiser, sample
 from underdraw.solvers.schedulers import Scheduler
 from underdraw.text.prompts import encode_prompts
 
@@ -119,7 +118,10 @@ class StableDiffusionPipeline(LatentPipeline):
         shape = self._latent_shape(count, height, width)
         if latents is not None:
             calls.array("latents", latents, shape, framework)
-        scale = self._check_guidance(guidance_scale, count)
+        if isinstance(guidance_scale, list | tuple):
+            scale = self._guidance_per_image(guidance_scale, count)
+        else:
+            scale = calls.number("guidance_scale", guidance_scale)
         generators = calls.generators(generator, seed, count)
         seeds = seeds_of(generators, count) if output_type == "pil" else []
         solver = self._solver(num_inference_steps, timesteps, sigmas, eta, generators)
@@ -242,9 +244,7 @@ class StableDiffusionPipeline(LatentPipeline):
         most = getattr(self.scheduler, "config", {}).get("num_train_timesteps", 1000)
         count = None if custom else calls.whole("num_inference_steps", steps, 1, most)
         if isinstance(self.scheduler, Scheduler):
-            return TableSolver(self.scheduler.make_table(count, timesteps, sigmas, eta))
-        from underdraw.sampling.foreign import ForeignSolver
-
+            return self.scheduler.make_table(count, timesteps, sigmas, eta)
         return ForeignSolver(
             self.scheduler, count, timesteps, sigmas, eta, generators, device=self.device
         )
@@ -300,20 +300,6 @@ class StableDiffusionPipeline(LatentPipeline):
         height = sides[0] * factor if height is None else calls.size("height", height, factor)
         width = sides[1] * factor if width is None else calls.size("width", width, factor)
         return height, width
-
-    def _check_guidance(self, scale: Any, count: int) -> Any:
-        if not isinstance(scale, list | tuple):
-            return calls.number("guidance_scale", scale)
-        if len(scale) != count:
-            raise InputError(
-                f"guidance_scale has {len(scale)} entries; the call makes {count} images"
-            )
-        values = np.array([[[[calls.number("guidance_scale", value)]]] for value in scale])
-        if self._distilled:
-            return values
-        # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.
-        values = values.clip(1.0).astype(np.float32)
-        return self.unet._framework.array(values, device=self.device)
 
     def _check_controls(self, controls: Any) -> None:
         if not isinstance(controls, list | tuple):
