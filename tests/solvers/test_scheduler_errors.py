@@ -104,7 +104,14 @@ def test_bad_requests(request_, message):
         ("LCMScheduler", {}, {"num_inference_steps": 4, "strength": 0.0}, "strength=0.0"),
         ("TCDScheduler", {}, {"num_inference_steps": 4, "eta": -1.0}, "eta=-1.0"),
         ("LMSDiscreteScheduler", {}, {"num_inference_steps": 4, "order": 9}, "order=9"),
-        ("DPMSolverMultistepScheduler", {}, {"num_inference_steps": 1000}, "at most 999"),
+        ("DPMSolverMultistepScheduler", {}, {"num_inference_steps": 1001}, "1001 .*at most 1000"),
+        ("DPMSolverMultistepInverseScheduler", {}, {"num_inference_steps": 1001}, "1001 .*at most"),
+        (
+            "UniPCMultistepScheduler",
+            {"timestep_spacing": "leading"},
+            {"num_inference_steps": 1000},
+            "steps=1000 must be at most 999",
+        ),
     ],
 )
 def test_bad_requests_by_class(name, config, request_, message):

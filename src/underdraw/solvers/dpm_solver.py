@@ -211,7 +211,7 @@ def dpm_inverse_table(
     else:
         t, sigmas = lambda_grid(schedule, config, steps, rising=True)
         top = sigmas[-1]
-    if config.use_karras_sigmas:
+    if config.use_karras_sigmas or config.grid() is None:
         t, first = np.unique(t, return_index=True)
         sigmas = sigmas[first]
     sigmas = np.append(sigmas, top)
@@ -225,7 +225,8 @@ def _rising(train: int, config: DPMInverseConfig, steps: int | None, last: int) 
     spacing, offset = config.timestep_spacing, config.steps_offset
     if spacing == "trailing":
         return spaced(train, count, spacing, last=last)[::-1]
-    return spaced(train, count + 1, spacing, offset, last=last)[::-1][:count]
+    falling = spaced(train, count, spacing, offset, extra=1, last=last)
+    return np.append(offset if spacing == "leading" else 0, falling[::-1])[:count]
 
 
 def dpm_singlestep_table(

@@ -160,6 +160,26 @@ class Table:
         """The row of one model call, in plain floats; factors that are 0 are left out."""
         return self.rows[call]
 
+    def timestep(self, call: int) -> float:
+        """The time given to the network."""
+        return self.rows[call].timestep
+
+    def model_input(self, call: int, x: Any) -> Any:
+        """Latents as the network wants them."""
+        scale = self.rows[call].input_scale
+        return x if scale == 1 else x * scale
+
+    def advance(
+        self, nn: Any, call: int, state: State, output: Any, draw: Callable[[], Any]
+    ) -> State:
+        """The state after a call; `draw` gives noise where the row takes any."""
+        row = self.rows[call]
+        return advance(nn, row, state, output, draw() if row.draws else None)
+
+    def clean(self, nn: Any, call: int, x: Any, output: Any) -> Any:
+        """The clean latents seen at a call."""
+        return clean_image(nn, self.rows[call], x, output)
+
     def tail(self, begin: int) -> Table:
         """The run that starts at model call `begin` with nothing remembered (image-to-image).
 
@@ -296,22 +316,9 @@ class Rows:
         self.call(timestep, alpha, sigma, step, {"x": 1.0}, scale=scale)
 
     def table(self, levels: np.ndarray | None = None) -> Table:
-        columns = (np.array(column) for column in zip(*self._calls, strict=True))
-        t, scale, alpha, sigma, clean, weights, pushes, draws, steps = columns
-        return Table(
-            t.astype(np.float64),
-            scale.astype(np.float64),
-            alpha.astype(np.float64),
-            sigma.astype(np.float64),
-            clean,
-            weights,
-            pushes,
-            draws,
-            steps,
-            float(self.initial_sigma),
-            self.clip,
-            levels,
-        )
+        columns = [np.array(column) for column in zip(*self._calls, strict=True)]
+        floats = [column.astype(np.float64) for column in columns[:4]]
+        return Table(*floats, *columns[4:], float(self.initial_sigma), self.clip, levels)
 
 
 def combine(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
@@ -357,8 +364,9 @@ def spaced(
     """
     last = train if last is None else last
     points = steps + extra
-    if points > last and (rounded or spacing == "leading"):
-        raise InputError(f"num_inference_steps={steps} must be at most {last - extra} here")
+    most = last - extra if spacing == "leading" else train
+    if steps > most and (rounded or spacing == "leading"):
+        raise InputError(f"num_inference_steps={steps} must be at most {most} here")
     if spacing == "linspace":
         ts = np.linspace(0, last - 1, points)
         ts = (ts.round() if rounded else ts.astype(np.float32).astype(np.float64))[::-1][:steps]
