@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         StableDiffusionSafetyChecker as StableDiffusionSafetyChecker,
         UNet2DConditionModel as UNet2DConditionModel,
     )
+    from underdraw.pipelines.base import (
+        DiffusionPipeline as DiffusionPipeline,
+    )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
     )
@@ -73,6 +76,7 @@ _MODULES = {
         "StableDiffusionSafetyChecker",
         "UNet2DConditionModel",
     ),
+    "underdraw.pipelines.base": ("DiffusionPipeline",),
     "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
     "underdraw.solvers.schedulers": (
         "DDIMInverseScheduler",

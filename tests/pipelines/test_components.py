@@ -9,7 +9,7 @@ import torch
 from pipelines import tiny
 from pipelines.tiny import run
 
-from underdraw import StableDiffusionPipeline
+from underdraw import DiffusionPipeline, StableDiffusionPipeline
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import AutoencoderKL
 
@@ -118,3 +118,19 @@ def test_from_pipe_takes_over_what_the_constructor_was_told():
 def test_from_pipe_converts(name):
     made = StableDiffusionPipeline.from_pipe(tiny.pipeline(), **{name: torch.bfloat16})
     assert {made.dtype, made.vae.dtype, made.text_encoder.dtype} == {torch.bfloat16}
+
+
+def test_a_folder_names_its_class(tmp_path):
+    pipe = tiny.pipeline()
+    pipe.save_pretrained(tmp_path)
+    made = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert type(made) is StableDiffusionPipeline
+    assert made.dtype == torch.bfloat16
+    index = (tmp_path / "model_index.json").read_text()
+    (tmp_path / "model_index.json").write_text(
+        index.replace("StableDiffusionPipeline", "InputError")
+    )
+    with pytest.raises(InputError, match="is of a 'InputError', which is not known"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+    with pytest.raises(InputTypeError, match=r"StableDiffusionPipeline\.from_single_file"):
+        DiffusionPipeline.from_single_file("a.safetensors")

@@ -180,6 +180,8 @@ class DiffusionPipeline(calls.Calls):
     ) -> Pipeline:
         """A pipeline from a folder, a Hub id, or `"underdraw/scenes"`, which ships inside.
 
+        `DiffusionPipeline.from_pretrained` gives one of the class which `model_index.json` names.
+
         Args:
             dtype: "float32" (default), "float16", "bfloat16", the framework's own, or "auto": the
                 fastest that is good on the device. `torch_dtype` is the same.
@@ -195,6 +197,9 @@ class DiffusionPipeline(calls.Calls):
         """
         from underdraw.weights import folders, hub as hubs
 
+        if cls is DiffusionPipeline:
+            access = {name: options[name] for name in familiar.HUB if name in options}
+            cls = listed_class(hubs.resolve(name_or_path, weights=False, **access))
         names = (*cls.components_needed, *cls.components_optional)
         given = {name: options.pop(name) for name in names if name in options}
         switches = {name: options.pop(name) for name in cls.switches if name in options}
@@ -274,6 +279,11 @@ class DiffusionPipeline(calls.Calls):
         """
         from underdraw.pipelines.single_file import load
 
+        if cls is DiffusionPipeline:
+            raise InputTypeError(
+                "a single file does not name its pipeline; use one's own from_single_file, as "
+                "StableDiffusionPipeline.from_single_file"
+            )
         return load(cls, source, **options)
 
     def save_pretrained(
@@ -370,5 +380,20 @@ def scheduler_class(name: str) -> Any:
     if not (isinstance(found, type) and issubclass(found, schedulers.Scheduler)):
         raise InputError(
             f"scheduler {name!r} is not known; allowed: {', '.join(sorted(schedulers.__all__))}"
+        )
+    return found
+
+
+def listed_class(folder: Path) -> Any:
+    """The pipeline class which the `model_index.json` of a folder names."""
+    import underdraw
+    from underdraw.weights import folders
+
+    name = folders.read_model_index(folder).get("_class_name")
+    found = getattr(underdraw, name, None) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, DiffusionPipeline):
+        known = [name for name in underdraw.__all__ if name.endswith("DiffusionPipeline")]
+        raise InputError(
+            f"{folder} is of a {name!r}, which is not known; there are {', '.join(known)}"
         )
     return found
