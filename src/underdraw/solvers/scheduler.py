@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import numpy as np
 from underdraw.errors import InputError, InputTypeError
 from underdraw.solvers.published import Published
 from underdraw.solvers.stepping import Stepping
-from underdraw.solvers.table import Table
+from underdraw.solvers.table import Table, check_steps
 
 
 class Scheduler(Published, Stepping):
@@ -74,15 +75,8 @@ class Scheduler(Published, Stepping):
         return table
 
     def _build(self, steps: int | None, request: dict[str, Any]) -> Table:
-        build = type(self).build
-        table = build(self.schedule, self.settings, steps, **request)
-        if self.remembers:
-            restart = partial(self._from_call, steps, request)
-            object.__setattr__(table, "restart", restart)
-        return table
-
-    def _from_call(self, steps: int | None, request: dict[str, Any], begin: int) -> Table:
-        return type(self).build(self.schedule, self.settings, steps, begin=begin, **request)
+        build = partial(type(self).build, self.schedule, self.settings, steps, **request)
+        return replace(build(), restart=build) if self.remembers else build()
 
     def _check_request(self, steps: int | None, request: dict[str, tuple[float, ...]]) -> None:
         name = type(self).__name__
@@ -92,6 +86,8 @@ class Scheduler(Published, Stepping):
         if (steps is not None) + len(request) != 1:
             allowed = " or ".join(("num_inference_steps", *self.custom))
             raise InputError(f"{name} takes exactly one of {allowed}")
+        if steps is not None:
+            check_steps(steps)  # before 5.0 is taken for the table of 5
         if "timesteps" in request:
             switch = self.settings.grid()
             if switch is not None:

@@ -166,6 +166,7 @@ class KDPM2DiscreteScheduler(Scheduler):
     order = 2
     space = "sigma"
     whole = False
+    grid_fractions = "float64"
 
 
 class KDPM2AncestralDiscreteScheduler(Scheduler):
@@ -178,6 +179,7 @@ class KDPM2AncestralDiscreteScheduler(Scheduler):
     order = 2
     space = "sigma"
     whole = False
+    grid_fractions = "float64"
 
 
 class LMSDiscreteScheduler(Scheduler):

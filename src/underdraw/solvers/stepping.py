@@ -43,6 +43,8 @@ class Stepping:
     place in `timesteps`, with latents clean + σ · noise in "sigma"."""
     whole: ClassVar[bool] = True
     """Whether timesteps are integers; the classes with fractions refuse integers in `step`."""
+    grid_fractions: ClassVar[str] = "float32"
+    """Dtype of timesteps with fractions that belong to a σ grid."""
     second: ClassVar[str | None] = "pred_original_sample"
     """Name of the second output of `step`: the clean image, or else what the table saves."""
     stateless: ClassVar[bool] = False
@@ -64,7 +66,8 @@ class Stepping:
         self.num_inference_steps: int | None = None
         self._request: dict[str, Any] = {}
         self._timesteps: Any = None
-        self._kept: dict[Any, Any] = {}
+        self._tails: dict[Any, tuple[Table, Table]] = {}
+        self._rows: dict[Any, Row] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -98,11 +101,12 @@ class Stepping:
         self._request = request
         self.num_inference_steps = int(self.table.steps[-1]) + 1
         self._timesteps = self._tensor_of(self.table.timesteps, device)
-        self._kept = {}
+        self._tails, self._rows = {}, {}
         self._forget()
 
     def _tensor_of(self, timesteps: np.ndarray, device: Any = None) -> Any:
-        kind = np.int64 if self.whole else np.float32
+        fractions = self.grid_fractions if self.settings.grid() else "float32"
+        kind = "int64" if self.whole else fractions
         return backends.get("torch").array(timesteps.astype(kind), device=device)
 
     @property
@@ -299,16 +303,16 @@ class Stepping:
         if self._first == 0:
             return table
         key = (id(table), self._first)
-        if key not in self._kept:
-            self._kept = {key: (table, table.tail(self._first))}
-        return self._kept[key][1]
+        if key not in self._tails:  # the table is kept too, so that its id stays its own
+            self._tails = {key: (table, table.tail(self._first))}
+        return self._tails[key][1]
 
     def _row_at(self, timestep: int, options: dict[str, Any]) -> Row:
         """The row of a timestep of a solver whose steps may come in any order."""
         key = (timestep, *sorted(options.items()))
-        if key not in self._kept:
-            self._kept[key] = self._find_row(timestep, options)
-        return self._kept[key]
+        if key not in self._rows:
+            self._rows[key] = self._find_row(timestep, options)
+        return self._rows[key]
 
     def _find_row(self, timestep: int, options: dict[str, Any]) -> Row:
         """By default of any training timestep, whether or not it is part of the run."""
@@ -333,8 +337,13 @@ class Stepping:
 
     # -- training and image-to-image --------------------------------------------------------------
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-        """Clean latents as they are at `timesteps (batch,)`, one level per image."""
-        times = np.asarray(timesteps.tolist()).reshape(-1)
+        """Clean latents as they are at `timesteps`: one per image, in any form, or one for all.
+
+        Raises:
+            InputError, InputTypeError: timesteps that are no numbers, as many as neither 1 nor the
+                batch, or not known.
+        """
+        times = _times(timesteps, original_samples)
         if self.space == "alpha":
             alpha, sigma = self._training_levels(times)
         else:
@@ -351,8 +360,9 @@ class Stepping:
         return [place] * len(times)
 
     def get_velocity(self, sample: Any, noise: Any, timesteps: Any) -> Any:
-        """What a v-predicting network should answer: `alpha * noise - sigma * sample`."""
-        times = np.asarray(timesteps.tolist()).reshape(-1)
+        """What a v-predicting network should answer: `alpha * noise - sigma * sample`. Timesteps
+        and errors as in `add_noise`."""
+        times = _times(timesteps, sample)
         alpha, sigma = (_like(each, sample) for each in self._training_levels(times))
         return alpha * noise - sigma * sample
 
@@ -371,6 +381,25 @@ def backend_of(array: Any) -> Any:
     if name not in backends.NAMES:
         raise InputTypeError(f"sample is a {type(array).__name__}; allowed: an array of a backend")
     return backends.get(name)
+
+
+def _times(timesteps: Any, images: Any) -> np.ndarray:
+    """Timesteps in any form as numbers, one or one per image."""
+    try:
+        listed = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+        times = np.array(listed, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        times = np.array([])
+    kinds = listed if isinstance(listed, list | tuple) else [listed]
+    if (
+        len(times) == 0
+        or not np.isfinite(times).all()
+        or any(isinstance(each, bool | str) for each in kinds)
+    ):
+        raise InputTypeError(f"timesteps={timesteps!r} must be a number, or one number per image")
+    if len(times) not in (1, images.shape[0]):
+        raise InputError(f"timesteps has {len(times)} entries; allowed: 1 or {images.shape[0]}")
+    return times
 
 
 def _float32(nn: Any, array: Any) -> Any:

@@ -151,7 +151,7 @@ class Table:
     initial_sigma: float
     clip: Clip | None = None
     levels: np.ndarray | None = None
-    restart: Callable[[int], Table] | None = field(default=None, repr=False)
+    restart: Callable[..., Table] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -194,7 +194,7 @@ class Table:
         if begin == 0:
             return self
         if self.restart is not None:
-            return self.restart(begin)
+            return self.restart(begin=begin)
         parts = {
             name: getattr(self, name)[begin:]
             for name in ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "weights")

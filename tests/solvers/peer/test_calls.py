@@ -2,14 +2,15 @@
 kinds."""
 
 import inspect
+from dataclasses import fields
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from solvers.peer.oracle import SD, SHAPE, distance, peer, quiet
+from solvers.peer.oracle import GRIDS, SD, SHAPE, distance, peer, quiet
 
-from underdraw.errors import InputTypeError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.solvers import schedulers
 
 NAMES = tuple(schedulers.__all__)
@@ -96,3 +97,44 @@ def test_as_many_steps_as_training(name):
         ours.set_timesteps(1000)
         assert torch.equal(ours.timesteps, theirs.timesteps)
         assert np.isfinite(ours.make_table(1000).weights).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler"]
+)
+def test_timesteps_of_all_kinds(name):
+    scheduler, x = getattr(schedulers, name)(**SD), torch.ones(SHAPE)
+    wanted = scheduler.add_noise(x, 2 * x, torch.tensor([10, 10, 10]))
+    velocity = scheduler.get_velocity(x, 2 * x, torch.tensor([10, 10, 10]))
+    for one in (10, np.int64(10), [10], (10, 10, 10), np.array([10, 10, 10]), torch.tensor(10)):
+        assert torch.equal(scheduler.add_noise(x, 2 * x, one), wanted)
+        assert torch.equal(scheduler.get_velocity(x, 2 * x, one), velocity)
+    for wrong in ("ten", None, True, [10, "x", 3], [], {}, [10, float("nan"), 3]):
+        with pytest.raises(InputTypeError, match="must be a number, or one number per image"):
+            scheduler.add_noise(x, x, wrong)
+        with pytest.raises(InputTypeError, match="must be a number"):
+            scheduler.get_velocity(x, x, wrong)
+    with pytest.raises(InputError, match="2 entries; allowed: 1 or 3"):
+        scheduler.add_noise(x, x, [10, 20])
+
+
+@pytest.mark.parametrize("wrong", [5.0, True, np.float32(5)])
+def test_steps_that_are_no_whole_number(wrong):
+    """Also where 5.0 would find the table of 5."""
+    scheduler = schedulers.DDIMScheduler(**SD)
+    for steps in (1, 5):
+        scheduler.set_timesteps(steps)
+    with pytest.raises(InputTypeError, match="must be a whole number"):
+        scheduler.set_timesteps(wrong)
+
+
+@pytest.mark.parametrize("grid", [*GRIDS])
+def test_dtype_of_timesteps(grid):
+    for name in NAMES:
+        names = {each.name for each in fields(getattr(schedulers, name).Config)}
+        if set(grid) <= names:
+            ours, theirs = getattr(schedulers, name)(**SD, **grid), peer(name, **SD, **grid)
+            with quiet():
+                theirs.set_timesteps(4)
+            ours.set_timesteps(4)
+            assert ours.timesteps.dtype == theirs.timesteps.dtype
