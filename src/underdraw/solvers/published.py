@@ -9,6 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
+from underdraw import backends
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.solvers.configs import Config
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
@@ -121,10 +124,17 @@ class Published:
             WeightError: the file is not a JSON object.
             InputError: it has unsupported values.
         """
+        access = {name: options.pop(name) for name in _HUB if name in options}
+        return cls.from_config(cls.load_config(folder, subfolder, **access), **options)
+
+    @classmethod
+    def load_config(
+        cls, folder: str | os.PathLike[str], subfolder: str | None = None, **access: Any
+    ) -> dict[str, Any]:
+        """What the file read by `from_pretrained` says; arguments for the Hub and errors alike."""
         from underdraw.weights.folders import read_json
         from underdraw.weights.hub import resolve
 
-        access = {name: options.pop(name) for name in _HUB if name in options}
         inside = subfolder or ""
         if os.path.isfile(folder):
             path = Path(folder)
@@ -135,8 +145,7 @@ class Published:
                 path = place / FILE
             if not path.is_file():
                 raise NotFoundError(f"there is no {FILE} in {place / inside}")
-        config = read_json(path)
-        return cls.from_config(config, **options)
+        return dict(read_json(path))
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
         """Write `scheduler_config.json`, whole or not at all; the familiar library reads it."""
@@ -148,12 +157,40 @@ class Published:
         target.mkdir(parents=True, exist_ok=True)
         write_json(target / FILE, self._plain_config())
 
+    save_config = save_pretrained
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        from underdraw.weights.save import write_json
+
+        write_json(path, self._plain_config())
+
     def _plain_config(self) -> dict[str, Any]:
         return {name: _plain(v) for name, v in self.config.items() if name not in _PRIVATE}
 
     def to_json_string(self) -> str:
         """As in `scheduler_config.json`."""
         return json.dumps(self._plain_config(), indent=2, sort_keys=True) + "\n"
+
+    # -- the noise schedule, float32 tensors over training timesteps ------------------------------
+    @property
+    def alphas_cumprod(self) -> Any:
+        return _tensor(self.schedule.alphas_cumprod)
+
+    @property
+    def betas(self) -> Any:
+        return _tensor(self.schedule.betas)
+
+    @property
+    def alphas(self) -> Any:
+        return 1 - self.betas
+
+    @property
+    def final_alpha_cumprod(self) -> Any:
+        """ᾱ after the last step, of the classes that may choose it (`set_alpha_to_one`)."""
+        if not hasattr(self.settings, "set_alpha_to_one"):
+            raise AttributeError(f"{type(self).__name__} has no final_alpha_cumprod")
+        one = self.settings.set_alpha_to_one
+        return _tensor(np.array(1.0 if one else self.schedule.alphas_cumprod[0]))
 
     @property
     def compatibles(self) -> list[type]:
@@ -168,6 +205,10 @@ class Published:
 
 _PRIVATE = ("_use_default_values", "_ignore_files")
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def _tensor(values: np.ndarray) -> Any:
+    return backends.get("torch").array(values.astype(np.float32))
 
 
 def _plain(value: Any) -> Any:

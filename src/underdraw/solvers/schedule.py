@@ -25,6 +25,8 @@ class NoiseSchedule:
     """
 
     alphas_cumprod: np.ndarray
+    betas: np.ndarray
+    """Variance added at each timestep, β of eq. 2, likewise."""
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -82,9 +84,10 @@ def noise_schedule(
     alphas_cumprod = _single(np.cumprod((1 - betas).astype(np.float64))).astype(np.float64)
     if rescale_betas_zero_snr:
         alphas_cumprod = _zero_terminal_snr(alphas_cumprod)
+        betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
         alphas_cumprod[-1] = smallest
     alphas_cumprod.flags.writeable = False
-    return NoiseSchedule(alphas_cumprod)
+    return NoiseSchedule(alphas_cumprod, _single(betas).astype(np.float64))
 
 
 def _zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:

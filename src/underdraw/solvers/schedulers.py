@@ -43,6 +43,25 @@ __all__ = [
 ]
 
 
+class _LambdaScheduler(Scheduler):
+    """A solver in λ = log(alpha_t / sigma_t); the three as tensors over training timesteps."""
+
+    space = "lambda"
+    second = None
+
+    @property
+    def alpha_t(self) -> Any:
+        return self.alphas_cumprod**0.5
+
+    @property
+    def sigma_t(self) -> Any:
+        return (1 - self.alphas_cumprod) ** 0.5
+
+    @property
+    def lambda_t(self) -> Any:
+        return (self.alpha_t / self.sigma_t).log()
+
+
 class DDIMScheduler(Scheduler):
     """Song et al. 2020. Options of `step` and `make_table`: `eta`, `use_clipped_model_output`."""
 
@@ -107,7 +126,7 @@ class EulerAncestralDiscreteScheduler(Scheduler):
     whole = False
 
 
-class DPMSolverMultistepScheduler(Scheduler):
+class DPMSolverMultistepScheduler(_LambdaScheduler):
     """Lu et al. 2022: DPM-Solver and DPM-Solver++, orders 1 to 3, deterministic or stochastic."""
 
     Config = configs.DPMMultistepConfig
@@ -116,12 +135,10 @@ class DPMSolverMultistepScheduler(Scheduler):
     positional = ("generator", "variance_noise", "return_dict")
     remembers = True
     smallest = 2.0**-24
-    space = "lambda"
-    second = None
     noise_like = "float32"
 
 
-class DPMSolverMultistepInverseScheduler(Scheduler):
+class DPMSolverMultistepInverseScheduler(_LambdaScheduler):
     """DPM-Solver upwards, from an image to the noise it came from."""
 
     Config = configs.DPMInverseConfig
@@ -129,11 +146,9 @@ class DPMSolverMultistepInverseScheduler(Scheduler):
     positional = ("generator", "variance_noise", "return_dict")
     rising = True
     remembers = True
-    space = "lambda"
-    second = None
 
 
-class DPMSolverSinglestepScheduler(Scheduler):
+class DPMSolverSinglestepScheduler(_LambdaScheduler):
     """Lu et al. 2022: steps in groups of one to three calls."""
 
     Config = configs.DPMSinglestepConfig
@@ -141,8 +156,6 @@ class DPMSolverSinglestepScheduler(Scheduler):
     custom = ("timesteps",)
     positional = ("generator", "return_dict")
     remembers = True
-    space = "lambda"
-    second = None
 
 
 class HeunDiscreteScheduler(Scheduler):
@@ -194,25 +207,21 @@ class LMSDiscreteScheduler(Scheduler):
     whole = False
 
 
-class UniPCMultistepScheduler(Scheduler):
+class UniPCMultistepScheduler(_LambdaScheduler):
     """Zhao et al. 2023: a corrector and a predictor per call."""
 
     Config = configs.UniPCConfig
     build = staticmethod(unipc.unipc_table)
     remembers = True
     smallest = 2.0**-24
-    space = "lambda"
-    second = None
 
 
-class DEISMultistepScheduler(Scheduler):
+class DEISMultistepScheduler(_LambdaScheduler):
     """Zhang & Chen 2022, orders 1 to 3."""
 
     Config = configs.DEISConfig
     build = staticmethod(deis.deis_table)
     remembers = True
-    space = "lambda"
-    second = None
 
 
 class DDPMScheduler(Scheduler):
@@ -259,5 +268,5 @@ def compatible_with(cls: type) -> list[type]:
     if cls.__name__ in alone:
         return [cls]
     inverse = "DPMSolverMultistepInverseScheduler"
-    every = [each for each in Scheduler.__subclasses__() if each.__name__ not in (*alone, inverse)]
+    every = [globals()[name] for name in __all__ if name not in (*alone, inverse)]
     return every if cls in every else [*every, cls]

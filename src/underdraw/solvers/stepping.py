@@ -143,10 +143,6 @@ class Stepping:
         return levels if self.space == "lambda" else np.append(levels[::-1], 0.0)
 
     @property
-    def alphas_cumprod(self) -> Any:
-        return backends.get("torch").array(self.schedule.alphas_cumprod.astype(np.float32))
-
-    @property
     def init_noise_sigma(self) -> float:
         """Latents begin as this times standard normal noise."""
         if self.table is not None:

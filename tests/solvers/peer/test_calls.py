@@ -138,3 +138,30 @@ def test_dtype_of_timesteps(grid):
                 theirs.set_timesteps(4)
             ours.set_timesteps(4)
             assert ours.timesteps.dtype == theirs.timesteps.dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attributes(name, tmp_path):
+    ours, theirs = getattr(schedulers, name)(**SD), peer(name, **SD)
+    names = ("betas", "alphas", "alphas_cumprod", "alpha_t", "sigma_t", "lambda_t")
+    for each in (*names, "final_alpha_cumprod"):
+        if hasattr(theirs, each):
+            found, wanted = getattr(ours, each), getattr(theirs, each)
+            assert found.dtype == torch.float32
+            assert found.shape == wanted.shape
+            assert torch.allclose(found, wanted, rtol=2e-6, atol=1e-7)
+    ours.save_config(tmp_path)
+    loaded = getattr(schedulers, name).load_config(tmp_path)
+    assert loaded["beta_end"] == 0.012
+    assert getattr(schedulers, name).from_config(loaded).config.beta_end == 0.012
+    ours.to_json_file(tmp_path / "again.json")
+    written = [(tmp_path / file).read_text() for file in ("scheduler_config.json", "again.json")]
+    assert written == [ours.to_json_string()] * 2
+
+
+def test_betas_and_final_alpha_follow_the_configuration():
+    config = {**SD, "rescale_betas_zero_snr": True, "set_alpha_to_one": False}
+    ours, theirs = schedulers.DDIMScheduler(**config), peer("DDIMScheduler", **config)
+    assert torch.allclose(ours.betas, theirs.betas, atol=1e-6)
+    assert ours.betas[-1] == 1
+    assert float(ours.final_alpha_cumprod) == pytest.approx(float(theirs.final_alpha_cumprod))
