@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -364,3 +364,9 @@ def move(root: Any, device: Any = None, dtype: Any = None) -> None:
         device, dtype = None, device
     wanted = resolve_dtype(dtype)
     root._tree = grow({name: array(value, wanted, device) for name, value in walk(root._tree)})
+
+
+def register_output(kind: type[Any]) -> None:
+    """Let `jax.jit` and the other transformations return a dataclass of arrays."""
+    names = [f.name for f in fields(kind)]
+    jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=[])

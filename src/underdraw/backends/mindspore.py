@@ -353,3 +353,7 @@ def move(root: Any, device: Any = None, dtype: Any = None) -> None:
         device, dtype = None, device
     wanted = resolve_dtype(dtype)
     root._tree = grow({name: array(value, wanted, device) for name, value in walk(root._tree)})
+
+
+def register_output(kind: type[Any]) -> None:
+    """Nothing to do: no transformation here looks into what a model returns."""

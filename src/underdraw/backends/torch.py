@@ -22,6 +22,7 @@ from underdraw.backends.torch_weights import (
     load_root as load_root,
     move as move,
     named_tensors as named_tensors,
+    register_output as register_output,
     replace_rows as replace_rows,
     resolve_dtype as resolve_dtype,
     tensor as tensor,

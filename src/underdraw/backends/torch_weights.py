@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.backends.torch_operations import Node, draw
@@ -146,3 +148,18 @@ def is_array(value: Any) -> bool:
 def is_floating(values: Tensor) -> bool:
     """Whether it holds floating-point numbers."""
     return values.is_floating_point()
+
+
+def register_output(kind: type[Any]) -> None:
+    """Let `torch.export` and `torch.utils._pytree` see the tensors in a dataclass."""
+
+    def flatten(output: Any) -> tuple[list[Any], list[str]]:
+        # None is a leaf to PyTorch; a field that was not asked for must not be one.
+        names = [f.name for f in fields(kind) if getattr(output, f.name) is not None]
+        return [getattr(output, name) for name in names], names
+
+    def unflatten(values: Iterable[Any], names: list[str]) -> Any:
+        return kind(**dict(zip(names, values, strict=True)))
+
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=name)

@@ -17,6 +17,7 @@ from underdraw import backends
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.models.familiar import SAVING, drop_neutral
+from underdraw.models.outputs import Output
 from underdraw.networks.config import Config, read
 
 Self = TypeVar("Self", bound="Model")
@@ -271,7 +272,7 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
     """The subclass of `cls` that lives on a backend."""
     if hasattr(cls, "_framework"):
         return cls
-    framework = backends.get(backend)
+    framework = _framework_of(backend)
     names = {
         "_framework": framework,
         "_written": cls,
@@ -280,6 +281,15 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
         "__doc__": cls.__doc__,
     }
     return type(cls.__name__, (cls, framework.Root), names)
+
+
+@cache
+def _framework_of(backend: str) -> Any:
+    """The module of a backend, which from now on looks into what models return."""
+    framework = backends.get(backend)
+    for kind in Output.__subclasses__():
+        framework.register_output(kind)
+    return framework
 
 
 def _revive(cls: type[Model], backend: str) -> Any:
