@@ -37,6 +37,7 @@ def test_folder_to_file_and_back(run, tiny, tmp_path):
     done = run("convert", tiny, "one.safetensors")
     assert done.stdout == "one.safetensors\n"
     assert "hold no vocabulary" in done.stderr
+    assert "--tokenizer" in done.stderr
     assert run("convert", "one.safetensors", "back", "--tokenizer", tiny).stdout == "back\n"
     assert_same(tensors_of(tiny), tensors_of(tmp_path / "back"))
     from underdraw import StableDiffusionPipeline

@@ -244,3 +244,30 @@ def test_long_prompts_of_a_compat_pipeline_give_a_note(run, tiny):
     assert told.count("note: only the first 77 tokens") == 1
     assert "Warning" not in told
     assert json.loads(json.dumps(read_metadata("c.png")))["compat"] == "diffusers"
+
+
+def test_a_sheet_says_which_pictures_it_holds(run, tiny):
+    run("generate", "a cone", "-n", 2, "--model", tiny, *QUICK, "--out", "x.png")
+    done = run("generate", "--again", "x.png", code=2)
+    assert "x.png is a sheet of several pictures" in done.stderr
+    assert "x-0.png, x-1.png" in done.stderr
+
+
+def test_mistakes_are_told_before_a_framework_is_imported(spawn):
+    for arguments, says in (
+        (["a cone", "--model", "nope"], "nope"),
+        (["a cone", "--model", "nope.safetensors"], "no such file"),
+        (["a (cone"], "("),
+        (["a cone", "--negative", "blue)"], ")"),
+    ):
+        code = (
+            "import os, sys\nos.environ['HF_HUB_OFFLINE'] = '1'\n"
+            "from underdraw.cli.app import app\n"
+            f"sys.argv = ['underdraw', 'generate', *{arguments}]\n"
+            "try:\n    app()\nexcept SystemExit as end:\n    print('code', end.code)\n"
+            "print('torch' in sys.modules)"
+        )
+        done = spawn("-c", code)
+        assert done.stdout.split("\n")[-2:] == ["False", ""], done.stderr
+        assert "code 0" not in done.stdout
+        assert says in done.stderr

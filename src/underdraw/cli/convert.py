@@ -222,7 +222,12 @@ def load_vocabulary(source: Source, tokenizer: str | None) -> Any:
     from underdraw.pipelines.single_file import load_tokenizer
     from underdraw.weights.single_file import Tokenizer
 
-    return load_tokenizer(source.tokenizer or Tokenizer(), tokenizer)
+    try:
+        return load_tokenizer(source.tokenizer or Tokenizer(), tokenizer)
+    except NotFoundError as error:
+        if tokenizer is not None:
+            raise
+        raise NotFoundError(f"{error}: --tokenizer") from error
 
 
 def copy_texts(source: Path, target: Path) -> None:

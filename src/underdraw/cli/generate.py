@@ -69,6 +69,7 @@ def generate(
     output, everything else to standard error.
     """
     from underdraw.cli import solvers
+    from underdraw.text.weighting import parse_weights
 
     if solver == "help":
         tell(solvers.describe())
@@ -107,8 +108,12 @@ def generate(
     first = request.call["seed"]
     seeds = [first + i % count for i in range(len(every))]
     target = outputs.Target(out, every, seeds)
-    if solver is not None:  # a misspelt name should not wait for a model to be loaded
+    # A mistake should not wait for a model to be loaded.
+    if solver is not None:
         solvers.make_solver(solver, {})
+    if request.compat is None:
+        for prompt in (*every, request.call.get("negative_prompt") or ""):
+            parse_weights(prompt)
     pipe = load(request, solver)
     tell(
         f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}, "
@@ -137,6 +142,9 @@ def recorded(path: Path) -> Request:
     from underdraw.pipelines.images import read_metadata
 
     record = read_metadata(path)
+    if isinstance(record.get("sheet"), list):
+        named = ", ".join(map(str, record["sheet"]))
+        raise InputError(f"{path} is a sheet of several pictures; --again takes one of {named}")
     kinds = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
     if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise InputError(f"{path} holds metadata that this version of underdraw cannot read")

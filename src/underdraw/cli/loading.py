@@ -27,6 +27,15 @@ def load_pipeline(
     if not is_single_file(model) and tokenizer is not None:
         raise InputError(f"--tokenizer is for single files; {model} has its own")
     import underdraw
+    from underdraw.weights import hub
+
+    # A name of nothing is told before a framework is imported, which takes seconds.
+    if is_single_file(model):
+        from underdraw.pipelines.single_file import find
+
+        find(model)
+    else:
+        hub.resolve(model, weights=False)
     from underdraw.backends import hardware
 
     cls = getattr(underdraw, kind, None)

@@ -56,7 +56,7 @@ class Target:
             path = self.out
         else:
             path = free(self.folder / f"{self.names[0]}-grid.png")
-        save_png(grid(pictures, columns), path)
+        save_png(grid(pictures, columns), path, {"sheet": [path.name for path in self.written]})
         for picture in pictures:
             picture.close()
         typer.echo(path)
