@@ -187,9 +187,9 @@ class Published:
     @property
     def final_alpha_cumprod(self) -> Any:
         """ᾱ after the last step, of the classes that may choose it (`set_alpha_to_one`)."""
-        if not hasattr(self.settings, "set_alpha_to_one"):
+        one = getattr(self.settings, "set_alpha_to_one", None)
+        if one is None:
             raise AttributeError(f"{type(self).__name__} has no final_alpha_cumprod")
-        one = self.settings.set_alpha_to_one
         return _tensor(np.array(1.0 if one else self.schedule.alphas_cumprod[0]))
 
     @property

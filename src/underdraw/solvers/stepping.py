@@ -12,6 +12,7 @@ import numpy as np
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
+from underdraw.solvers.arrays import backend_of, is_integer, per_image, read_times, single
 from underdraw.solvers.table import Row, State, Table, advance, clean_image
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class Stepping:
             options["eta"] = eta
         row = self._row_of(timestep, options)
         nn = backend_of(sample).operations
-        x, output = (_float32(nn, each) for each in (sample, model_output))
+        x, output = (single(nn, each) for each in (sample, model_output))
         state = State(x) if self._state is None else self._state._replace(x=x)
         noise = self._noise(row, model_output, generator, variance_noise, nn)
         clean = clean_image(nn, row, x, output) if self.second == "pred_original_sample" else None
@@ -280,7 +281,7 @@ class Stepping:
         return found
 
     def _row_of(self, timestep: Any, options: dict[str, Any]) -> Row:
-        if not self.whole and _is_integer(timestep):
+        if not self.whole and is_integer(timestep):
             raise InputError(
                 f"timestep={timestep} is a whole number; allowed: an element of `timesteps`"
             )
@@ -329,7 +330,7 @@ class Stepping:
         if given is None:
             like = nn.float32(output) if self.noise_like == "float32" else output
             given = backend_of(output).draw_like(like, generator)
-        return _float32(nn, given)
+        return single(nn, given)
 
     # -- training and image-to-image --------------------------------------------------------------
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
@@ -339,14 +340,14 @@ class Stepping:
             InputError, InputTypeError: timesteps that are no numbers, as many as neither 1 nor the
                 batch, or not known.
         """
-        times = _times(timesteps, original_samples)
+        times = read_times(timesteps, original_samples)
         if self.space == "alpha":
             alpha, sigma = self._training_levels(times)
         else:
             ratio = self._levels()[self._places(times)]
             alpha = np.ones_like(ratio) if self.space == "sigma" else 1 / np.sqrt(ratio**2 + 1)
             sigma = ratio * alpha
-        alpha, sigma = (_like(each, original_samples) for each in (alpha, sigma))
+        alpha, sigma = (per_image(each, original_samples) for each in (alpha, sigma))
         return alpha * original_samples + sigma * noise
 
     def _places(self, times: np.ndarray) -> list[int]:
@@ -358,8 +359,8 @@ class Stepping:
     def get_velocity(self, sample: Any, noise: Any, timesteps: Any) -> Any:
         """What a v-predicting network should answer: `alpha * noise - sigma * sample`. Timesteps
         and errors as in `add_noise`."""
-        times = _times(timesteps, sample)
-        alpha, sigma = (_like(each, sample) for each in self._training_levels(times))
+        times = read_times(timesteps, sample)
+        alpha, sigma = (per_image(each, sample) for each in self._training_levels(times))
         return alpha * noise - sigma * sample
 
     def _training_levels(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -368,51 +369,3 @@ class Stepping:
             raise InputError(f"timesteps={times.tolist()} must be below {len(self.schedule)}")
         alphas = self.schedule.alphas_cumprod[places]
         return np.sqrt(alphas), np.sqrt(1 - alphas)
-
-
-def backend_of(array: Any) -> Any:
-    """The backend an array belongs to."""
-    root = type(array).__module__.partition(".")[0]
-    name = {"jaxlib": "jax"}.get(root, root)
-    if name not in backends.NAMES:
-        raise InputTypeError(f"sample is a {type(array).__name__}; allowed: an array of a backend")
-    return backends.get(name)
-
-
-def _times(timesteps: Any, images: Any) -> np.ndarray:
-    """Timesteps in any form as numbers, one or one per image."""
-    try:
-        listed = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
-        times = np.array(listed, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        times = np.array([])
-    kinds = listed if isinstance(listed, list | tuple) else [listed]
-    if (
-        len(times) == 0
-        or not np.isfinite(times).all()
-        or any(isinstance(each, bool | str) for each in kinds)
-    ):
-        raise InputTypeError(f"timesteps={timesteps!r} must be a number, or one number per image")
-    if len(times) not in (1, images.shape[0]):
-        raise InputError(f"timesteps has {len(times)} entries; allowed: 1 or {images.shape[0]}")
-    return times
-
-
-def _float32(nn: Any, array: Any) -> Any:
-    return nn.float32(array) if str(array.dtype).endswith("float16") else array
-
-
-def _is_integer(timestep: Any) -> bool:
-    if isinstance(timestep, numbers.Integral):
-        return True
-    return "int" in str(getattr(timestep, "dtype", ""))
-
-
-def _like(values: np.ndarray, array: Any) -> Any:
-    """Numbers per image in the shape, dtype and place of `array`."""
-    shape = (-1,) + (1,) * (len(array.shape) - 1)
-    values = values.astype(np.float32).reshape(shape)
-    made = backend_of(array)
-    if made.operations.name == "torch":
-        return made.array(values, dtype=array.dtype, device=array.device)
-    return made.operations.cast(made.array(values), array)

@@ -160,25 +160,25 @@ class Table:
         """The row of one model call, in plain floats; factors that are 0 are left out."""
         return self.rows[call]
 
-    def timestep(self, call: int) -> float:
+    def timestep(self, index: int) -> float:
         """The time given to the network."""
-        return self.rows[call].timestep
+        return self.rows[index].timestep
 
-    def model_input(self, call: int, x: Any) -> Any:
+    def model_input(self, index: int, x: Any) -> Any:
         """Latents as the network wants them."""
-        scale = self.rows[call].input_scale
+        scale = self.rows[index].input_scale
         return x if scale == 1 else x * scale
 
     def advance(
-        self, nn: Any, call: int, state: State, output: Any, draw: Callable[[], Any]
+        self, nn: Any, index: int, state: State, output: Any, draw: Callable[[], Any]
     ) -> State:
         """The state after a call; `draw` gives noise where the row takes any."""
-        row = self.rows[call]
+        row = self.rows[index]
         return advance(nn, row, state, output, draw() if row.draws else None)
 
-    def clean(self, nn: Any, call: int, x: Any, output: Any) -> Any:
+    def clean(self, nn: Any, index: int, x: Any, output: Any) -> Any:
         """The clean latents seen at a call."""
-        return clean_image(nn, self.rows[call], x, output)
+        return clean_image(nn, self.rows[index], x, output)
 
     def tail(self, begin: int) -> Table:
         """The run that starts at model call `begin` with nothing remembered (image-to-image).
@@ -195,12 +195,9 @@ class Table:
             return self
         if self.restart is not None:
             return self.restart(begin=begin)
-        parts = {
-            name: getattr(self, name)[begin:]
-            for name in ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "weights")
-        }
-        flags = {name: getattr(self, name)[begin:] for name in ("pushes", "draws", "steps")}
-        return replace(self, **parts, **flags)
+        columns = ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "weights", "pushes")
+        names = (*columns, "draws", "steps")
+        return replace(self, **{name: getattr(self, name)[begin:] for name in names})
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -211,21 +208,12 @@ class Table:
         uses_clean = self.clip is not None and bool(self.weights[call, :, CLEAN].any())
         from_x, from_output = self.read_clean[call]
         read = tuple((slot, _factor(f)) for slot, f in ((X, from_x), (OUTPUT, from_output)) if f)
-        return Row(
-            timestep=float(self.timesteps[call]),
-            step=int(self.steps[call]),
-            input_scale=float(self.input_scale[call]),
-            alpha=float(self.alpha[call]),
-            sigma=float(self.sigma[call]),
-            read_clean=read,
-            clips=((self.clip, None),) if uses_clean and self.clip else (),
-            x=x,
-            saved=saved,
-            accumulator=accumulator,
-            pushed=pushed,
-            pushes=bool(self.pushes[call]),
-            draws=bool(self.draws[call]),
-        )
+        columns = (self.timesteps, self.input_scale, self.alpha, self.sigma)
+        t, scale, alpha, sigma = (float(column[call]) for column in columns)
+        step, pushes, draws = self.steps[call], bool(self.pushes[call]), bool(self.draws[call])
+        clips = ((self.clip, None),) if uses_clean and self.clip else ()
+        results = (x, saved, accumulator, pushed)
+        return Row(t, int(step), scale, alpha, sigma, read, clips, *results, pushes, draws)
 
 
 def _factor(value: float) -> float:
@@ -317,8 +305,9 @@ class Rows:
 
     def table(self, levels: np.ndarray | None = None) -> Table:
         columns = [np.array(column) for column in zip(*self._calls, strict=True)]
-        floats = [column.astype(np.float64) for column in columns[:4]]
-        return Table(*floats, *columns[4:], float(self.initial_sigma), self.clip, levels)
+        columns[:4] = [column.astype(np.float64) for column in columns[:4]]
+        size = float(self.initial_sigma)
+        return Table(*columns, initial_sigma=size, clip=self.clip, levels=levels)
 
 
 def combine(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:

@@ -1,0 +1,59 @@
+"""What callers of the familiar methods pass: timesteps in any form, arrays of any backend."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from underdraw import backends
+from underdraw.errors import InputError, InputTypeError
+
+
+def backend_of(array: Any) -> Any:
+    """The backend an array belongs to."""
+    root = type(array).__module__.partition(".")[0]
+    name = {"jaxlib": "jax"}.get(root, root)
+    if name not in backends.NAMES:
+        raise InputTypeError(f"sample is a {type(array).__name__}; allowed: an array of a backend")
+    return backends.get(name)
+
+
+def read_times(timesteps: Any, images: Any) -> np.ndarray:
+    """Timesteps in any form as numbers, one or one per image."""
+    try:
+        listed = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+        times = np.array(listed, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        times = np.array([])
+    kinds = listed if isinstance(listed, list | tuple) else [listed]
+    if (
+        len(times) == 0
+        or not np.isfinite(times).all()
+        or any(isinstance(each, bool | str) for each in kinds)
+    ):
+        raise InputTypeError(f"timesteps={timesteps!r} must be a number, or one number per image")
+    if len(times) not in (1, images.shape[0]):
+        raise InputError(f"timesteps has {len(times)} entries; allowed: 1 or {images.shape[0]}")
+    return times
+
+
+def single(nn: Any, array: Any) -> Any:
+    return nn.float32(array) if str(array.dtype).endswith("float16") else array
+
+
+def is_integer(timestep: Any) -> bool:
+    if isinstance(timestep, numbers.Integral):
+        return True
+    return "int" in str(getattr(timestep, "dtype", ""))
+
+
+def per_image(values: np.ndarray, array: Any) -> Any:
+    """Numbers per image in the shape, dtype and place of `array`."""
+    shape = (-1,) + (1,) * (len(array.shape) - 1)
+    values = values.astype(np.float32).reshape(shape)
+    made = backend_of(array)
+    if made.operations.name == "torch":
+        return made.array(values, dtype=array.dtype, device=array.device)
+    return made.operations.cast(made.array(values), array)
