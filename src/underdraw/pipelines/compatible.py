@@ -158,7 +158,8 @@ class Familiar:
             latents = framework.draw(shape, drawn, device, like)
         else:
             latents = framework.array(latents, device=device)
-        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        begin: Any = latents
+        return begin * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     @staticmethod
     def numpy_to_pil(pixels: np.ndarray) -> list[Any]:
