@@ -9,7 +9,7 @@ from pipelines import tiny
 
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.sampling.foreign import ForeignSolver
-from underdraw.sampling.loop import CHUNK, Change, Denoiser, TableSolver, sample
+from underdraw.sampling.loop import CHUNK, Change, Denoiser, sample
 from underdraw.solvers import schedulers
 
 SHAPE = (2, 4, 5, 9)
@@ -22,7 +22,7 @@ def pipe():
 
 def begin(pipe, scheduler=None, steps=4, guidance=3.0, draw=None, **options):
     scheduler = scheduler or pipe.scheduler
-    solver = TableSolver(scheduler.make_table(steps))
+    solver = scheduler.make_table(steps)
     context, negative = pipe.encode_prompt(["a red sphere", "blue cube"])
     whole = torch.cat((negative, context))
     times = [solver.timestep(i) for i in range(len(solver))]
@@ -129,7 +129,7 @@ def test_nothing_remembers_the_first_context_when_another_takes_its_place(pipe):
     """Also one that was changed in place."""
     finals = []
     for in_place in (False, True):
-        solver = TableSolver(pipe.scheduler.make_table(3))
+        solver = pipe.scheduler.make_table(3)
         context, negative = pipe.encode_prompt("a red sphere")
         whole = torch.cat((negative, context))
         denoise = Denoiser(

@@ -150,7 +150,7 @@ def _plain(p: nn.Module, kind: type[nn.Module]) -> dict[str, Any] | None:
         type(p) is kind
         and not (d["_forward_hooks"] or d["_forward_pre_hooks"])
         and not (d["_backward_hooks"] or d["_backward_pre_hooks"])
-        and not any(_GLOBAL_HOOKS)
+        and not any(_EVERYWHERE)
         and "forward" not in d
     ):
         return d["_parameters"]
@@ -171,12 +171,8 @@ def _compute(operation: Any, x: Tensor, w: dict[str, Any], *settings: Any) -> Te
 
 _HAS_HALF = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
 
-_GLOBAL_HOOKS = (
-    torch.nn.modules.module._global_forward_hooks,
-    torch.nn.modules.module._global_forward_pre_hooks,
-    torch.nn.modules.module._global_backward_hooks,
-    torch.nn.modules.module._global_backward_pre_hooks,
-)
+_kinds = ("forward", "forward_pre", "backward", "backward_pre")
+_EVERYWHERE = [getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in _kinds]
 
 
 class Node(nn.Module):
@@ -208,17 +204,6 @@ def array(values: Any, dtype: Any = None, device: Any = None) -> Tensor:
     return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
 
 
-def to_numpy(values: Tensor) -> np.ndarray:
-    """A float32 (or integer) numpy array on the host."""
-    values = values.detach()
-    return (values.float() if values.is_floating_point() else values).cpu().numpy()
-
-
-def draw_like(values: Tensor, generator: Any = None) -> Tensor:
-    """Standard normal numbers of the shape, dtype and device of `values`."""
-    return draw(values.shape, generator, values.device, values.dtype)
-
-
 no_grad = torch.no_grad
 float32 = torch.float32
 
@@ -226,16 +211,6 @@ float32 = torch.float32
 def leaf(p: Any) -> Tensor:
     """The weight of a layer: its dtype and device are those of the layer."""
     return p.weight
-
-
-def is_array(value: Any) -> bool:
-    """Whether it is a tensor."""
-    return isinstance(value, Tensor)
-
-
-def is_floating(values: Tensor) -> bool:
-    """Whether it holds floating-point numbers."""
-    return values.is_floating_point()
 
 
 def is_finite(values: Tensor) -> bool:

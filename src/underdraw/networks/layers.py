@@ -193,10 +193,4 @@ def spatial_transformer(
 
 def activation(nn: Operations, name: str) -> Callable[[Array], Array]:
     """The function a config calls `act_fn` or `hidden_act`."""
-    table = {
-        "silu": nn.silu,
-        "swish": nn.silu,
-        "gelu": nn.gelu,
-        "quick_gelu": nn.quick_gelu,
-    }
-    return table[name]
+    return nn.silu if name == "swish" else getattr(nn, name)

@@ -108,6 +108,10 @@ class DiffusionPipeline(calls.Calls):
         return [value for value in self.components.values() if isinstance(value, Model)]
 
     @property
+    def _framework(self) -> Any:
+        return self.unet._framework
+
+    @property
     def dtype(self) -> Any:
         """The dtype of the UNet."""
         return self.unet.dtype
@@ -354,6 +358,15 @@ class DiffusionPipeline(calls.Calls):
     def disable_vae_tiling(self) -> None:
         """Decode whole images."""
         self.settings = replace(self.settings, vae_tiling=False)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
+        self._progress_bar_config = options
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run was asked to stop after the current step, by `pipe._interrupt = True`."""
+        return self._interrupt
 
     @property
     def _tiling(self) -> Tiling | None:

@@ -105,17 +105,9 @@ class Calls:
     _interrupt = False
 
     @property
-    def _framework(self) -> Any:
-        return self.unet._framework
-
-    @property
     def _operations(self) -> Any:
         """The backend's operations with this pipeline's settings."""
         return self.unet._framework.with_settings(self.settings.attention_slice)
-
-    def set_progress_bar_config(self, **options: Any) -> None:
-        """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
-        self._progress_bar_config = options
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
         """A `tqdm` bar with this pipeline's options."""
@@ -124,11 +116,6 @@ class Calls:
         if (iterable is None) == (total is None):
             raise InputError("progress_bar takes either iterable or total")
         return tqdm(iterable, total=total, **self._progress_bar_config)
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the run was asked to stop after the current step, by `pipe._interrupt = True`."""
-        return self._interrupt
 
     def _drive(
         self,

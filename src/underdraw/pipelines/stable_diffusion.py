@@ -118,6 +118,7 @@ class StableDiffusionPipeline(LatentPipeline):
         shape = self._latent_shape(count, height, width)
         if latents is not None:
             calls.array("latents", latents, shape, framework)
+        scale: Any
         if isinstance(guidance_scale, list | tuple):
             scale = self._guidance_per_image(guidance_scale, count)
         else:

@@ -13,7 +13,7 @@ from underdraw.solvers.table import State
 
 
 class Solver(Protocol):
-    """What the loop asks of a solver: `loop.TableSolver`, or `ForeignSolver` around others."""
+    """What the loop asks of a solver: `solvers.table.Table`, or `ForeignSolver` around others."""
 
     def __len__(self) -> int:
         """Model calls of a run."""

@@ -20,7 +20,7 @@ from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
 from underdraw.networks.sites import NO_SITES
 from underdraw.sampling.foreign import Solver
-from underdraw.solvers.table import State, Table, advance, clean_image
+from underdraw.solvers.table import State
 
 CHUNK = 64
 """Calls whose time embeddings are computed together."""
@@ -143,36 +143,6 @@ class Denoiser:
             {place: shift[i : i + images] for place, shift in shifts.items()}
             for i in range(0, t.shape[0], images)
         ]
-
-
-@dataclass(frozen=True)
-class TableSolver:
-    """A solver that is a table of coefficients."""
-
-    table: Table
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def initial_sigma(self) -> float:
-        return self.table.initial_sigma
-
-    def timestep(self, index: int) -> float:
-        return self.table.row(index).timestep
-
-    def model_input(self, index: int, x: Array) -> Array:
-        scale = self.table.row(index).input_scale
-        return x if scale == 1 else x * scale
-
-    def advance(
-        self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
-    ) -> State:
-        row = self.table.row(index)
-        return advance(nn, row, state, output, draw() if row.draws else None)
-
-    def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
-        return clean_image(nn, self.table.row(index), x, output)
 
 
 def sample(

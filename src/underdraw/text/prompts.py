@@ -103,7 +103,7 @@ def tokenize_prompts(
     Args:
         tokenizer: ours, or any with the same call, as transformers'.
         prompts: at least one.
-        weighting: read the syntax above; False takes every sign and BREAK as text.
+        weighting: False takes every sign and BREAK as text.
         truncate: keep the first window only, as the peer does, with a warning that names what was
             cut; False makes as many windows as needed.
         max_length: tokens of a window, start and end included; None: `tokenizer.model_max_length`.

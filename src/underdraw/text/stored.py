@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 
 
 class StoredTokenizer:
-    """The vocabulary of a tokenizer; encoding is `CLIPTokenizer`'s.
+    """All of a tokenizer but the call that encodes texts, which is `CLIPTokenizer`'s.
 
     Args:
         vocab: token -> id, or the path of a `vocab.json`.
@@ -25,6 +25,9 @@ class StoredTokenizer:
         added_tokens: id -> token beyond the vocabulary, as `added_tokens_decoder` in config files.
         extra_special_tokens: further special tokens.
     """
+
+    __call__: Callable[..., Any]
+    _encode: Callable[[str], Any]
 
     def __init__(
         self,
@@ -100,6 +103,14 @@ class StoredTokenizer:
         changed = {key: getattr(self, key) for key in ("bos_token", "eos_token", "pad_token")}
         changed["model_max_length"] = self.model_max_length
         vocabulary.write_folder(folder, self.backend_tokenizer, {**self._config, **changed})
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Ids of one text; `options` as for a call."""
+        return self(text, **options).input_ids
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text as they stand in the vocabulary, without start and end."""
+        return self._encode(text).tokens
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
         """Text of ids (a list, an array, one id); a list of texts for several rows of ids."""

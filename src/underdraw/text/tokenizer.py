@@ -109,14 +109,6 @@ class CLIPTokenizer(StoredTokenizer):
         except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair is not text
             raise InputError(f"text is not valid unicode: {text!r:.80}") from error
 
-    def encode(self, text: str, **options: Any) -> list[int]:
-        """Ids of one text; `options` as for a call."""
-        return self(text, **options).input_ids
-
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of a text as they stand in the vocabulary, without start and end."""
-        return self._encode(text).tokens
-
     @property
     def bos_token_id(self) -> int:
         return self.backend_tokenizer.token_to_id(self.bos_token)

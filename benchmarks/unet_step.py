@@ -1,0 +1,77 @@
+"""One UNet call at the size of Stable Diffusion 1.5, against the peer on the same weights.
+
+    python benchmarks/unet_step.py [--quick] [--json FILE]
+
+Seconds (of processor time if on one thread) of a denoising step under guidance (batch 2), 256 and 512 px, float32 and bfloat16; random
+weights, one copy in memory which both networks use. Ours is measured as the loop calls it, with the
+keys and values of the text and what the blocks make of the time computed before the first step;
+"as a call" computes them anew each time, as `pipe.unet(...)` does and as the peer always does.
+"""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+from timing import SD15_UNET, arguments, compare, quick_initial_values, report, share
+
+from underdraw import UNet2DConditionModel
+from underdraw.sampling.loop import Denoiser
+
+
+def pair(config: dict, dtype: torch.dtype) -> tuple:
+    """Our network and the peer's on the same parameters."""
+    with quick_initial_values():
+        ours = UNet2DConditionModel(**config).to(dtype).eval()
+    with torch.device("meta"):
+        peer = diffusers.UNet2DConditionModel(**config)
+    share(ours, peer)
+    return ours, peer.eval()
+
+
+@torch.no_grad()
+def main(
+    sizes: tuple[int, ...] = (32, 64),
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    runs: int = 5,
+    config: dict | None = None,
+) -> list:
+    """`sizes` are those of the latents."""
+    results = []
+    for dtype in dtypes:
+        fields = config or SD15_UNET
+        ours, peer = pair(fields, dtype)
+        context = torch.randn(2, 77, fields["cross_attention_dim"], dtype=dtype)
+        for size in sizes:
+            latents = torch.randn(1, 4, size, size)
+            both = torch.cat((latents, latents)).to(dtype)
+            denoise = Denoiser(ours, ours.nn, context, [500.0], lambda: 7.5)
+            a, b = ours(both, 500, context).sample, peer(both, 500, context).sample
+            difference = ((a - b).abs().max() / b.abs().max()).item()
+            name = f"UNet step, {8 * size} px, {str(dtype).removeprefix('torch.')}"
+            print(f"{name}: largest difference {difference:.1e} of the largest value")
+
+            def theirs(both=both, latents=latents, context=context, peer=peer):
+                out = peer(torch.cat((latents, latents)).to(context.dtype), 500, context).sample
+                half = out.float().chunk(2)
+                return half[0] + 7.5 * (half[1] - half[0])
+
+            def mine(denoise=denoise, latents=latents):
+                return denoise(latents, 0)
+
+            results.append(compare(name, mine, theirs, runs))
+            if size == sizes[0]:
+                results.append(
+                    compare(
+                        f"{name}, as a call",
+                        lambda both=both, ours=ours, context=context: ours(both, 500, context),
+                        lambda both=both, peer=peer, context=context: peer(both, 500, context),
+                        runs,
+                    )
+                )
+        del ours, peer, denoise
+    return results
+
+
+if __name__ == "__main__":
+    flags, path = arguments("--quick")
+    report(main(sizes=(32,) if flags else (32, 64)), path)

@@ -1,0 +1,53 @@
+"""Decoding one image with the autoencoder of Stable Diffusion 1.5, against the peer.
+
+    python benchmarks/vae_decode.py [--quick] [--json FILE]
+
+Seconds at 256 and 512 px, float32 and bfloat16, the weights in PyTorch's usual layout and (both
+sides) channels-last; random weights, one copy in memory.
+"""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+from timing import SD15_VAE, arguments, compare, quick_initial_values, report, share
+
+from underdraw import AutoencoderKL
+
+
+@torch.no_grad()
+def main(
+    sizes: tuple[int, ...] = (32, 64),
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    runs: int = 5,
+    config: dict | None = None,
+) -> list:
+    """`sizes` are those of the latents."""
+    results = []
+    for dtype in dtypes:
+        with quick_initial_values():
+            ours = AutoencoderKL(**(config or SD15_VAE)).to(dtype).eval()
+        with torch.device("meta"):
+            peer = diffusers.AutoencoderKL(**(config or SD15_VAE))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            ours.to(memory_format=layout)
+            share(ours, peer)
+            peer.eval()
+            for size in sizes:
+                z = torch.randn(1, 4, size, size, dtype=dtype)
+                results.append(
+                    compare(
+                        f"VAE decode, {8 * size} px, {str(dtype).removeprefix('torch.')}"
+                        + (", channels-last" if layout is torch.channels_last else ""),
+                        lambda z=z, ours=ours: ours.decode(z),
+                        lambda z=z, peer=peer: peer.decode(z),
+                        runs,
+                    )
+                )
+        del ours, peer
+    return results
+
+
+if __name__ == "__main__":
+    flags, path = arguments("--quick")
+    report(main(sizes=(32,) if flags else (32, 64)), path)

@@ -1,0 +1,106 @@
+"""The benchmark scripts run, at a size at which their figures mean nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "layers_per_block": 1,
+}
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (32, 32),
+}
+TEXT = {
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 598,
+    "eos_token_id": 599,
+    "pad_token_id": 599,
+}
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_comparisons(capsys, tmp_path, monkeypatch):
+    import timing
+
+    calls: list[str] = []
+    clock = iter(range(100))
+    found = timing.compare(
+        "work",
+        lambda: calls.append("ours"),
+        lambda: calls.append("peer"),
+        runs=3,
+        divide=2,
+        clock=lambda: float(next(clock)),
+    )
+    turns = ["ours", "peer", "peer", "ours", "ours", "peer"]
+    assert calls == ["ours", "peer", *turns]  # one of each to warm up, then in turns
+    assert (found.ours, found.peer, found.ratio, found.runs) == (0.5, 0.5, 1.0, 3)
+    timing.judge("slow", [3.0, 1.0, 2.0], [1.0], bar=1.05)
+    assert "ratio  2.00" in capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    timing.report([found], "figures.json")
+    assert json.loads(Path("figures.json").read_text())["results"][0]["ratio"] == 1.0
+
+
+def test_parameters_are_shared():
+    import unet_step
+
+    ours, peer = unet_step.pair(UNET, unet_step.torch.float32)
+    mine = dict(ours.named_parameters())
+    assert all(mine[name] is value for name, value in peer.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_steps_of_networks(capsys):
+    import torch
+    import unet_step
+    import vae_decode
+
+    shape = {"sizes": (8,), "dtypes": (torch.float32,), "runs": 1}
+    assert len(unet_step.main(**shape, config=UNET)) == 2
+    assert len(vae_decode.main(**shape, config=VAE)) == 2
+    difference = float(capsys.readouterr().out.split("largest difference ")[1].split()[0])
+    assert difference < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whole_pipelines(capsys):
+    import tiny_step
+
+    assert len(tiny_step.main(runs=1, solvers=("DDIMScheduler",))) == 2
+    difference = float(capsys.readouterr().out.split("largest difference ")[1].split()[0])
+    assert difference < 1e-5
+
+
+def test_cold_start(tmp_path):
+    import cold_start
+    import full_size
+
+    changes = {"unet": {**UNET, "cross_attention_dim": 32}, "vae": VAE, "text_encoder": TEXT}
+    full_size.write(tmp_path, changes)
+    ours = cold_start.once("ours", tmp_path, "float32")
+    assert sys.platform != "linux" or ours["before"] > 0
+    assert ours["total"] >= ours["import"] + ours["load"]
+    peer = cold_start.once("peer", tmp_path, "float32")
+    assert ours["weights"] == pytest.approx(peer["weights"])
