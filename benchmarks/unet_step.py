@@ -2,10 +2,11 @@
 
     python benchmarks/unet_step.py [--quick] [--json FILE]
 
-Seconds (of processor time if on one thread) of a denoising step under guidance (batch 2), 256 and 512 px, float32 and bfloat16; random
-weights, one copy in memory which both networks use. Ours is measured as the loop calls it, with the
-keys and values of the text and what the blocks make of the time computed before the first step;
-"as a call" computes them anew each time, as `pipe.unet(...)` does and as the peer always does.
+Seconds of a denoising step under guidance (batch 2), 256 and 512 px, float32 and bfloat16; of
+processor time where one thread is used. Random weights, one copy in memory which both networks use.
+Ours is measured as the loop calls it, with the keys and values of the text and what the blocks make
+of the time computed before the first step; "as a call" computes them anew each time, as
+`pipe.unet(...)` does and as the peer always does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What PyTorch runs on here, and which dtype is the fastest there that gives good pictures."""
+"""What PyTorch runs on here, and which dtype and layout are the fastest that give good pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def resolve_device(name: str | None = None) -> str:
 def fastest_dtype(device: str) -> str:
     """ "bfloat16" where the hardware computes in it, else "float16" on a GPU, "float32" on a CPU.
 
-    bfloat16 comes first: it has the range of float32, so no network overflows in it.
+    bfloat16 comes first: it has the range of float32, so no network overflows in it. On a CPU that
+    has it (an EPYC, one thread) a UNet step took 0.82 of its time in float32 with 7 M parameters,
+    0.76 with 16 M, 0.45 with those of Stable Diffusion; only networks of 2 M took 1.3, 2 ms more.
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -37,6 +39,15 @@ def fastest_dtype(device: str) -> str:
     if kind == "cpu":
         return "bfloat16" if _cpu_has_bfloat16() else "float32"
     return "float16" if kind == "mps" else "float32"
+
+
+def channels_last(network: str, device: str) -> bool:
+    """Whether a network is faster with the channels of its convolutions next to each other.
+
+    Measured on a CPU: decoding takes 0.75 (scenes) to 0.96 (Stable Diffusion) of the time. A small
+    UNet takes 1.1, since its many norms are slower so, a large one 0.93 in bfloat16.
+    """
+    return network == "vae" and torch.device(device).type == "cpu"
 
 
 @cache

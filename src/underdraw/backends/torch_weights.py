@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from underdraw.backends import hardware
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.backends.torch_operations import Node, draw
 from underdraw.errors import InputError
@@ -69,14 +70,17 @@ def load_root(
 ) -> None:
     """Build the tree and give every parameter its tensor.
 
-    A tensor that has the wanted dtype already stays memory-mapped.
+    A tensor that has the wanted dtype already stays memory-mapped. `dtype="auto"` takes what is
+    fast on the device, in dtype and in memory layout.
     """
     build_root(root, layout, "meta")
-    wanted = resolve_dtype(dtype)
+    wanted = resolve_dtype(hardware.fastest_dtype(device or "cpu") if dtype == "auto" else dtype)
     for name, stored in tensors.items():
         path, _, last = name.rpartition(".")
         parameters = root.get_submodule(path)._parameters
         parameters[last] = nn.Parameter(tensor(stored, wanted, device))
+    if dtype == "auto" and hardware.channels_last(getattr(root, "network", ""), device or "cpu"):
+        root.to(memory_format=torch.channels_last)
     root.eval()
 
 

@@ -42,7 +42,7 @@ def load_pipeline(
     if not kind.endswith("Pipeline") or cls is None:
         raise InputError(f"no pipeline {kind!r} in this version of underdraw")
     device = hardware.resolve_device(device)
-    how = {"dtype": hardware.fastest_dtype(device) if dtype == "auto" else dtype, "device": device}
+    how = {"dtype": dtype, "device": device}
     if is_single_file(model):
         given = {"tokenizer": tokenizer} if tokenizer else {}
         pipe = cls.from_single_file(model, prediction_type=prediction_type, **how, **given)

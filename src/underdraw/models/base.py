@@ -130,7 +130,8 @@ class Model:
         Args:
             subfolder: where in it, for example `"unet"`.
             variant: `"fp16"` picks files such as `diffusion_pytorch_model.fp16.safetensors`.
-            dtype: of the parameters, `"float16"` or the framework's own; `torch_dtype` is the same.
+            dtype: of the parameters, `"float16"`, the framework's own, or `"auto"` for the fastest
+                on the device; `torch_dtype` is the same.
                 None is float32, whatever the file holds.
             check: also look for NaN and infinity in the weights, which reads all of them.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, and the

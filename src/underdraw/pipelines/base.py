@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -187,8 +188,9 @@ class DiffusionPipeline(calls.Calls):
         `DiffusionPipeline.from_pretrained` gives one of the class which `model_index.json` names.
 
         Args:
-            dtype: "float32" (default), "float16", "bfloat16", the framework's own, or "auto": the
-                fastest that is good on the device. `torch_dtype` is the same.
+            dtype: "float32" (default), "float16", "bfloat16", the framework's own, or "auto": what
+                is fastest on the device without harm, dtype and memory layout; `dtype` of the
+                pipeline says which it was. `torch_dtype` is the same.
             variant: prefer weight files of a variant, such as "fp16".
             check: look for NaN and infinity in all weights.
             options: components to use instead of those in the folder (None leaves an optional one
@@ -259,6 +261,8 @@ class DiffusionPipeline(calls.Calls):
                     f"{', '.join(sorted(listed)) or 'nothing'}"
                 )
         made = cls(**found, **switches)
+        if dtype == "auto":
+            logging.getLogger(__name__).info("dtype='auto' is %s on %s", made.dtype, made.device)
         made.source = str(name_or_path)
         return made
 
