@@ -132,9 +132,7 @@ def test_nothing_remembers_the_first_context_when_another_takes_its_place(pipe):
         solver = pipe.scheduler.make_table(3)
         context, negative = pipe.encode_prompt("a red sphere")
         whole = torch.cat((negative, context))
-        denoise = Denoiser(
-            pipe.unet, pipe.unet.nn, whole, list(solver.timesteps), lambda: 4.0
-        )
+        denoise = Denoiser(pipe.unet, pipe.unet.nn, whole, list(solver.timesteps), lambda: 4.0)
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 14
         run = sample(denoise, solver, x, lambda: None)
         next(run)
