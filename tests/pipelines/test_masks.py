@@ -1,0 +1,200 @@
+"""Masks: found in predictions, read in every form, pasted back; the gradients of regularisation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from underdraw import backends
+from underdraw.errors import InputError, InputTypeError
+from underdraw.pipelines import masks, regularise
+
+TORCH = backends.get("torch")
+NN = TORCH.operations
+SIZE = (3, 5)  # of latents; pictures are 8 times as large
+
+
+def found(source, target, **options):
+    return masks.mask_of_difference(NN, source, target, **{"maps": 2, "ratio": 3.0, **options})
+
+
+def predictions(images, strength=1.0):
+    """Two predictions which differ by `strength` in the left columns, a little elsewhere."""
+    draw = torch.Generator().manual_seed(1)
+    source = torch.randn((images * 2, 4, *SIZE), generator=draw)
+    apart = torch.full(SIZE, 0.01)
+    apart[:, :1] = strength
+    return source, source + apart
+
+
+def test_the_mask_is_where_predictions_differ():
+    mask = found(*predictions(3))
+    assert mask.shape == (3, *SIZE)
+    assert (mask[:, :, :1] == 1).all()
+    assert (mask[:, :, 1:] == 0).all()
+
+
+def test_only_the_difference_counts_and_not_its_size():
+    source, target = predictions(2)
+    draw = torch.Generator().manual_seed(3)
+    target = target + torch.randn(target.shape, generator=draw)
+    mask = found(source, target)
+    assert 0 < mask.sum() < mask.numel()
+    assert (found(7 * source, 7 * target) == mask).all()
+    assert (found(target, source) == mask).all()
+
+
+def test_a_higher_ratio_gives_a_smaller_mask():
+    draw = torch.Generator().manual_seed(3)
+    source, target = (torch.randn((2, 4, 9, 7), generator=draw) for _ in range(2))
+    sizes = [float(found(source, target, ratio=r).sum()) for r in (0.5, 2.0, 2.4, 4.0)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 63
+    assert sizes[-1] == 0
+    assert 0 < sizes[1] < 63
+
+
+def test_equal_predictions_give_an_empty_mask():
+    source, _ = predictions(2)
+    assert found(source, source).sum() == 0
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    one, many = (
+        predictions(1),
+        [torch.cat(pair) for pair in zip(predictions(1), predictions(1, 40.0), strict=True)],
+    )
+    assert (found(*many)[:1] == found(*one)).all()
+    assert found(*one).sum() > 0
+    assert found(*many, together=True)[0].sum() == 0  # beside a stronger one nothing is left
+
+
+def large(mask):
+    return np.kron(mask, np.ones((8, 8), np.float32))
+
+
+FORMS = {
+    "numpy": lambda m: m,
+    "booleans": lambda m: m.astype(bool),
+    "integers": lambda m: m.astype(np.int64),
+    "tensor": torch.from_numpy,
+    "half": lambda m: torch.from_numpy(m).half(),
+    "one channel": lambda m: m[None, None],
+    "list": lambda m: [m],
+    "pil": lambda m: Image.fromarray(np.uint8(m * 255)),
+    "colour": lambda m: [Image.fromarray(np.uint8(m * 255)).convert("RGB")],
+    "as large as the picture": lambda m: np.kron(m, np.ones((8, 8), np.float32)),
+    "a large picture": lambda m: Image.fromarray(
+        np.kron(np.uint8(m * 255), np.ones((8, 8), np.uint8))
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_are_read_in_every_form(form):
+    plain = np.zeros(SIZE, np.float32)
+    plain[1, 2:4] = 1
+    read = masks.read_mask(FORMS[form](plain), 3, SIZE, 8, TORCH)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.broadcast_to(plain, (3, 1, *SIZE)))
+
+
+def test_a_mask_for_each_image_and_grey_values():
+    grey = np.random.default_rng(0).random((3, *SIZE), np.float32)
+    kept = grey.copy()
+    for given in (grey, grey[:, None], list(grey), torch.from_numpy(grey), list(grey[:, None])):
+        read = masks.read_mask(given, 3, SIZE, 8, TORCH)
+        np.testing.assert_array_equal(read[:, 0], grey >= 0.5)
+    np.testing.assert_array_equal(grey, kept)  # the caller's array is not binarised
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "words"),
+    [
+        (np.zeros((4, 5)), InputError, r"\(4, 5\).*needed is \(3, 5\)"),
+        (np.zeros((2, *SIZE)), InputError, "holds 2 masks; allowed: 1 or 3"),
+        (np.zeros((3, 4, *SIZE)), InputError, "one channel"),
+        (np.full(SIZE, 1.5), InputError, "allowed: 0 to 1"),
+        (np.full(SIZE, np.nan), InputError, "allowed: 0 to 1"),
+        (np.full(SIZE, 255, np.uint8), InputError, "255"),
+        ([np.zeros(SIZE), np.zeros((24, 40))], InputError, "sizes"),
+        ([], InputError, "empty"),
+        ("mask.png", InputTypeError, "str"),
+        (np.zeros(5), InputError, r"\(5,\)"),
+    ],
+)
+def test_wrong_masks(mask, error, words):
+    with pytest.raises(error, match=words):
+        masks.read_mask(mask, 3, SIZE, 8, TORCH)
+
+
+def test_masks_as_the_caller_wants_them():
+    mask = np.zeros((2, *SIZE), np.float32)
+    mask[0, 1, 3] = 1
+    pictures = masks.mask_to_output(mask, "pil", TORCH)
+    assert [picture.mode for picture in pictures] == ["L", "L"]
+    assert pictures[0].size == (5, 3)
+    assert pictures[0].getpixel((3, 1)) == 255
+    plain = masks.mask_to_output(mask, "np", TORCH)
+    assert plain.dtype == np.int64
+    for given in (pictures, plain, masks.mask_to_output(mask, "pt", TORCH)):
+        np.testing.assert_array_equal(masks.read_mask(given, 2, SIZE, 8, TORCH)[:, 0], mask)
+
+
+def test_pasting_back_leaves_the_rest_untouched():
+    rng = np.random.default_rng(5)
+    before, after = (rng.integers(0, 256, (51, 83, 3), np.uint8) for _ in range(2))
+    mask = np.zeros((6, 10))
+    mask[2:4, 3:5] = 1
+    small = Image.fromarray(after[:48, :80])
+    made = np.asarray(masks.paste(Image.fromarray(before), small, mask))
+    changed = (made != before).any(2)
+    assert changed[20:30, 30:40].mean() > 0.9
+    changed[16:35, 24:43] = False
+    assert not changed.any()
+    plain = masks.paste(before[:48, :80] / 255, after[:48, :80] / 255, mask)
+    inside = np.kron(mask, np.ones((8, 8))) == 1
+    np.testing.assert_array_equal(plain[inside], after[:48, :80][inside] / 255)
+    np.testing.assert_array_equal(plain[~inside], before[:48, :80][~inside] / 255)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (16, 5), (21, 34)])
+def test_gradient_of_auto_correlation(size):
+    draw = torch.Generator().manual_seed(2)
+    plane = torch.randn((1, 1, *size), generator=draw, dtype=torch.float64, requires_grad=True)
+    shifts, x, loss = [3, 1, 2][: {9: 2, 16: 2, 21: 3}[size[0]]], plane, torch.zeros(())
+    for k, shift in enumerate(shifts):
+        x = torch.nn.functional.avg_pool2d(x, 2) if k else x
+        for axis in (2, 3):
+            loss = loss + (x * torch.roll(x, shift, axis)).mean() ** 2
+    (wanted,) = torch.autograd.grad(loss, plane)
+    told = regularise.auto_corr_gradient(NN, plane.detach(), shifts)
+    assert wanted.abs().max() > 1e-5
+    torch.testing.assert_close(told, wanted)
+
+
+def test_gradient_of_the_divergence():
+    draw = torch.Generator().manual_seed(2)
+    noise = 3 + 2 * torch.randn((3, 4, 5, 6), generator=draw, dtype=torch.float64)
+    noise.requires_grad_(True)
+    variance = noise.flatten(1).var(1)
+    loss = variance + noise.flatten(1).mean(1) ** 2 - 1 - torch.log(variance + 1e-7)
+    (wanted,) = torch.autograd.grad(loss.sum(), noise)
+    torch.testing.assert_close(regularise.kl_gradient(NN, noise.detach()), wanted)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_regularised_noise_is_nearer_to_white(factor):
+    picks = np.random.default_rng(0)
+    noise = torch.linspace(-1, 4, 12 * 20).reshape(1, 1, 12, 20).expand(2, 4, 12, 20)
+
+    def changed(auto_corr, kl):
+        options = (auto_corr, kl, 5, 5, lambda i, most: int(picks.integers(most)))
+        return noise + factor * regularise.Regularisation(*options)(NN, noise, factor)
+
+    made = changed(0.0, 20.0)
+    assert abs(made.mean()) < 0.9 * abs(noise.mean())
+    assert abs(made[0].std() - 1) < 0.9 * abs(noise[0].std() - 1)
+    made = changed(20.0, 0.0)
+    assert abs((made * made.roll(3, 2)).mean()) < 0.9 * abs((noise * noise.roll(3, 2)).mean())
+    assert (changed(0.0, 0.0) == noise).all()
