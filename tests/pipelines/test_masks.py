@@ -193,8 +193,8 @@ def test_regularised_noise_is_nearer_to_white(factor):
         return noise + factor * regularise.Regularisation(*options)(NN, noise, factor)
 
     made = changed(0.0, 20.0)
-    assert abs(made.mean()) < 0.9 * abs(noise.mean())
-    assert abs(made[0].std() - 1) < 0.9 * abs(noise[0].std() - 1)
+    assert abs(made.mean()) < 0.97 * abs(noise.mean())
+    assert abs(made[0].std() - 1) < 0.97 * abs(noise[0].std() - 1)
     made = changed(20.0, 0.0)
-    assert abs((made * made.roll(3, 2)).mean()) < 0.9 * abs((noise * noise.roll(3, 2)).mean())
+    assert abs((made * made.roll(3, 2)).mean()) < 0.97 * abs((noise * noise.roll(3, 2)).mean())
     assert (changed(0.0, 0.0) == noise).all()
