@@ -8,15 +8,15 @@ from pathlib import Path
 import underdraw
 
 SURFACE = """
-AutoencoderKL CLIPImageProcessor CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer
+AutoencoderKL Box CLIPImageProcessor CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer
 CLIPVisionModelWithProjection ControlError DDIMInverseScheduler DDIMScheduler DDPMScheduler
 DEISMultistepScheduler DPMSolverMultistepInverseScheduler DPMSolverMultistepScheduler
 DPMSolverSinglestepScheduler DiffusionPipeline EulerAncestralDiscreteScheduler
-EulerDiscreteScheduler
-HeunDiscreteScheduler InputError InputTypeError KDPM2AncestralDiscreteScheduler
-KDPM2DiscreteScheduler LCMScheduler LMSDiscreteScheduler NonFiniteError NotFoundError
-PNDMScheduler StableDiffusionPipeline StableDiffusionSafetyChecker TCDScheduler
-UNet2DConditionModel UnderdrawError UniPCMultistepScheduler WeightError
+EulerDiscreteScheduler HeunDiscreteScheduler InputError InputTypeError
+KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler LCMScheduler LMSDiscreteScheduler Layout
+NonFiniteError NotFoundError PNDMScheduler PerImage StableDiffusionPipeline
+StableDiffusionSafetyChecker Style TCDScheduler UNet2DConditionModel UnderdrawError
+UniPCMultistepScheduler WeightError
 """.split()
 HEAVY = (
     "torch jax jaxlib mindspore numpy scipy PIL cv2 huggingface_hub tokenizers safetensors "

@@ -8,6 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the table below
+    from underdraw.controls.boxes import (
+        Box as Box,
+        Style as Style,
+    )
+    from underdraw.controls.grounding import (
+        Layout as Layout,
+        PerImage as PerImage,
+    )
     from underdraw.errors import (
         ControlError as ControlError,
         InputError as InputError,
@@ -58,6 +66,8 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
 __version__ = "0.1.0"
 
 _MODULES = {
+    "underdraw.controls.boxes": ("Box", "Style"),
+    "underdraw.controls.grounding": ("Layout", "PerImage"),
     "underdraw.errors": (
         "ControlError",
         "InputError",

@@ -1,5 +1,7 @@
 """Controls: values that are passed to one sampling loop, so that all of them combine."""
 
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.attention_edit import AttentionEdit
+from underdraw.controls.control import Call, Control, Part, Run
+from underdraw.controls.strength import Strength
 
-__all__ = ["Call", "Control", "Run"]
+__all__ = ["AttentionEdit", "Call", "Control", "Part", "Run", "Strength"]

@@ -8,8 +8,9 @@ bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.errors import ControlError
@@ -28,6 +29,8 @@ class Run:
     latents: Array
     """The latents the run begins with, `(batch, channels, height, width)`."""
     calls: int
+    prompts: Sequence[str] | None = None
+    """Texts of the call, where it has any; the images of a prompt stand next to each other."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,32 @@ class Control:
     ) -> tuple[Array, Any]:
         """The latents that go on to the next call, and the new carry."""
         return latents, carry
+
+
+class Part(Control):
+    """A control that acts only together with others of its kind, as the boxes of a picture do."""
+
+    whole: ClassVar[Callable[[Sequence[Any]], Control]]
+    """Makes one control of all parts that share this function; a `staticmethod`."""
+
+
+def joined(controls: Sequence[Control]) -> list[Control]:
+    """The controls a run has: parts of a kind become one, at the place of the first.
+
+    Raises:
+        ControlError, InputError: parts that do not go together.
+    """
+    kinds: dict[Any, list[Part]] = {}
+    for control in controls:
+        if isinstance(control, Part):
+            kinds.setdefault(control.whole, []).append(control)
+    run: list[Control] = []
+    for control in controls:
+        if not isinstance(control, Part):
+            run.append(control)
+        elif (parts := kinds.pop(control.whole, None)) is not None:
+            run.append(control.whole(parts))
+    return run
 
 
 def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:

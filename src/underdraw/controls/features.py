@@ -1,0 +1,65 @@
+"""Phrases and pictures as the features that grounding layers were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError
+from underdraw.networks import clip
+
+
+def phrase_features(pipeline: Any, phrases: Sequence[str]) -> Array:
+    """The text encoder's pooled output of each phrase, `(phrases, width)`.
+
+    Raises:
+        InputError: the pipeline has no text encoder, or a phrase is longer than its window.
+    """
+    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    lacking = [name for name in ("text_encoder", "tokenizer") if getattr(pipeline, name) is None]
+    if lacking:
+        raise InputError(f"{' and '.join(lacking)}=None; the phrases of boxes are encoded by them")
+    rows = [tokenizer([phrase]).input_ids[0] for phrase in phrases]
+    most = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    for phrase, row in zip(phrases, rows, strict=True):
+        if len(row) > most:
+            raise InputError(
+                f"phrase={phrase!r:.60} has {len(row) - 2} tokens; allowed: at most {most - 2}"
+            )
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), tokenizer.pad_token_id, np.int64)
+    for row, known in zip(ids, rows, strict=True):
+        row[: len(known)] = known
+    # Tokens see only those before them, so the pooled end token does not notice the padding.
+    framework = encoder._framework
+    ids = framework.array(ids, device=framework.device_of(encoder))
+    return clip.text(framework.operations, encoder, encoder.config, ids).pooled
+
+
+def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
+    """CLIP's embedding of each picture in the space of phrase features, `(pictures, width)`.
+
+    Projected by a matrix of its own (`image_project`) and brought to length 1, float32.
+
+    Raises:
+        InputError: the pipeline lacks one of the networks.
+    """
+    encoder, project = pipeline.image_encoder, getattr(pipeline, "image_project", None)
+    processor = getattr(pipeline, "processor", None) or pipeline.feature_extractor
+    parts = {"image_encoder": encoder, "image_project": project, "processor": processor}
+    lacking = [name for name, part in parts.items() if part is None]
+    if lacking:
+        raise InputError(
+            f"{' and '.join(lacking)}=None; images in boxes need CLIP's image encoder, its "
+            "processor and the projection into the space of phrases (image_project)"
+        )
+    pixels = processor(images=list(pictures), return_tensors="np")["pixel_values"]
+    framework = encoder._framework
+    nn = framework.operations
+    pixels = framework.array(np.asarray(pixels), dtype=encoder.dtype, device=encoder.device)
+    features = project(nn.cast(encoder(pixels).image_embeds, framework.leaf(project.project)))
+    features = nn.float32(features)
+    return features / nn.norm(features)

@@ -1,0 +1,51 @@
+"""How much a control acts over a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from underdraw.controls.control import Call
+from underdraw.errors import InputError, InputTypeError
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Fractions of a run's model calls, which add up to 1: first the control acts fully (`on`),
+    then less and less in a straight line (`decay`), then not at all (`off`; Li et al. 2023).
+
+    Raises:
+        InputError, InputTypeError: they are no fractions that add up to 1.
+    """
+
+    on: float
+    decay: float
+    off: float
+
+    def __post_init__(self) -> None:
+        parts = (self.on, self.decay, self.off)
+        if any(isinstance(part, bool) or not isinstance(part, Real) for part in parts):
+            raise InputTypeError(f"strength={parts!r} must hold three numbers: on, decay, off")
+        if not (all(0 <= part <= 1 for part in parts) and abs(sum(parts) - 1) < 1e-6):
+            raise InputError(
+                f"strength={parts!r} (on, decay, off); allowed: fractions of the run in 0 .. 1 "
+                "that add up to 1"
+            )
+
+    def at(self, call: Call) -> float:
+        """In [0, 1], at one model call."""
+        on, decay = int(self.on * call.count), int(self.decay * call.count)
+        if call.index < on:
+            return 1.0
+        # The original's fall misses both ends: (n - 1) / n, ..., 1 / n, 0.
+        return max(0.0, (on + decay - 1 - call.index) / decay) if decay else 0.0
+
+
+def as_strength(value: Any) -> Strength:
+    """A `Strength`, or `(on, decay, off)` as one."""
+    if isinstance(value, Strength):
+        return value
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise InputTypeError(f"strength={value!r} is not (on, decay, off)")
+    return Strength(*value)
