@@ -10,7 +10,7 @@ import argparse
 
 from underdraw.errors import UnderdrawError
 from underdraw.training.loop import Stopped
-from underdraw.training.recipes import STAGES, train_stage
+from underdraw.training.recipes import STAGES, ScenesRecipe, train_stage
 
 
 def main() -> None:
@@ -18,11 +18,16 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("folder")
     parser.add_argument("--minutes", type=float, help="end the stage after this time")
+    parser.add_argument("--start", help="a family to go on from, such as underdraw/scenes")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     try:
         train_stage(
-            arguments.stage, arguments.folder, minutes=arguments.minutes, device=arguments.device
+            arguments.stage,
+            arguments.folder,
+            ScenesRecipe(start=arguments.start),
+            minutes=arguments.minutes,
+            device=arguments.device,
         )
     except Stopped as stopped:
         raise SystemExit(f"\n{stopped}") from None

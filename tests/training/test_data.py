@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from underdraw.errors import InputError, NotFoundError
-from underdraw.scenes import has_reserved_pair, render, sample_scene, scene_rng
+from underdraw.scenes import has_reserved_pair, render, sample_scene, scene_rng, vocabulary
 from underdraw.training import data
 from underdraw.training.data import CaptionedFolder, RenderedScenes, render_cache, shuffled
 
@@ -58,6 +58,56 @@ def test_captions_vary_and_follow_the_stream(cache: Path) -> None:
     indices = np.arange(17)
     first, again, other = (found.captions(indices, np.random.default_rng(s)) for s in (1, 1, 2))
     assert first == again != other
+
+
+def test_cells_belong_to_what_fills_them() -> None:
+    seen = np.zeros((16, 24), np.int32)
+    seen[:8, :8] = 2  # all of the first cell
+    seen[:4, 8:16] = 1  # half of the second, and an eighth of it something else
+    seen[4:5, 8:16] = 3
+    seen[8:9, :8] = 1  # an eighth is not enough
+    assert data.owners(seen, 8).tolist() == [[2, 1, 0], [0, 0, 0]]
+    assert not data.owners(np.zeros((16, 16), np.int32), 8).any()
+
+
+def test_truth_is_that_of_the_scene(cache: Path) -> None:
+    scenes = RenderedScenes(cache, 0)
+    truth = scenes.truth(np.arange(3))
+    assert truth.shape == (3, 3, 8, 8)
+    for i, cells in enumerate(truth):
+        objects = scenes.scene(i).objects
+        kinds = {(0, 0, 0)} | {
+            (
+                vocabulary.SHAPES.index(o.shape) + 1,
+                vocabulary.COLOURS.index(o.colour),
+                vocabulary.MATERIALS.index(o.material),
+            )
+            for o in objects
+        }
+        found = set(map(tuple, cells.reshape(3, -1).T.tolist()))
+        assert len(found) > 1
+        assert found <= kinds
+
+
+def test_things_are_cut_out_with_their_phrases(cache: Path) -> None:
+    scenes = RenderedScenes(cache, 0)
+    images, told = scenes.cut_things(np.arange(3), np.random.default_rng(0), 32)
+    assert images.shape == (3, 3, 32, 32)
+    assert all(phrase.startswith(("a ", "an ")) for phrase in told)
+    # A square is moved inside the image, never stretched.
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 64:] = 255
+    part = data.cut(picture, np.array([2 / 3, 0, 1, 1]), 8, 1.0)
+    assert part.shape == (1, 3, 8, 8)
+    assert float(part[..., 5:].min()) > 0.99
+    assert float(part[..., :3].max()) < -0.99
+
+
+def test_workers_render_the_same(tmp_path: Path, cache: Path) -> None:
+    render_cache(tmp_path, 4, seed=5, size=64, workers=2)
+    several, one = RenderedScenes(tmp_path, 0), RenderedScenes(cache, 0)
+    np.testing.assert_array_equal(several.pixels(np.arange(4)), one.pixels(np.arange(4)))
+    np.testing.assert_array_equal(several.truth(np.arange(4)), one.truth(np.arange(4)))
 
 
 def test_finished_shards_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from underdraw.training.data import Examples, shuffled
+from underdraw.errors import InputError
+from underdraw.training.data import Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,14 +24,21 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 @dataclass(frozen=True)
 class ContrastiveConfig:
     """`temperature` is where the learned temperature starts; with `train_text` False only the text
-    tower's projection is trained, so that what a denoiser was trained with stays as it is."""
+    tower's projection, if it has one, is trained, so that what a denoiser was trained with stays as
+    it is (Zhai et al. 2022, LiT). `crops` of the examples are cut-out things with their phrases
+    instead of whole pictures with captions."""
 
     temperature: float = 0.07
     train_text: bool = False
+    crops: float = 0.0
 
 
 class ContrastiveTask:
-    """`Task` for `CLIPVisionModelWithProjection` and `CLIPTextModelWithProjection`."""
+    """`Task` for `CLIPVisionModelWithProjection` and a text tower.
+
+    The tower is a `CLIPTextModelWithProjection`, or a `CLIPTextModel`, whose pooled output is then
+    the shared space itself: an image can stand wherever a pooled phrase can.
+    """
 
     def __init__(
         self,
@@ -45,34 +53,52 @@ class ContrastiveTask:
         self.config = config or ContrastiveConfig()
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.tokenizer, self.examples, self.shown, self.seed = tokenizer, examples, shown, seed
+        if self.config.crops and not isinstance(examples, RenderedScenes):
+            raise InputError(
+                f"crops={self.config.crops} needs rendered scenes; {type(examples).__name__} does "
+                "not know where things are"
+            )
         if not self.config.train_text:
             self.text_encoder.text_model.requires_grad_(False)
         self.logits = _Scale(self.config.temperature)
-        self.modules = {
-            "image_encoder": image_encoder,
-            "text_encoder": text_encoder,
-            "logits": self.logits,
-        }
+        self.modules = {"image_encoder": image_encoder, "logits": self.logits}
+        if any(p.requires_grad for p in text_encoder.parameters()):
+            self.modules["text_encoder"] = text_encoder
 
     def draw(self, draw: Draw) -> Batch:
         indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
-        captions = self.examples.captions(indices, draw.rng)
-        return {"pixels": self.examples.images(indices), "ids": self._tokenize(captions)}
+        things, whole = np.split(indices, [round(self.config.crops * draw.count)])
+        size, captions, pixels = self.image_encoder.config.image_size, [], []
+        if len(things):
+            assert isinstance(self.examples, RenderedScenes)
+            cut, captions = self.examples.cut_things(things, draw.rng, size)
+            pixels.append(cut)
+        if len(whole):
+            captions = captions + self.examples.captions(whole, draw.rng)
+            pixels.append(fitted(self.examples.images(whole), size))
+        return {"pixels": torch.cat(pixels), "ids": self._tokenize(captions)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         images, texts = self.embed(batch["pixels"], batch["ids"])
         logits = images @ texts.T * self.logits.log_scale.exp().clamp(max=100)
-        labels = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        return loss, {"matched": (logits.argmax(1) == labels).float().mean().item()}
+        # Two images with the same words are both right.
+        ids = batch["ids"]
+        same = (ids[:, None] == ids[None]).all(-1).float()
+        target = same / same.sum(1, keepdim=True)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        found = same.gather(1, logits.argmax(1, keepdim=True))
+        return loss, {"matched": found.mean().item()}
 
     def embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings of images in [-1, 1] and of token ids, each `(batch, projection)`."""
         images = self.image_encoder(normalise(pixels, self.image_encoder.config.image_size))
-        texts = self.text_encoder(ids)
+        with torch.set_grad_enabled("text_encoder" in self.modules and torch.is_grad_enabled()):
+            texts = self.text_encoder(ids)
+        told = getattr(texts, "text_embeds", None)
+        told = texts.pooler_output if told is None else told
         return (
             F.normalize(images.image_embeds.float(), dim=-1),
-            F.normalize(texts.text_embeds.float(), dim=-1),
+            F.normalize(told.float(), dim=-1),
         )
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
@@ -97,10 +123,16 @@ class _Scale(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
 
+def fitted(pixels: Tensor, size: int) -> Tensor:
+    """Images scaled to `(batch, 3, size, size)`."""
+    if tuple(pixels.shape[2:]) == (size, size):
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
 def normalise(pixels: Tensor, size: int) -> Tensor:
     """Images in [-1, 1] to what the image tower expects, `(batch, 3, size, size)`."""
-    if tuple(pixels.shape[2:]) != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    pixels = fitted(pixels, size)
     shape = (1, 3, 1, 1)
     mean, std = (torch.tensor(v, device=pixels.device).view(shape) for v in (MEAN, STD))
     return ((pixels + 1) / 2 - mean) / std

@@ -7,14 +7,17 @@ state, so that a run can be resumed anywhere.
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from underdraw.errors import InputError, NotFoundError
@@ -27,15 +30,19 @@ from underdraw.scenes import (
     SceneObject,
     Texture,
     caption,
+    phrases,
     render,
     sample_scene,
     scene_rng,
+    vocabulary,
 )
 from underdraw.weights.save import writing_folder
 
 SHARD = 4096
-MIX = (1,) * 7 + (2,) * 8 + (3,) * 3 + (4,) * 2
-"""Object counts of scenes i, i + 1, ... in turn: 35 % one, 40 % two, 15 % three, 10 % four."""
+MIX = (1,) * 4 + (2,) * 9 + (3,) * 4 + (4,) * 3
+"""Object counts of scenes i, i + 1, ... in turn: 20 % one, 45 % two, 20 % three, 15 % four."""
+CELL = 8
+"""Pixels of one cell of the stored object maps: the factor of the autoencoder."""
 HELD_BACK = 64
 """The first scenes of a cache are for looking at, never for training."""
 
@@ -79,35 +86,60 @@ def render_cache(
     seed: int = 20251120,
     size: int = 128,
     mix: Sequence[int] = MIX,
+    workers: int = 1,
     progress: bool | None = False,
 ) -> None:
     """Render `count` scenes of the split "train" into shards of `SHARD`; finished ones are kept.
 
-    A shard is `NNN/images.npy`, uint8 `(SHARD, size, size, 3)`, and `NNN/scenes.json`, so that
-    captions can be drawn anew each time. About 10 ms per scene of 128 x 128.
+    A shard is `NNN/images.npy`, uint8 `(SHARD, size, size, 3)`; `NNN/cells.npy`, uint8 `(SHARD,
+    size / 8, size / 8)`, the object that fills most of each cell (0: none); and `NNN/scenes.json`,
+    so that captions can be drawn anew each time. About 10 ms per scene of 128 x 128 and worker.
     """
     from tqdm import tqdm
 
     folder = Path(folder)
     shards = [range(s, min(s + SHARD, count)) for s in range(0, count, SHARD)]
     bar = tqdm(total=count, unit="scene", disable=None if progress is None else not progress)
-    for number, indices in enumerate(shards):
-        place = folder / f"{number:03d}"
-        if not (place / "scenes.json").exists():
+    make = partial(_draw, seed, size, tuple(mix))
+    # Spawned, not forked: the caller may already run the threads of a framework.
+    context = multiprocessing.get_context("spawn")
+    with bar, context.Pool(workers) if workers > 1 else nullcontext() as pool:
+        for number, indices in enumerate(shards):
+            place = folder / f"{number:03d}"
+            if (place / "scenes.json").exists():
+                bar.update(len(indices))
+                continue
             images = np.empty((len(indices), size, size, 3), np.uint8)
+            cells = np.empty((len(indices), size // CELL, size // CELL), np.uint8)
             facts = []
-            for k, i in enumerate(indices):
-                scene = sample_scene(scene_rng(seed, i), mix[i % len(mix)])
-                made = render(scene, size, size)
-                images[k] = np.clip(made.image * 255 + 0.5, 0, 255)
-                facts.append({"scene": asdict(scene), "boxes": made.boxes.round(4).tolist()})
+            drawn = map(make, indices) if pool is None else pool.imap(make, indices, chunksize=32)
+            for k, (image, owners, fact) in enumerate(drawn):
+                images[k], cells[k] = image, owners
+                facts.append(fact)
                 bar.update()
             with writing_folder(place) as new:
                 np.save(new / "images.npy", images)
+                np.save(new / "cells.npy", cells)
                 (new / "scenes.json").write_text(json.dumps(facts))
-        else:
-            bar.update(len(indices))
-    bar.close()
+
+
+def _draw(
+    seed: int, size: int, mix: tuple[int, ...], index: int
+) -> tuple[np.ndarray, np.ndarray, dict]:
+    scene = sample_scene(scene_rng(seed, index), mix[index % len(mix)])
+    made = render(scene, size, size)
+    image = np.clip(made.image * 255 + 0.5, 0, 255).astype(np.uint8)
+    fact = {"scene": asdict(scene), "boxes": made.boxes.round(4).tolist()}
+    return image, owners(made.segmentation, CELL), fact
+
+
+def owners(segmentation: np.ndarray, cell: int) -> np.ndarray:
+    """The object that fills most of each cell, at least a quarter of it; uint8, 0 for none."""
+    rows, columns = (side // cell for side in segmentation.shape)
+    blocks = segmentation.reshape(rows, cell, columns, cell)
+    ids = np.arange(1, max(int(segmentation.max()), 1) + 1)
+    filled = (blocks[..., None] == ids).mean((1, 3))
+    return np.where(filled.max(-1) >= 0.25, ids[filled.argmax(-1)], 0).astype(np.uint8)
 
 
 def scene_from(raw: dict[str, Any]) -> Scene:
@@ -126,6 +158,10 @@ def scene_from(raw: dict[str, Any]) -> Scene:
     return Scene(objects, camera=Camera(**raw["camera"]), **parts)
 
 
+TRUTH = (len(vocabulary.SHAPES) + 1, len(vocabulary.COLOURS), len(vocabulary.MATERIALS))
+"""How many answers each question of `RenderedScenes.truth` has."""
+
+
 class RenderedScenes:
     """`Examples` in a folder written by `render_cache`, without the first `HELD_BACK`."""
 
@@ -134,6 +170,7 @@ class RenderedScenes:
         if not places:
             raise NotFoundError(f"{folder} holds no rendered scenes; make them with render_cache")
         self._shards = [np.load(place / "images.npy", mmap_mode="r") for place in places]
+        self._cells = [np.load(place / "cells.npy", mmap_mode="r") for place in places]
         self._starts = np.cumsum([0, *map(len, self._shards)])
         self._facts = [
             f for place in places for f in json.loads((place / "scenes.json").read_text())
@@ -147,11 +184,31 @@ class RenderedScenes:
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
         """Images as stored, uint8 `(n, height, width, 3)`."""
+        return self._pick(self._shards, indices)
+
+    def _pick(self, shards: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
         found = []
         for i in np.asarray(indices) + self.held_back:
             shard = int(np.searchsorted(self._starts, i, "right")) - 1
-            found.append(self._shards[shard][i - self._starts[shard]])
+            found.append(shards[shard][i - self._starts[shard]])
         return np.stack(found)
+
+    def truth(self, indices: np.ndarray) -> np.ndarray:
+        """What stands in each cell: int64 `(n, 3, rows, columns)`, the number of its shape (0 where
+        nothing stands), colour and material."""
+        objects = self._pick(self._cells, indices)
+        answers = []
+        for i, cells in zip(indices, objects, strict=True):
+            table = [(0, 0, 0)] + [
+                (
+                    vocabulary.SHAPES.index(o["shape"]) + 1,
+                    vocabulary.COLOURS.index(o["colour"]),
+                    vocabulary.MATERIALS.index(o["material"]),
+                )
+                for o in self._facts[int(i) + self.held_back]["scene"]["objects"]
+            ]
+            answers.append(np.array(table)[cells].transpose(2, 0, 1))
+        return np.stack(answers)
 
     def images(self, indices: np.ndarray) -> Tensor:
         return to_signed(self.pixels(indices))
@@ -172,9 +229,42 @@ class RenderedScenes:
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         return [self.described(int(i), rng).text for i in indices]
 
+    def cut_things(
+        self, indices: np.ndarray, rng: np.random.Generator, size: int
+    ) -> tuple[Tensor, list[str]]:
+        """Cut-out things as images in [-1, 1], `(n, 3, size, size)`, and a phrase for each."""
+        images, told = [], []
+        for i, picture in zip(indices, self.pixels(indices), strict=True):
+            boxes = self.boxes(int(i))
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+            likely = np.sqrt(areas)  # what hardly shows is hardly to be told
+            chosen = int(rng.choice(len(boxes), p=likely / likely.sum()))
+            images.append(cut(picture, boxes[chosen], size, float(rng.uniform(1.0, 1.4))))
+            told.append(self.phrases(int(i), rng)[chosen])
+        return torch.cat(images), told
+
+    def phrases(self, index: int, rng: np.random.Generator | None = None) -> tuple[str, ...]:
+        """A phrase for each of its objects; with `rng` some attributes are left out."""
+        return phrases(self.scene(index), rng)
+
     def shown(self) -> np.ndarray:
         """The images that are held back, uint8."""
         return self.pixels(np.arange(-self.held_back, 0))
+
+
+def cut(image: np.ndarray, box: np.ndarray, size: int, margin: float = 1.2) -> Tensor:
+    """The square around a box `(x_min, y_min, x_max, y_max)` in [0, 1], `margin` times as wide as
+    its longer side and moved inside the image: `(1, 3, size, size)` in [-1, 1]."""
+    height, width = image.shape[:2]
+    sides = np.array([width, height, width, height])
+    left, top, right, bottom = box * sides
+    side = round(min(max(right - left, bottom - top, 4) * margin, height, width))
+    x, y = (
+        round(min(max((low + high - side) / 2, 0), limit - side))
+        for low, high, limit in ((left, right, width), (top, bottom, height))
+    )
+    part = to_signed(np.ascontiguousarray(image[y : y + side, x : x + side])[None])
+    return F.interpolate(part, (size, size), mode="bilinear", antialias=True)
 
 
 # -- captioned images ----------------------------------------------------------------------------

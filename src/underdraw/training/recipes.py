@@ -2,12 +2,14 @@
 
 `train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
-and "decoder", which can be run at any time after "latents" to sharpen the pictures.
+and "decoder", which can be run at any time after "latents" to sharpen the pictures. A recipe with a
+`start` goes on from a family that is there already, and needs no stage whose networks that has.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,6 @@ from underdraw.models import (
     AutoencoderKL,
     CLIPImageProcessor,
     CLIPTextModel,
-    CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
     UNet2DConditionModel,
 )
@@ -34,7 +35,7 @@ from underdraw.training.autoencoder import (
     encode_all,
     scaling_factor,
 )
-from underdraw.training.clip import MEAN, STD, ContrastiveTask
+from underdraw.training.clip import MEAN, STD, ContrastiveConfig, ContrastiveTask
 from underdraw.training.data import RenderedScenes, render_cache
 from underdraw.training.loop import TrainingConfig, train
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
@@ -81,23 +82,29 @@ VISION = CLIPVisionConfig(
     projection_dim=192,
     num_hidden_layers=5,
     num_attention_heads=4,
-    image_size=128,
+    image_size=96,
     patch_size=16,
 )
 
 
 @dataclass(frozen=True)
 class ScenesRecipe:
-    """Everything that decides what the scenes family becomes, apart from the machine."""
+    """Everything that decides what the scenes family becomes, apart from the machine.
 
-    scenes: int = 45056
-    seed: int = 20251120
+    `start`: a pipeline folder, Hub id or "underdraw/scenes" whose networks stages begin with.
+    """
+
+    start: str | None = None
+    scenes: int = 57344
+    seed: int = 20261121
     vae: VAEConfig = VAE
     text: CLIPTextConfig = TEXT
     unet: UNetConfig = UNET
     vision: CLIPVisionConfig = VISION
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    denoiser: TextToImageConfig = field(default_factory=lambda: TextToImageConfig(prompts=PROMPTS))
+    denoiser: TextToImageConfig = field(
+        default_factory=lambda: TextToImageConfig(truth=0.03, prompts=PROMPTS)
+    )
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
             "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
@@ -131,6 +138,8 @@ class Workshop:
 
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer, which the stage "text" makes."""
+        if self.recipe.start is not None:
+            return CLIPTokenizer.from_pretrained(self.recipe.start, subfolder="tokenizer")
         return CLIPTokenizer.from_pretrained(self._needs("text", "tokenizer"))
 
     def text_config(self, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -147,27 +156,36 @@ class Workshop:
 
     def text_encoder(self) -> Any:
         """The text tower as far as it is trained."""
-        tower: Any = CLIPTextModel(self.text_config(self.tokenizer()))
-        self._fill(tower, "text", "text_encoder")
+        tower = self._started(CLIPTextModel, "text_encoder")
+        if tower is None:
+            tower = CLIPTextModel(self.text_config(self.tokenizer()))
+            self._fill(tower, "text", "text_encoder")
         return self._fill(tower, "denoiser", "text_encoder", optional=True)
 
     def vae(self) -> Any:
         """The autoencoder as far as it is trained; the stage "decoder" may have gone on with it."""
         from dataclasses import replace
 
+        vae = self._started(AutoencoderKL, "vae")
+        if vae is not None:
+            return self._fill(vae, "decoder", "vae", optional=True)
         config = self.recipe.vae
         facts = self.folder / "latents.json"
         if facts.exists():
             factor = json.loads(facts.read_text())["scaling_factor"]
             config = replace(config, scaling_factor=factor)
-        vae: Any = AutoencoderKL(config)
+        vae = AutoencoderKL(config)
         self._fill(vae, "autoencoder", "vae")
         return self._fill(vae, "decoder", "vae", optional=True)
 
     def unet(self, trained: bool = True) -> Any:
         """The denoiser, trained or with starting weights."""
         torch.manual_seed(self.recipe.seed)
-        unet: Any = UNet2DConditionModel(self.recipe.unet)
+        unet = self._started(UNet2DConditionModel, "unet")
+        if unet is None:
+            unet = UNet2DConditionModel(self.recipe.unet)
+        elif not (self.folder / "denoiser" / checkpoints.NAME).exists():
+            return unet
         return self._fill(unet, "denoiser", "unet") if trained else unet
 
     def family(self, trained: bool = True) -> dict[str, Any]:
@@ -184,17 +202,16 @@ class Workshop:
             found["feature_extractor"] = self.image_processor()
         return found
 
-    def projected_text(self) -> Any:
-        """The text tower with its projection into the space shared with images."""
-        torch.manual_seed(self.recipe.seed)
-        tower: Any = CLIPTextModelWithProjection(self.text_config(self.tokenizer()))
-        tower.load_state_dict(self.text_encoder().state_dict(), strict=False)
-        return self._fill(tower, "clip", "text_encoder", optional=True)
-
     def image_processor(self) -> Any:
         """What turns pictures into the image tower's input."""
         size = self.recipe.vision.image_size
         return CLIPImageProcessor(size, (size, size), MEAN, STD)
+
+    def _started(self, kind: Any, name: str) -> Any:
+        """The network the recipe starts with, in float32; None without a start."""
+        if self.recipe.start is None:
+            return None
+        return kind.from_pretrained(self.recipe.start, subfolder=name, dtype="float32")
 
     def _needs(self, stage: str, name: str) -> Path:
         path = self.folder / stage / name
@@ -250,7 +267,11 @@ def _train(shop: Workshop, stage: str, task: Any, minutes: float | None, where: 
 def _renders(shop: Workshop, minutes: float | None, where: dict) -> None:
     recipe = shop.recipe
     render_cache(
-        shop.folder / "renders", recipe.scenes, seed=recipe.seed, progress=where["progress"]
+        shop.folder / "renders",
+        recipe.scenes,
+        seed=recipe.seed,
+        workers=os.cpu_count() or 1,
+        progress=where["progress"],
     )
 
 
@@ -284,8 +305,9 @@ def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
 def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
     vae = shop.vae().to(where["device"]).eval()
     latents = encode_all(vae, shop.examples, shop.folder / "latents.npy")
-    facts = {"scaling_factor": round(scaling_factor(latents), 5)}
-    (shop.folder / "latents.json").write_text(json.dumps(facts))
+    if shop.recipe.start is None:
+        facts = {"scaling_factor": round(scaling_factor(latents), 5)}
+        (shop.folder / "latents.json").write_text(json.dumps(facts))
 
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
@@ -295,12 +317,13 @@ def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
-    examples, text = shop.examples, shop.projected_text()
+    examples, text = shop.examples, shop.text_encoder()
     torch.manual_seed(shop.recipe.seed)
     image: Any = CLIPVisionModelWithProjection(shop.recipe.vision)
     held, rng = np.arange(-examples.held_back, 0), np.random.default_rng(0)
     shown = examples.images(held), examples.captions(held, rng)
-    task = ContrastiveTask(image, text, shop.tokenizer(), examples, shown=shown)
+    config = ContrastiveConfig(crops=0.6)
+    task = ContrastiveTask(image, text, shop.tokenizer(), examples, config, shown)
     _train(shop, "clip", task, minutes, where)
 
 
