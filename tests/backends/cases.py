@@ -93,6 +93,18 @@ CASES = [
     _convolution(1, 1, 2),
     _convolution(4, 4, 0, bias=False),
     _convolution(3, 3, 2),
+    case(
+        "conv2d",
+        "one group per channel",
+        lambda nn, p, x: nn.conv2d(p.leaf, x, 4, 7, groups=4),
+        normal(3, 4, 9, 12),
+    ),
+    case(
+        "conv2d",
+        "two groups, stride 2, no bias",
+        lambda nn, p, x: nn.conv2d(p.leaf, x, 6, 4, 2, 1, False, 2),
+        normal(3, 4, 9, 12),
+    ),
     case("group_norm", "image", lambda nn, p, x: nn.group_norm(p.leaf, x, 3), normal(3, 6, 5, 7)),
     case("group_norm", "tokens", lambda nn, p, x: nn.group_norm(p.leaf, x, 2), normal(3, 4, 11)),
     case(

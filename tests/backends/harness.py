@@ -29,7 +29,7 @@ def values(layout: Layout, seed: int = 0) -> dict[str, np.ndarray]:
         value = random.standard_normal(shape) * spread
         if len(shape) == 1:
             value = value * 0.2 + (1.0 if name.endswith("weight") else 0.0)
-        drawn[name] = value.astype(np.float32)
+        drawn[name] = np.asarray(value, np.float32)
     return drawn
 
 

@@ -21,7 +21,7 @@ class Reference:
         y = np.einsum("...i,oi->...o", x, p.weight)
         return y + p.bias if bias else y
 
-    def conv2d(self, p, x, width, kernel, stride=1, padding=None, bias=True):
+    def conv2d(self, p, x, width, kernel, stride=1, padding=None, bias=True, groups=1):
         side = kernel // 2 if padding is None else padding
         x = np.pad(x, ((0, 0), (0, 0), (side, side), (side, side)))
         rows = (x.shape[2] - kernel) // stride + 1
@@ -31,7 +31,9 @@ class Reference:
             for j in range(columns):
                 top, left = i * stride, j * stride
                 window = x[:, :, top : top + kernel, left : left + kernel]
-                y[:, :, i, j] = np.einsum("bcij,ocij->bo", window, p.weight)
+                parts = zip(np.split(window, groups, 1), np.split(p.weight, groups, 0), strict=True)
+                each = [np.einsum("bcij,ocij->bo", part, weight) for part, weight in parts]
+                y[:, :, i, j] = np.concatenate(each, 1)
         return y + p.bias[:, None, None] if bias else y
 
     def group_norm(self, p, x, groups, eps=1e-5):
@@ -53,7 +55,7 @@ class Reference:
     def embedding(self, p, ids, count, width):
         return p.weight[ids]
 
-    def parameter(self, p, name, shape):
+    def parameter(self, p, name, shape, start=None):
         return getattr(p, name)
 
     # -- elementwise ------------------------------------------------------------------------------

@@ -50,11 +50,13 @@ class Operations(Protocol):
         stride: int = 1,
         padding: int | None = None,
         bias: bool = True,
+        groups: int = 1,
     ) -> Array:
         """Cross-correlation with zero padding (`kernel // 2` by default) on all four sides.
 
         Output sizes are `(size + 2 * padding - kernel) // stride + 1`; weight is
-        `(width, channels, kernel, kernel)`."""
+        `(width, channels // groups, kernel, kernel)`: each of `groups` equal parts of the channels
+        makes its own part of the output."""
 
     def group_norm(self, p: Node, x: Array, groups: int, eps: float = 1e-5) -> Array:
         """Normalise each group of channels over its channels and positions (Wu & He 2018)."""
@@ -65,8 +67,12 @@ class Operations(Protocol):
     def embedding(self, p: Node, ids: Array, count: int, width: int) -> Array:
         """Rows of `weight (count, width)` at integer `ids (...)`: `(..., width)`."""
 
-    def parameter(self, p: Node, name: str, shape: tuple[int, ...]) -> Array:
-        """A parameter which belongs to no layer, such as a gate or a class token."""
+    def parameter(
+        self, p: Node, name: str, shape: tuple[int, ...], start: float | None = None
+    ) -> Array:
+        """A parameter which belongs to no layer, such as a gate or a class token.
+
+        A new one is filled with `start`, or drawn from the standard normal distribution."""
 
     # -- elementwise ------------------------------------------------------------------------------
     def silu(self, x: Array) -> Array:

@@ -55,6 +55,7 @@ class Jax:
         stride: int = 1,
         padding: int | None = None,
         bias: bool = True,
+        groups: int = 1,
     ) -> Array:
         side = kernel // 2 if padding is None else padding
         y = lax.conv_general_dilated(
@@ -63,6 +64,7 @@ class Jax:
             (stride, stride),
             ((side, side), (side, side)),
             dimension_numbers=("NCHW", "OIHW", "NCHW"),
+            feature_group_count=groups,
             precision=self.precision,
         )
         return y + p.bias[:, None, None] if bias else y
@@ -80,7 +82,9 @@ class Jax:
         # would be a silent mistake.
         return jnp.take(p.weight, ids, axis=0, mode="fill")
 
-    def parameter(self, p: Any, name: str, shape: tuple[int, ...]) -> Array:
+    def parameter(
+        self, p: Any, name: str, shape: tuple[int, ...], start: float | None = None
+    ) -> Array:
         return getattr(p, name)
 
     silu = staticmethod(jax.nn.silu)
@@ -234,6 +238,11 @@ def build_root(root: Any, layout: Layout, device: Any = None) -> None:
     root._tree = build(layout, device=device)
 
 
+def graft(root: Any, parts: Mapping[str, Any]) -> None:
+    """Give a model layers and raw parameters of other trees by dotted path; they are shared."""
+    root._tree = grow(parts)
+
+
 def load_root(
     root: Any, layout: Layout, tensors: Mapping[str, Any], dtype: Any = None, device: Any = None
 ) -> None:
@@ -370,5 +379,6 @@ def move(root: Any, device: Any = None, dtype: Any = None) -> None:
 
 def register_output(kind: type[Any]) -> None:
     """Let `jax.jit` and the other transformations return a dataclass of arrays."""
-    names = [f.name for f in fields(kind)]
-    jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=[])
+    static = [f.name for f in fields(kind) if f.metadata.get("static")]
+    names = [f.name for f in fields(kind) if f.name not in static]
+    jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=static)

@@ -22,6 +22,8 @@ class Leaf:
     padding: int = 0
     groups: int = 1
     eps: float = 1e-5
+    start: float | None = None
+    """What a new raw parameter is filled with; None draws it."""
 
     def tensors(self, path: str) -> dict[str, tuple[int, ...]]:
         """Full names and shapes of the tensors of this leaf."""

@@ -50,13 +50,14 @@ class MindSpore:
         stride: int = 1,
         padding: int | None = None,
         bias: bool = True,
+        groups: int = 1,
     ) -> Tensor:
         side = kernel // 2 if padding is None else padding
         if _on_cpu():
-            y = _convolve(x, p.weight, stride, side)
+            y = _convolve(x, p.weight, stride, side, groups)
             return y + p.bias[:, None, None] if bias else y
         offset = p.bias if bias else None
-        return ops.conv2d(x, p.weight, offset, stride, "pad", side)
+        return ops.conv2d(x, p.weight, offset, stride, "pad", side, 1, groups)
 
     def group_norm(self, p: Any, x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
         y = ops.group_norm(x.float(), groups, p.weight.float(), p.bias.float(), eps)
@@ -70,7 +71,9 @@ class MindSpore:
     def embedding(self, p: Any, ids: Tensor, count: int, width: int) -> Tensor:
         return ops.gather(p.weight, ids, 0)
 
-    def parameter(self, p: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    def parameter(
+        self, p: Any, name: str, shape: tuple[int, ...], start: float | None = None
+    ) -> Tensor:
         return getattr(p, name)
 
     silu = staticmethod(ops.silu)
@@ -171,7 +174,7 @@ def _on_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
-def _convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
     """Convolution as one matrix product: MindSpore's own on CPU takes 40 times as long."""
     width, _, kernel, _ = weight.shape
     batch, _, *sizes = x.shape
@@ -181,7 +184,12 @@ def _convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         patches = patches.reshape(batch, -1, rows * columns)
     else:
         patches = ops.unfold(x, kernel, 1, padding, stride)
-    return ops.matmul(weight.reshape(width, -1), patches).reshape(batch, width, rows, columns)
+    if groups == 1:
+        y = ops.matmul(weight.reshape(width, -1), patches)
+    else:
+        patches = patches.reshape(batch, groups, -1, rows * columns)
+        y = ops.matmul(weight.reshape(groups, width // groups, -1), patches)
+    return y.reshape(batch, width, rows, columns)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -208,6 +216,11 @@ def load(tensors: Mapping[str, Any], dtype: Any = None, device: Any = None) -> N
 def build_root(root: Any, layout: Layout, device: Any = None) -> None:
     """Give a model the initial values of its layout."""
     root._tree = build(layout, device=device)
+
+
+def graft(root: Any, parts: Mapping[str, Any]) -> None:
+    """Give a model layers and raw parameters of other trees by dotted path; they are shared."""
+    root._tree = grow(parts)
 
 
 def load_root(

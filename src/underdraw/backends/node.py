@@ -102,6 +102,8 @@ def initial_values(layout: Layout, seed: int = 0) -> Iterator[tuple[str, np.ndar
                 value = random.uniform(-bound, bound, shape)
             elif leaf.kind in ("group_norm", "layer_norm"):
                 value = np.full(shape, float(name.endswith(".weight")))
+            elif leaf.start is not None:
+                value = np.full(shape, leaf.start)
             else:
                 value = random.standard_normal(shape)
             yield name, value.astype(np.float32)

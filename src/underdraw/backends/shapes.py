@@ -94,10 +94,12 @@ class Shapes:
         stride: int = 1,
         padding: int | None = None,
         bias: bool = True,
+        groups: int = 1,
     ) -> Shape:
         padding = kernel // 2 if padding is None else padding
         batch, channels, *sizes = x.shape
-        self._leaf(p, Leaf("conv2d", (width, channels, kernel, kernel), bias, stride, padding))
+        weight = (width, channels // groups, kernel, kernel)
+        self._leaf(p, Leaf("conv2d", weight, bias, stride, padding, groups))
         return Shape(batch, width, *((s + 2 * padding - kernel) // stride + 1 for s in sizes))
 
     def group_norm(self, p: Path, x: Shape, groups: int, eps: float = 1e-5) -> Shape:
@@ -116,8 +118,10 @@ class Shapes:
         self._leaf(p, Leaf("embedding", (count, width)))
         return Shape(*ids.shape, width)
 
-    def parameter(self, p: Path, name: str, shape: tuple[int, ...]) -> Shape:
-        self._leaf(getattr(p, name), Leaf("parameter", tuple(shape)))
+    def parameter(
+        self, p: Path, name: str, shape: tuple[int, ...], start: float | None = None
+    ) -> Shape:
+        self._leaf(getattr(p, name), Leaf("parameter", tuple(shape), start=start))
         return Shape(*shape)
 
     def _same(self, x: Shape) -> Shape:

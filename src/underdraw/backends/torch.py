@@ -17,6 +17,7 @@ from underdraw.backends.torch_weights import (
     build_root as build_root,
     draw_like as draw_like,
     dtype_of as dtype_of,
+    graft as graft,
     is_array as is_array,
     is_floating as is_floating,
     load_root as load_root,

@@ -40,6 +40,7 @@ class Torch:
         stride: int = 1,
         padding: int | None = None,
         bias: bool = True,
+        groups: int = 1,
     ) -> Tensor:
         w = _plain(p, nn.Conv2d)
         if not w or p.padding_mode != "zeros":
@@ -57,7 +58,9 @@ class Torch:
     def embedding(self, p: Any, ids: Tensor, count: int, width: int) -> Tensor:
         return p(ids)
 
-    def parameter(self, p: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    def parameter(
+        self, p: Any, name: str, shape: tuple[int, ...], start: float | None = None
+    ) -> Tensor:
         return getattr(p, name)
 
     silu = staticmethod(F.silu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -26,11 +26,12 @@ def _layer(leaf: Leaf, device: Any) -> nn.Module:
             return nn.Linear(shape[1], shape[0], leaf.bias, device=device)
         case "conv2d":
             return nn.Conv2d(
-                shape[1],
+                shape[1] * leaf.groups,
                 shape[0],
                 shape[2],
                 leaf.stride,
                 leaf.padding,
+                groups=leaf.groups,
                 bias=leaf.bias,
                 device=device,
             )
@@ -60,9 +61,30 @@ def build_root(root: nn.Module, layout: Layout, device: Any = None) -> None:
             here = here._modules[part]
         if leaf.kind == "parameter":
             value = torch.empty(leaf.shape, device=device)
-            here._parameters[last] = nn.Parameter(value if value.is_meta else value.normal_())
+            here._parameters[last] = nn.Parameter(_filled(value, leaf.start))
         else:
             here._modules[last] = _layer(leaf, device)
+
+
+def _filled(value: Tensor, start: float | None) -> Tensor:
+    if value.is_meta:
+        return value
+    return value.normal_() if start is None else value.fill_(start)
+
+
+def graft(root: Any, parts: Mapping[str, Any]) -> None:
+    """Hang layers and raw parameters of other trees into `root` at dotted paths; they are shared.
+
+    A root without children becomes a part of a model, or several models become one.
+    """
+    for path, part in parts.items():
+        *parents, last = path.split(".")
+        here: Any = root
+        for name in parents:
+            if name not in here._modules:
+                here._modules[name] = Node()
+            here = here._modules[name]
+        (here._parameters if isinstance(part, nn.Parameter) else here._modules)[last] = part
 
 
 def load_root(
@@ -157,13 +179,18 @@ def is_floating(values: Tensor) -> bool:
 def register_output(kind: type[Any]) -> None:
     """Let `torch.export` and `torch.utils._pytree` see the tensors in a dataclass."""
 
-    def flatten(output: Any) -> tuple[list[Any], list[str]]:
-        # None is a leaf to PyTorch; a field that was not asked for must not be one.
-        names = [f.name for f in fields(kind) if getattr(output, f.name) is not None]
-        return [getattr(output, name) for name in names], names
+    static = [f.name for f in fields(kind) if f.metadata.get("static")]
 
-    def unflatten(values: Iterable[Any], names: list[str]) -> Any:
-        return kind(**dict(zip(names, values, strict=True)))
+    def flatten(output: Any) -> tuple[list[Any], list[Any]]:
+        # None is a leaf to PyTorch; a field that was not asked for must not be one.
+        there = [f.name for f in fields(kind) if getattr(output, f.name) is not None]
+        names = [name for name in there if name not in static]
+        fixed = {name: getattr(output, name) for name in static}
+        return [getattr(output, name) for name in names], [names, fixed]
+
+    def unflatten(values: Iterable[Any], context: list[Any]) -> Any:
+        names, fixed = context
+        return kind(**dict(zip(names, values, strict=True)), **fixed)
 
     name = f"{kind.__module__}.{kind.__qualname__}"
     pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=name)

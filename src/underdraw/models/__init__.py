@@ -5,6 +5,7 @@ from underdraw.models.clip import (
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
 )
+from underdraw.models.grounding import Grounding
 from underdraw.models.image_processor import CLIPImageProcessor
 from underdraw.models.safety import StableDiffusionSafetyChecker
 from underdraw.models.unet import UNet2DConditionModel
@@ -16,6 +17,7 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
+    "Grounding",
     "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
 ]

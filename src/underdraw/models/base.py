@@ -8,13 +8,15 @@ published names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from underdraw import backends
 from underdraw.backends.layout import Layout
+from underdraw.backends.node import at
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.models.familiar import SAVING, drop_neutral
 from underdraw.models.outputs import Output
@@ -199,6 +201,20 @@ class Model:
         first = next(module.parameters())
         return cls.from_tensors(raw, tensors, dtype=first.dtype, device=first.device)
 
+    @classmethod
+    def sharing(cls: type[Self], config: Config, *owners: Model) -> Self:
+        """A model of this config on layers of others, which are shared: no number is copied.
+
+        Each layer is that of the first of `owners` that has one at its path.
+        """
+        framework = owners[0]._framework
+        parts = {path: _first(owners, path) for path in cls.layout(config).leaves}
+        model: Any = object.__new__(_bind(cls, framework.operations.name))
+        super(Model, model).__init__()
+        model.config = config
+        framework.graft(model, parts)
+        return model
+
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity."""
         return [
@@ -291,6 +307,13 @@ def _framework_of(backend: str) -> Any:
     for kind in Output.__subclasses__():
         framework.register_output(kind)
     return framework
+
+
+def _first(owners: Sequence[Model], path: str) -> Any:
+    for owner in owners[:-1]:
+        with suppress(AttributeError):
+            return at(owner, path)
+    return at(owners[-1], path)
 
 
 def _revive(cls: type[Model], backend: str) -> Any:

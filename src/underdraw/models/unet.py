@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
 from underdraw.models.base import Model
+from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
 from underdraw.networks import unet
+from underdraw.networks.grounding_config import GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
 
 
 class UNet2DConditionModel(Model):
-    """The denoiser of Stable Diffusion 1.x and 2.x. Config fields: `networks.unet.UNetConfig`."""
+    """The denoiser of Stable Diffusion 1.x and 2.x. Config fields: `networks.unet.UNetConfig`.
+
+    A GLIGEN checkpoint (`attention_type="gated"` or `"gated-text-image"`) keeps its grounding
+    layers in the same tree under their published names, so that `state_dict` and `save_pretrained`
+    give back what was read. A call runs none of them: they act only through `sites`, which
+    `unet.grounding` makes.
+    """
 
     config_class = unet.UNetConfig
     network = "unet"
 
     @classmethod
     def layout(cls, config: unet.UNetConfig) -> Layout:
-        return unet.layout(config)
+        plain = unet.layout(config)
+        if config.attention_type == "default":
+            return plain
+        return plain | Grounding.layout(GroundingConfig.for_unet(config))
+
+    @property
+    def grounding(self) -> Grounding | None:
+        """The grounding part of a gated UNet, which shares its parameters; None for others."""
+        if self.config.attention_type == "default":
+            return None
+        return Grounding.sharing(GroundingConfig.for_unet(self.config), self)
+
+    def with_grounding(self, grounding: Grounding) -> UNet2DConditionModel:
+        """A gated UNet of this one's parameters and those of `grounding`, all of them shared.
+
+        Saved, it is a folder as GLIGEN's are published. This UNet stays as it is.
+
+        Raises:
+            InputError: the grounding part was made for other widths, or is of a kind that no UNet
+                folder can hold (keypoints, maps).
+        """
+        kind = grounding.config.attention_type
+        if kind is None or grounding.config.extra_channels:
+            raise InputError(
+                f"grounding weights of kind {grounding.config.kind!r} with "
+                f"{grounding.config.extra_channels} input channels of their own have no place in a "
+                "UNet folder; save them as a folder of their own"
+            )
+        grounding.require_fit(self)
+        config = replace(self.config, attention_type=kind)
+        return UNet2DConditionModel.sharing(config, grounding, self)
+
+    def without_grounding(self) -> UNet2DConditionModel:
+        """The plain UNet of a gated one, which shares its parameters."""
+        config = replace(self.config, attention_type="default")
+        return UNet2DConditionModel.sharing(config, self)
 
     def forward(
         self,
@@ -66,8 +110,6 @@ class UNet2DConditionModel(Model):
             mask = nn.cast((1 - nn.cast(encoder_attention_mask, sample)) * -10000.0, sample)
             mask = mask[:, None, None]
         if down_block_additional_residuals is not None or mid_block_additional_residual is not None:
-            from dataclasses import replace
-
             sites = replace(
                 sites,
                 down_residuals=down_block_additional_residuals,

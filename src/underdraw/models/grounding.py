@@ -1,0 +1,149 @@
+"""`Grounding`: GLIGEN's trained part as an object of its own, for any UNet of the same widths."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from underdraw.backends.contract import Array
+from underdraw.backends.layout import Layout
+from underdraw.errors import InputError
+from underdraw.models.base import Model
+from underdraw.networks import grounding
+from underdraw.networks.config import UNetConfig
+from underdraw.networks.grounding import Constants, Strength, Tokens
+from underdraw.networks.grounding_config import BOXES, GroundingConfig
+from underdraw.networks.sites import Sites
+
+Self = TypeVar("Self", bound="Grounding")
+
+
+class Grounding(Model):
+    """Position network and fusers (GLIGEN, Li et al. 2023). Config: `GroundingConfig`.
+
+    The UNet stays as it is; this part acts inside a call through `Sites`:
+
+        part = Grounding.for_unet(unet, "text")          # new: gates closed, changes nothing yet
+        part = unet.grounding                            # of a UNet from a gated folder
+        tokens = part.boxes(boxes, present, phrases)     # before the loop
+        ready = part.constants(tokens)                   # before the loop
+        unet(x, t, context, sites=part.sites(ready, strength=0.5))
+
+    Parameters carry the published names (`position_net.linears.0.weight`,
+    `down_blocks.0.attentions.0.transformer_blocks.0.fuser.alpha_attn`, ...). Training: freeze the
+    UNet, optimise `part.parameters()`, and call the three methods at each step.
+    """
+
+    config_class = GroundingConfig
+    network = "grounding"
+
+    @classmethod
+    def layout(cls, config: GroundingConfig) -> Layout:
+        return grounding.layout(config)
+
+    @classmethod
+    def for_unet(
+        cls: type[Self],
+        unet: Any,
+        kind: str | None = None,
+        *,
+        backend: str | None = None,
+        **fields: Any,
+    ) -> Self:
+        """A new grounding part for a UNet (or its config): gates 0, so that it changes nothing yet.
+
+        Args:
+            kind: "text", "text-image", "keypoints", "hed", "canny", "depth", "normal" or
+                "semantic"; None takes what `attention_type` of the UNet says.
+            backend: None is that of the UNet.
+            fields: others of `GroundingConfig`, such as `limit`.
+
+        Raises:
+            InputError: the kind is not known, or the UNet has no grounding layers to name it.
+        """
+        config = GroundingConfig.for_unet(_config_of(unet), kind, **fields)
+        if backend is None:
+            backend = unet.nn.name if hasattr(unet, "nn") else "torch"
+        return cls(config, backend=backend)
+
+    def require_fit(self, unet: Any) -> None:
+        """Raise an `InputError` unless this part was made for such UNets (or configs)."""
+        self.config.require_fit(_config_of(unet))
+
+    # -- before the loop --------------------------------------------------------------------------
+    def boxes(
+        self,
+        boxes: Any,
+        present: Any,
+        phrases: Any = None,
+        phrase_present: Any = None,
+        images: Any = None,
+        image_present: Any = None,
+    ) -> Tokens:
+        """Tokens of boxes; arrays of this backend, numpy or nested lists.
+
+        Rows are those of the UNet call: under guidance twice the images, unconditional first, and
+        `present` 0 throughout where a row is unconditional (GLIGEN drops boxes together with the
+        text). `n` is the most boxes any row has, 0 included; nothing has to be padded to 30, and
+        the numbers are those of padding to 30.
+
+        Args:
+            boxes: `(rows, n, 4)`: x_min, y_min, x_max, y_max in [0, 1] of width and height.
+            present: `(rows, n)`: 1 where there is a box, 0 elsewhere.
+            phrases: `(rows, n, phrase_width)`: `pooler_output` of the text encoder for the phrase;
+                None where no box has one (kind "text-image").
+            phrase_present: `(rows, n)`: 0 for a box without phrase; None: as `present`.
+            images: `(rows, n, phrase_width)`: CLIP image features through the projection matrix;
+                kind "text-image" only.
+            image_present: `(rows, n)`: 0 for a box without picture; None: as `present`.
+
+        Raises:
+            InputError: more than `config.limit` boxes, or this part is not for boxes, or not for
+                pictures.
+        """
+        if self.config.kind not in BOXES:
+            raise InputError(f"these grounding weights are for {self.config.kind}, not for boxes")
+        if images is not None and self.config.kind == "text":
+            raise InputError(
+                "images are given; these grounding weights are for phrases only "
+                "(kind 'text'); weights of kind 'text-image' take both"
+            )
+        boxes, present = self._array(boxes, "float32"), self._array(present)
+        if (n := boxes.shape[1]) > self.config.limit:
+            raise InputError(
+                f"{n} boxes; these grounding weights take at most {self.config.limit} per image"
+            )
+        given = [
+            None if x is None else self._array(x)
+            for x in (phrases, phrase_present, images, image_present)
+        ]
+        return grounding.box_tokens(self.nn, self, self.config, boxes, present, *given)
+
+    def constants(self, tokens: Tokens) -> Constants:
+        """Keys and values of the tokens in every fuser: the same at every step of a run.
+
+        Under guidance that ends early, `constants.rows(images, 2 * images)` keeps one half.
+        """
+        return grounding.constants(self.nn, self, self.config, tokens)
+
+    # -- at each call
+    def sites(self, constants: Constants, strength: Strength = 1.0) -> Sites:
+        """What acts inside one UNet call.
+
+        Args:
+            strength: factor on the gates, from the schedule: 1 is on, 0 off, and then the call is a
+                plain one; or one factor per row `(rows, 1, 1)`.
+        """
+        return grounding.sites(self, self.config, constants, strength)
+
+    def forward(self, tokens: Tokens, strength: Strength = 1.0) -> Sites:
+        """`constants` and `sites` at once, for training."""
+        return self.sites(self.constants(tokens), strength)
+
+    def _array(self, values: Any, dtype: Any = None) -> Array:
+        framework = self._framework
+        kept = framework.resolve_dtype(dtype) or self.dtype
+        return framework.array(values, kept, self.device)
+
+
+def _config_of(unet: Any) -> UNetConfig:
+    return unet if isinstance(unet, UNetConfig) else unet.config

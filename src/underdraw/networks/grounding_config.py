@@ -1,0 +1,178 @@
+"""What a grounding part (GLIGEN, Li et al. 2023) is made for, and of what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from underdraw.errors import InputError
+from underdraw.networks.config import Config, UNetConfig, require, require_divisor
+
+BOXES = ("text", "text-image")
+MAPS = ("hed", "canny", "depth", "normal", "semantic")
+KINDS = (*BOXES, "keypoints", *MAPS)
+ATTENTION_TYPES = {"gated": "text", "gated-text-image": "text-image"}
+"""What `attention_type` of a published UNet says about the grounding part in the same file."""
+
+KEYPOINTS = 17
+"""Points of a person, in the order of COCO."""
+INPAINTING_CHANNELS = 5
+"""Masked image (4) and mask (1), which an inpainting UNet takes beside the noisy latents."""
+MAP_CHANNELS = {"hed": 1}
+"""Channels a map adds to the latents; 8 for those not named."""
+
+
+@dataclass(frozen=True)
+class GroundingConfig(Config):
+    """`config.json` of a `Grounding`. Defaults are the published sizes for Stable Diffusion 1.x."""
+
+    kind: str = "text"
+    """What a token stands for; one of `KINDS`."""
+    fusers: tuple[tuple[str, int, int], ...] = ()
+    """For each transformer block of the UNet its place, width and number of heads."""
+    token_width: int = 768
+    phrase_width: int = 768
+    """Width of phrase and image features: that of the text encoder."""
+    limit: int = 30
+    """Tokens of each sort (boxes, or points) seen in training; where fewer are given, null tokens
+    stand for the rest."""
+    hidden_width: int = 512
+    frequencies: int = 8
+    people: int = 8
+    resize: int = 256
+    """Side to which maps are brought before the image encoder."""
+    classes: int = 152
+    """Channels of a semantic map."""
+    backbone_widths: tuple[int, ...] = (96, 192, 384, 768)
+    backbone_depths: tuple[int, ...] = (3, 3, 9, 3)
+    in_channels: int = 4
+    extra_channels: int = 0
+    """Input channels beside the `in_channels` of the base, read by a first convolution of the
+    grounding part's own; 0: there is none."""
+    first_width: int = 320
+    first_kernel: int = 3
+
+    def __post_init__(self) -> None:
+        require("grounding", "kind", self.kind, KINDS)
+        for place, width, heads in self.fusers:
+            require_divisor("grounding", f"heads of {place}", heads, "its width", width)
+        if self.kind in MAPS:
+            if len(self.backbone_widths) != len(self.backbone_depths):
+                raise InputError(
+                    f"grounding config: backbone_widths={self.backbone_widths!r} and "
+                    f"backbone_depths={self.backbone_depths!r} differ in length"
+                )
+            require_divisor("grounding", "side of a patch", self.patch, "resize", self.resize)
+
+    @property
+    def null_limit(self) -> int:
+        """How many tokens of each sort training padded to."""
+        return self.people * KEYPOINTS if self.kind == "keypoints" else self.limit
+
+    @property
+    def patch(self) -> int:
+        """Side of what one token of a map sees, in pixels of the resized map."""
+        return 2 * 2 ** len(self.backbone_widths)
+
+    @property
+    def map_tokens(self) -> int:
+        """Tokens of a map."""
+        return (self.resize // self.patch) ** 2
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the map itself: one per class, else red, green, blue."""
+        return self.classes if self.kind == "semantic" else 3
+
+    @property
+    def attention_type(self) -> str | None:
+        """How a published UNet config calls this kind; None for those no UNet folder can hold."""
+        return next((name for name, kind in ATTENTION_TYPES.items() if kind == self.kind), None)
+
+    @classmethod
+    def for_unet(cls, unet: UNetConfig, kind: str | None = None, **fields: Any) -> GroundingConfig:
+        """The grounding part for a UNet of this config.
+
+        Args:
+            kind: one of `KINDS`; None takes what `attention_type` of the UNet says.
+            fields: others of this config, such as `limit`.
+
+        Raises:
+            InputError: the kind is not known, or the UNet names none.
+        """
+        if kind is None:
+            if unet.attention_type not in ATTENTION_TYPES:
+                raise InputError(
+                    f"this UNet has attention_type={unet.attention_type!r}, so no grounding layers "
+                    f"(GLIGEN checkpoints have {' or '.join(map(repr, ATTENTION_TYPES))}); "
+                    "attach grounding weights, for example with load_grounding"
+                )
+            kind = ATTENTION_TYPES[unet.attention_type]
+        require("grounding", "kind", kind, KINDS)
+        fitting = cls(
+            kind,
+            fusers=tuple(transformer_blocks(unet)),
+            token_width=unet.cross_attention_dim,
+            phrase_width=unet.cross_attention_dim,
+            in_channels=unet.in_channels,
+            extra_channels=MAP_CHANNELS.get(kind, 8) if kind in MAPS else 0,
+            first_width=unet.block_out_channels[0],
+            first_kernel=unet.conv_in_kernel,
+        )
+        return replace(fitting, **fields) if fields else fitting
+
+    def require_fit(self, unet: UNetConfig) -> None:
+        """Raise an `InputError` unless this grounding part was made for such a UNet."""
+        there = tuple(transformer_blocks(unet))
+        faults = []
+        if set(self.fusers) != set(there):
+            faults.append(
+                f"{_widths(self.fusers)} in {len(self.fusers)} transformer blocks; this UNet has "
+                f"{_widths(there)} in {len(there)}"
+            )
+        if self.phrase_width != unet.cross_attention_dim:
+            faults.append(
+                f"phrases of width {self.phrase_width}; this UNet's text encoder gives "
+                f"{unet.cross_attention_dim}"
+            )
+        if self.extra_channels and (self.in_channels, self.first_width, self.first_kernel) != (
+            unet.in_channels,
+            unet.block_out_channels[0],
+            unet.conv_in_kernel,
+        ):
+            faults.append(
+                f"a first convolution {self.in_channels}+{self.extra_channels} -> "
+                f"{self.first_width}; this UNet's is {unet.in_channels} -> "
+                f"{unet.block_out_channels[0]}"
+            )
+        if faults:
+            raise InputError(
+                "the grounding weights were trained for another UNet: " + "; and ".join(faults)
+            )
+
+
+def transformer_blocks(unet: UNetConfig) -> Iterator[tuple[str, int, int]]:
+    """Place, width and heads of each transformer block, in the order of the program."""
+    levels = unet.levels
+
+    def blocks(at: str, level: Any) -> Iterator[tuple[str, int, int]]:
+        for k in range(level.depth):
+            yield f"{at}.transformer_blocks.{k}", level.width, level.heads
+
+    for i, (kind, level) in enumerate(zip(unet.down_block_types, levels, strict=True)):
+        if kind.startswith("CrossAttn"):
+            for j in range(level.layers):
+                yield from blocks(f"down_blocks.{i}.attentions.{j}", level)
+    if unet.mid_block_type is not None:
+        yield from blocks("mid_block.attentions.0", levels[-1])
+    for i, (kind, level) in enumerate(zip(unet.up_block_types, reversed(levels), strict=True)):
+        if kind.startswith("CrossAttn"):
+            for j in range(level.layers + 1):
+                yield from blocks(f"up_blocks.{i}.attentions.{j}", level)
+
+
+def _widths(fusers: tuple[tuple[str, int, int], ...]) -> str:
+    """`widths 320, 640 (8 heads)`: enough to recognise a family by."""
+    kinds = sorted({(width, heads) for _, width, heads in fusers})
+    return "widths " + ", ".join(f"{width} ({heads} heads)" for width, heads in kinds)

@@ -1,0 +1,361 @@
+"""Training grounding layers on a frozen UNet (GLIGEN, Li et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from underdraw.errors import InputError
+from underdraw.models.grounding import Grounding
+from underdraw.networks.grounding_config import BOXES, INPAINTING_CHANNELS
+from underdraw.networks.sites import Sites
+from underdraw.training.clip import normalise
+from underdraw.training.data import cut, shuffled
+from underdraw.training.layouts import GroundedExamples, Layout
+from underdraw.training.loop import Batch, Draw
+from underdraw.training.objectives import Objective, ObjectiveConfig
+from underdraw.training.truth import Recorder, TruthHeads
+
+_PHRASES = 50_000
+"""Phrases whose features are kept in memory."""
+
+
+@dataclass(frozen=True)
+class GroundingTrainingConfig:
+    """What is left out of examples, and what counts how much.
+
+    Of the examples, `drop_all` lose caption and boxes at once, which is the unconditional side of
+    guidance; `drop_caption` and `drop_boxes` lose one of the two, and boxes that stay go one by one
+    with `drop_box`. (The original drops the caption of half of its examples and everything of a
+    tenth.) With layers for pictures, a box has its picture with probability `images`, and of those
+    with one, `images_only` have no phrase. A picture is the box itself, cut out `margin` times as
+    wide.
+
+    `early` 1 draws all noise levels alike, 2 draws a level as often as it is noisy: where things
+    are is decided early. `inside` is how much more the error counts inside boxes; `truth` weighs
+    what the heads of `training.truth` tell, where a task has them.
+    """
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    drop_all: float = 0.1
+    drop_caption: float = 0.3
+    drop_boxes: float = 0.05
+    drop_box: float = 0.1
+    images: float = 0.5
+    images_only: float = 0.6
+    margin: tuple[float, float] = (1.0, 1.4)
+    image_norm: float = 28.7
+    early: float = 1.5
+    inside: float = 1.0
+    truth: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("drop_all", "drop_caption", "drop_boxes", "drop_box", "images", "images_only")
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must be in [0, 1]")
+        if self.drop_all + self.drop_caption + self.drop_boxes > 1:
+            raise InputError("drop_all, drop_caption and drop_boxes must not add up to over 1")
+        if self.early < 1 or self.inside < 0:
+            raise InputError(f"early={self.early} must be at least 1, inside={self.inside} 0")
+
+
+class GroundingTask:
+    """`Task` for a `Grounding` beside a frozen UNet, on text boxes and image boxes.
+
+    A UNet with nine input channels is trained to inpaint: it also sees the picture with holes and
+    the mask, and its first convolution learns with the grounding layers (`inpainting_unet`).
+
+    Args:
+        grounding: of kind "text" or "text-image"; `open_gates` helps it to start.
+        family: `unet`, `text_encoder`, `tokenizer` and, if there are no `latents`, `vae` by name;
+            for pictures in boxes `image_encoder`, and `image_project` where a family has one.
+        latents: `(len(examples), channels, h, w)`, unscaled means of the autoencoder.
+        scale: `scaling_factor` of the autoencoder, where the family lacks it.
+        heads: trained with the UNet (`training.truth`), for examples with `truth(indices)`.
+    """
+
+    def __init__(
+        self,
+        grounding: Grounding,
+        family: dict[str, Any],
+        examples: GroundedExamples,
+        config: GroundingTrainingConfig | None = None,
+        latents: np.ndarray | None = None,
+        *,
+        scale: float | None = None,
+        heads: TruthHeads | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.config = config or GroundingTrainingConfig()
+        self.grounding: Any = grounding
+        self.family, self.examples, self.latents, self.seed = family, examples, latents, seed
+        self.unet, self.heads = family["unet"], heads
+        self.objective = Objective(self.config.objective)
+        grounding.require_fit(self.unet)
+        if grounding.config.kind not in BOXES:
+            raise InputError(f"a grounding part for {grounding.config.kind!r} is not trained here")
+        if latents is not None and len(latents) != len(examples):
+            raise InputError(f"{len(latents)} latents for {len(examples)} examples")
+        vae = family.get("vae")
+        if vae is None and (latents is None or scale is None):
+            raise InputError("family has no 'vae'; without it, give latents and scale")
+        self.scale: float = vae.config.scaling_factor if scale is None else scale
+        self.pictured = grounding.config.kind == "text-image" and self.config.images > 0
+        if self.pictured and family.get("image_encoder") is None:
+            raise InputError(
+                "family has no 'image_encoder', which reads the pictures of boxes; with images=0 "
+                "boxes have phrases only"
+            )
+        for part in (*family.values(), heads):
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        self.modules: dict[str, nn.Module] = {"grounding": self.grounding.requires_grad_(True)}
+        channels = self.unet.config.in_channels
+        self.inpainting = channels == self.unet.config.out_channels + INPAINTING_CHANNELS
+        if self.inpainting:
+            self.modules["conv_in"] = self.unet.conv_in.requires_grad_(True)
+        self._phrases: dict[str, Tensor] = {}
+
+    # -- what a step sees
+    def draw(self, draw: Draw) -> Batch:
+        c, rng, count = self.config, draw.rng, draw.count
+        indices = shuffled(len(self.examples), draw.first, count, self.seed)
+        captions = self.examples.captions(indices, rng)
+        whole = self.examples.layouts(indices, rng)
+        generator = draw.generator()
+        fate = rng.random(count)
+        no_caption = fate < c.drop_all + c.drop_caption
+        bare = (fate < c.drop_all) | (1 - fate < c.drop_boxes)
+        layouts = [
+            layout.keep((rng.random(len(layout)) >= c.drop_box) & ~bare[i])
+            for i, layout in enumerate(whole)
+        ]
+        texts = ["" if drop else text for text, drop in zip(captions, no_caption, strict=True)]
+        values: dict[str, Any] = self._clean(indices, generator)
+        shape = values.get("clean", values.get("posterior")).shape
+        return {
+            **values,
+            **self._boxes(indices, layouts, rng),
+            "ids": self._tokenize(texts),
+            "noise": torch.randn(shape, generator=generator),
+            "timesteps": self._timesteps(count, generator),
+            "area": torch.stack([_covered(w.boxes, shape[2:]) for w in whole]),
+            **self._holes(layouts, shape, rng),
+            **({} if self.heads is None else self._truth(indices)),
+        }
+
+    def _clean(self, indices: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
+        """Clean latents, or pixels and the noise by which latents are drawn from them."""
+        if self.latents is not None:
+            order = np.argsort(indices)  # memory-mapped: read in order
+            clean = np.empty((len(indices), *self.latents.shape[1:]), np.float32)
+            clean[order] = self.latents[indices[order]]
+            return {"clean": torch.from_numpy(clean) * self.scale}
+        pixels = self.examples.images(indices)
+        c = self.family["vae"].config
+        sides = [side // c.factor for side in pixels.shape[2:]]
+        shape = (len(indices), c.latent_channels, *sides)
+        return {"pixels": pixels, "posterior": torch.randn(shape, generator=generator)}
+
+    def _boxes(
+        self, indices: np.ndarray, layouts: Sequence[Layout], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Boxes padded to as many as any example has, and what is known of each."""
+        count, most = len(layouts), max(map(len, layouts))
+        boxes = torch.zeros(count, most, 4)
+        present = torch.zeros(count, most)
+        for i, layout in enumerate(layouts):
+            boxes[i, : len(layout)] = torch.from_numpy(layout.boxes)
+            present[i, : len(layout)] = 1
+        made: dict[str, Any] = {
+            "boxes": boxes,
+            "present": present,
+            "phrases": self._features(layouts, most),
+        }
+        if self.pictured:
+            c = self.config
+            pictured = torch.from_numpy(rng.random((count, most)) < c.images) * present
+            alone = torch.from_numpy(rng.random((count, most)) < c.images_only)
+            made["pictured"] = pictured
+            made["named"] = present * (1 - pictured * alone)
+            made["pictures"] = [
+                self._cut(int(i), layout.boxes[pictured[k, : len(layout)].numpy() > 0], rng)
+                for k, (i, layout) in enumerate(zip(indices, layouts, strict=True))
+            ]
+        return made
+
+    def _cut(self, index: int, boxes: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Pictures of boxes as the image encoder takes them, `(n, 3, size, size)`."""
+        size = self.family["image_encoder"].config.image_size
+        if not len(boxes):
+            return torch.zeros(0, 3, size, size)
+        (image,) = self.examples.images(np.array([index]))
+        levels = (image.permute(1, 2, 0) + 1) * 127.5
+        pixels = levels.round().byte().numpy()
+        low, high = self.config.margin
+        return torch.cat([cut(pixels, box, size, float(rng.uniform(low, high))) for box in boxes])
+
+    @torch.no_grad()
+    def _features(self, layouts: Sequence[Layout], most: int) -> Tensor:
+        """Pooled text features `(examples, most, width)`; those of a phrase are computed once."""
+        encoder = self.family["text_encoder"]
+        told = {phrase for layout in layouts for phrase in layout.phrases}
+        if len(self._phrases) > _PHRASES:
+            self._phrases.clear()
+        if new := sorted(told - self._phrases.keys()):
+            pooled = encoder(self._tokenize(new).to(encoder.device)).pooler_output
+            self._phrases.update(zip(new, pooled.float().cpu(), strict=True))
+        features = torch.zeros(len(layouts), most, self.grounding.config.phrase_width)
+        for i, layout in enumerate(layouts):
+            for k, phrase in enumerate(layout.phrases):
+                features[i, k] = self._phrases[phrase]
+        return features
+
+    def _tokenize(self, texts: Sequence[str]) -> Tensor:
+        length = self.family["text_encoder"].config.max_position_embeddings
+        options = {"padding": "max_length", "truncation": True, "max_length": length}
+        made = self.family["tokenizer"](list(texts), **options)["input_ids"]
+        return torch.as_tensor(np.array(made))
+
+    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Spread evenly over the levels as `early` weighs them."""
+        steps = self.config.objective.num_train_timesteps
+        spread = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1.0
+        return (spread ** (1 / self.config.early) * steps).long().clamp(max=steps - 1)
+
+    def _holes(
+        self, layouts: Sequence[Layout], shape: Sequence[int], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """For inpainting, `keep (examples, 1, h, w)`: 0 in holes, which are the boxes, a little
+        wider now and then, with another somewhere half of the time; one in ten is all hole."""
+        if not self.inpainting:
+            return {}
+        kept = []
+        for layout in layouts:
+            grown = [_grown(box, float(rng.uniform(0, 0.2))) for box in layout.boxes]
+            if not grown or rng.random() < 0.5:
+                corner, side = rng.uniform(0, 0.7, 2), rng.uniform(0.1, 0.5, 2)
+                grown.append(np.concatenate([corner, corner + side]))
+            if rng.random() < 0.1:
+                grown = [np.array([0.0, 0.0, 1.0, 1.0])]
+            kept.append(1 - _covered(np.stack(grown), shape[2:]))
+        return {"keep": torch.stack(kept)[:, None]}
+
+    def _truth(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return {"truth": torch.from_numpy(self.examples.truth(indices))}  # type: ignore
+
+    # -- what it learns
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            context = self.family["text_encoder"](batch["ids"]).last_hidden_state
+            clean = self._latents(batch)
+            pictures = self._picture_features(batch)
+        tokens = self.grounding.boxes(
+            batch["boxes"], batch["present"], batch["phrases"], batch.get("named"), **pictures
+        )
+        times = batch["timesteps"]
+        noisy = self.objective.add_noise(clean, batch["noise"], times)
+        if self.inpainting:
+            keep = batch["keep"]
+            noisy = torch.cat([noisy, clean * keep, keep], 1)
+        record = None if self.heads is None else Recorder(self.heads.places)
+        sites: Sites = self.grounding(tokens)
+        sites = sites if record is None else sites + record.sites
+        output = self.unet(noisy, times, context, sites=sites).sample
+        error = output.float() - self.objective.target(clean, batch["noise"], times)
+        area = 1 + self.config.inside * batch["area"][:, None]
+        squared = (error.square() * (area / area.mean((1, 2, 3), keepdim=True))).mean((1, 2, 3))
+        loss = (squared * self.objective.weights(times)).mean()
+        told = {"gate": self._gate()}
+        if record is None or self.heads is None:
+            return loss, told
+        truth, right = self.heads(record.seen, batch["truth"])
+        told |= {"denoising": loss.item(), "cells_right": right}
+        return loss + self.config.truth * truth, told
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if "clean" in batch:
+            return batch["clean"]
+        found = self.family["vae"].encode(batch["pixels"]).latent_dist
+        return (found.mean + found.std * batch["posterior"]).float() * self.scale
+
+    def _picture_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Image features in their places, at length `image_norm`."""
+        if not self.pictured:
+            return {}
+        encoder, project = self.family["image_encoder"], self.family.get("image_project")
+        present = batch["pictured"]
+        features = torch.zeros_like(batch["phrases"])
+        pixels = torch.cat(batch["pictures"]).to(present.device)
+        if len(pixels):
+            embeds = encoder(normalise(pixels, encoder.config.image_size)).image_embeds
+            embeds = embeds if project is None else project(embeds)
+            lengthened = F.normalize(embeds.float(), dim=-1) * self.config.image_norm
+            features[present > 0] = lengthened.to(features.dtype)
+        return {"images": features, "image_present": present}
+
+    def _gate(self) -> float:
+        """How far the gates are open on average."""
+        gates = [p for n, p in self.grounding.named_parameters() if "alpha_" in n]
+        return torch.stack([p.detach().float().tanh().abs() for p in gates]).mean().item()
+
+    def preview(self, folder: Path, step: int) -> dict[str, float]:
+        return {}
+
+
+def open_gates(grounding: Any, gate: float = 1.0) -> Any:
+    """Open the gates of a new grounding part, with the layers before them at zero instead.
+
+    It still changes nothing, as with the closed gates of the original, but its layers learn from
+    the first step on; behind closed gates they would have to wait until those have opened.
+    """
+    with torch.no_grad():
+        for name, p in grounding.named_parameters():
+            if name.endswith(("alpha_attn", "alpha_dense")):
+                p.fill_(gate)
+            elif ".fuser.attn.to_out.0." in name or ".fuser.ff.net.2." in name:
+                p.zero_()
+    return grounding
+
+
+def inpainting_unet(unet: Any) -> Any:
+    """A UNet with nine input channels that draws what `unet` draws: the weights of the new ones,
+    which see the kept part and the mask, are zero. All but the first convolution is shared."""
+    from dataclasses import replace
+
+    config = unet.config
+    if config.in_channels != config.out_channels:
+        raise InputError(f"this UNet has in_channels={config.in_channels} already")
+    wide = type(unet)(replace(config, in_channels=config.in_channels + INPAINTING_CHANNELS))
+    first = wide.conv_in.to(unet.device, unet.dtype)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.weight[:, : config.in_channels] = unet.conv_in.weight
+        first.bias.copy_(unet.conv_in.bias)
+    for name, part in unet.named_children():
+        if name != "conv_in":
+            wide.add_module(name, part)
+    return wide
+
+
+def _grown(box: np.ndarray, share: float) -> np.ndarray:
+    """The box, wider on each side by a share of its own sides."""
+    more = np.tile(box[2:] - box[:2], 2) * share
+    return box + more * np.array([-1, -1, 1, 1])
+
+
+def _covered(boxes: np.ndarray, size: Sequence[int]) -> Tensor:
+    """`(height, width)`: 1 in cells that a box touches."""
+    height, width = (int(side) for side in size)
+    made = torch.zeros(height, width)
+    for x0, y0, x1, y1 in np.clip(boxes, 0, 1) * np.array([width, height] * 2):
+        made[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = 1
+    return made
