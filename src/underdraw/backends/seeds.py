@@ -1,10 +1,13 @@
-"""Which seeds make the images of a batch again."""
+"""Generators that a caller brings, and which seeds make the images of a batch again."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from underdraw.backends.torch_operations import Generators
+from underdraw.errors import InputError, InputTypeError
 
 
 def seeds_of(generators: Generators, count: int) -> list[int | None]:
@@ -21,3 +24,19 @@ def seeds_of(generators: Generators, count: int) -> list[int | None]:
             seed = seed if torch.equal(fresh.get_state(), one.get_state()) else None
         seeds.append(seed)
     return seeds
+
+
+def check_generators(generator: Any, count: int) -> Generators:
+    """A generator argument: None, one generator, or a list with one per image.
+
+    Raises:
+        InputTypeError: it is something else.
+        InputError: the list has another length than there are images.
+    """
+    listed = generator if isinstance(generator, list | tuple) else [generator]
+    for one in listed:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise InputTypeError(f"generator={one!r} is not a torch.Generator")
+    if listed is generator and len(listed) != count:
+        raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
+    return generator

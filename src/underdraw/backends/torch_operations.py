@@ -278,19 +278,3 @@ def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
         if not 0 <= one < 2**63:
             raise InputError(f"seed={one} is out of range; allowed: 0 .. 2**63 - 1")
     return [torch.Generator("cpu").manual_seed(one) for one in seeds]
-
-
-def check_generators(generator: Any, count: int) -> Generators:
-    """A generator argument: None, one generator, or a list with one per image.
-
-    Raises:
-        InputTypeError: it is something else.
-        InputError: the list has another length than there are images.
-    """
-    listed = generator if isinstance(generator, list | tuple) else [generator]
-    for one in listed:
-        if one is not None and not isinstance(one, torch.Generator):
-            raise InputTypeError(f"generator={one!r} is not a torch.Generator")
-    if listed is generator and len(listed) != count:
-        raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
-    return generator

@@ -8,6 +8,7 @@ from typing import Any
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines import calls
+from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Change, Denoiser, Step
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -16,13 +17,14 @@ TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 class Callbacks:
     """Calls both kinds of callback after a model call.
 
-    Args:
-        on_step_end: `f(pipe, step, timestep, tensors)`; may return changed tensors.
-        names: of the tensors it is to get.
-        callback: the older kind, `f(step, timestep, latents)`, after every so many steps.
+    `request.on_step_end` is `f(pipe, step, timestep, tensors)` and may return changed tensors;
+    `request.tensor_inputs` names those it gets. `request.callback` is the older kind,
+    `f(step, timestep, latents)` after every `callback_steps` steps.
     """
 
-    def __init__(self, pipe: Any, on_step_end: Any, names: Any, callback: Any, every: Any) -> None:
+    def __init__(self, pipe: Any, request: Request) -> None:
+        every, names = request.callback_steps, request.tensor_inputs
+        on_step_end, callback = request.on_step_end, request.callback
         every = 1 if every is None else calls.whole("callback_steps", every)
         for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
             if value is not None and not callable(value):

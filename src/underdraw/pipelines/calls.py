@@ -1,18 +1,27 @@
-"""What every call does around the loop: arguments are checked before any work, progress is shown.
+"""What every call does around the loop: arguments are checked before any work, texts become
+contexts, a solver is made, the loop is driven, its result decoded.
 
-Errors name the argument, its value and what is allowed.
+A pipeline's call is a recipe over these: `Request` (what was given) -> `_plan` (checked) ->
+`_denoise` -> `_decode` -> `_output`. Errors name the argument, its value and what is allowed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.errors import InputError, InputTypeError
-from underdraw.sampling.loop import Change, Step
+from underdraw.controls.control import Control
+from underdraw.errors import InputError, InputTypeError, NonFiniteError
+from underdraw.pipelines.checks import array as array, size
+from underdraw.pipelines.images import OUTPUT_TYPES, StableDiffusionPipelineOutput
+from underdraw.pipelines.request import Plan, Request
+from underdraw.sampling.foreign import ForeignSolver, Solver
+from underdraw.sampling.loop import Change, Denoiser, Step, sample
+from underdraw.solvers.schedulers import Scheduler
+from underdraw.text.prompts import encode_prompts
 
 
 def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
@@ -53,54 +62,45 @@ def texts(name: str, value: Any) -> list[str]:
     return list(listed)
 
 
-def size(name: str, value: Any, factor: int) -> int:
-    """An image side in pixels, a multiple of the autoencoder's factor."""
-    value = whole(name, value)
-    if value % factor:
-        below = max(value // factor, 1) * factor
-        raise InputError(
-            f"{name}={value} is not a multiple of {factor}; the nearest are {below} and "
-            f"{below + factor}"
-        )
-    return value
-
-
-def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) -> Any:
-    """An array of a shape, where None stands for any size, without NaN and infinity."""
-    if not framework.is_array(value):
-        kind = framework.operations.name
-        raise InputTypeError(f"{name} is {type(value).__name__}; a {kind} array is needed")
-    found = tuple(value.shape)
-    fits = len(found) == len(shape)
-    if not fits or any(s is not None and s != f for s, f in zip(shape, found, strict=True)):
-        wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        raise InputError(f"{name} has shape {found}; needed is ({wanted})")
-    if 0 in found:
-        raise InputError(f"{name} has shape {found}, so it is empty")
-    if not framework.is_floating(value):
-        raise InputTypeError(f"{name} has dtype {value.dtype}; floating-point numbers are needed")
-    if not framework.is_finite(value):
-        raise InputError(f"{name} holds NaN or infinity")
-    return value
-
-
 def generators(generator: Any, seed: Any, count: int) -> Any:
     """What draws the noise of `count` images: a generator, a list with one per image, or None."""
-    from underdraw.backends import torch_operations as noise
-
     if seed is None:
-        return noise.check_generators(generator, count)
+        from underdraw.backends.seeds import check_generators
+
+        return check_generators(generator, count)
     if generator is not None:
         raise InputError("generator and seed are both given; only one of them can be")
-    return noise.seeded(seed, count)
+    from underdraw.backends.torch_operations import seeded
+
+    return seeded(seed, count)
+
+
+def check_controls(controls: Any) -> None:
+    """A list of controls."""
+    if not isinstance(controls, list | tuple):
+        raise InputTypeError(f"controls={controls!r} is not a list of controls")
+    for control in controls:
+        if not isinstance(control, Control):
+            raise InputTypeError(f"controls holds {control!r}, which is not a Control")
 
 
 class Calls:
     """The half of a pipeline that runs in a call."""
 
     unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
     scheduler: Any
     settings: Any
+    compat: str | None
+    device: Any
+    decode_latents: Callable[..., Any]
+    _run: Any
+    _check_embeds: Callable[..., Any]
+    _negative_like: Callable[..., Any]
+    _equally_long: Callable[..., Any]
+    _guidance_per_image: Callable[..., Any]
     _progress_bar_config: dict[str, Any]
     _interrupt = False
 
@@ -108,6 +108,244 @@ class Calls:
     def _operations(self) -> Any:
         """The backend's operations with this pipeline's settings."""
         return self.unet._framework.with_settings(self.settings.attention_slice)
+
+    # -- checking arguments ------------------------------------------------------------------------
+    def _plan(self, request: Request) -> Plan:
+        """Check what calls share and make the solver.
+
+        Raises:
+            InputError, InputTypeError: an argument cannot work.
+        """
+        choice("output_type", request.output_type, OUTPUT_TYPES)
+        per_prompt = whole("num_images_per_prompt", request.num_images_per_prompt)
+        number("eta", request.eta, 0.0, 1.0)
+        number("guidance_rescale", request.guidance_rescale, 0.0, 1.0)
+        if request.clip_skip is not None:
+            whole("clip_skip", request.clip_skip, 0)
+        watch = None
+        plain = request.on_step_end is request.callback is None and request.callback_steps == 1
+        if not plain or request.tensor_inputs != ("latents",):
+            from underdraw.pipelines.callbacks import Callbacks
+
+            watch = Callbacks(self, request)
+        check_controls(request.controls)
+        prompts, negatives, count = self._check_prompts(request)
+        count *= per_prompt
+        scale: Any = request.guidance_scale
+        if isinstance(scale, list | tuple):
+            scale = self._guidance_per_image(scale, count)
+        else:
+            scale = number("guidance_scale", scale)
+        drawn, seeds = generators(request.generator, request.seed, count), []
+        if request.output_type == "pil":
+            from underdraw.pipelines.record import seeds_of
+
+            seeds = seeds_of(drawn, count)
+        guided = self._needs_guidance(scale)
+        solver, steps = self._solver(request, drawn)
+        return Plan(
+            request, prompts, negatives, count, scale, guided, drawn, seeds, solver, steps, watch
+        )
+
+    def _check_prompts(self, request: Request) -> tuple[list[str] | None, list[str] | None, int]:
+        """Prompts and negative prompts as lists, where they are texts, and how many there are."""
+        prompt, embeds, negative = request.prompt, request.prompt_embeds, request.negative_prompt
+        if prompt is None and embeds is None:
+            raise InputError("prompt=None; give prompt or prompt_embeds")
+        prompts = None if prompt is None else texts("prompt", prompt)
+        if not (embeds is request.negative_prompt_embeds is None):
+            self._check_embeds(request, prompts)
+        count = embeds.shape[0] if prompts is None else len(prompts)
+        if request.pictures not in (1, count) and count != 1:
+            raise InputError(f"image has {request.pictures} pictures; there are {count} prompts")
+        images = max(count, request.pictures)
+        if negative is None:
+            return prompts, None, images
+        negatives = texts("negative_prompt", negative)
+        if isinstance(negative, str):
+            negatives = negatives * count
+        if len(negatives) != count:
+            raise InputError(
+                f"negative_prompt has {len(negatives)} entries; there are {count} prompts"
+            )
+        return prompts, negatives, images
+
+    def _check_size(self, height: Any, width: Any, latents: Any) -> tuple[int, int]:
+        """Of the picture, in pixels; by default that of `latents`, or else the trained one."""
+        factor = self.vae.config.factor
+        if self.compat == "diffusers" and (height is None or width is None):
+            height = width = None
+        trained = self.unet.config.sample_size or 64
+        sides = (trained, trained) if isinstance(trained, int) else tuple(trained)
+        if latents is not None and len(getattr(latents, "shape", ())) == 4:
+            sides = tuple(latents.shape[2:])
+        height = (
+            sides[0] * factor if height is None else size("height", whole("height", height), factor)
+        )
+        width = sides[1] * factor if width is None else size("width", whole("width", width), factor)
+        return height, width
+
+    def _latent_shape(
+        self, count: int, height: int, width: int, added: Sequence[int] = (0,)
+    ) -> tuple[int, int, int, int]:
+        """Of `count` pictures; the UNet may take so many channels besides (inpainting: 5)."""
+        factor, channels = self.vae.config.factor, self.vae.config.latent_channels
+        taken = self.unet.config.in_channels
+        if taken - channels not in added:
+            raise InputError(
+                f"unet: it takes {taken} channels, latents have {channels}; {type(self).__name__} "
+                f"needs a text-to-image{' or inpainting' if any(added) else ''} UNet"
+            )
+        return count, channels, height // factor, width // factor
+
+    def _needs_guidance(self, scale: Any) -> bool:
+        largest = scale.max() if hasattr(scale, "shape") else scale
+        return bool(largest > 1) and self.unet.config.time_cond_proj_dim is None
+
+    # -- a run -------------------------------------------------------------------------------------
+    def _solver(self, request: Request, drawn: Any) -> tuple[Solver, int]:
+        """The solver of a call, and how many of its steps are run."""
+        scheduler = self.scheduler if request.scheduler is None else request.scheduler
+        timesteps, sigmas, eta = request.timesteps, request.sigmas, request.eta
+        if timesteps is not None and sigmas is not None:
+            raise InputError("timesteps and sigmas are both given; only one of them can be")
+        count = None
+        if timesteps is sigmas is None:
+            most = getattr(scheduler, "config", {}).get("num_train_timesteps", 1000)
+            count = whole("num_inference_steps", request.num_inference_steps, 1, most)
+        solver: Any
+        if isinstance(scheduler, Scheduler):
+            solver = scheduler.make_table(count, timesteps, sigmas, eta)
+        else:
+            solver = ForeignSolver(
+                scheduler, count, timesteps, sigmas, eta, drawn, device=self.device
+            )
+        steps = count or -(-len(solver) // getattr(scheduler, "order", 1))
+        if request.strength == 1:
+            return solver, steps
+        from underdraw.pipelines.checks import last_steps
+
+        return last_steps(scheduler, solver, steps, number("strength", request.strength, 0.0, 1.0))
+
+    def _noise(self, plan: Plan, shape: Sequence[int]) -> Array:
+        """Standard normal. The peer draws in the model's dtype; under a seed it is float32, so that
+        the seed means the same picture in every dtype."""
+        framework = self.unet._framework
+        like = framework.leaf(self.unet.conv_in).dtype
+        dtype = like if plan.request.seed is None else framework.float32
+        return framework.draw(shape, plan.generators, framework.device_of(self.unet), dtype)
+
+    def _denoise(self, plan: Plan, latents: Array, own: Sequence[Control] = ()) -> Array:
+        """Run `plan.solver` from `latents`, which lie at its first noise level, to the end.
+
+        `own` are controls of the pipeline; they act before the caller's.
+
+        Raises:
+            NonFiniteError: the network gave NaN or infinity.
+        """
+        denoise, negative = self._denoiser(plan)
+        controls = (*own, *plan.request.controls)
+        if plan.watch is not None:
+            plan.watch.begin(denoise, negative)
+        run = sample(
+            denoise,
+            plan.solver,
+            latents,
+            lambda: self._noise(plan, latents.shape),
+            controls,
+            self,
+            plan.prompts,
+        )
+        made = self._drive(run, latents, len(plan.solver), plan.steps, plan.watch)
+        if not self.unet._framework.is_finite(made):
+            raise NonFiniteError("the latents became NaN or infinity after the first step")
+        return denoise.nn.cast(made, denoise.context)
+
+    def _denoiser(self, plan: Plan) -> tuple[Denoiser, Array | None]:
+        """The network with the contexts of a plan, and its unconditional half."""
+        request, solver, nn = plan.request, plan.solver, self._operations
+        vars(self._run).update(guidance=plan.guidance, calls=len(solver))
+        vars(self._run).update(rescale=float(request.guidance_rescale), skip=request.clip_skip)
+        context, negative = self._contexts(
+            plan.prompts,
+            plan.negatives,
+            request.prompt_embeds,
+            request.negative_prompt_embeds,
+            plan.guided,
+            plan.count,
+            request.clip_skip,
+        )
+        denoise = Denoiser(
+            self.unet,
+            nn,
+            context if negative is None else nn.concat((negative, context), 0),
+            [solver.timestep(i) for i in range(len(solver))],
+            lambda: self._run.guidance,
+            float(request.guidance_rescale),
+            self.unet.config.time_cond_proj_dim is not None,
+        )
+        return denoise, negative
+
+    def _contexts(
+        self,
+        prompts: list[str] | None,
+        negatives: list[str] | None,
+        prompt_embeds: Array | None,
+        negative_embeds: Array | None,
+        guided: bool,
+        count: int,
+        clip_skip: int | None,
+    ) -> tuple[Array, Array | None]:
+        """Contexts `(count, tokens, width)`; without guidance the second is None."""
+        nn, framework, plain = self._operations, self.unet._framework, self.compat == "diffusers"
+        context: Any = prompt_embeds
+        negative: Any = negative_embeds if guided else None
+        absent = guided and negative is None
+        if (prompts is not None or absent) and None in (self.text_encoder, self.tokenizer):
+            from underdraw.pipelines.compatible import no_texts
+
+            raise no_texts(self, prompts)
+        if prompts is not None:
+            against = (negatives or [""] * len(prompts)) if absent else []
+            context, found = encode_prompts(
+                self.text_encoder, self.tokenizer, prompts, against, clip_skip, plain
+            )
+            negative = found if absent else negative
+        elif absent:
+            negative = self._negative_like(context, negatives or [""] * context.shape[0])
+        if negative is not None and negative.shape[1] != context.shape[1]:
+            context, negative = self._equally_long(context, negative)
+        like = framework.leaf(self.unet.conv_in)
+
+        def ready(x: Array) -> Array:
+            x = nn.cast(framework.array(x, device=framework.device_of(self.unet)), like)
+            rows, tokens, width = x.shape
+            x = nn.expand(x[:, None], (rows, count // rows, tokens, width))
+            return x.reshape(-1, tokens, width)
+
+        return ready(context), None if negative is None else ready(negative)
+
+    # -- what comes out ----------------------------------------------------------------------------
+    def _decode(self, plan: Plan, latents: Array) -> tuple[Any, list[bool] | None]:
+        """The last latents as the caller wants them, and what the safety checker says."""
+        kind = plan.request.output_type
+        return (latents, None) if kind == "latent" else self.decode_latents(latents, kind)
+
+    def _output(
+        self, plan: Plan, made: Any, flags: list[bool] | None, own: Mapping[str, Any]
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """What a call returns; PIL images get a record of it.
+
+        `own` are the pipeline's arguments besides the shared ones, by name: numbers and texts are
+        recorded, of the others (arrays, pictures) that they were given.
+        """
+        if plan.request.output_type == "pil":
+            from underdraw.pipelines.record import annotate
+
+            annotate(self, made, plan, own)
+        if not plan.request.return_dict:
+            return made, flags
+        return StableDiffusionPipelineOutput(made, flags)
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
         """A `tqdm` bar with this pipeline's options."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,13 @@ from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.pipelines import calls, images
 from underdraw.pipelines.base import DiffusionPipeline
 from underdraw.pipelines.compatible import Familiar
+from underdraw.pipelines.groundable import Groundable
+from underdraw.pipelines.request import Request
+from underdraw.text.prompts import encode_prompts
 
 
-class LatentPipeline(DiffusionPipeline, Familiar):
+class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
     """Text encoder, UNet and autoencoder; decoding, the safety checker, the state of a run."""
-
-    _check_prompts: Callable[..., Any]
-    _contexts: Callable[..., Any]
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     components_for_text = ("text_encoder", "tokenizer")
@@ -100,10 +99,6 @@ class LatentPipeline(DiffusionPipeline, Familiar):
         """Model calls of the run in progress, or of the last one."""
         return getattr(self._run, "calls", 0)
 
-    def _needs_guidance(self, scale: Any) -> bool:
-        largest = scale.max() if hasattr(scale, "shape") else scale
-        return bool(largest > 1) and not self._distilled
-
     @property
     def _distilled(self) -> bool:
         """Whether the UNet takes the guidance scale as an input (LCM)."""
@@ -143,6 +138,35 @@ class LatentPipeline(DiffusionPipeline, Familiar):
             )
         return decoded, flags
 
+    def _check_embeds(self, request: Request, prompts: list[str] | None) -> None:
+        framework, width = self._framework, self.unet.config.cross_attention_dim
+        embeds, against = request.prompt_embeds, request.negative_prompt_embeds
+        for text, given, name in (
+            (request.prompt, embeds, "prompt"),
+            (request.negative_prompt, against, "negative_prompt"),
+        ):
+            if text is not None and given is not None:
+                raise InputError(
+                    f"{name} and {name}_embeds are both given; only one of them can be"
+                )
+        if embeds is not None:
+            calls.array("prompt_embeds", embeds, (None, None, width), framework)
+        if against is not None:
+            tokens = None if embeds is None else embeds.shape[1]
+            count = embeds.shape[0] if prompts is None else len(prompts)
+            calls.array("negative_prompt_embeds", against, (count, tokens, width), framework)
+
+    def _negative_like(self, context: Array, negatives: list[str]) -> Array:
+        """The context of negative prompts beside a given one."""
+        window, plain = min(self.tokenizer.model_max_length, context.shape[1]), self.compat
+        return encode_prompts(
+            self.text_encoder,
+            self.tokenizer,
+            negatives,
+            plain=plain == "diffusers",
+            max_length=window,
+        )[0]
+
     def _equally_long(self, context: Array, negative: Array) -> tuple[Array, Array]:
         """The shorter of two contexts repeated, which attention to it does not notice."""
         lengths = (context.shape[1], negative.shape[1])
@@ -170,16 +194,15 @@ class LatentPipeline(DiffusionPipeline, Familiar):
         clip_skip: int | None = None,
     ) -> tuple[Array, Array | None]:
         """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`."""
-        prompts, negatives = self._check_prompts(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
-        )
+        request = Request(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        prompts, negatives, count = self._check_prompts(request)
         return self._contexts(
             prompts,
             negatives,
             prompt_embeds,
             negative_prompt_embeds,
             do_classifier_free_guidance,
-            num_images_per_prompt,
+            count * num_images_per_prompt,
             clip_skip,
         )
 

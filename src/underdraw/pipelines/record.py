@@ -10,12 +10,13 @@ from typing import Any
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines.base import Settings, scheduler_class
 from underdraw.pipelines.images import METADATA
+from underdraw.pipelines.request import Plan
 
 
-def annotate(pipe: Any, made: Sequence[Any], *call: Any) -> None:
-    """Write into each PIL image how it was made; `call` as for `describe_call`."""
+def annotate(pipe: Any, made: Sequence[Any], plan: Plan, own: Mapping[str, Any]) -> None:
+    """Write into each PIL image how it was made; the rest as for `describe_call`."""
     for index, image in enumerate(made):
-        image.info[METADATA] = describe_call(pipe, index, *call)
+        image.info[METADATA] = describe_call(pipe, index, plan, own)
 
 
 def seeds_of(generators: Any, count: int) -> list[int | None]:
@@ -25,36 +26,36 @@ def seeds_of(generators: Any, count: int) -> list[int | None]:
     return seeds.seeds_of(generators, count)
 
 
-def describe_call(
-    pipe: Any,
-    index: int,
-    per_prompt: int,
-    prompts: list[str] | None,
-    negatives: list[str] | None,
-    guidance_scale: Any,
-    seeds: Sequence[int | None],
-    arguments: dict[str, Any],
-    given: dict[str, Any],
-) -> str:
+def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> str:
     """JSON of the call that makes image `index` of a batch alone.
 
-    `missing` lists what JSON cannot hold: arrays and controls the caller passed, what a callback
-    changed, and the seed of an image that had none of its own.
+    `own` are arguments of this pipeline alone, by name. `missing` lists what JSON cannot hold:
+    arrays, pictures and controls the caller passed, what a callback changed, and the seed of an
+    image that had none of its own.
     """
-    row = index // per_prompt
-    missing = [name for name, value in given.items() if value is not None and len(value) > 0]
-    seed = seeds[index]
-    if seed is None:
-        missing.append("seed")
+    request, scale = plan.request, plan.guidance
+    seed = plan.seeds[index]
+    if request.seed is None and pipe.dtype != pipe._framework.float32:
+        seed = None  # a seed draws in float32
+    names = ("num_inference_steps", "timesteps", "sigmas", "guidance_rescale", "eta", "clip_skip")
+    shared = {name: _plain(getattr(request, name)) for name in names}
+    altered = plan.watch is not None and plan.watch.altered
+    altered = altered or pipe._interrupt or pipe.guidance_scale is not scale
+    given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    given |= {"controls": request.controls or None, **own}
+    given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
+
+    def of_image(texts: list[str] | None) -> str | None:
+        return texts[index * len(texts) // plan.count] if texts else None
+
     call = {
-        "prompt": prompts[row] if prompts else None,
-        "negative_prompt": negatives[row] if negatives else None,
-        "seed": seed,
-        "guidance_scale": float(guidance_scale.reshape(-1)[index])
-        if hasattr(guidance_scale, "shape")
-        else guidance_scale,
-        **{name: _plain(value) for name, value in arguments.items()},
+        "prompt": of_image(plan.prompts),
+        "negative_prompt": of_image(plan.negatives if plan.guided else None),
+        "guidance_scale": float(scale.reshape(-1)[index]) if hasattr(scale, "shape") else scale,
+        **shared,
+        **{name: value for name, value in given.items() if isinstance(value, str | int | float)},
     }
+    missing = [name for name, value in given.items() if value is not None and name not in call]
     return json.dumps(
         {
             "underdraw": _version(),

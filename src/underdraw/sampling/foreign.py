@@ -42,6 +42,10 @@ class Solver(Protocol):
         """The clean latents seen at a call."""
         ...
 
+    def tail(self, begin: int) -> Solver:
+        """The run that starts at a call, with nothing remembered."""
+        ...
+
 
 METHODS = ("set_timesteps", "step", "scale_model_input", "timesteps", "init_noise_sigma")
 
@@ -87,20 +91,28 @@ class ForeignSolver:
         takes = inspect.signature(scheduler.step).parameters
         self._extra = {name: value for name, value in extra.items() if name in takes}
         self.initial_sigma = float(scheduler.init_noise_sigma)
+        self.timesteps = scheduler.timesteps
+
+    def tail(self, begin: int) -> ForeignSolver:
+        """This solver, told to begin at a call."""
+        self.timesteps = self.scheduler.timesteps[begin:]
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        return self
 
     def __len__(self) -> int:
-        return len(self.scheduler.timesteps)
+        return len(self.timesteps)
 
     def timestep(self, index: int) -> float:
-        return float(self.scheduler.timesteps[index])
+        return float(self.timesteps[index])
 
     def model_input(self, index: int, x: Array) -> Array:
-        return self.scheduler.scale_model_input(x, self.scheduler.timesteps[index])
+        return self.scheduler.scale_model_input(x, self.timesteps[index])
 
     def advance(
         self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
     ) -> State:
-        t = self.scheduler.timesteps[index]
+        t = self.timesteps[index]
         self._last = self.scheduler.step(output, t, state.x, **self._extra)
         return state._replace(x=self._last.prev_sample)
 

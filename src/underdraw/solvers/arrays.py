@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,3 +59,25 @@ def per_image(values: np.ndarray, array: Any) -> Any:
     if made.operations.name == "torch":
         return made.array(values, dtype=array.dtype, device=array.device)
     return made.operations.cast(made.array(values), array)
+
+
+def check_custom(settings: Any, request: Mapping[str, tuple[float, ...]]) -> None:
+    """Custom `timesteps` or `sigmas` of a run.
+
+    Raises:
+        InputError: the configuration or their values rule them out.
+    """
+    if "timesteps" in request:
+        switch = settings.grid()
+        if switch is not None:
+            raise InputError(f"timesteps cannot be given with {switch}=True")
+        train = settings.num_train_timesteps
+        listed = request["timesteps"]
+        if not all(0 <= t < train for t in listed):
+            raise InputError(f"timesteps={listed} must lie between 0 and {train - 1}")
+    levels = request.get("sigmas")
+    if levels is not None and (len(levels) < 2 or min(levels) < 0):
+        raise InputError(f"sigmas={levels} must hold at least two numbers, none below 0")
+    for key, listed in request.items():
+        if any(later >= earlier for earlier, later in pairwise(listed)):
+            raise InputError(f"{key}={listed} must fall from entry to entry")

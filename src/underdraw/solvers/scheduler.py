@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
 from underdraw.errors import InputError, InputTypeError
+from underdraw.solvers.arrays import check_custom
 from underdraw.solvers.published import Published
 from underdraw.solvers.stepping import Stepping
 from underdraw.solvers.table import Table, check_steps
@@ -88,20 +88,8 @@ class Scheduler(Published, Stepping):
             raise InputError(f"{name} takes exactly one of {allowed}")
         if steps is not None:
             check_steps(steps)  # before 5.0 is taken for the table of 5
-        if "timesteps" in request:
-            switch = self.settings.grid()
-            if switch is not None:
-                raise InputError(f"timesteps cannot be given with {switch}=True")
-            train = self.settings.num_train_timesteps
-            listed = request["timesteps"]
-            if not all(0 <= t < train for t in listed):
-                raise InputError(f"timesteps={listed} must lie between 0 and {train - 1}")
-        levels = request.get("sigmas")
-        if levels is not None and (len(levels) < 2 or min(levels) < 0):
-            raise InputError(f"sigmas={levels} must hold at least two numbers, none below 0")
-        for key, listed in request.items():
-            if any(later >= earlier for earlier, later in pairwise(listed)):
-                raise InputError(f"{key}={listed} must fall from entry to entry")
+        if request:
+            check_custom(self.settings, request)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...] | None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from underdraw.errors import InputError, InputTypeError
+from underdraw.solvers.clipping import Clip, clipped
 
 SLOTS = ("x", "saved", "output", "clean", "h1", "h2", "h3", "h4", "accumulator", "noise")
 RESULTS = ("x", "saved", "accumulator", "pushed")
@@ -29,15 +30,6 @@ X, SAVED, OUTPUT, CLEAN, H1, ACCUMULATOR, NOISE = 0, 1, 2, 3, 4, 8, 9
 
 Terms = tuple[tuple[int, Any], ...]
 """`(slot, factor)` pairs whose sum is taken; a factor is a float, or `(batch, 1, 1, 1)`."""
-
-
-class Clip(NamedTuple):
-    """Bounds of the clean image: `[-bound, bound]`; with `ratio`, dynamic thresholding (Saharia et
-    al. 2022, section 2.3): that quantile of `|clean|` per image, at least 1 and at most `bound`,
-    bounds it, and divides it."""
-
-    bound: float
-    ratio: float | None = None
 
 
 class Row(NamedTuple):
@@ -79,7 +71,7 @@ def advance(nn: Any, row: Row, state: State, output: Any, noise: Any = None) -> 
     slots = [state.x, state.saved, output, None, *past, *(None,) * (4 - len(past))]
     slots += [state.accumulator, noise]
     if row.clips:
-        slots[CLEAN] = clipped_clean(nn, row, slots)
+        slots[CLEAN] = clipped(nn, row.clips, _sum(row.read_clean, slots))
     pushes = row.pushes
     if pushes is True:
         history = (_sum(row.pushed, slots), *past[:3])
@@ -98,23 +90,8 @@ def advance(nn: Any, row: Row, state: State, output: Any, noise: Any = None) -> 
 def clean_image(nn: Any, row: Row, x: Any, output: Any) -> Any:
     """The clean latents the network sees in `x`, clipped where the table clips: for previews and
     `pred_original_sample`."""
-    slots = [x, None, output]
-    return clipped_clean(nn, row, slots) if row.clips else _sum(row.read_clean, slots)
-
-
-def clipped_clean(nn: Any, row: Row, slots: Sequence[Any]) -> Any:
-    """The clean image inside its bounds; images without bounds in a mixed batch give 0."""
-    clean, total = _sum(row.read_clean, slots), None
-    for (bound, ratio), share in row.clips:
-        if ratio is None:
-            part = nn.clip(clean, -bound, bound)
-        else:
-            size = nn.clip(nn.quantile_abs(clean, ratio), min(1.0, bound), bound)
-            size = nn.cast(size[:, None, None, None], clean)
-            part = nn.clip(clean, -size, size) / size
-        part = part if share is None else part * share
-        total = part if total is None else total + part
-    return total
+    clean = _sum(row.read_clean, [x, None, output])
+    return clipped(nn, row.clips, clean) if row.clips else clean
 
 
 def _sum(terms: Terms, slots: Sequence[Any]) -> Any:

@@ -1,0 +1,53 @@
+"""Checks of what only some calls bring: sizes, arrays, a strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from underdraw.errors import InputError, InputTypeError
+from underdraw.sampling.foreign import Solver
+
+
+def size(name: str, value: Any, factor: int) -> int:
+    """An image side in pixels, a multiple of the autoencoder's factor."""
+    if value % factor:
+        below = max(value // factor, 1) * factor
+        raise InputError(
+            f"{name}={value} is not a multiple of {factor}; the nearest are {below} and "
+            f"{below + factor}"
+        )
+    return value
+
+
+def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) -> Any:
+    """An array of a shape, where None stands for any size, without NaN and infinity."""
+    if not framework.is_array(value):
+        kind = framework.operations.name
+        raise InputTypeError(f"{name} is {type(value).__name__}; a {kind} array is needed")
+    found = tuple(value.shape)
+    fits = len(found) == len(shape)
+    if not fits or any(s is not None and s != f for s, f in zip(shape, found, strict=True)):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise InputError(f"{name} has shape {found}; needed is ({wanted})")
+    if 0 in found:
+        raise InputError(f"{name} has shape {found}, so it is empty")
+    if not framework.is_floating(value):
+        raise InputTypeError(f"{name} has dtype {value.dtype}; floating-point numbers are needed")
+    if not framework.is_finite(value):
+        raise InputError(f"{name} holds NaN or infinity")
+    return value
+
+
+def last_steps(scheduler: Any, solver: Solver, steps: int, strength: float) -> tuple[Solver, int]:
+    """The end of a run of so many steps, `strength` of them (rounded down), and how many these are.
+
+    Raises:
+        InputError: none is left.
+    """
+    kept = int(steps * strength)
+    if kept == 0:
+        raise InputError(
+            f"strength={strength} of {steps} steps leaves none; allowed: {1 / steps:.3g} .. 1"
+        )
+    return solver.tail((steps - kept) * getattr(scheduler, "order", 1)), kept
