@@ -68,6 +68,19 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def advised(tiny, tmp_path_factory):
+    """The same pipeline, whose makers advise a guidance of 3.25."""
+    from underdraw import StableDiffusionPipeline
+    from underdraw.pipelines.advice import Advice
+
+    folder = tmp_path_factory.mktemp("models") / "advised"
+    pipe = StableDiffusionPipeline.from_pretrained(tiny)
+    pipe.advice = Advice(guidance_scale=3.25)
+    pipe.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """`run("info", path)` in an empty folder: a result with exit_code, stdout and stderr."""

@@ -55,6 +55,12 @@ def test_defaults_are_those_of_the_report_that_counts(run, tiny, calls):
     assert "guidance_scale" not in options
 
 
+def test_a_model_advises_its_guidance(run, advised, calls):
+    for arguments, scale in ((), 3.25), (("--guidance", 6), 6.0):
+        run("evaluate", "--model", advised, "--no-autoencoder", *arguments)
+        assert calls[-1][2]["guidance_scale"] == scale
+
+
 def test_interrupted_it_says_how_to_go_on(run, tiny, calls, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

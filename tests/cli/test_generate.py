@@ -120,6 +120,28 @@ def test_a_single_file_and_again(run, tiny):
     assert np.array_equal(pixels("a.png"), pixels("c.png"))
 
 
+def test_a_model_advises_its_guidance(run, tiny, advised):
+    for model, arguments, scale in (
+        (advised, (), 3.25),
+        (advised, ("--guidance", 6), 6.0),
+        (tiny, (), 7.5),
+    ):
+        run("generate", "a cone", "--model", model, *QUICK, *arguments, "--out", "a.png")
+        assert read_metadata("a.png")["call"]["guidance_scale"] == scale
+    # A picture that was made with another one keeps it.
+    run("generate", "a cone", "--again", "a.png", "--model", advised, "--out", "b.png")
+    assert read_metadata("b.png")["call"]["guidance_scale"] == 7.5
+
+
+def test_a_single_file_without_a_vocabulary_names_the_option(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    run("convert", tiny, "one.safetensors")
+    failed = run("generate", "a cone", "--model", "one.safetensors", *QUICK, code=2)
+    assert failed.stderr.rstrip().endswith(": --tokenizer")
+    named = ("--model", "one.safetensors", "--tokenizer", "none")
+    assert "none" in run("generate", "a cone", *named, *QUICK, code=2).stderr
+
+
 def test_prediction_type_is_the_users(run, tiny):
     options = ("--prediction-type", "v_prediction", "--seed", 7)
     run("generate", "a cone", "--model", tiny, *QUICK, *options, "--out", "a.png")

@@ -122,6 +122,42 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["letter.txt"]
 
 
+@pytest.fixture
+def model():
+    """A random pipeline that makes pictures of 64 x 64."""
+    from pipelines import tiny
+
+    return tiny.pipeline()
+
+
+def test_a_folder_says_which_model_made_it(tmp_path, model):
+    model.source = "some/where"
+    call = {"captions": CAPTIONS[:2], "steps": 1, "progress": False, "folder": tmp_path / "a"}
+    first = evaluate_text_to_image(model, **call)
+    told = json.loads((tmp_path / "a" / "run.json").read_text())["model"]
+    assert told == first.settings["model"]
+    assert (told["source"], told["dtype"]) == ("some/where", "float32")
+    assert told["scheduler"] == "EulerDiscreteScheduler"
+    assert evaluate_text_to_image(model, **call).scores == first.scores
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pipe: pipe.unet.conv_out.bias.data.add_(1e-3),
+        lambda pipe: pipe.to(dtype=__import__("torch").bfloat16),
+        lambda pipe: setattr(pipe, "source", "else/where"),
+        lambda pipe: setattr(pipe, "scheduler", type(pipe.scheduler)(beta_end=0.013)),
+    ],
+)
+def test_pictures_of_another_model_are_not_taken_for_its_own(tmp_path, model, change):
+    call = {"captions": CAPTIONS[:1], "steps": 1, "progress": False, "folder": tmp_path / "a"}
+    evaluate_text_to_image(model, **call)
+    change(model)
+    with pytest.raises(InputError, match="other model"):
+        evaluate_text_to_image(model, **call)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -219,14 +219,12 @@ def single_file_index(source: Source) -> dict[str, Any]:
 
 
 def load_vocabulary(source: Source, tokenizer: str | None) -> Any:
-    from underdraw.pipelines.single_file import load_tokenizer
+    from underdraw.pipelines.single_file import NoVocabularyError, load_tokenizer
     from underdraw.weights.single_file import Tokenizer
 
     try:
         return load_tokenizer(source.tokenizer or Tokenizer(), tokenizer)
-    except NotFoundError as error:
-        if tokenizer is not None:
-            raise
+    except NoVocabularyError as error:
         raise NotFoundError(f"{error}: --tokenizer") from error
 
 

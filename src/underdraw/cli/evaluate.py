@@ -53,6 +53,7 @@ def evaluate(
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     tell(f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}")
+    guidance = pipe.advice.guidance_scale if guidance is None else guidance
     arguments = {} if guidance is None else {"guidance_scale": guidance}
     captions = evaluation.held_out_captions(count)
     try:

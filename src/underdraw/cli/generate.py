@@ -115,6 +115,8 @@ def generate(
         for prompt in (*every, request.call.get("negative_prompt") or ""):
             parse_weights(prompt)
     pipe = load(request, solver)
+    if pipe.advice.guidance_scale is not None:
+        request.call.setdefault("guidance_scale", pipe.advice.guidance_scale)
     tell(
         f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}, "
         f"{type(pipe.scheduler).__name__}, {request.call['num_inference_steps']} steps, "

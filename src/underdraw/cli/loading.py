@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from underdraw.cli.options import SCENES
-from underdraw.errors import InputError
+from underdraw.errors import InputError, NotFoundError
 from underdraw.weights.files import SUFFIXES
 
 
@@ -44,8 +44,13 @@ def load_pipeline(
     device = hardware.resolve_device(device)
     how = {"dtype": dtype, "device": device}
     if is_single_file(model):
+        from underdraw.pipelines.single_file import NoVocabularyError
+
         given = {"tokenizer": tokenizer} if tokenizer else {}
-        pipe = cls.from_single_file(model, prediction_type=prediction_type, **how, **given)
+        try:
+            pipe = cls.from_single_file(model, prediction_type=prediction_type, **how, **given)
+        except NoVocabularyError as error:
+            raise NotFoundError(f"{error}: --tokenizer") from error
     else:
         pipe = cls.from_pretrained(model, variant=variant, **how)
         if prediction_type is not None:

@@ -59,7 +59,10 @@ PredictionType = Annotated[
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="How strongly to follow the prompt, above 1; about 7.5 is usual."),
+    typer.Option(
+        help="How strongly to follow the prompt, above 1; if not given what the model advises, or "
+        "7.5."
+    ),
 ]
 Solver = Annotated[
     str | None,

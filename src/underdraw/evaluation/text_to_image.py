@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import InputError
+from underdraw.models.base import Model
+from underdraw.pipelines.base import DiffusionPipeline, uncompiled
 from underdraw.scenes import Caption
 
 from .detector import Evaluator
@@ -56,8 +59,9 @@ def evaluate_text_to_image(
     goes on where it stopped, and at the end `report.json`, `table.txt` and `sheet.png` (pictures,
     captions, marks) stand beside the pictures. Pictures are judged as 8-bit values either way.
 
-    A folder belongs to one model: its pictures are not made again, so name another one for other
-    weights. Raises InputError for numbers below 1, wrong pictures, and a folder of another run.
+    A folder belongs to one model: its pictures are not made again. What made them is kept with it
+    (`describe_model`), so that other weights, or another solver, are refused there. Raises
+    InputError for numbers below 1, wrong pictures, and a folder of another run.
     """
     for name, value in (("steps", steps), ("batch", batch)):
         if not isinstance(value, int) or value < 1:
@@ -67,6 +71,7 @@ def evaluate_text_to_image(
     told = held_out_captions() if captions is None else as_captions(captions)
     texts = [caption.text for caption in told]
     settings = {
+        "model": describe_model(pipe),
         "captions": texts,
         "steps": steps,
         "seed": seed,
@@ -90,6 +95,32 @@ def evaluate_text_to_image(
         judged_sheet(pictures, report.judgements).save(partial, "PNG")
         os.replace(partial, place / SHEET)
     return report
+
+
+def describe_model(pipe: Any) -> dict[str, Any] | None:
+    """Which pipeline of ours this is, as JSON holds it; None for anything else.
+
+    `weights` is a digest of a few numbers of every parameter of every network: training changes all
+    of them, and a checkpoint need not be read whole.
+    """
+    if not isinstance(pipe, DiffusionPipeline):
+        return None
+    digest = hashlib.sha256()
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part := uncompiled(part), Model):
+            framework = part._framework
+            for key, value in framework.named_tensors(part):
+                some = framework.to_numpy(value.reshape(-1)[:16])
+                digest.update(f"{name}.{key} {tuple(value.shape)}".encode() + some.tobytes())
+    scheduler: Any = pipe.components["scheduler"]
+    schedule = dict(getattr(scheduler, "config", {}))
+    return {
+        "source": pipe.source,
+        "weights": digest.hexdigest()[:16],
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "scheduler": type(scheduler).__name__,
+        "schedule": {name: repr(value) for name, value in sorted(schedule.items())},
+    }
 
 
 def _generator(

@@ -16,6 +16,7 @@ from underdraw.models import familiar
 from underdraw.models.base import Model
 from underdraw.models.vae import Tiling
 from underdraw.pipelines import calls
+from underdraw.pipelines.advice import Advice, read_advice
 from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
 from underdraw.solvers import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -29,7 +30,8 @@ MODELS: Mapping[str, type[Model]] = {
 }
 """The class of each component that is a network."""
 
-LIBRARIES = {"unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers"}
+SCHEDULERS = ("scheduler", "inverse_scheduler")
+LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
 LIBRARIES |= {"safety_checker": "stable_diffusion"}  # where the peer keeps this class
 NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
 
@@ -55,6 +57,8 @@ class DiffusionPipeline(calls.Calls):
 
     source: str | None = None
     """Where the pipeline was loaded from."""
+    advice: Advice = Advice()
+    """Arguments that suit its weights; the command line follows it, a call does what it is told."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -74,17 +78,16 @@ class DiffusionPipeline(calls.Calls):
             if name in (*self.components_optional, *self.components_for_text):
                 return None
             raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
-        compiled = getattr(value, "_orig_mod", None)  # what torch.compile gives
-        if name in MODELS and not isinstance(value if compiled is None else compiled, MODELS[name]):
+        if name in MODELS and not isinstance(uncompiled(value), MODELS[name]):
             try:
                 return MODELS[name].adopt(value)
             except UnderdrawError as error:
                 raise type(error)(f"{name}: {error}") from error
-        if name == "scheduler" and not isinstance(value, schedulers.Scheduler):
+        if name in SCHEDULERS and not isinstance(value, schedulers.Scheduler):
             missing = [method for method in SCHEDULER_METHODS if not hasattr(value, method)]
             if missing:
                 raise InputTypeError(
-                    f"scheduler={type(value).__name__} has no {', '.join(missing)}; allowed: an "
+                    f"{name}={type(value).__name__} has no {', '.join(missing)}; allowed: an "
                     "underdraw scheduler, or one with the same methods"
                 )
         if name in ("tokenizer", "feature_extractor") and not callable(value):
@@ -106,7 +109,8 @@ class DiffusionPipeline(calls.Calls):
         return {name: getattr(self, name) for name in names}
 
     def _networks(self) -> Iterable[Model]:
-        return [value for value in self.components.values() if isinstance(value, Model)]
+        there = map(uncompiled, self.components.values())
+        return [value for value in there if isinstance(value, Model)]
 
     @property
     def _framework(self) -> Any:
@@ -162,6 +166,7 @@ class DiffusionPipeline(calls.Calls):
         made = cls(**chosen, **{name: held[name] for name in cls.switches if name in held})
         made._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
         made.source = getattr(pipeline, "source", None)
+        made.advice = getattr(pipeline, "advice", Advice())
         if isinstance(getattr(pipeline, "settings", None), Settings):
             made.settings = pipeline.settings
         if (dtype := dtype or torch_dtype) is not None:
@@ -224,6 +229,7 @@ class DiffusionPipeline(calls.Calls):
         )
         index = folders.read_model_index(path)
         listed = folders.components_of(index)
+        advice = read_advice(index, str(name_or_path))
         dtype = dtype or torch_dtype
         # A folder may say that it has no text encoder: its users bring embeddings.
         found: dict[str, Any] = {
@@ -248,7 +254,7 @@ class DiffusionPipeline(calls.Calls):
                     check=check,
                     use_safetensors=use_safetensors,
                 )
-            elif name == "scheduler":
+            elif name in SCHEDULERS:
                 found[name] = scheduler_class(listed[name][1]).from_pretrained(path, subfolder=name)
             elif name == "tokenizer":
                 found[name] = CLIPTokenizer.from_pretrained(path, subfolder=name)
@@ -263,7 +269,7 @@ class DiffusionPipeline(calls.Calls):
         made = cls(**found, **switches)
         if dtype == "auto":
             logging.getLogger(__name__).info("dtype='auto' is %s on %s", made.dtype, made.device)
-        made.source = str(name_or_path)
+        made.source, made.advice = str(name_or_path), advice
         return made
 
     @classmethod
@@ -316,9 +322,11 @@ class DiffusionPipeline(calls.Calls):
         index: dict[str, Any] = {
             "_class_name": type(self).__name__,
             "_diffusers_version": "0.35.0",
+            **self.advice.to_index(),
         }
         with save.writing_folder(folder) as place:
             for name, component in self.components.items():
+                component = uncompiled(component)
                 if component is None:
                     index[name] = [None, None]
                     continue
@@ -377,6 +385,11 @@ class DiffusionPipeline(calls.Calls):
         return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
 
     vae: Any
+
+
+def uncompiled(value: Any) -> Any:
+    """What `torch.compile` wrapped, or the value itself."""
+    return getattr(value, "_orig_mod", value)
 
 
 def component(name: str) -> property:

@@ -105,11 +105,11 @@ class Familiar:
     @property
     def config(self) -> Mapping[str, Any]:
         """What `model_index.json` says: (library, class) of each component, and the switches."""
-        from underdraw.pipelines.base import LIBRARIES
+        from underdraw.pipelines.base import LIBRARIES, uncompiled
 
         listed: dict[str, Any] = {"_class_name": type(self).__name__}
         for name, value in self.components.items():
-            kind = (LIBRARIES.get(name, "transformers"), type(value).__name__)
+            kind = (LIBRARIES.get(name, "transformers"), type(uncompiled(value)).__name__)
             listed[name] = (None, None) if value is None else kind
         listed["requires_safety_checker"] = vars(self)["requires_safety_checker"]
         return MappingProxyType({**listed, "_name_or_path": self.source})

@@ -21,6 +21,10 @@ _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
 _FILE = re.compile(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+)")
 
 
+class NoVocabularyError(NotFoundError):
+    """A one-file checkpoint needs a vocabulary, and nobody said where it is."""
+
+
 def load(cls: type[DiffusionPipeline], source: Any, **options: Any) -> Any:
     """See `DiffusionPipeline.from_single_file`."""
     names = (*cls.components_needed, *cls.components_optional)
@@ -112,7 +116,7 @@ def load_tokenizer(wanted: Tokenizer, source: Any = None, **access: Any) -> CLIP
     """The tokenizer of a checkpoint from a folder or Hub id: its own, or a pipeline's.
 
     Without `source` from the repository in which the vocabulary was published. Raises
-    NotFoundError that names it where it cannot be had.
+    NoVocabularyError that names it where it cannot be had, NotFoundError where `source` cannot.
     """
     try:
         place = hub.resolve(source or wanted.repository, weights=False, **access)
@@ -121,7 +125,7 @@ def load_tokenizer(wanted: Tokenizer, source: Any = None, **access: Any) -> CLIP
     except NotFoundError as error:
         if source is not None:
             raise
-        raise NotFoundError(
+        raise NoVocabularyError(
             "one-file checkpoints hold no vocabulary, and the one this needs, that of "
             f"{wanted.repository}, is neither in the cache nor to be had from the Hub now: give a "
             "tokenizer (folder or Hub id with vocab.json and merges.txt, or tokenizer.json)"
