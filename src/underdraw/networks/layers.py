@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from underdraw.backends.contract import Array, Node, Operations
-from underdraw.networks.sites import NO_SITES, Sites, apply, check
+from underdraw.networks.sites import NO_SITES, Sites, apply, check, wanting
 
 
 def timestep_embedding(
@@ -83,6 +83,7 @@ def attention(
     width = x.shape[-1]
     k, v = kv
     q = split_heads(nn, nn.linear(p.to_q, x, width, bias), heads)
+    on_probabilities = wanting(on_probabilities, x.shape[1])
     if on_probabilities:
         scores = nn.matmul(q * (width // heads) ** -0.5, nn.permute(k, (0, 1, 3, 2)))
         probabilities = nn.softmax(scores if mask is None else scores + mask)
@@ -129,17 +130,17 @@ def transformer_block(
     mask: Array | None = None,
 ) -> Array:
     """Self-attention, cross-attention, feed-forward; each normalised and residual."""
-    width = x.shape[-1]
+    width, first, second = x.shape[-1], f"{place}.attn1", f"{place}.attn2"
     h = nn.layer_norm(p.norm1, x)
     if only_cross:
-        kv = context_keys_values(nn, p.attn1, context, f"{place}.attn1", width, heads)
-        x = x + attention(nn, p.attn1, h, kv, heads, place, sites.cross_attention)
+        kv = context_keys_values(nn, p.attn1, context, first, width, heads)
+        x = x + attention(nn, p.attn1, h, kv, heads, first, sites.cross_attention)
     else:
         kv = keys_values(nn, p.attn1, h, width, heads)
-        x = x + attention(nn, p.attn1, h, kv, heads, place, sites.self_attention)
+        x = x + attention(nn, p.attn1, h, kv, heads, first, sites.self_attention)
     if sites.after_self_attention:
         x = apply(nn, sites.after_self_attention, place, x)
-    kv = context_keys_values(nn, p.attn2, context, f"{place}.attn2", width, heads)
+    kv = context_keys_values(nn, p.attn2, context, second, width, heads)
     h = nn.layer_norm(p.norm2, x)
     x = x + attention(
         nn,
@@ -147,7 +148,7 @@ def transformer_block(
         h,
         kv,
         heads,
-        place,
+        second,
         sites.cross_attention,
         sites.beside_cross_attention,
         mask=mask,

@@ -10,10 +10,24 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.errors import ControlError
 
 Hook = Callable[[Operations, str, Array], Array]
-"""`(nn, place, value) -> value` of the same shape; `place` is a path such as
-`down_blocks.0.attentions.1.transformer_blocks.0`."""
+"""`(nn, place, value) -> value` of the same shape; `place` is a path of the parameter tree:
+`down_blocks.0` of a block, `down_blocks.0.attentions.1.transformer_blocks.0` of the tokens in it,
+the same with `.attn1` or `.attn2` of one attention. Where a level attends to the context only
+(`only_cross_attention`), `attn1` is cross-attention, too."""
 Join = Callable[[Operations, str, Array, Array], tuple[Array, Array]]
 """`(nn, place, hidden, skip) -> (hidden, skip)`."""
+
+
+@dataclass(frozen=True)
+class UpTo:
+    """A hook on attention that wants at most so many queries. Attention over more positions keeps
+    its fused kernel: probabilities of 64 x 64 positions alone take half a gigabyte per image."""
+
+    queries: int
+    hook: Hook
+
+    def __call__(self, nn: Operations, place: str, x: Array) -> Array:
+        return self.hook(nn, place, x)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Sites:
     after_self_attention: tuple[Hook, ...] = ()
     """Tokens `(batch, tokens, width)` after self-attention and its residual (GLIGEN)."""
     self_attention: tuple[Hook, ...] = ()
-    """Probabilities `(batch, heads, queries, keys)` of self-attention."""
+    """Probabilities `(batch, heads, queries, keys)` of self-attention; `UpTo` bounds the queries."""
     cross_attention: tuple[Hook, ...] = ()
     """Probabilities `(batch, heads, queries, keys)` of cross-attention."""
     beside_cross_attention: tuple[Hook, ...] = ()
@@ -89,6 +103,11 @@ def check(who: Any, place: str, returned: Array, shape: Sequence[int]) -> None:
             f"{who!r} at '{place}' returned {tuple(returned.shape)}; "
             f"the site carries {tuple(shape)}"
         )
+
+
+def wanting(hooks: tuple[Hook, ...], queries: int) -> tuple[Hook, ...]:
+    """The hooks that act on attention from so many positions."""
+    return tuple(h for h in hooks if not isinstance(h, UpTo) or queries <= h.queries)
 
 
 def apply(nn: Operations, hooks: tuple[Hook, ...], place: str, x: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Call, Control, Run, kept
+from underdraw.controls.control import Call, Control, Run, joined, kept
 from underdraw.errors import NonFiniteError
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
@@ -152,6 +152,7 @@ def sample(
     draw: Callable[[], Array],
     controls: Sequence[Control] = (),
     pipeline: Any = None,
+    prompts: Sequence[str] | None = None,
 ) -> Generator[Step, Change | None, Array]:
     """Run a solver from `latents` to the end; returns the last latents.
 
@@ -159,15 +160,16 @@ def sample(
         latents: `(batch, channels, height, width)` at the solver's first noise level.
         draw: fresh standard normal noise of that shape; called where the solver adds noise.
         controls: act in the order given.
-        pipeline: handed to the controls, for its other networks.
+        pipeline: handed to the controls, for its other networks; so are `prompts`, the texts of
+            the call.
 
     Raises:
         NonFiniteError: the first call gave NaN or infinity, as broken weights do.
     """
     nn, framework, count = denoise.nn, denoise.model._framework, len(solver)
-    state = State(nn.float32(latents))
+    state, controls = State(nn.float32(latents)), joined(controls)
     with framework.no_grad():
-        run = Run(nn, pipeline, latents.shape[0], state.x, count)
+        run = Run(nn, pipeline, latents.shape[0], state.x, count, prompts)
         carries = [control.prepare(run) for control in controls]
     for index in range(count):
         timestep, sites = solver.timestep(index), NO_SITES

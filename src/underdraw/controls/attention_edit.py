@@ -1,0 +1,430 @@
+"""Prompt-to-prompt: an image is made along with another one whose attention it takes over.
+
+Hertz et al. 2022, "Prompt-to-Prompt Image Editing with Cross Attention Control".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from underdraw import backends
+from underdraw.backends.contract import Array, Operations
+from underdraw.controls.control import Call, Control, Run
+from underdraw.errors import ControlError, InputError, InputTypeError
+from underdraw.networks.sites import NO_SITES, Sites, UpTo
+from underdraw.text.alignment import Words, align, find, words
+
+Range = float | tuple[float, float]
+"""From where to where in the run, as shares of it in [0, 1]; a number is the end."""
+
+
+@dataclass(frozen=True)
+class AttentionEdit(Control):
+    """Images of some prompts of a call follow the attention of the image of another one.
+
+        pipe(["a red sphere left of a cube", "a green sphere left of a cube"], seed=7,
+             controls=[AttentionEdit()])
+
+    All are made in one batch. Under guidance only the conditional half is edited. Several groups in
+    one call, or different settings per image, are several controls. With a solver that adds noise
+    give the prompts of a group equal seeds, `seed=[7, 7]`.
+
+    Args:
+        source: which of the call's prompts the attention is taken from, counted from 0.
+        targets: which ones take it. A prompt may be its own target, to weigh its words.
+        mode: "replace": words that stand instead of others take their attention ("word swap",
+            eq. 6); "refine": they keep their own, as added words do ("adding a phrase", eq. 7).
+        cross: in which part of the run cross-attention is edited.
+        cross_of: other parts for words or phrases of the targets, `{"green sphere": 0.5}`.
+        self_attention: in which part of the run self-attention is the source's.
+        weights: factors for the attention to words or phrases of the targets, `{"fluffy": 3.0}`,
+            where `cross` is on ("attention re-weighting", eq. 8).
+        blend: words or phrases, of the source or the targets, outside of whose places the latents
+            of the source are kept ("local editing"); empty: everywhere the target's.
+        blend_steps: in which part of the run they are kept.
+        threshold: a place belongs to `blend` where the attention to it, averaged over heads,
+            layers and the calls so far, exceeds this share of its largest value.
+        positions: self-attention of larger images is left alone, and the places are looked up in
+            the largest attention within it; 16 x 16 as in the paper.
+        share_noise: begin all images of the group from the latents of the source.
+        prompts: texts of the call's prompts, where they are given to it as embeddings.
+
+    Raises:
+        InputError, InputTypeError: an argument cannot work; those that depend on the prompts are
+            checked before the first model call.
+    """
+
+    source: int = 0
+    targets: tuple[int, ...] = (1,)
+    mode: str = "replace"
+    cross: Range = 0.8
+    cross_of: Mapping[str, Range] | tuple[tuple[str, Range], ...] = ()
+    self_attention: Range = 0.4
+    weights: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
+    blend: tuple[str, ...] = ()
+    blend_steps: Range = (0.2, 1.0)
+    threshold: float = 0.3
+    positions: int = 16 * 16
+    share_noise: bool = True
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        def keep(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        targets = (self.targets,) if isinstance(self.targets, Integral) else self.targets
+        keep("targets", tuple(_index("targets", target) for target in targets))
+        _index("source", self.source)
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise InputError(f"targets={self.targets} must name at least one prompt, each once")
+        if self.mode not in ("replace", "refine"):
+            raise InputError(f"mode={self.mode!r} is not known; allowed: 'replace', 'refine'")
+        for name in ("cross", "self_attention", "blend_steps"):
+            keep(name, _range(name, getattr(self, name)))
+        spans = [(w, _range(f"cross_of[{w!r}]", span)) for w, span in _pairs(self, "cross_of")]
+        keep("cross_of", tuple(spans))
+        for word, weight in _pairs(self, "weights"):
+            _number(f"weights[{word!r}]", weight)
+        keep("weights", tuple(_pairs(self, "weights")))
+        for name in ("blend", "prompts"):
+            listed = getattr(self, name)
+            listed = (listed,) if isinstance(listed, str) else tuple(listed)
+            if not all(isinstance(text, str) for text in listed):
+                raise InputTypeError(f"{name}={listed!r} holds something that is no text")
+            keep(name, listed)
+        _number("threshold", self.threshold, 0.0, 1.0)
+        if _index("positions", self.positions) < 1:
+            raise InputError("positions=0 is too small; allowed: 1 or more")
+        if self.source in self.targets and not self.weights:
+            raise InputError(
+                f"targets={self.targets} holds the source, prompt {self.source}; that changes "
+                "something only with weights"
+            )
+
+    # -- before the run ---------------------------------------------------------------------------
+    def prepare(self, run: Run) -> _Carry:
+        prompts = self.prompts or run.prompts
+        if not prompts:
+            raise InputError(
+                "prompts: the call has embeddings instead of texts; give their texts to "
+                "AttentionEdit(prompts=...)"
+            )
+        count = len(prompts)
+        if run.batch % count:
+            raise InputError(f"prompts has {count} entries; the call makes {run.batch} images")
+        for row in (self.source, *self.targets):
+            if row >= count:
+                raise InputError(
+                    f"AttentionEdit(source={self.source}, targets={self.targets}): there is no "
+                    f"prompt {row}; the call has {count}, counted from 0"
+                )
+        tokenizer = getattr(run.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            raise InputError("tokenizer=None; an attention edit needs one to find words")
+        plain = getattr(run.pipeline, "compat", None) == "diffusers"
+        read = {row: words(tokenizer, prompts[row], plain) for row in {self.source, *self.targets}}
+        array = partial(backends.get(run.nn.name).array, device=run.latents.device)
+        source = read[self.source]
+        edits = [self._edit(tokenizer, source, read[row], row, array) for row in self.targets]
+        return _Carry(run.batch, run.batch // count, tuple(edits), array)
+
+    def _edit(
+        self, tokenizer: Any, source: Words, target: Words, row: int, array: Callable[..., Array]
+    ) -> _Edit:
+        mapping, taken = align(source, target, self.mode == "replace")
+        ranges = np.tile(np.array(self.cross, np.float64), (target.count, 1))
+        for phrase, span in self.cross_of:
+            ranges[_places("cross_of", tokenizer, phrase, target)] = span
+        weights = np.ones(target.count, np.float32)
+        for phrase, weight in self.weights:
+            weights[_places("weights", tokenizer, phrase, target)] = weight
+        marks = [np.zeros((prompt.count, 1), np.float32) for prompt in (source, target)]
+        for phrase in self.blend:
+            found = [find(tokenizer, phrase, prompt) for prompt in (source, target)]
+            if not any(found):
+                raise _not_there("blend", phrase, source, target)
+            for mark, places in zip(marks, found, strict=True):
+                mark[places] = 1
+        # Not multiplied by where it changes nothing, so that nothing is rounded either.
+        same = np.array_equal(mapping, np.eye(len(mapping)))
+        return _Edit(
+            row,
+            target.count,
+            None if same else array(mapping),
+            taken,
+            ranges,
+            weights,
+            tuple(array(mark) if mark.any() else None for mark in marks),
+        )
+
+    # -- in the run -------------------------------------------------------------------------------
+    def before_call(
+        self, nn: Operations, carry: _Carry, latents: Array, call: Call
+    ) -> tuple[Array, Sites, _Carry]:
+        if call.index == 0 and self.share_noise:
+            first = carry.rows(latents, self.source)
+            latents = _replaced(nn, latents, {carry.start(row): first for row in self.targets})
+        progress, offset = call.progress, carry.batch if call.guided else 0
+        factors = [edit.factors(progress, carry.array) for edit in carry.edits]
+        acts = any(taken is not None or weights is not None for taken, weights in factors)
+        seen: list[_Seen] = []
+        cross = partial(self._cross, carry, factors, offset, seen if self.blend else None)
+        sites = NO_SITES
+        if acts:
+            sites = Sites(cross_attention=(cross,))
+        elif self.blend:
+            sites = Sites(cross_attention=(UpTo(self.positions, cross),))
+        if _within(self.self_attention, progress) and set(self.targets) != {self.source}:
+            hook = UpTo(self.positions, partial(self._self, carry, offset))
+            sites = sites + Sites(self_attention=(hook,))
+        return latents, sites, carry._replace(seen=seen)
+
+    def _self(self, carry: _Carry, offset: int, nn: Operations, place: str, x: Array) -> Array:
+        """Self-attention of the targets is the source's."""
+        source = carry.rows(x, self.source, offset)
+        return _replaced(nn, x, {carry.start(row, offset): source for row in self.targets})
+
+    def _cross(
+        self,
+        carry: _Carry,
+        factors: Sequence[tuple[Array | None, Array | None]],
+        offset: int,
+        seen: list[_Seen] | None,
+        nn: Operations,
+        place: str,
+        x: Array,
+    ) -> Array:
+        """Cross-attention of the targets, from the source's: eq. 6 to 8."""
+        source, edited = carry.rows(x, self.source, offset), {}
+        for number, (edit, (taken, weights)) in enumerate(zip(carry.edits, factors, strict=True)):
+            own = carry.rows(x, edit.row, offset)
+            images, heads, queries, keys = own.shape
+            if keys % edit.tokens:
+                raise ControlError(
+                    f"AttentionEdit: the context has {keys} tokens, prompt {edit.row} has windows "
+                    f"of {edit.tokens}; give `prompts` as the texts the embeddings were made from"
+                )
+            # Shorter prompts of a call repeat their windows; copies take from copies.
+            split = (images, heads, queries, keys // edit.tokens, edit.tokens)
+            own, made = own.reshape(*split), source.reshape(*split)
+            before = made
+            if taken is None:
+                made = own
+            else:
+                if edit.mapping is not None:
+                    made = nn.matmul(made, nn.cast(edit.mapping, x))
+                if taken is not ALL:
+                    taken = nn.cast(taken, x)
+                    made = made * taken + own * (1 - taken)
+            if weights is not None:
+                made = made * nn.cast(weights, x)
+            if seen is not None and queries <= self.positions:
+                maps = [
+                    None if mark is None else _attention_to(nn, mark, map_)
+                    for mark, map_ in zip(edit.marks, (before, made), strict=True)
+                ]
+                seen.append(_Seen(number, queries, maps[0], maps[1]))
+            edited[carry.start(edit.row, offset)] = made.reshape(images, heads, queries, keys)
+        return _replaced(nn, x, edited)
+
+    def after_step(
+        self, nn: Operations, carry: _Carry, latents: Array, call: Call
+    ) -> tuple[Array, _Carry]:
+        if not self.blend:
+            return latents, carry._replace(seen=[])
+        carry = carry.remember()
+        if not _within(self.blend_steps, call.progress) or not carry.maps:
+            return latents, carry
+        source, edited = carry.rows(latents, self.source), {}
+        for number, edit in enumerate(carry.edits):
+            inside = None
+            for total in carry.maps[number]:
+                if total is not None:
+                    mask = self._mask(nn, total, latents.shape[2:])
+                    inside = mask if inside is None else inside + mask
+            target = carry.rows(latents, edit.row)
+            edited[carry.start(edit.row)] = nn.where(inside > 0, target, source)
+        return _replaced(nn, latents, edited), carry
+
+    def _mask(self, nn: Operations, total: Array, sides: Sequence[int]) -> Array:
+        """Where attention `(images, positions)` is high: `(images, 1, height, width)`, 0 or 1."""
+        height, width = grid(total.shape[1], *sides)
+        map_ = _widened(nn, total.reshape(-1, 1, height, width))
+        peak = nn.quantile_abs(map_, 1.0)[:, None, None, None]
+        map_ = nn.upsample(map_, *sides)
+        return nn.where(map_ > self.threshold * peak, 1.0, 0.0)
+
+
+ALL: Any = object()
+"""Every token takes from the source, so nothing has to be mixed."""
+
+
+class _Edit(NamedTuple):
+    """What is known of one target before the run."""
+
+    row: int
+    tokens: int
+    mapping: Array | None
+    """`(tokens, tokens)`, source by target; None where each takes from the same position."""
+    taken: np.ndarray
+    ranges: np.ndarray
+    weights: np.ndarray
+    marks: tuple[Array | None, ...]
+    """`(tokens, 1)`, 1 at the words of `blend`, in the source and in the target."""
+
+    def factors(
+        self, progress: float, array: Callable[..., Array]
+    ) -> tuple[Array | None, Array | None]:
+        """By token, the share taken from the source and the weight; None where that is nothing."""
+        on = (self.ranges[:, 0] <= progress) & (progress < self.ranges[:, 1])
+        taken, weights = self.taken & on, np.where(on, self.weights, 1).astype(np.float32)
+        some = ALL if taken.all() else array(taken.astype(np.float32)) if taken.any() else None
+        return some, array(weights) if (weights != 1).any() else None
+
+
+class _Seen(NamedTuple):
+    """Attention to the words of `blend` in one layer, each `(images, positions)`."""
+
+    edit: int
+    positions: int
+    source: Array | None
+    target: Array | None
+
+
+class _Carry(NamedTuple):
+    batch: int
+    images: int
+    """Of each prompt; they stand next to each other."""
+    edits: tuple[_Edit, ...]
+    array: Callable[..., Array]
+    seen: Sequence[_Seen] = ()
+    maps: tuple[tuple[Array | None, Array | None], ...] = ()
+    """By edit, sums over layers and calls of what was seen in the source and the target."""
+
+    def start(self, row: int, offset: int = 0) -> int:
+        return offset + row * self.images
+
+    def rows(self, x: Array, row: int, offset: int = 0) -> Array:
+        first = self.start(row, offset)
+        return x[first : first + self.images]
+
+    def remember(self) -> _Carry:
+        """With what this call has seen in its largest layers."""
+        largest = max((seen.positions for seen in self.seen), default=0)
+        maps = list(self.maps or [(None, None)] * len(self.edits))
+        for seen in self.seen:
+            if seen.positions == largest:
+                old = maps[seen.edit]
+                maps[seen.edit] = (_plus(old[0], seen.source), _plus(old[1], seen.target))
+        return self._replace(seen=(), maps=tuple(maps) if largest else ())
+
+
+def grid(positions: int, height: int, width: int) -> tuple[int, int]:
+    """The sides of the level of a UNet with so many positions, for latents of `height, width`.
+
+    Levels halve the sides, rounding up (padded convolutions) or down.
+    """
+    for rounded in (1, 0):
+        h, w = height, width
+        while h * w > positions:
+            h, w = (h + rounded) // 2, (w + rounded) // 2
+        if h * w == positions:
+            return h, w
+    raise ControlError(
+        f"AttentionEdit: attention over {positions} positions fits no level of latents of "
+        f"{height} x {width}"
+    )
+
+
+def _attention_to(nn: Operations, mark: Array, probabilities: Array) -> Array:
+    """`(images, positions)`: attention `(images, heads, positions, copies, tokens)` to some tokens,
+    summed over them and averaged over heads."""
+    images, _, positions = probabilities.shape[:3]
+    found = nn.matmul(nn.float32(probabilities), mark)
+    return nn.mean(found, (1, 3)).reshape(images, positions)
+
+
+def _widened(nn: Operations, x: Array) -> Array:
+    """The largest value of each 3 x 3 neighbourhood of `(images, 1, height, width)`."""
+    for axis in (2, 3):
+        low, high = (x[:, :, :1], x[:, :, -1:]) if axis == 2 else (x[..., :1], x[..., -1:])
+        inner, outer = (x[:, :, 1:], x[:, :, :-1]) if axis == 2 else (x[..., 1:], x[..., :-1])
+        after, before = nn.concat((inner, high), axis), nn.concat((low, outer), axis)
+        for beside in (after, before):
+            x = nn.where(beside > x, beside, x)
+    return x
+
+
+def _replaced(nn: Operations, x: Array, rows: Mapping[int, Array]) -> Array:
+    """`x` with others from these rows on, in place of as many of its own."""
+    parts, at = [], 0
+    for first in sorted(rows):
+        if first > at:
+            parts.append(x[at:first])
+        parts.append(rows[first])
+        at = first + rows[first].shape[0]
+    if at < x.shape[0]:
+        parts.append(x[at:])
+    return nn.concat(parts, 0)
+
+
+def _plus(total: Array | None, more: Array | None) -> Array | None:
+    return more if total is None else total if more is None else total + more
+
+
+def _within(span: Any, progress: float) -> bool:
+    return span[0] <= progress < span[1]
+
+
+# -- checking arguments ----------------------------------------------------------------------------
+def _index(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputTypeError(f"{name}={value!r} is not a whole number")
+    if value < 0:
+        raise InputError(f"{name}={value} is below 0; allowed: 0 or more")
+    return int(value)
+
+
+def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputTypeError(f"{name}={value!r} is not a number")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InputError(f"{name}={value} is out of range; allowed: finite, {low} .. {high}")
+    return float(value)
+
+
+def _range(name: str, value: Any) -> tuple[float, float]:
+    pair = (0.0, value) if isinstance(value, Real) else value
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InputTypeError(f"{name}={value!r} is neither a number nor two of them")
+    low, high = (_number(name, end, 0.0, 1.0) for end in pair)
+    if low > high:
+        raise InputError(f"{name}={value!r} ends before it begins")
+    return low, high
+
+
+def _pairs(edit: AttentionEdit, name: str) -> list[tuple[str, Any]]:
+    value: Any = getattr(edit, name)
+    listed = list(value.items() if isinstance(value, Mapping) else value)
+    if not all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in listed):
+        raise InputTypeError(f"{name}={value!r} is not a mapping from words")
+    return listed
+
+
+def _places(name: str, tokenizer: Any, phrase: str, prompt: Words) -> list[int]:
+    places = find(tokenizer, phrase, prompt)
+    if not places:
+        raise _not_there(name, phrase, prompt)
+    return places
+
+
+def _not_there(name: str, phrase: str, *prompts: Words) -> InputError:
+    told = " or ".join(f"{prompt.prompt!r:.80} ({', '.join(prompt.texts)})" for prompt in prompts)
+    return InputError(f"{name}: {phrase!r} is not in {told}")
