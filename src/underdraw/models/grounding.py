@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
 from underdraw.models.base import Model
-from underdraw.networks import grounding
+from underdraw.networks import grounding, grounding_maps, grounding_sites
 from underdraw.networks.config import UNetConfig
 from underdraw.networks.grounding import Constants, Strength, Tokens
-from underdraw.networks.grounding_config import BOXES, GroundingConfig
+from underdraw.networks.grounding_config import BOXES, KEYPOINTS, MAPS, GroundingConfig
 from underdraw.networks.sites import Sites
 
 Self = TypeVar("Self", bound="Grounding")
@@ -38,7 +41,7 @@ class Grounding(Model):
 
     @classmethod
     def layout(cls, config: GroundingConfig) -> Layout:
-        return grounding.layout(config)
+        return grounding_sites.layout(config)
 
     @classmethod
     def for_unet(
@@ -100,8 +103,7 @@ class Grounding(Model):
             InputError: more than `config.limit` boxes, or this part is not for boxes, or not for
                 pictures.
         """
-        if self.config.kind not in BOXES:
-            raise InputError(f"these grounding weights are for {self.config.kind}, not for boxes")
+        self._require_kind("boxes", *BOXES)
         if images is not None and self.config.kind == "text":
             raise InputError(
                 "images are given; these grounding weights are for phrases only "
@@ -118,6 +120,78 @@ class Grounding(Model):
         ]
         return grounding.box_tokens(self.nn, self, self.config, boxes, present, *given)
 
+    def keypoints(self, people: Sequence[Sequence[Sequence[tuple[float, float]]]]) -> Tokens:
+        """Tokens of people: for each row its people, for each of them 17 points.
+
+        Args:
+            people: x and y of a point in [0, 1], in COCO's order (nose, eyes, ears, shoulders,
+                elbows, wrists, hips, knees, ankles; left before right). (0, 0) is not seen, as in
+                COCO. A row without people is unconditional.
+
+        Raises:
+            InputError: more people than the weights know (8), a person without 17 points, or this
+                part is not for keypoints.
+        """
+        self._require_kind("keypoints", "keypoints")
+        c = self.config
+        rows = []
+        for row in people:
+            if len(row) > c.people:
+                raise InputError(f"{len(row)} people; these weights take at most {c.people}")
+            if any(len(person) != KEYPOINTS for person in row):
+                raise InputError(f"a person has {KEYPOINTS} points, (0, 0) where one is not seen")
+            seen = [(i, j, xy) for i, one in enumerate(row) for j, xy in enumerate(one) if any(xy)]
+            rows.append(seen)
+        n = max(map(len, rows), default=0)
+        points, present = np.zeros((len(rows), n, 2)), np.zeros((len(rows), n))
+        person, joint = np.zeros((len(rows), n, c.people)), np.zeros((len(rows), n, KEYPOINTS))
+        for r, seen in enumerate(rows):
+            for k, (i, j, xy) in enumerate(seen):
+                points[r, k], present[r, k], person[r, k, i], joint[r, k, j] = xy, 1, 1, 1
+        given = self._array(points, "float32"), *map(self._array, (present, person, joint))
+        return grounding_maps.keypoint_tokens(self.nn, self, c, *given)
+
+    def maps(self, maps: Any, present: Any) -> Tokens:
+        """Tokens of maps, one row per row of the UNet call.
+
+        Args:
+            maps: `(rows, 3, height, width)` in [-1, 1] (of grey maps three equal channels), of
+                kind "semantic" `(rows, classes, height, width)` with 1 at the class of a pixel.
+            present: `(rows,)`: 0 makes a row unconditional.
+
+        Raises:
+            InputError: other channels, or this part is not for maps.
+        """
+        self._require_kind("maps", *MAPS)
+        maps = self._maps(maps)
+        return grounding_maps.map_tokens(self.nn, self, self.config, maps, self._array(present))
+
+    def map_channels(self, maps: Any, height: int, width: int) -> Array:
+        """What maps add to latents `(rows, 4, height, width)`: `extra` for `sites`.
+
+        Maps as for `maps`. All rows get theirs, unconditional ones too.
+        """
+        self._require_kind("maps", *MAPS)
+        nn, c = self.nn, self.config
+        maps = self._maps(maps)
+        tall, wide = grounding_maps.channel_size(c, height, width)
+        if c.kind == "semantic":
+            x = nn.upsample(maps, tall, wide)
+        else:
+            down = self._array(grounding_maps.bicubic(maps.shape[2], tall), "float32")
+            across = self._array(grounding_maps.bicubic(maps.shape[3], wide), "float32")
+            x = nn.matmul(nn.matmul(down, nn.float32(maps)), nn.permute(across, (1, 0)))
+            x = nn.cast(x, maps)
+        return grounding_maps.map_channels(nn, self, c, x)
+
+    def _maps(self, maps: Any) -> Array:
+        maps, wanted = self._array(maps), self.config.map_channels
+        if len(maps.shape) != 4 or maps.shape[1] != wanted:
+            raise InputError(
+                f"maps are {tuple(maps.shape)}; needed are (rows, {wanted}, height, width)"
+            )
+        return maps
+
     def constants(self, tokens: Tokens) -> Constants:
         """Keys and values of the tokens in every fuser: the same at every step of a run.
 
@@ -126,18 +200,37 @@ class Grounding(Model):
         return grounding.constants(self.nn, self, self.config, tokens)
 
     # -- at each call
-    def sites(self, constants: Constants, strength: Strength = 1.0) -> Sites:
+    def sites(
+        self, constants: Constants, strength: Strength = 1.0, extra: Array | None = None
+    ) -> Sites:
         """What acts inside one UNet call.
 
         Args:
             strength: factor on the gates, from the schedule: 1 is on, 0 off, and then the call is a
                 plain one; or one factor per row `(rows, 1, 1)`.
+            extra: `(rows | 1, extra_channels, height, width)` beside the latents, for this part's
+                own first convolution: `map_channels`, or of a part lifted off an inpainting UNet
+                the masked picture's latents and the mask. None leaves the UNet's own convolution.
+                At strength 0 a map's goes, an inpainting part's stays.
         """
-        return grounding.sites(self, self.config, constants, strength)
+        if extra is not None and not self.config.extra_channels:
+            raise InputError(
+                "extra is given; these grounding weights have no first convolution for it"
+            )
+        return grounding_sites.sites(self, self.config, constants, strength, extra)
 
-    def forward(self, tokens: Tokens, strength: Strength = 1.0) -> Sites:
+    def forward(
+        self, tokens: Tokens, strength: Strength = 1.0, extra: Array | None = None
+    ) -> Sites:
         """`constants` and `sites` at once, for training."""
-        return self.sites(self.constants(tokens), strength)
+        return self.sites(self.constants(tokens), strength, extra)
+
+    def _require_kind(self, what: str, *kinds: str) -> None:
+        if self.config.kind not in kinds:
+            raise InputError(
+                f"these grounding weights are for {self.config.kind!r}, not for {what} "
+                f"({', '.join(map(repr, kinds))})"
+            )
 
     def _array(self, values: Any, dtype: Any = None) -> Array:
         framework = self._framework

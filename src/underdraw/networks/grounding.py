@@ -4,24 +4,21 @@ Position networks make tokens of boxes and what belongs there; in each transform
 lets the picture attend to them, behind gates that are closed at the start of training. Nothing here
 is part of the UNet's program: a fuser acts at the site `after_self_attention`.
 
-Before the loop: `box_tokens` -> `constants`. At each call: `sites`.
+Before the loop: `box_tokens` (`keypoint_tokens`, `map_tokens`), then `constants`. At each call:
+`grounding_sites.sites`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 from underdraw.backends.contract import Array, Node, Operations
-from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
-from underdraw.backends.shapes import Path, Shape, Shapes, trace
-from underdraw.networks.grounding_config import BOXES, GroundingConfig
+from underdraw.networks.grounding_config import GroundingConfig
 from underdraw.networks.layers import attention, feed_forward, keys_values
-from underdraw.networks.sites import NO_SITES, Sites
 
 Strength = float | Array
 """Factor on the gates: a number, or one per row `(rows, 1, 1)`; 0 leaves the UNet as it is."""
@@ -217,35 +214,3 @@ class Fusers:
 
     def __repr__(self) -> str:
         return f"Fusers({self.config.kind})"
-
-
-def sites(
-    p: Node, config: GroundingConfig, constants: Constants, strength: Strength = 1.0
-) -> Sites:
-    """What acts inside a UNet call; at strength 0 nothing, so that the call is a plain one."""
-    if not hasattr(strength, "shape") and strength == 0:
-        return NO_SITES
-    return Sites(after_self_attention=(Fusers(p, config, constants, strength),))
-
-
-@cache
-def layout(config: GroundingConfig) -> Layout:
-    """Names and shapes of the parameters: `position_net.*` and the `fuser.*` of each block."""
-    return trace(lambda nn, p: _everything(nn, p, config))
-
-
-def _everything(nn: Shapes, p: Path, c: GroundingConfig) -> None:
-    tokens = _SHAPED[c.kind](nn, p, c)
-    ready = constants(nn, p, c, tokens)
-    for place, width, heads in c.fusers:
-        fuse(nn, at(p, place).fuser, Shape(1, 4, width), ready.keys[place], ready.bias, heads)
-
-
-def _shaped_boxes(nn: Shapes, p: Path, c: GroundingConfig) -> Tokens:
-    features = Shape(1, 1, c.phrase_width)
-    return box_tokens(nn, p, c, Shape(1, 1, 4), Shape(1, 1), features, images=features)
-
-
-_SHAPED: dict[str, Callable[[Shapes, Path, GroundingConfig], Tokens]] = {
-    **dict.fromkeys(BOXES, _shaped_boxes),
-}
