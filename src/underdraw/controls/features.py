@@ -47,10 +47,8 @@ def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
     Raises:
         InputError: the pipeline lacks one of the networks.
     """
-    encoder, project = pipeline.image_encoder, getattr(pipeline, "image_project", None)
-    processor = getattr(pipeline, "processor", None) or pipeline.feature_extractor
-    parts = {"image_encoder": encoder, "image_project": project, "processor": processor}
-    lacking = [name for name, part in parts.items() if part is None]
+    encoder, project, processor = sight = pipeline.sight
+    lacking = [name for name, part in sight._asdict().items() if part is None]
     if lacking:
         raise InputError(
             f"{' and '.join(lacking)}=None; images in boxes need CLIP's image encoder, its "

@@ -47,7 +47,7 @@ def one_layout(parts: Sequence[Any]) -> Control:
 class _Acting(Part):
     """What layouts for one image and for each image do alike."""
 
-    whole = Grounded.whole
+    whole = staticmethod(Grounded.whole)
 
     def layouts(self, images: int) -> Sequence[Layout]:
         """One layout for all images, or one per image."""

@@ -18,7 +18,7 @@ from underdraw.controls.control import Call, Control, Run, joined, kept
 from underdraw.errors import NonFiniteError
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
-from underdraw.networks.sites import NO_SITES
+from underdraw.networks.sites import NO_SITES, Sites, check
 from underdraw.sampling.foreign import Solver
 from underdraw.solvers.table import State
 
@@ -71,17 +71,17 @@ class Denoiser:
     _keys_of: Any = None
     _times: dict[int, list[Any]] = field(default_factory=dict)
 
-    def __call__(self, latents: Array, index: int, sites: Any = NO_SITES) -> Array:
+    def __call__(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Array:
         """The prediction for `latents (batch, ...)`, already scaled for the solver, at a call."""
         nn, guidance, images = self.nn, self.guidance(), latents.shape[0]
         guided, context = self.guides(images), self.context
         if context.shape[0] == 2 * images and not guided:
             context = context[images:]
+        keys = self._constants(context) if not sites.context else self._changed(context, sites)
         x = nn.concat((latents, latents), 0) if guided else latents
         x = nn.cast(x, context)
-        time, constants = self._time(index), self._constants(context)
-        out = unet.unet(nn, self.model, self.model.config, x, time, constants, sites)
-        out = nn.float32(out)
+        time = self._time(index)
+        out = nn.float32(unet.unet(nn, self.model, self.model.config, x, time, keys, sites))
         return self._guide(out, guidance) if guided else out
 
     def set_context(self, context: Array) -> None:
@@ -112,6 +112,17 @@ class Denoiser:
             constants = unet.context_constants(self.nn, model, model.config, context)
             self._keys, self._keys_of = (context.shape[0], constants), self.context
         return self._keys[1]
+
+    def _changed(self, context: Array, sites: Sites) -> Any:
+        """Keys and values of a context that controls change for this call only."""
+        nn, model = self.nn, self.model
+        for change in sites.context:
+            changed = nn.cast(change(nn, context), context)
+            check(
+                change, "context", changed, (context.shape[0], changed.shape[1], context.shape[2])
+            )
+            context = changed
+        return unet.context_constants(nn, model, model.config, context)
 
     def _time(self, index: int) -> Any:
         chunk, within = divmod(index, CHUNK)
@@ -169,7 +180,7 @@ def sample(
     nn, framework, count = denoise.nn, denoise.model._framework, len(solver)
     state, controls = State(nn.float32(latents)), joined(controls)
     with framework.no_grad():
-        run = Run(nn, pipeline, latents.shape[0], state.x, count, prompts)
+        run = Run(nn, pipeline, latents.shape[0], state.x, count, prompts, solver, draw)
         carries = [control.prepare(run) for control in controls]
     for index in range(count):
         timestep, sites = solver.timestep(index), NO_SITES

@@ -1,0 +1,43 @@
+"""GLIGEN pipelines against the peer's on the same random weights."""
+
+import numpy as np
+import pytest
+from pipelines.peer import gligen, oracle
+
+LIMIT = 1e-4
+RED, BLUE = "a red sphere", "blue cube on the table"
+BOXES = [[0.1, 0.2, 0.5, 0.6], [0.5, 0.45, 1.0, 1.0]]
+PHRASES = ["red sphere", "a blue cube on the table"]
+
+
+def deviation(kind, **arguments):
+    """The largest difference between the images of both."""
+    theirs, ours = (oracle.images(pipe, **arguments) for pipe in gligen.pair(kind))
+    assert theirs.shape == ours.shape and theirs.std() > 1e-3
+    return float(np.abs(theirs - ours).max())
+
+
+CALLS = {
+    "plain": {},
+    "unguided": {"guidance_scale": 1.0},
+    "one box": {"gligen_boxes": BOXES[:1], "gligen_phrases": PHRASES[:1]},
+    "always": {"gligen_scheduled_sampling_beta": 1.0},
+    "always, unguided": {"gligen_scheduled_sampling_beta": 1.0, "guidance_scale": 1.0},
+    "never": {"gligen_scheduled_sampling_beta": 0.0},
+    "half": {"gligen_scheduled_sampling_beta": 0.55, "num_inference_steps": 7},
+    "batch": {"prompt": [RED, BLUE, ""], "seeds": (1, 2, 3), "gligen_scheduled_sampling_beta": 0.7},
+    "per prompt": {"num_images_per_prompt": 2, "negative_prompt": "green"},
+    "wide": {"height": 40, "width": 72, "gligen_scheduled_sampling_beta": 0.8},
+    "height alone": {"height": 40, "gligen_scheduled_sampling_beta": 0.8},
+    "full": {"gligen_boxes": BOXES * 15, "gligen_phrases": PHRASES * 15},
+    "empty phrase": {"gligen_phrases": ["", "a"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [(k, c) for k in ("text", "linear") for c in CALLS if k == "text" or c in ("always", "wide")],
+)
+def test_phrases(kind, call):
+    arguments = {"prompt": RED, "gligen_boxes": BOXES, "gligen_phrases": PHRASES, **CALLS[call]}
+    assert deviation(kind, **arguments) <= LIMIT
