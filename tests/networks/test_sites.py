@@ -1,6 +1,6 @@
 """The places where a control may act: each acts, is checked, and costs nothing when empty."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -58,6 +58,11 @@ def none(nn, place, q):
 
 # A hook per site that acts, one that changes nothing, and one with a wrong shape.
 ACTING = {
+    "context": {
+        "act": (lambda nn, x: x * 1.5,),
+        "idle": (lambda nn, x: x,),
+        "wrong": (lambda nn, x: x[..., 1:],),
+    },
     "model_input": {
         "act": (lambda nn, x: x * 1.5,),
         "idle": (lambda nn, x: x,),
@@ -90,11 +95,12 @@ ACTING = {
     },
 }
 PLACES = {
+    "context": ("context", (3, 5, 5), (3, 5, 6)),
     "model_input": ("model_input", (3, 4, 8, 14), (3, 4, 9, 14)),
     "after_self_attention": (f"down_blocks.0.{BLOCK}", (3, 125, 8), (3, 126, 8)),
-    "self_attention": (f"down_blocks.0.{BLOCK}", (3, 1, 126, 126), (3, 2, 126, 126)),
-    "cross_attention": (f"down_blocks.0.{BLOCK}", (3, 1, 126, 5), (3, 2, 126, 5)),
-    "beside_cross_attention": (f"down_blocks.0.{BLOCK}", (3, 1, 126, 4), (3, 2, 126, 4)),
+    "self_attention": (f"down_blocks.0.{BLOCK}.attn1", (3, 1, 126, 126), (3, 2, 126, 126)),
+    "cross_attention": (f"down_blocks.0.{BLOCK}.attn2", (3, 1, 126, 5), (3, 2, 126, 5)),
+    "beside_cross_attention": (f"down_blocks.0.{BLOCK}.attn2", (3, 1, 126, 4), (3, 2, 126, 4)),
     "down": ("down_blocks.0", (3, 7, 9, 14), (3, 8, 9, 14)),
     "join": ("up_blocks.0", (3, 23, 3, 4), (3, 24, 3, 4)),
     "down_residuals": ("down_residuals.0", (3, 7, 9, 14), (3, 8, 9, 14)),
@@ -179,13 +185,40 @@ def test_where_hooks_are_called(call):
         f"mid_block.{BLOCK}",
         *(f"up_blocks.{i}.attentions.{j}.transformer_blocks.0" for i in (1, 2) for j in (0, 1, 2)),
     ]
-    for name, hook in hooks.items():
-        wanted = [f"down_blocks.{i}" for i in range(3)] if name == "down" else blocks
-        assert [place for place, _ in hook.seen] == wanted, name
-    assert hooks["self_attention"].seen[2] == (blocks[2], (3, 2, 35, 35))
-    assert hooks["cross_attention"].seen[-1] == (blocks[-1], (3, 2, 126, 5))
+    wanted = {
+        "after_self_attention": blocks,
+        "self_attention": [f"{block}.attn1" for block in blocks],
+        "cross_attention": [f"{block}.attn2" for block in blocks],
+        "beside_cross_attention": [f"{block}.attn2" for block in blocks],
+        "down": [f"down_blocks.{i}" for i in range(3)],
+    }
+    assert {name: [place for place, _ in hook.seen] for name, hook in hooks.items()} == wanted
+    assert hooks["self_attention"].seen[2] == (f"{blocks[2]}.attn1", (3, 2, 35, 35))
+    assert hooks["cross_attention"].seen[-1] == (f"{blocks[-1]}.attn2", (3, 2, 126, 5))
     leaves = unet.layout(CONFIG).leaves
-    assert all(f"{block}.attn2.to_q" in leaves for block in blocks)
+    for name in ("self_attention", "cross_attention"):
+        assert all(f"{place}.to_q" in leaves for place in wanted[name])
+
+
+@pytest.mark.parametrize("hoisted", [False, True])
+def test_two_attentions_to_the_context_are_told_apart(hoisted):
+    """The x4 upscaler's middle levels attend to the text twice in a block and never to itself."""
+    case = UNETS["x4-upscaler"]
+    config = unet_config(case)
+    layout = unet.layout(config)
+    p, nn = tree("torch", layout, values(layout)), backends.get("torch").operations
+    case = replace(case, residuals=False)
+    inputs = {key: give("torch", value) for key, value in unet_inputs(case).items()}
+    seen, itself = Recorder(same), Recorder(same)
+    sites = Sites(cross_attention=(seen,), self_attention=(itself,))
+    unet_program(nn, p, config, inputs, sites, hoisted=hoisted)
+    places = [place for place, _ in seen.seen]
+    assert len(set(places)) == len(places)
+    leaves = unet.layout(config).leaves
+    blocks = {path.rpartition(".attn")[0] for path in leaves if path.endswith(".attn2.to_q")}
+    twice = {place[: -len(".attn1")] for place in places if place.endswith(".attn1")}
+    assert twice and {f"{block}.attn2" for block in blocks} <= set(places)
+    assert {f"{block}.attn1" for block in blocks - twice} == {place for place, _ in itself.seen}
 
 
 def test_join_sees_every_skip(call):
