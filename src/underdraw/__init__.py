@@ -37,6 +37,13 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.pipelines.base import (
         DiffusionPipeline as DiffusionPipeline,
     )
+    from underdraw.pipelines.diffedit import (
+        DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,
+        StableDiffusionDiffEditPipeline as StableDiffusionDiffEditPipeline,
+    )
+    from underdraw.pipelines.gligen import (
+        StableDiffusionGLIGENPipeline as StableDiffusionGLIGENPipeline,
+    )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
     )
@@ -87,6 +94,11 @@ _MODULES = {
         "UNet2DConditionModel",
     ),
     "underdraw.pipelines.base": ("DiffusionPipeline",),
+    "underdraw.pipelines.diffedit": (
+        "DiffEditInversionPipelineOutput",
+        "StableDiffusionDiffEditPipeline",
+    ),
+    "underdraw.pipelines.gligen": ("StableDiffusionGLIGENPipeline",),
     "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
     "underdraw.solvers.schedulers": (
         "DDIMInverseScheduler",

@@ -8,12 +8,12 @@ Gradients are written out, so that no backend has to differentiate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.networks.sites import NO_SITES
-from underdraw.sampling.loop import Denoiser
+from underdraw.sampling.foreign import Solver
+from underdraw.solvers.table import State
 
 SMALLEST = 8
 """Scales are halved down to this height."""
@@ -70,24 +70,45 @@ class Regularisation:
         return nn.concat(rows, 0)
 
 
-@dataclass
-class RegularisedDenoiser(Denoiser):
-    """A denoiser whose predictions are regularised after guidance.
+@dataclass(frozen=True)
+class RegularisedSolver:
+    """A solver that regularises the noise in each answer of the network before its step.
 
-    `reads` gives for a call how noise is read from latents and output: factors of each.
+    `reads` gives for a call how noise is read from latents and answer: a factor of each.
     """
 
-    regularise: Regularisation | None = None
-    reads: Callable[[int], tuple[float, float]] | None = None
+    solver: Solver
+    regularise: Regularisation
+    reads: Callable[[int], tuple[float, float]]
 
-    def __call__(self, latents: Array, index: int, sites: Any = NO_SITES) -> Array:
-        out = super().__call__(latents, index, sites)
-        if self.regularise is None or self.reads is None:
-            return out
+    def __len__(self) -> int:
+        return len(self.solver)
+
+    @property
+    def initial_sigma(self) -> float:
+        return self.solver.initial_sigma
+
+    def timestep(self, index: int) -> float:
+        return self.solver.timestep(index)
+
+    def model_input(self, index: int, x: Array) -> Array:
+        return self.solver.model_input(index, x)
+
+    def advance(
+        self, nn: Any, index: int, state: State, output: Array, draw: Callable[[], Array]
+    ) -> State:
         from_x, from_output = self.reads(index)
-        noise = out * from_output
-        noise = noise + latents * from_x if from_x else noise
-        return out + self.regularise(self.nn, noise, from_output)
+        noise = output * from_output + (state.x * from_x if from_x else 0)
+        output = output + self.regularise(nn, noise, from_output)
+        return self.solver.advance(nn, index, state, output, draw)
+
+    def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
+        return self.solver.clean(nn, index, x, output)
+
+    def tail(self, begin: int) -> RegularisedSolver:
+        return replace(
+            self, solver=self.solver.tail(begin), reads=lambda index: self.reads(begin + index)
+        )
 
 
 def auto_corr_gradient(nn: Any, plane: Array, shifts: list[int]) -> Array:
