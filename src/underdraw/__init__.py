@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         Layout as Layout,
         PerImage as PerImage,
     )
+    from underdraw.controls.region import (
+        Region as Region,
+    )
     from underdraw.errors import (
         ControlError as ControlError,
         InputError as InputError,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.models import (
         AutoencoderKL as AutoencoderKL,
         CLIPImageProcessor as CLIPImageProcessor,
+        CLIPImageProjection as CLIPImageProjection,
         CLIPTextModel as CLIPTextModel,
         CLIPTextModelWithProjection as CLIPTextModelWithProjection,
         CLIPVisionModelWithProjection as CLIPVisionModelWithProjection,
@@ -43,6 +47,12 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.gligen import (
         StableDiffusionGLIGENPipeline as StableDiffusionGLIGENPipeline,
+    )
+    from underdraw.pipelines.gligen_text_image import (
+        StableDiffusionGLIGENTextImagePipeline as StableDiffusionGLIGENTextImagePipeline,
+    )
+    from underdraw.pipelines.processor import (
+        CLIPProcessor as CLIPProcessor,
     )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
@@ -75,6 +85,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "underdraw.controls.boxes": ("Box", "Style"),
     "underdraw.controls.grounding": ("Layout", "PerImage"),
+    "underdraw.controls.region": ("Region",),
     "underdraw.errors": (
         "ControlError",
         "InputError",
@@ -87,6 +98,7 @@ _MODULES = {
     "underdraw.models": (
         "AutoencoderKL",
         "CLIPImageProcessor",
+        "CLIPImageProjection",
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "CLIPVisionModelWithProjection",
@@ -99,6 +111,8 @@ _MODULES = {
         "StableDiffusionDiffEditPipeline",
     ),
     "underdraw.pipelines.gligen": ("StableDiffusionGLIGENPipeline",),
+    "underdraw.pipelines.gligen_text_image": ("StableDiffusionGLIGENTextImagePipeline",),
+    "underdraw.pipelines.processor": ("CLIPProcessor",),
     "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
     "underdraw.solvers.schedulers": (
         "DDIMInverseScheduler",

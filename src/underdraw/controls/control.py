@@ -31,6 +31,11 @@ class Run:
     calls: int
     prompts: Sequence[str] | None = None
     """Texts of the call, where it has any; the images of a prompt stand next to each other."""
+    solver: Any = None
+    """What is stepped by: `solver.noised(index, clean, noise)` are latents as they are at a call,
+    of index `calls` those after the last one."""
+    draw: Callable[[], Array] | None = None
+    """Fresh standard normal noise of the shape of `latents`, from the generators of the call."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Solver(Protocol):
         """The clean latents seen at a call."""
         ...
 
+    def noised(self, index: int, clean: Array, noise: Array) -> Array:
+        """Clean latents as they are at a call, with this noise; after the last one, themselves."""
+        ...
+
     def tail(self, begin: int) -> Solver:
         """The run that starts at a call, with nothing remembered."""
         ...
@@ -92,6 +96,11 @@ class ForeignSolver:
         self._extra = {name: value for name, value in extra.items() if name in takes}
         self.initial_sigma = float(scheduler.init_noise_sigma)
         self.timesteps = scheduler.timesteps
+
+    def noised(self, index: int, clean: Array, noise: Array) -> Array:
+        if index == len(self):
+            return clean
+        return self.scheduler.add_noise(clean, noise, self.timesteps[index : index + 1])
 
     def tail(self, begin: int) -> ForeignSolver:
         """This solver, told to begin at a call."""

@@ -157,6 +157,12 @@ class Table:
         """The clean latents seen at a call."""
         return clean_image(nn, self.rows[index], x, output)
 
+    def noised(self, index: int, clean: Any, noise: Any) -> Any:
+        """Clean latents as they are at a call, with this noise; after the last one, themselves."""
+        if index == len(self):
+            return clean
+        return clean * float(self.alpha[index]) + noise * float(self.sigma[index])
+
     def tail(self, begin: int) -> Table:
         """The run that starts at model call `begin` with nothing remembered (image-to-image).
 

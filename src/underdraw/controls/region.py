@@ -1,0 +1,161 @@
+"""`Region`: a run is free inside a mask and follows a known picture outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from underdraw.backends.contract import Array
+from underdraw.controls.control import Call, Control, Run
+from underdraw.errors import InputError, InputTypeError
+from underdraw.models.pictures import read_masks, read_pictures, shrunk
+
+
+class _Known(NamedTuple):
+    """The carry: the mask, and what gives the latents after each call."""
+
+    mask: Array
+    trail: Sequence[Array] | None
+    clean: Array | None
+    noise: Array | None
+    solver: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Region(Control):
+    """The latent blend (Avrahami et al. 2023, "Blended latent diffusion", section 4.1).
+
+    After each call, latents outside the mask become those of the known picture at the noise level
+    the next call begins with; after the last call, its clean latents. So the background of the
+    result is the picture's own round trip through the autoencoder.
+
+        Region(mask, image=photo)                    # masks and pictures as callers have them
+        Region(inside, latents=clean, noise=noise)   # arrays that a pipeline has already
+        Region(inside, trail=inverted)               # what an inversion recorded
+
+    It acts in any pipeline and beside other controls. To get back the very pixels outside the mask,
+    which no autoencoder keeps, use `pipelines.masks.paste` on the result.
+
+    Args:
+        mask: 1 (white) where the run is free. An array of the backend `(1 or images, 1, height,
+            width)` of the latents' size, in [0, 1], which blends softly between; or, of the
+            picture's size, PIL pictures or arrays as `models.pictures.read_masks` takes them: a
+            latent is free if at least half of its pixels are.
+        image: the known picture, or one per image, as `models.pictures.read_pictures` takes them;
+            the pipeline's autoencoder encodes them (the mean of its distribution) at the size of
+            the run.
+        latents: instead, clean latents `(1 or images, channels, height, width)` as the UNet sees
+            them (times `scaling_factor`).
+        trail: instead, the latents after each call, as many as there are calls, each of that shape:
+            they are taken as they are, without any noise. The last ones should be clean.
+        noise: `(1 or images, channels, height, width)`: the one noise of all levels, with which the
+            run has begun. By default it is drawn from the generators of the call, and the first
+            call begins with it outside the mask.
+
+    Raises (when the run begins, before any denoising):
+        InputError, InputTypeError: not exactly one of `image`, `latents`, `trail`; shapes or sizes
+            that do not fit the run; a mask outside [0, 1].
+    """
+
+    mask: Any
+    image: Any = None
+    latents: Any = None
+    trail: Sequence[Array] | None = None
+    noise: Any = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("image", "latents", "trail") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"Region has {' and '.join(given) or 'no picture'}; exactly one of image, latents "
+                "and trail is needed"
+            )
+        if self.trail is not None and self.noise is not None:
+            raise InputError("Region has trail and noise; a trail needs none")
+
+    def prepare(self, run: Run) -> _Known:
+        framework = run.pipeline.unet._framework
+        shape, device = tuple(run.latents.shape), getattr(run.latents, "device", None)
+
+        def fitting(name: str, value: Any) -> Array:
+            """In float32, beside the latents of the run."""
+            if not framework.is_array(value):
+                raise InputTypeError(
+                    f"Region's {name} is {type(value).__name__}; a {run.nn.name} array is needed"
+                )
+            found = tuple(value.shape)
+            if len(found) != 4 or found[0] not in (1, shape[0]) or found[1:] != shape[1:]:
+                raise InputError(f"Region's {name} has shape {found}; the run's is {shape}")
+            if not framework.is_finite(value):
+                raise InputError(f"Region's {name} holds NaN or infinity")
+            return run.nn.float32(framework.array(value, device=device))
+
+        mask = framework.array(self._mask(run, framework, shape), device=device)
+        if self.trail is not None:
+            if len(self.trail) != run.calls:
+                raise InputError(
+                    f"Region's trail has {len(self.trail)} entries; the run makes {run.calls} calls"
+                )
+            trail = [fitting("trail", latents) for latents in self.trail]
+            return _Known(mask, trail, None, None, None)
+        if self.latents is not None:
+            clean = fitting("latents", self.latents)
+        else:
+            clean = fitting("image", self._encoded(run, framework, shape))
+        if self.noise is not None:
+            noise = fitting("noise", self.noise)
+        else:
+            noise = run.nn.float32(run.draw())  # type: ignore[misc]
+        return _Known(mask, None, clean, noise, run.solver)
+
+    def before_call(
+        self, nn: Any, carry: _Known, latents: Array, call: Call
+    ) -> tuple[Array, Any, Any]:
+        latents, sites, carry = super().before_call(nn, carry, latents, call)
+        if call.index == 0 and self.trail is None and self.noise is None:
+            latents = self._blend(carry, latents, carry.solver.noised(0, carry.clean, carry.noise))
+        return latents, sites, carry
+
+    def after_step(
+        self, nn: Any, carry: _Known, latents: Array, call: Call
+    ) -> tuple[Array, _Known]:
+        if carry.trail is not None:
+            known = carry.trail[call.index]
+        else:
+            known = carry.solver.noised(call.index + 1, carry.clean, carry.noise)
+        return self._blend(carry, latents, known), carry
+
+    @staticmethod
+    def _blend(carry: _Known, latents: Array, known: Array) -> Array:
+        return carry.mask * latents + (1 - carry.mask) * known
+
+    def _mask(self, run: Run, framework: Any, shape: tuple[int, ...]) -> Array:
+        mask, nn = self.mask, run.nn
+        if framework.is_array(mask) and tuple(mask.shape[-2:]) == shape[2:]:
+            mask = nn.float32(mask)
+            if mask.ndim < 4:
+                mask = mask.reshape(-1, 1, *shape[2:])
+            if not (float(mask.min()) >= 0 and float(mask.max()) <= 1):  # false for NaN, too
+                raise InputError(
+                    f"Region's mask has values from {float(mask.min()):g} to "
+                    f"{float(mask.max()):g}; allowed: 0 to 1"
+                )
+        else:
+            factor = run.pipeline.vae.config.factor
+            height, width = shape[2] * factor, shape[3] * factor
+            pixels = read_masks("Region's mask", mask, framework, height, width)
+            mask = shrunk(nn, pixels, factor)
+        if mask.shape[0] not in (1, shape[0]) or mask.shape[1] != 1:
+            raise InputError(
+                f"Region's mask has shape {tuple(mask.shape)}; needed is (1 or {shape[0]}, 1, "
+                f"{shape[2]}, {shape[3]})"
+            )
+        return mask
+
+    def _encoded(self, run: Run, framework: Any, shape: tuple[int, ...]) -> Array:
+        vae = run.pipeline.vae
+        height, width = shape[2] * vae.config.factor, shape[3] * vae.config.factor
+        pixels = read_pictures("Region's image", self.image, framework, height, width)
+        pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
+        return run.nn.float32(vae.encode(pixels).latent_dist.mean) * vae.config.scaling_factor
