@@ -6,7 +6,9 @@ from underdraw.models.clip import (
     CLIPVisionModelWithProjection,
 )
 from underdraw.models.grounding import Grounding
+from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.models.image_processor import CLIPImageProcessor
+from underdraw.models.image_projection import CLIPImageProjection
 from underdraw.models.safety import StableDiffusionSafetyChecker
 from underdraw.models.unet import UNet2DConditionModel
 from underdraw.models.vae import AutoencoderKL
@@ -14,10 +16,13 @@ from underdraw.models.vae import AutoencoderKL
 __all__ = [
     "AutoencoderKL",
     "CLIPImageProcessor",
+    "CLIPImageProjection",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
     "Grounding",
     "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
+    "load_grounding",
+    "save_grounding",
 ]

@@ -17,6 +17,7 @@ from underdraw.models.base import Model
 from underdraw.models.vae import Tiling
 from underdraw.pipelines import calls
 from underdraw.pipelines.advice import Advice, read_advice
+from underdraw.pipelines.processor import CLIPProcessor
 from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
 from underdraw.solvers import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -26,13 +27,21 @@ MODELS: Mapping[str, type[Model]] = {
     "vae": models.AutoencoderKL,
     "text_encoder": models.CLIPTextModel,
     "image_encoder": models.CLIPVisionModelWithProjection,
+    "image_project": models.CLIPImageProjection,
     "safety_checker": models.StableDiffusionSafetyChecker,
 }
 """The class of each component that is a network."""
 
 SCHEDULERS = ("scheduler", "inverse_scheduler")
 LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
-LIBRARIES |= {"safety_checker": "stable_diffusion"}  # where the peer keeps this class
+# Where the peer keeps these classes.
+LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
+READERS: Mapping[str, Any] = {
+    "tokenizer": CLIPTokenizer,
+    "processor": CLIPProcessor,
+    "feature_extractor": models.CLIPImageProcessor,
+}
+"""The class of each component that prepares texts or pictures."""
 NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
 
 
@@ -90,7 +99,7 @@ class DiffusionPipeline(calls.Calls):
                     f"{name}={type(value).__name__} has no {', '.join(missing)}; allowed: an "
                     "underdraw scheduler, or one with the same methods"
                 )
-        if name in ("tokenizer", "feature_extractor") and not callable(value):
+        if name in READERS and not callable(value):
             raise InputTypeError(f"{name}={type(value).__name__} cannot be called")
         return value
 
@@ -256,10 +265,8 @@ class DiffusionPipeline(calls.Calls):
                 )
             elif name in SCHEDULERS:
                 found[name] = scheduler_class(listed[name][1]).from_pretrained(path, subfolder=name)
-            elif name == "tokenizer":
-                found[name] = CLIPTokenizer.from_pretrained(path, subfolder=name)
             else:
-                found[name] = models.CLIPImageProcessor.from_pretrained(path, subfolder=name)
+                found[name] = READERS[name].from_pretrained(path, subfolder=name)
         for name in cls.components_needed:
             if name not in found:
                 raise InputError(

@@ -13,6 +13,7 @@ from underdraw.controls.pictures import as_picture
 from underdraw.controls.strength import Strength
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines import calls, compatible
+from underdraw.pipelines.gligen_familiar import FamiliarGLIGEN
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.request import Plan, Request
 
@@ -40,7 +41,7 @@ class Placed(Grounded):
     entry: Entry
 
 
-class GLIGENCalls(LatentPipeline):
+class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
     """A call with boxes."""
 
     components_optional = ("safety_checker", "feature_extractor")

@@ -45,8 +45,10 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
         compat: str | None = None,
+        **components: Any,
     ) -> None:
         super().__init__(
+            **components,
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,

@@ -41,3 +41,34 @@ CALLS = {
 def test_phrases(kind, call):
     arguments = {"prompt": RED, "gligen_boxes": BOXES, "gligen_phrases": PHRASES, **CALLS[call]}
     assert deviation(kind, **arguments) <= LIMIT
+
+
+IMAGES = [gligen.picture((40, 30), 1), gligen.picture((31, 64), 2)]
+IMAGE_CALLS = {
+    "plain": {},
+    "unguided": {"guidance_scale": 1.0},
+    "phrases alone": {"gligen_images": None},
+    "images alone": {"gligen_phrases": None},
+    "gaps": {"gligen_phrases": ["a", None], "gligen_images": [None, IMAGES[1]]},
+    "style": {
+        "gligen_boxes": [BOXES[0], [0.0, 1.0, 0.0, 1.0]],
+        "input_phrases_mask": [1, 0],
+        "input_images_mask": [0, 1],
+    },
+    "masked": {"input_phrases_mask": 0, "input_images_mask": [0]},
+    "constant": {"gligen_normalize_constant": 3.0},
+    "batch": {"prompt": [RED, BLUE, ""], "seeds": (1, 2, 3), "height": 40, "width": 72},
+    "full": {
+        "gligen_boxes": BOXES * 15,
+        "gligen_phrases": PHRASES * 15,
+        "gligen_images": IMAGES * 15,
+        "num_inference_steps": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("call", IMAGE_CALLS)
+def test_images(call):
+    arguments = {"gligen_phrases": PHRASES, "gligen_images": IMAGES, **IMAGE_CALLS[call]}
+    arguments = {"prompt": RED, "gligen_boxes": BOXES, **arguments}
+    assert deviation("image", **arguments) <= LIMIT
