@@ -223,6 +223,16 @@ class Model:
             if not self._framework.is_finite(value)
         ]
 
+    def stored_tensors(self) -> dict[str, Any]:
+        """Parameters by published name as `weights.files.StoredTensor`s, on the host."""
+        from underdraw.weights.files import stored
+
+        tensors = {}
+        for name, value in self._framework.named_tensors(self):
+            dtype, array = self._framework.to_bits(value)
+            tensors[name] = stored(array, dtype)
+        return tensors
+
     def save_pretrained(
         self,
         folder: str | Path,
@@ -240,17 +250,13 @@ class Model:
             familiar: the peer's keywords at values that change nothing (`models.familiar`).
         """
         from underdraw.weights import save
-        from underdraw.weights.files import stored
 
         drop_neutral(f"{type(self).__name__}.save_pretrained", familiar, SAVING, ())
         if not is_main_process:
             return
         if not safe_serialization:
             raise InputError("safe_serialization=False; underdraw writes safetensors only")
-        tensors = {}
-        for name, value in self._framework.named_tensors(self):
-            dtype, array = self._framework.to_bits(value)
-            tensors[name] = stored(array, dtype)
+        tensors = self.stored_tensors()
         with save.writing_folder(folder) as place:
             save.write_json(place / "config.json", self.export_config())
             save.save_weights(

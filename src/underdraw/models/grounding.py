@@ -16,6 +16,7 @@ from underdraw.networks.config import UNetConfig
 from underdraw.networks.grounding import Constants, Strength, Tokens
 from underdraw.networks.grounding_config import BOXES, KEYPOINTS, MAPS, GroundingConfig
 from underdraw.networks.sites import Sites
+from underdraw.weights.files import stored
 
 Self = TypeVar("Self", bound="Grounding")
 
@@ -66,7 +67,19 @@ class Grounding(Model):
         config = GroundingConfig.for_unet(_config_of(unet), kind, **fields)
         if backend is None:
             backend = unet.nn.name if hasattr(unet, "nn") else "torch"
-        return cls(config, backend=backend)
+        part = cls(config, backend=backend)
+        return part._begun_from(unet) if config.extra_channels and hasattr(unet, "nn") else part
+
+    def _begun_from(self: Self, unet: Any) -> Self:
+        """This part with a first convolution that does as the UNet's: extra channels count 0."""
+        c, framework = self.config, unet._framework
+        given = framework.to_numpy(unet.conv_in.weight)
+        weight = np.zeros((c.first_width, c.in_channels + c.extra_channels, *given.shape[2:]), "f4")
+        weight[:, : c.in_channels] = given
+        tensors = self.stored_tensors()
+        tensors["conv_in.weight"] = stored(weight)
+        tensors["conv_in.bias"] = stored(framework.to_numpy(unet.conv_in.bias))
+        return type(self).from_tensors(c.to_dict(), tensors, backend=self.nn.name)
 
     def require_fit(self, unet: Any) -> None:
         """Raise an `InputError` unless this part was made for such UNets (or configs)."""

@@ -12,7 +12,7 @@ from underdraw.models.base import Model
 from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
 from underdraw.networks import unet
-from underdraw.networks.grounding_config import GroundingConfig
+from underdraw.networks.grounding_config import INPAINTING_CHANNELS, GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
 
 
@@ -42,6 +42,21 @@ class UNet2DConditionModel(Model):
             return None
         return Grounding.sharing(GroundingConfig.for_unet(self.config), self)
 
+    def lift_grounding(self) -> Grounding:
+        """The grounding part to carry to other UNets; parameters are shared.
+
+        That of an inpainting UNet (nine input channels) brings its first convolution, for UNets
+        with four.
+
+        Raises:
+            InputError: this UNet has no grounding layers.
+        """
+        config = GroundingConfig.for_unet(self.config)
+        first = config.in_channels - INPAINTING_CHANNELS
+        if first > 0:
+            config = replace(config, in_channels=first, extra_channels=INPAINTING_CHANNELS)
+        return Grounding.sharing(config, self)
+
     def with_grounding(self, grounding: Grounding) -> UNet2DConditionModel:
         """A gated UNet of this one's parameters and those of `grounding`, all of them shared.
 
@@ -51,12 +66,12 @@ class UNet2DConditionModel(Model):
             InputError: the grounding part was made for other widths, or is of a kind that no UNet
                 folder can hold (keypoints, maps).
         """
-        kind = grounding.config.attention_type
-        if kind is None or grounding.config.extra_channels:
+        c = grounding.config
+        kind = c.attention_type
+        if kind is None or c.extra_channels not in (0, self.config.in_channels - c.in_channels):
             raise InputError(
-                f"grounding weights of kind {grounding.config.kind!r} with "
-                f"{grounding.config.extra_channels} input channels of their own have no place in a "
-                "UNet folder; save them as a folder of their own"
+                f"grounding weights of kind {c.kind!r} with {c.extra_channels} input channels of "
+                "their own have no place in a UNet folder; save them as a folder of their own"
             )
         grounding.require_fit(self)
         config = replace(self.config, attention_type=kind)

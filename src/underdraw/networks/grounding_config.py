@@ -131,15 +131,17 @@ class GroundingConfig(Config):
                 f"{_widths(self.fusers)} in {len(self.fusers)} transformer blocks; this UNet has "
                 f"{_widths(there)} in {len(there)}"
             )
-        if self.phrase_width != unet.cross_attention_dim:
+        if self.kind in BOXES and self.phrase_width != unet.cross_attention_dim:
             faults.append(
                 f"phrases of width {self.phrase_width}; this UNet's text encoder gives "
                 f"{unet.cross_attention_dim}"
             )
-        if self.extra_channels and (self.in_channels, self.first_width, self.first_kernel) != (
-            unet.in_channels,
-            unet.block_out_channels[0],
-            unet.conv_in_kernel,
+        # A base that takes all channels itself keeps its own first convolution.
+        whole = self.kind not in MAPS and unet.in_channels == self.in_channels + self.extra_channels
+        if self.extra_channels and (
+            not (whole or unet.in_channels == self.in_channels)
+            or (self.first_width, self.first_kernel)
+            != (unet.block_out_channels[0], unet.conv_in_kernel)
         ):
             faults.append(
                 f"a first convolution {self.in_channels}+{self.extra_channels} -> "

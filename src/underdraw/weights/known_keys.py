@@ -133,3 +133,19 @@ SINGLE_FILE: tuple[Known, ...] = (
     ),
     Known(r"global_step|epoch|(.*\.)?num_batches_tracked|model\.num_updates", "a counter"),
 )
+
+# Beside a grounding part: what GLIGEN's files hold that is not wanted of them.
+GROUNDING_FILE: tuple[Known, ...] = (
+    Known(
+        r"(down_blocks|mid_block|up_blocks|time_embedding|conv_in|conv_norm_out|conv_out)\..*",
+        "the UNet which the grounding part was trained beside",
+    ),
+    Known(r"(autoencoder|text_encoder)\..*", "the frozen networks of the training run"),
+    Known(r"diffusion\..*", SINGLE_FILE[0].why),
+    Known(r"(ema|model_ema)\..*", "averaged copy of a training run; the plain weights are there"),
+    Known(r"(opt|scheduler|config_dict)(\..*)?|iters|step", "state of the training run"),
+    Known(
+        r"(first_stage_model|cond_stage_model|model_ema)\..*", "the rest of a one-file checkpoint"
+    ),
+    *SINGLE_FILE,
+)
