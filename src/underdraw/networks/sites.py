@@ -34,12 +34,14 @@ class UpTo:
 class Sites:
     """What acts inside one UNet call. Nothing is set on the model; what is empty costs nothing."""
 
+    context: tuple[Callable[[Operations, Array], Array], ...] = ()
+    """Text context `(batch, tokens, width)` of this call, unconditional rows first (null-text)."""
     model_input: tuple[Callable[[Operations, Array], Array], ...] = ()
     """Latents before the first convolution, to which channels may be added (inpainting)."""
     after_self_attention: tuple[Hook, ...] = ()
     """Tokens `(batch, tokens, width)` after self-attention and its residual (GLIGEN)."""
     self_attention: tuple[Hook, ...] = ()
-    """Probabilities `(batch, heads, queries, keys)` of self-attention; `UpTo` bounds the queries."""
+    """Probabilities `(batch, heads, queries, keys)` of self-attention; `UpTo` bounds queries."""
     cross_attention: tuple[Hook, ...] = ()
     """Probabilities `(batch, heads, queries, keys)` of cross-attention."""
     beside_cross_attention: tuple[Hook, ...] = ()
@@ -66,6 +68,7 @@ class Sites:
         merged = {
             name: getattr(self, name) + getattr(other, name)
             for name in (
+                "context",
                 "model_input",
                 "after_self_attention",
                 "self_attention",

@@ -105,6 +105,13 @@ def unet(
             nn, p, x, context, heads, depth, groups, linear, place, sites, only_cross, mask
         )
 
+    for change in sites.context:
+        if isinstance(context, Mapping):
+            raise ControlError("keys and values were computed before controls change the context")
+        changed = change(nn, context)
+        rows, tokens, width = context.shape
+        check(change, "context", changed, (rows, changed.shape[1], width))
+        context = changed
     for extend in sites.model_input:
         extended = extend(nn, x)
         check(extend, "model_input", extended, (x.shape[0], extended.shape[1], *x.shape[2:]))

@@ -18,7 +18,7 @@ from underdraw.controls.control import Call, Control, Run, joined, kept
 from underdraw.errors import NonFiniteError
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
-from underdraw.networks.sites import NO_SITES, Sites, check
+from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.sampling.foreign import Solver
 from underdraw.solvers.table import State
 
@@ -77,7 +77,8 @@ class Denoiser:
         guided, context = self.guides(images), self.context
         if context.shape[0] == 2 * images and not guided:
             context = context[images:]
-        keys = self._constants(context) if not sites.context else self._changed(context, sites)
+        # Where controls change it, keys and values of this call are of no use to another.
+        keys = context if sites.context else self._constants(context)
         x = nn.concat((latents, latents), 0) if guided else latents
         x = nn.cast(x, context)
         time = self._time(index)
@@ -112,17 +113,6 @@ class Denoiser:
             constants = unet.context_constants(self.nn, model, model.config, context)
             self._keys, self._keys_of = (context.shape[0], constants), self.context
         return self._keys[1]
-
-    def _changed(self, context: Array, sites: Sites) -> Any:
-        """Keys and values of a context that controls change for this call only."""
-        nn, model = self.nn, self.model
-        for change in sites.context:
-            changed = nn.cast(change(nn, context), context)
-            check(
-                change, "context", changed, (context.shape[0], changed.shape[1], context.shape[2])
-            )
-            context = changed
-        return unet.context_constants(nn, model, model.config, context)
 
     def _time(self, index: int) -> Any:
         chunk, within = divmod(index, CHUNK)
