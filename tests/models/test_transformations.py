@@ -7,8 +7,9 @@ from models.test_objects import MAKE
 from pipelines import tiny
 from torch.utils import _pytree as pytree
 
-from underdraw.models import CLIPTextModel, UNet2DConditionModel
-from underdraw.models.outputs import CLIPTextOutput, UNet2DConditionOutput
+from underdraw import StableDiffusionPipeline
+from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from underdraw.models.outputs import CLIPTextOutput, DiagonalGaussian, UNet2DConditionOutput
 
 
 def test_torch_exports_a_unet(tmp_path):
@@ -48,3 +49,56 @@ def test_jax_compiles_calls_that_return_outputs():
     assert len(states.hidden_states) == 4
     gradient = jax.grad(lambda model: model(ids).last_hidden_state.sum())(text)
     assert isinstance(gradient, CLIPTextModel)
+
+
+def test_jax_compiles_encoders():
+    vae = AutoencoderKL(**tiny.VAE, backend="jax")
+    x = np.random.default_rng(0).standard_normal((3, 3, 40, 24), np.float32)
+    eager = vae.encode(x).latent_dist
+    compiled = jax.jit(lambda model, x: model.encode(x))(vae, x).latent_dist
+    assert type(compiled) is DiagonalGaussian
+    np.testing.assert_allclose(compiled.parameters, eager.parameters, atol=2e-5)
+    # It goes into a compiled function, too, and gradients flow through it.
+    far = jax.jit(lambda found: found.kl())(eager)
+    np.testing.assert_allclose(far, eager.kl(), rtol=2e-5)
+    drawn = jax.jit(lambda found, noise: found.mean + found.std * noise)(eager, eager.mean)
+    np.testing.assert_allclose(drawn, eager.mean + eager.std * eager.mean, atol=2e-5)
+    gradient = jax.grad(lambda found: found.kl().sum())(eager)
+    assert type(gradient) is DiagonalGaussian
+    np.testing.assert_allclose(gradient.mean, eager.mean, atol=2e-5)  # d kl / d mean = mean
+
+
+def test_torch_exports_an_encoder():
+    vae = MAKE["vae"]().eval()
+
+    class Encode(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, x):
+            return self.vae.encode(x)
+
+    x = torch.randn(3, 3, 40, 24)
+    with torch.no_grad():
+        found = torch.export.export(Encode(), (x,)).module()(x).latent_dist
+        expected = vae.encode(x).latent_dist
+    assert type(found) is DiagonalGaussian
+    for name in ("mean", "logvar", "std", "var"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+def test_a_compiled_unet_in_a_pipeline(tmp_path):
+    """`torch.compile` wraps a module: the pipeline moves and saves what is inside."""
+    pipe = tiny.pipeline()
+    expected = tiny.run(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    torch.testing.assert_close(tiny.run(pipe), expected, rtol=0, atol=1e-5)
+    pipe.save_pretrained(tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(tiny.run(again), expected)
+    assert pipe.to(dtype=torch.bfloat16) is pipe
+    assert {p.dtype for p in pipe.unet.parameters()} == {torch.bfloat16}
+    assert pipe.dtype == torch.bfloat16
+    assert tiny.run(pipe).dtype == torch.bfloat16

@@ -19,7 +19,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.models.familiar import SAVING, drop_neutral
-from underdraw.models.outputs import Output
+from underdraw.models.outputs import DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
 
 Self = TypeVar("Self", bound="Model")
@@ -310,7 +310,7 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
 def _framework_of(backend: str) -> Any:
     """The module of a backend, which from now on looks into what models return."""
     framework = backends.get(backend)
-    for kind in Output.__subclasses__():
+    for kind in (*Output.__subclasses__(), DiagonalGaussian):
         framework.register_output(kind)
     return framework
 

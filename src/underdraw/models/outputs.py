@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+from underdraw import backends
 from underdraw.backends.contract import Array
 
 
+class Tree:
+    """Base of the dataclasses into which the transformations of the frameworks look.
+
+    A field whose metadata say `static` is no array and stays as it is.
+    """
+
+
 @dataclasses.dataclass
-class Output:
+class Output(Tree):
     """Base of the outputs. `output[0]` is the first field that is not None, as in the peer."""
 
     def __getitem__(self, key: int | slice | str) -> Any:
@@ -36,6 +45,64 @@ class DecoderOutput(Output):
     """`sample`: images `(batch, 3, height, width)` near [-1, 1]."""
 
     sample: Array
+
+
+@dataclasses.dataclass(eq=False)
+class DiagonalGaussian(Tree):
+    """The encoder's distribution over latents."""
+
+    parameters: Array
+    """Mean and log-variance `(batch, 2 * channels, height, width)`, stacked."""
+    backend: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def mean(self) -> Array:
+        """`(batch, channels, height, width)`, as all that follow."""
+        return self.parameters[:, : self.parameters.shape[1] // 2]
+
+    @property
+    def logvar(self) -> Array:
+        """Logarithm of the variance, kept within -30 .. 20."""
+        half = self.parameters.shape[1] // 2
+        return self._framework.operations.clip(self.parameters[:, half:], -30.0, 20.0)
+
+    @property
+    def std(self) -> Array:
+        """Standard deviation."""
+        return self._framework.operations.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Array:
+        """Variance."""
+        return self._framework.operations.exp(self.logvar)
+
+    def mode(self) -> Array:
+        """The most likely latents."""
+        return self.mean
+
+    def sample(self, generator: Any = None) -> Array:
+        """Latents drawn from it; `generator` one for the batch or a list with one per image."""
+        mean = self.mean
+        return mean + self.std * self._framework.draw_like(mean, generator)
+
+    def kl(self, other: DiagonalGaussian | None = None) -> Array:
+        """Divergence from `other`, or from the standard normal distribution, `(batch,)`."""
+        logvar, var = self.logvar, self.var
+        if other is None:
+            terms = self.mean**2 + var - 1.0 - logvar
+        else:
+            apart = (self.mean - other.mean) ** 2 + var
+            terms = apart / other.var - 1.0 - logvar + other.logvar
+        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
+
+    def nll(self, sample: Array) -> Array:
+        """Negative log-likelihood of latents of the shape of `mean`, `(batch,)`."""
+        terms = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
+        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
+
+    @property
+    def _framework(self) -> Any:
+        return backends.get(self.backend)
 
 
 @dataclasses.dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,42 +9,8 @@ from typing import Any
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
-from underdraw.models.outputs import AutoencoderKLOutput, DecoderOutput
+from underdraw.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussian
 from underdraw.networks import vae
-
-
-class DiagonalGaussian:
-    """The encoder's distribution over latents; `parameters` is mean and log-variance, stacked."""
-
-    def __init__(self, nn: Operations, parameters: Array, draw: Callable[..., Array]) -> None:
-        half = parameters.shape[1] // 2
-        self.parameters = parameters
-        self.mean = parameters[:, :half]
-        self.logvar = nn.clip(parameters[:, half:], -30.0, 20.0)
-        self.std, self.var = nn.exp(0.5 * self.logvar), nn.exp(self.logvar)
-        self._draw = draw
-
-    def mode(self) -> Array:
-        """The most likely latents."""
-        return self.mean
-
-    def sample(self, generator: Any = None) -> Array:
-        """Latents drawn from it; `generator` one for the batch or a list with one per image."""
-        return self.mean + self.std * self._draw(self.mean, generator)
-
-    def kl(self, other: DiagonalGaussian | None = None) -> Array:
-        """Divergence from `other`, or from the standard normal distribution, `(batch,)`."""
-        if other is None:
-            terms = self.mean**2 + self.var - 1.0 - self.logvar
-        else:
-            apart = (self.mean - other.mean) ** 2 + self.var
-            terms = apart / other.var - 1.0 - self.logvar + other.logvar
-        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
-
-    def nll(self, sample: Array) -> Array:
-        """Negative log-likelihood of latents of the shape of `mean`, `(batch,)`."""
-        terms = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
-        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +86,7 @@ class AutoencoderKL(Model):
             return vae.encode(nn, self, config, part)
 
         moments = self._run(program, x, (1, config.factor), self.use_slicing, self.tiling)
-        distribution = DiagonalGaussian(nn, moments, self._framework.draw_like)
+        distribution = DiagonalGaussian(moments, nn.name)
         return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
 
     def decode(
