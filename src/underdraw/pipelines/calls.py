@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import ParamSpec
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
@@ -22,6 +26,9 @@ from underdraw.sampling.foreign import ForeignSolver, Solver
 from underdraw.sampling.loop import Change, Denoiser, Step, sample
 from underdraw.solvers.schedulers import Scheduler
 from underdraw.text.prompts import encode_prompts
+
+if TYPE_CHECKING:
+    from underdraw.pipelines.streaming import Stream
 
 
 def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
@@ -82,6 +89,30 @@ def check_controls(controls: Any) -> None:
     for control in controls:
         if not isinstance(control, Control):
             raise InputTypeError(f"controls holds {control!r}, which is not a Control")
+
+
+Given, Made = ParamSpec("Given"), TypeVar("Made")
+
+
+def streamed(make: Callable[Given, Generator[Step, None, Made]]) -> Callable[Given, Made]:
+    """A pipeline's call, written as a generator of steps: it runs to the end, and `pipe.stream`,
+    which takes the same arguments, hands the steps out."""
+
+    @wraps(make)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        return ended(make(*args, **kwargs))
+
+    call.steps = make  # type: ignore[attr-defined]
+    return call
+
+
+def ended(run: Generator[Any, None, Made]) -> Made:
+    """What a generator returns, after all its steps."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            return end.value
 
 
 class Calls:
@@ -236,6 +267,12 @@ class Calls:
         return framework.draw(shape, plan.generators, framework.device_of(self.unet), dtype)
 
     def _denoise(self, plan: Plan, latents: Array, own: Sequence[Control] = ()) -> Array:
+        """`_denoising` to its end."""
+        return ended(self._denoising(plan, latents, own))
+
+    def _denoising(
+        self, plan: Plan, latents: Array, own: Sequence[Control] = ()
+    ) -> Generator[Step, None, Array]:
         """Run `plan.solver` from `latents`, which lie at its first noise level, to the end.
 
         `own` are controls of the pipeline; they act before the caller's.
@@ -256,7 +293,7 @@ class Calls:
             self,
             plan.prompts,
         )
-        made = self._drive(run, latents, len(plan.solver), plan.steps, plan.watch)
+        made = yield from self._drive(run, latents, len(plan.solver), plan.steps, plan.watch)
         if not self.unet._framework.is_finite(made):
             raise NonFiniteError("the latents became NaN or infinity after the first step")
         return denoise.nn.cast(made, denoise.context)
@@ -347,6 +384,23 @@ class Calls:
             return made, flags
         return StableDiffusionPipelineOutput(made, flags)
 
+    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+        """The same as a call, step by step: arguments and output are those of `pipe(...)`.
+
+        Gives a generator of `Progress` (step, latents, previews). After the last step its `output`
+        is what the call gives; closing it before ends the run between two steps::
+
+            with closing(pipe.stream("a red sphere", seed=7)) as run:
+                for step in run:
+                    step.preview()[0].save("now.png")
+            run.output.images[0].save("done.png")
+
+        Errors are those of the call, raised where the first step is asked for.
+        """
+        from underdraw.pipelines.streaming import Stream
+
+        return Stream(self, args, kwargs)
+
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
         """A `tqdm` bar with this pipeline's options."""
         from tqdm.auto import tqdm
@@ -362,7 +416,7 @@ class Calls:
         calls: int,
         steps: int,
         watch: Callable[[Step, bool], Change] | None = None,
-    ) -> Array:
+    ) -> Generator[Step, None, Array]:
         """Take a run of `sample` to its end, or to `interrupt`; the latents it arrived at.
 
         Args:
@@ -371,7 +425,7 @@ class Calls:
         """
         order = getattr(self.scheduler, "order", 1)
         self._interrupt, change = False, None
-        with self.progress_bar(total=steps) as bar:
+        with closing(run), self.progress_bar(total=steps) as bar:
             while not self._interrupt:
                 try:
                     step = run.send(change)
@@ -384,5 +438,5 @@ class Calls:
                     latents = latents if change.latents is None else change.latents
                 if ends:
                     bar.update()
-        run.close()
+                yield step._replace(latents=latents)
         return latents

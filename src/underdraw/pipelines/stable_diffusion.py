@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from underdraw.backends.contract import Array
@@ -11,6 +11,7 @@ from underdraw.pipelines import calls, compatible
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.request import Request
+from underdraw.sampling.loop import Step
 
 
 class StableDiffusionPipeline(LatentPipeline):
@@ -25,6 +26,7 @@ class StableDiffusionPipeline(LatentPipeline):
             window of tokens is cut) and ignores `height` given without `width`.
     """
 
+    @calls.streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -55,7 +57,7 @@ class StableDiffusionPipeline(LatentPipeline):
         *,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
-    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
         """Make images.
 
         Args:
@@ -123,6 +125,6 @@ class StableDiffusionPipeline(LatentPipeline):
             noise = self._framework.array(latents, device=self.device)
         else:
             noise = self._noise(plan, shape)
-        made = self._denoise(plan, noise * plan.solver.initial_sigma)
+        made = yield from self._denoising(plan, noise * plan.solver.initial_sigma)
         own = {"height": height, "width": width, "latents": latents}
         return self._output(plan, *self._decode(plan, made), own)
