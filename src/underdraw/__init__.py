@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.diffedit import (
         DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,
+        DiffEditOutput as DiffEditOutput,
         StableDiffusionDiffEditPipeline as StableDiffusionDiffEditPipeline,
     )
     from underdraw.pipelines.gligen import (
@@ -50,6 +51,12 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.gligen_text_image import (
         StableDiffusionGLIGENTextImagePipeline as StableDiffusionGLIGENTextImagePipeline,
+    )
+    from underdraw.pipelines.img2img import (
+        StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
+    )
+    from underdraw.pipelines.inpaint import (
+        StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
     )
     from underdraw.pipelines.processor import (
         CLIPProcessor as CLIPProcessor,
@@ -108,10 +115,13 @@ _MODULES = {
     "underdraw.pipelines.base": ("DiffusionPipeline",),
     "underdraw.pipelines.diffedit": (
         "DiffEditInversionPipelineOutput",
+        "DiffEditOutput",
         "StableDiffusionDiffEditPipeline",
     ),
     "underdraw.pipelines.gligen": ("StableDiffusionGLIGENPipeline",),
     "underdraw.pipelines.gligen_text_image": ("StableDiffusionGLIGENTextImagePipeline",),
+    "underdraw.pipelines.img2img": ("StableDiffusionImg2ImgPipeline",),
+    "underdraw.pipelines.inpaint": ("StableDiffusionInpaintPipeline",),
     "underdraw.pipelines.processor": ("CLIPProcessor",),
     "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
     "underdraw.solvers.schedulers": (

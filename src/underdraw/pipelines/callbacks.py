@@ -33,9 +33,13 @@ class Callbacks:
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise InputTypeError(f"callback_on_step_end_tensor_inputs={names!r} is not a list")
         for name in names:
-            calls.choice("callback_on_step_end_tensor_inputs", name, TENSORS)
+            calls.choice(
+                "callback_on_step_end_tensor_inputs", name, (*TENSORS, *request.own_tensors)
+            )
         self.pipe, self.every = pipe, every
         self.on_step_end, self.wanted, self.callback = on_step_end, tuple(names), callback
+        self.own: dict[str, Array] = {}
+        """Further tensors of the pipeline by name, as callbacks left them."""
         self.altered = False
         """Whether a callback changed anything so far."""
 
@@ -51,6 +55,7 @@ class Callbacks:
                 "latents": self.denoise.nn.cast(latents, self.denoise.context),
                 "prompt_embeds": self.denoise.context,
                 "negative_prompt_embeds": self.negative,
+                **self.own,
             }
             told = {name: held[name] for name in self.wanted}
             told = self.on_step_end(self.pipe, i, self._time(step.timestep), told)
@@ -66,16 +71,19 @@ class Callbacks:
 
     def _change(self, told: Any, held: Mapping[str, Any]) -> Change:
         """What a callback returned, as the loop takes it."""
-        where = "callback_on_step_end's"
+        where, framework = "callback_on_step_end's", self.pipe._framework
         if not isinstance(told, dict):
             raise InputTypeError(f"{where} result is {told!r:.100}; a dict or None is needed")
         for name, value in told.items():
-            calls.choice(f"{where} dict", name, TENSORS)
+            calls.choice(f"{where} dict", name, (*TENSORS, *self.own))
             old = held[name]
             if value is old:
                 continue
+            if name in self.own:
+                self.own[name] = calls.array(f"{where} {name}", value, old.shape, framework)
+                continue
             shape = old.shape if name == "latents" else (None, None, old.shape[2])
-            calls.array(f"{where} {name}", value, shape, self.pipe._framework)
+            calls.array(f"{where} {name}", value, shape, framework)
             rows, images = value.shape[0], held["latents"].shape[0]
             if rows not in (images, 2 * images):
                 raise InputError(

@@ -39,6 +39,8 @@ class Request:
     """Pictures the call begins with; one prompt serves all of them, or one of them all prompts."""
     strength: Any = 1.0
     """The part of the solver's steps that is run: its last ones."""
+    own_tensors: Sequence[str] = ()
+    """Names of further tensors of this pipeline that callbacks may ask for and change."""
     scheduler: Any = None
     """Used instead of the pipeline's own (inversion)."""
 

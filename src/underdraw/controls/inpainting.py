@@ -1,0 +1,76 @@
+"""`InpaintingChannels`: what UNets with nine input channels see besides the latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.controls.control import Call, Control, Run
+from underdraw.errors import InputError, InputTypeError
+from underdraw.networks.sites import Sites
+
+
+class Channels(NamedTuple):
+    """The carry: `mask (images, 1, h, w)` and `masked (images, channels, h, w)`."""
+
+    mask: Array
+    masked: Array
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintingChannels(Control):
+    """The mask and the masked picture, joined to the latents before the first convolution.
+
+    Args:
+        mask: `(1 or images, 1, height, width)` of the latents' size, 1 where the picture is to be
+            made anew.
+        masked: latents `(1 or images, channels, height, width)`, times `scaling_factor`, of the
+            picture with the mask's inside grey.
+
+    Raises (when the run begins):
+        InputError, InputTypeError: an array that does not fit the latents of the run.
+    """
+
+    mask: Array
+    masked: Array
+
+    def prepare(self, run: Run) -> Channels:
+        framework, (images, channels, height, width) = (
+            run.pipeline.unet._framework,
+            run.latents.shape,
+        )
+
+        def fitting(name: str, value: Any, channels: int) -> Array:
+            if not framework.is_array(value):
+                raise InputTypeError(f"{name}={type(value).__name__}; an array is needed")
+            found = tuple(value.shape)
+            if (
+                len(found) != 4
+                or found[0] not in (1, images)
+                or found[1:]
+                != (
+                    channels,
+                    height,
+                    width,
+                )
+            ):
+                raise InputError(
+                    f"{name} has shape {found}; needed is (1 or {images}, {channels}, {height}, "
+                    f"{width})"
+                )
+            value = framework.array(value, device=getattr(run.latents, "device", None))
+            return run.nn.expand(run.nn.float32(value), (images, *found[1:]))
+
+        return Channels(fitting("mask", self.mask, 1), fitting("masked", self.masked, channels))
+
+    def before_call(
+        self, nn: Any, carry: Channels, latents: Array, call: Call
+    ) -> tuple[Array, Sites, Channels]:
+        added = nn.concat(tuple(carry), 1)
+
+        def join(nn: Operations, x: Array) -> Array:
+            rows = nn.concat((added,) * (x.shape[0] // added.shape[0]), 0)
+            return nn.concat((x, nn.cast(rows, x)), 1)
+
+        return latents, Sites(model_input=(join,)), carry
