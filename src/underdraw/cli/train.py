@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ class Recipe(str, Enum):
     clip = "clip"
     text = "text"
     decoder = "decoder"
+    grounding = "grounding"
     family = "family"
 
 
@@ -36,10 +38,24 @@ STAGES = {
     Recipe.text_to_image: ("renders", "text", "autoencoder", "latents", "denoiser"),
     Recipe.decoder: ("renders", "autoencoder", "latents", "decoder"),
     Recipe.clip: ("renders", "text", "autoencoder", "latents", "denoiser", "clip"),
+    Recipe.grounding: (
+        *("renders", "text", "autoencoder", "latents", "denoiser", "clip", "grounding"),
+    ),
     Recipe.family: (
-        *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "export"),
+        *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "grounding"),
+        "export",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What the command line says of boxes."""
+
+    coordinates: str = "relative"
+    annotations: Path | None = None
+    captions: Path | None = None
+    inpainting: bool = False
 
 
 def train(
@@ -47,7 +63,10 @@ def train(
     out: options.OutFolder,
     data: Annotated[
         str,
-        typer.Option(help="scenes, or a folder of pictures with captions in metadata.jsonl."),
+        typer.Option(
+            help="scenes, or a folder of pictures with captions in metadata.jsonl "
+            "(grounding: with boxes, there or beside each picture)."
+        ),
     ] = SCENES_DATA,
     model: Annotated[
         str | None, typer.Option(help="The checkpoint to begin with, if --data is a folder.")
@@ -72,6 +91,18 @@ def train(
     text: Annotated[
         bool, typer.Option("--text", help="Also train the text encoder (text-to-image).")
     ] = False,
+    coordinates: Annotated[
+        str, typer.Option(help="Of boxes (grounding): relative, in 0 .. 1, or pixels.")
+    ] = "relative",
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO instances for the folder (grounding).")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions for the folder (grounding).")
+    ] = None,
+    inpainting: Annotated[
+        bool, typer.Option("--inpainting", help="Train to fill holes, too (grounding).")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,
@@ -81,7 +112,8 @@ def train(
 
     With --data scenes the family underdraw/scenes is trained from nothing: every stage that the
     recipe needs and --out lacks is run first. With a folder of pictures a checkpoint is trained
-    further (autoencoder, text-to-image), and the result written to OUT/model.
+    further (autoencoder, text-to-image), and the result written to OUT/model; or it gets grounding
+    layers, which are written to OUT/grounding, and stays as it is.
     """
     changes = {
         "steps": steps,
@@ -92,6 +124,12 @@ def train(
         "precision": precision,
         "seed": seed,
     }
+    boxes = Boxes(coordinates, annotations, captions, inpainting)
+    if boxes != Boxes() and (recipe is not Recipe.grounding or data == SCENES_DATA):
+        raise InputError(
+            "--coordinates, --annotations, --captions and --inpainting are for grounding with "
+            "--data FOLDER"
+        )
     outputs.prepare_folder(out)
     from underdraw.backends.hardware import resolve_device
 
@@ -105,7 +143,12 @@ def train(
             raise InputError("--scenes is for --data scenes")
         if not Path(data).is_dir():
             raise NotFoundError(f"--data {data}: no such folder; wanted a folder, or scenes")
-        made = train_further(recipe, out, data, model, size, text, changes, resume, place)
+        if recipe is Recipe.grounding:
+            if text:
+                raise InputError("--text is for text-to-image")
+            made = train_grounding(out, data, boxes, model, size, changes, resume, place)
+        else:
+            made = train_further(recipe, out, data, model, size, text, changes, resume, place)
         typer.echo(made)
 
 
@@ -114,6 +157,8 @@ train.examples = """Examples:
 \b
   underdraw train autoencoder --data scenes --out work --minutes 60
   underdraw train family --out work
+  underdraw train grounding --data scenes --out work
+  underdraw train grounding --data ./pictures --model ./my-model --out boxes
   underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned"""  # type: ignore[attr-defined]
 
 
@@ -188,6 +233,47 @@ def train_further(
     return target
 
 
+def train_grounding(
+    out: Path,
+    data: str,
+    boxes: Boxes,
+    model: str | None,
+    size: int | None,
+    changes: dict[str, Any],
+    resume: bool,
+    device: str,
+) -> Path:
+    """Grounding layers for a checkpoint, from annotated pictures; where they are."""
+    from underdraw.cli.loading import load_pipeline
+    from underdraw.training.annotations import GroundedFolder, read_coco, read_folder
+    from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
+    from underdraw.training.loop import TrainingConfig, shorter, train as run
+
+    if boxes.annotations is not None:
+        if boxes.coordinates != "relative":
+            raise InputError("--coordinates: COCO's annotations say themselves what they mean")
+        pictures = read_coco(data, boxes.annotations, boxes.captions)
+    elif boxes.captions is not None:
+        raise InputError("--captions is for --annotations")
+    else:
+        pictures = read_folder(data, boxes.coordinates)
+    pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
+    trained = pipe.unet.config.sample_size
+    side = trained if isinstance(trained, int) else min(trained)
+    examples = GroundedFolder(pictures, size or side * pipe.vae.config.factor)
+    plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
+    kind = "text" if pipe.components.get("image_encoder") is None else "text-image"
+    part = new_part(pipe.unet, kind, inpainting=boxes.inpainting)
+    config = GroundingTrainingConfig(schedule(pipe))
+    task = GroundingTask(part, pipe.components, examples, config)
+    tell(f"grounding of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
+    average = run(task, plan, out, resume=resume, device=device)
+    target = out / "grounding"
+    with average.applied():
+        part.save_pretrained(target)
+    return target
+
+
 def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:
     from underdraw.training.autoencoder import AutoencoderConfig, AutoencoderTask
 
@@ -199,12 +285,17 @@ def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:
 
 
 def text_to_image_task(pipe: Any, examples: Any, text: bool) -> Any:
+    from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask
+
+    config = TextToImageConfig(schedule(pipe), train_text=text)
+    return TextToImageTask(pipe.components, examples, config)
+
+
+def schedule(pipe: Any) -> Any:
+    """The noise levels and the prediction type that a checkpoint was trained with."""
     from dataclasses import fields
 
     from underdraw.training.objectives import ObjectiveConfig
-    from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask
 
     names = {field.name for field in fields(ObjectiveConfig)}
-    schedule = {name: value for name, value in pipe.scheduler.config.items() if name in names}
-    config = TextToImageConfig(ObjectiveConfig(**schedule), train_text=text)
-    return TextToImageTask(pipe.components, examples, config)
+    return ObjectiveConfig(**{k: v for k, v in pipe.scheduler.config.items() if k in names})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from underdraw.backends.node import at
 from underdraw.errors import InputError
 from underdraw.models.grounding import Grounding
 from underdraw.networks.grounding_config import BOXES, INPAINTING_CHANNELS
+from underdraw.networks.layers import split_heads
 from underdraw.networks.sites import Sites
 from underdraw.training.clip import normalise
 from underdraw.training.data import cut, shuffled
@@ -39,8 +41,9 @@ class GroundingTrainingConfig:
     wide.
 
     `early` 1 draws all noise levels alike, 2 draws a level as often as it is noisy: where things
-    are is decided early. `inside` is how much more the error counts inside boxes; `truth` weighs
-    what the heads of `training.truth` tell, where a task has them.
+    are is decided early. `inside` is how much more the error counts inside boxes; `attention`
+    weighs what `Watched` asks; `truth` what the heads of `training.truth` tell, where a task has
+    them. The last two are ours: with them the layers find their places in a fraction of the steps.
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -54,6 +57,7 @@ class GroundingTrainingConfig:
     image_norm: float = 28.7
     early: float = 1.5
     inside: float = 1.0
+    attention: float = 0.1
     truth: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,11 +74,12 @@ class GroundingTrainingConfig:
 class GroundingTask:
     """`Task` for a `Grounding` beside a frozen UNet, on text boxes and image boxes.
 
-    A UNet with nine input channels is trained to inpaint: it also sees the picture with holes and
-    the mask, and its first convolution learns with the grounding layers (`inpainting_unet`).
+    A part with a first convolution of its own (`new_part(..., inpainting=True)`) is trained to
+    inpaint: it also sees the picture with holes and the mask. So is any part beside a UNet with
+    nine input channels.
 
     Args:
-        grounding: of kind "text" or "text-image"; `open_gates` helps it to start.
+        grounding: of kind "text" or "text-image", such as `new_part` makes.
         family: `unet`, `text_encoder`, `tokenizer` and, if there are no `latents`, `vae` by name;
             for pictures in boxes `image_encoder`, and `image_project` where a family has one.
         latents: `(len(examples), channels, h, w)`, unscaled means of the autoencoder.
@@ -118,11 +123,15 @@ class GroundingTask:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         self.modules: dict[str, nn.Module] = {"grounding": self.grounding.requires_grad_(True)}
-        channels = self.unet.config.in_channels
-        self.inpainting = channels == self.unet.config.out_channels + INPAINTING_CHANNELS
-        if self.inpainting:
-            self.modules["conv_in"] = self.unet.conv_in.requires_grad_(True)
+        self.inpainting = self._who_inpaints()
         self._phrases: dict[str, Tensor] = {}
+
+    def _who_inpaints(self) -> str:
+        """Whose first convolution sees the picture with holes: "part", "unet", or "" for none."""
+        c = self.unet.config
+        if self.grounding.config.extra_channels:
+            return "part"
+        return "unet" if c.in_channels == c.out_channels + INPAINTING_CHANNELS else ""
 
     # -- what a step sees
     def draw(self, draw: Draw) -> Batch:
@@ -263,22 +272,24 @@ class GroundingTask:
         )
         times = batch["timesteps"]
         noisy = self.objective.add_noise(clean, batch["noise"], times)
-        if self.inpainting:
-            keep = batch["keep"]
-            noisy = torch.cat([noisy, clean * keep, keep], 1)
+        extra = torch.cat([clean * batch["keep"], batch["keep"]], 1) if self.inpainting else None
+        if self.inpainting == "unet":
+            noisy, extra = torch.cat([noisy, extra], 1), None
         record = None if self.heads is None else Recorder(self.heads.places)
-        sites: Sites = self.grounding(tokens)
-        sites = sites if record is None else sites + record.sites
+        acting = self.grounding(tokens, extra=extra)
+        watched = Watched(self.grounding, acting, batch["boxes"], batch["present"], clean.shape[2:])
+        sites = watched.sites if record is None else watched.sites + record.sites
         output = self.unet(noisy, times, context, sites=sites).sample
         error = output.float() - self.objective.target(clean, batch["noise"], times)
         area = 1 + self.config.inside * batch["area"][:, None]
         squared = (error.square() * (area / area.mean((1, 2, 3), keepdim=True))).mean((1, 2, 3))
-        loss = (squared * self.objective.weights(times)).mean()
-        told = {"gate": self._gate()}
+        denoising = (squared * self.objective.weights(times)).mean()
+        asked = torch.stack(watched.losses).mean()
+        told = {"denoising": denoising.item(), "asked": asked.item(), "gate": self._gate()}
+        loss = denoising + self.config.attention * asked
         if record is None or self.heads is None:
             return loss, told
-        truth, right = self.heads(record.seen, batch["truth"])
-        told |= {"denoising": loss.item(), "cells_right": right}
+        truth, told["cells_right"] = self.heads(record.seen, batch["truth"])
         return loss + self.config.truth * truth, told
 
     def _latents(self, batch: Batch) -> Tensor:
@@ -311,39 +322,95 @@ class GroundingTask:
         return {}
 
 
-def open_gates(grounding: Any, gate: float = 1.0) -> Any:
-    """Open the gates of a new grounding part, with the layers before them at zero instead.
+class Watched:
+    """The fusers of one call, asked at each position of the picture which box it belongs to.
 
-    It still changes nothing, as with the closed gates of the original, but its layers learn from
-    the first step on; behind closed gates they would have to wait until those have opened.
+    Of what a position gives to grounding tokens, each box should get as much as it covers of the
+    position, and the null tokens the rest. Positions that know their boxes are half of what the
+    layers must learn, and denoising alone teaches it slowly: a wrong place costs little there as
+    long as nothing is put into it.
+
+    `losses` are the cross-entropies of the fusers that have acted.
     """
+
+    def __init__(
+        self, part: Any, acting: Sites, boxes: Tensor, present: Tensor, size: Sequence[int]
+    ) -> None:
+        self.part, self.boxes, self.present = part, boxes, present
+        self.rows, self.columns = (int(side) for side in size)
+        (self.fusers,) = acting.after_self_attention
+        self.sites = replace(acting, after_self_attention=(self._fuse,))
+        self.losses: list[Tensor] = []
+
+    def _fuse(self, nn: Any, place: str, x: Tensor) -> Tensor:
+        self.losses.append(self._ask(nn, place, x))
+        return self.fusers(nn, place, x)
+
+    def _ask(self, nn: Any, place: str, x: Tensor) -> Tensor:
+        fusers: Any = self.fusers
+        fuser, constants = at(self.part, place).fuser, fusers.constants
+        keys, _ = constants.keys[place]
+        heads = keys.shape[1]
+        query = nn.linear(fuser.attn.to_q, nn.layer_norm(fuser.norm1, x), x.shape[-1], False)
+        scores = split_heads(nn, query, heads) @ keys.transpose(2, 3)
+        scores = scores.float() * keys.shape[-1] ** -0.5
+        if constants.bias is not None:
+            scores = scores + constants.bias
+        given = scores.softmax(-1).mean(1)  # (images, positions, tokens)
+        count = self.boxes.shape[1]
+        # A box has a token of each sort (phrase, picture); boxes that are not there are null, too.
+        each = count + (count < self.part.config.limit)
+        by_sort = given.unflatten(-1, (-1, each)).sum(2)
+        boxes = by_sort[..., :count] * self.present[:, None]
+        null = 1 - boxes.sum(-1, keepdim=True)
+        said = torch.cat([boxes, null], -1).clamp(min=1e-6)
+        return -(self._shares(x.shape[1]) * said.log()).sum(-1).mean()
+
+    def _shares(self, positions: int) -> Tensor:
+        """`(images, positions, boxes + 1)`: how much of each position boxes and nothing cover."""
+        coarse = round((self.rows * self.columns / positions) ** 0.5)
+        sides = [-(-side // coarse) for side in (self.rows, self.columns)]
+        covered = []
+        for axis, side in ((1, sides[0]), (0, sides[1])):
+            edges = torch.arange(side, device=self.boxes.device) / side
+            low, high = (self.boxes[..., k, None] * 1.0 for k in (axis, axis + 2))
+            shared = torch.minimum(high, edges + 1 / side) - torch.maximum(low, edges)
+            covered.append(shared.clamp(min=0) * side)
+        shares = covered[0][:, :, :, None] * covered[1][:, :, None] * self.present[..., None, None]
+        shares = shares.flatten(2).transpose(1, 2)
+        shares = torch.cat([shares, (1 - shares.sum(-1, keepdim=True)).clamp(min=0)], -1)
+        return shares / shares.sum(-1, keepdim=True)
+
+
+def new_part(
+    unet: Any, kind: str = "text", *, inpainting: bool = False, gate: float = 1.0, **fields: Any
+) -> Any:
+    """A `Grounding` to be trained beside `unet`, in which it changes nothing yet.
+
+    Its gates are open and the layers before them at zero instead, so that all layers learn from the
+    first steps on; behind the closed gates of the original they would have to wait until those have
+    opened. With `inpainting` it has a first convolution of its own, which begins as the UNet's and
+    blind to the picture with holes.
+
+    Args:
+        kind: "text" or "text-image".
+        gate: before the hyperbolic tangent; 0 begins as the original does.
+        fields: of `GroundingConfig`.
+    """
+    if inpainting:
+        fields["extra_channels"] = INPAINTING_CHANNELS
+    part: Any = Grounding.for_unet(unet, kind, **fields)
     with torch.no_grad():
-        for name, p in grounding.named_parameters():
+        for name, p in part.named_parameters():
             if name.endswith(("alpha_attn", "alpha_dense")):
                 p.fill_(gate)
-            elif ".fuser.attn.to_out.0." in name or ".fuser.ff.net.2." in name:
+            elif gate and (".fuser.attn.to_out.0." in name or ".fuser.ff.net.2." in name):
                 p.zero_()
-    return grounding
-
-
-def inpainting_unet(unet: Any) -> Any:
-    """A UNet with nine input channels that draws what `unet` draws: the weights of the new ones,
-    which see the kept part and the mask, are zero. All but the first convolution is shared."""
-    from dataclasses import replace
-
-    config = unet.config
-    if config.in_channels != config.out_channels:
-        raise InputError(f"this UNet has in_channels={config.in_channels} already")
-    wide = type(unet)(replace(config, in_channels=config.in_channels + INPAINTING_CHANNELS))
-    first = wide.conv_in.to(unet.device, unet.dtype)
-    with torch.no_grad():
-        first.weight.zero_()
-        first.weight[:, : config.in_channels] = unet.conv_in.weight
-        first.bias.copy_(unet.conv_in.bias)
-    for name, part in unet.named_children():
-        if name != "conv_in":
-            wide.add_module(name, part)
-    return wide
+        if inpainting:
+            part.conv_in.weight.zero_()
+            part.conv_in.weight[:, : unet.config.in_channels] = unet.conv_in.weight
+            part.conv_in.bias.copy_(unet.conv_in.bias)
+    return part.to(unet.device)
 
 
 def _grown(box: np.ndarray, share: float) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 `train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
-and "decoder", which can be run at any time after "latents" to sharpen the pictures. A recipe with a
-`start` goes on from a family that is there already, and needs no stage whose networks that has.
+"decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
+which trains the layers for boxes beside the denoiser and the image tower. A recipe with a `start`
+goes on from a family that is there already, and needs no stage whose networks that has.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,13 @@ from underdraw.training.autoencoder import (
     scaling_factor,
 )
 from underdraw.training.clip import MEAN, STD, ContrastiveConfig, ContrastiveTask
-from underdraw.training.data import RenderedScenes, render_cache
+from underdraw.training.data import TRUTH, RenderedScenes, render_cache
+from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
+from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, train
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
+from underdraw.training.truth import TruthHeads
 
 PROMPTS = (
     "a red sphere left of a blue cube",
@@ -105,6 +109,9 @@ class ScenesRecipe:
     denoiser: TextToImageConfig = field(
         default_factory=lambda: TextToImageConfig(truth=0.03, prompts=PROMPTS)
     )
+    grounding: GroundingTrainingConfig = field(
+        default_factory=lambda: GroundingTrainingConfig(truth=0.03)
+    )
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
             "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
@@ -116,6 +123,9 @@ class ScenesRecipe:
                 20000, 32, learning_rate=6e-4, warmup=200, decay=0.35, ema=0.999
             ),
             "clip": TrainingConfig(1500, 64, learning_rate=8e-4, ema=0.99),
+            "grounding": TrainingConfig(
+                2500, 32, learning_rate=1e-3, warmup=60, decay=0.6, ema=0.995
+            ),
         }
     )
 
@@ -144,8 +154,6 @@ class Workshop:
 
     def text_config(self, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         """The text tower's config, with what depends on the vocabulary."""
-        from dataclasses import replace
-
         return replace(
             self.recipe.text,
             vocab_size=len(tokenizer),
@@ -164,8 +172,6 @@ class Workshop:
 
     def vae(self) -> Any:
         """The autoencoder as far as it is trained; the stage "decoder" may have gone on with it."""
-        from dataclasses import replace
-
         vae = self._started(AutoencoderKL, "vae")
         if vae is not None:
             return self._fill(vae, "decoder", "vae", optional=True)
@@ -201,6 +207,22 @@ class Workshop:
             found["image_encoder"] = self._fill(tower, "clip", "image_encoder")
             found["feature_extractor"] = self.image_processor()
         return found
+
+    def grounding(self, trained: bool = True) -> Any:
+        """The layers for boxes, trained or with starting weights."""
+        torch.manual_seed(self.recipe.seed)
+        part = new_part(self.unet(), "text-image")
+        return self._fill(part, "grounding", "grounding") if trained else part
+
+    def heads(self) -> TruthHeads | None:
+        """What told the denoiser where things are, if anything did."""
+        path = self.folder / "denoiser" / checkpoints.NAME
+        raw = checkpoints.load(path)["modules"].get("heads") if path.exists() else None
+        if raw is None:
+            return None
+        heads = TruthHeads.for_unet(self.recipe.unet, TRUTH)
+        heads.load_state_dict(raw)
+        return heads
 
     def image_processor(self) -> Any:
         """What turns pictures into the image tower's input."""
@@ -327,8 +349,25 @@ def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
     _train(shop, "clip", task, minutes, where)
 
 
+def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
+    latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
+    family = {
+        name: part.to(where["device"]) if isinstance(part, torch.nn.Module) else part
+        for name, part in shop.family().items()
+    }
+    if "image_encoder" not in family:
+        raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")
+    part, heads = shop.grounding(trained=False), shop.heads()
+    config = replace(shop.recipe.grounding, truth=shop.recipe.grounding.truth if heads else 0.0)
+    examples = GroundedScenes(shop.folder / "renders")
+    task = GroundingTask(part, family, examples, config, latents, heads=heads)
+    _train(shop, "grounding", task, minutes, where)
+
+
 def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
     save_family(shop.family(), shop.recipe.denoiser.objective, shop.folder / "export")
+    if (shop.folder / "grounding" / checkpoints.NAME).exists():
+        shop.grounding().half().save_pretrained(shop.folder / "export" / "grounding")
 
 
 STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {
@@ -339,5 +378,6 @@ STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {
     "denoiser": _denoiser,
     "decoder": _decoder,
     "clip": _clip,
+    "grounding": _grounding,
     "export": _export,
 }

@@ -87,9 +87,7 @@ class TextToImageTask:
                 f"truth={self.config.truth} needs examples that know what stands where; "
                 f"{type(self.examples).__name__} does not"
             )
-        *_, wide, deep = self.unet.config.block_out_channels
-        last = len(self.unet.config.block_out_channels) - 1
-        return TruthHeads({f"up_blocks.{last - 1}": deep, f"up_blocks.{last}": wide}, TRUTH)
+        return TruthHeads.for_unet(self.unet.config, TRUTH)
 
     def draw(self, draw: Draw) -> Batch:
         indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)

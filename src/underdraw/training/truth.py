@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from underdraw.networks.config import UNetConfig
 from underdraw.networks.sites import Sites
 
 
@@ -53,6 +54,13 @@ class TruthHeads(nn.Module):
                 for place, width in widths.items()
             }
         )
+
+    @classmethod
+    def for_unet(cls, unet: UNetConfig, kinds: tuple[int, ...]) -> TruthHeads:
+        """Heads on what enters the last two blocks of the way up."""
+        *_, wide, deep = unet.block_out_channels
+        last = len(unet.block_out_channels) - 1
+        return cls({f"up_blocks.{last - 1}": deep, f"up_blocks.{last}": wide}, kinds)
 
     def forward(self, seen: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, float]:
         """Mean loss over places, and the share of filled cells of which the last place tells all
