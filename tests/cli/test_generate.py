@@ -142,6 +142,47 @@ def test_a_single_file_without_a_vocabulary_names_the_option(run, tiny, tmp_path
     assert "none" in run("generate", "a cone", *named, *QUICK, code=2).stderr
 
 
+@pytest.mark.parametrize("out", ["x.png", "some/where"])
+def test_previews_show_what_is_being_made_and_go(run, tiny, tmp_path, monkeypatch, out):
+    from underdraw.cli.outputs import Target
+
+    seen, original = [], Target.write_preview
+
+    def write_preview(target, *arguments):
+        original(target, *arguments)
+        seen.append(sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")))
+
+    monkeypatch.setattr(Target, "write_preview", write_preview)
+    steps = ("--model", tiny, "--dtype", "float32", "--height", 40, "--width", 72, "--seed", 7)
+    several = ("a cone", "-n", 2, "--steps", 5, "--no-grid", "--solver", "euler", *steps)
+    done = run("generate", *several, "--out", out, "--preview", 2)
+    names = ["x-0", "x-1"] if out == "x.png" else [f"{out}/a-cone-{i}" for i in (7, 8)]
+    first, second = (f"{name}.png" for name in names)
+    assert done.stdout.split() == [first, second]
+    shown = [f"{name}-preview.png" for name in names]
+    assert seen == [[shown[0]]] * 2 + [sorted([first, shown[1]])] * 2
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")) == [first, second]
+    run("generate", *several, "--out", "plain.png")
+    assert np.array_equal(pixels(first), pixels("plain-0.png"))
+
+
+def test_an_interrupted_preview_is_kept(run, tiny, tmp_path, monkeypatch):
+    from underdraw.cli.outputs import Target
+
+    original = Target.write_preview
+
+    def stop(target, index, image, record):
+        original(target, index, image, record)
+        if record["preview"] == "2 of 3":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Target, "write_preview", stop)
+    arguments = ("--model", tiny, "--solver", "euler", "--steps", 3, "--out", "a.png")
+    done = run("generate", "a cone", *arguments, "--preview", 1, code=130)
+    assert "a-preview.png" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a-preview.png"]
+
+
 def test_prediction_type_is_the_users(run, tiny):
     options = ("--prediction-type", "v_prediction", "--seed", 7)
     run("generate", "a cone", "--model", tiny, *QUICK, *options, "--out", "a.png")

@@ -58,6 +58,15 @@ def generate(
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also all pictures on one sheet, if several.")
     ] = True,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Every N steps, write the picture being made beside its place, as "
+            "NAME-preview.png, which goes when the picture is done.",
+        ),
+    ] = None,
     again: Annotated[
         Path | None,
         typer.Option(help="Make the picture in this PNG again; other options change it."),
@@ -122,7 +131,7 @@ def generate(
         f"{type(pipe.scheduler).__name__}, {request.call['num_inference_steps']} steps, "
         f"seed {first if count == 1 else f'{first} to {first + count - 1}'}"
     )
-    make(pipe, request, every, seeds, target, batch)
+    make(pipe, request, every, seeds, target, batch, preview)
     if grid and len(every) > 1:
         target.write_sheet(columns=count if len(every) > count else None)
 
@@ -190,8 +199,10 @@ def make(
     seeds: list[int],
     target: outputs.Target,
     batch: int,
+    preview: int | None = None,
 ) -> None:
-    """Make and write the pictures; each is on disk as soon as it is done."""
+    """Make and write the pictures; each is on disk as soon as it is done, and before that every
+    `preview` steps as it is then."""
     import inspect
 
     from underdraw.pipelines.images import METADATA
@@ -211,7 +222,7 @@ def make(
                 desc=f"{label} of {total}" if total > 1 else None, leave=False, disable=None
             )
             call = request.call | {"prompt": prompts[here], "seed": seeds[here]}
-            made = pipe(**call)
+            made = pipe(**call) if preview is None else watched(pipe, call, start, target, preview)
             for i, image in enumerate(made.images, start):
                 record = json.loads(image.info[METADATA]) | origin
                 typer.echo(target.write(i, image, record))
@@ -219,3 +230,14 @@ def make(
                     tell("note: the safety checker withheld this picture")
     except KeyboardInterrupt:
         raise Interrupted(target.kept()) from None
+
+
+def watched(pipe: Any, call: dict[str, Any], start: int, target: outputs.Target, every: int) -> Any:
+    """A call, which writes what is being made every so many model calls."""
+    run = pipe.stream(**call)
+    for step in run:
+        done = step.index + 1
+        if done % every == 0 and done < step.calls:
+            for i, image in enumerate(step.preview(full=True), start):
+                target.write_preview(i, image, {"preview": f"{done} of {step.calls}"})
+    return run.output

@@ -25,6 +25,7 @@ class Target:
         self.out, self.several = out, len(prompts) > 1
         self.names = [f"{slug(p)}-{seed}" for p, seed in zip(prompts, seeds, strict=True)]
         self.written: list[Path] = []
+        self.previews: dict[int, Path] = {}
         self.file = out is not None and out.suffix.lower() == ".png" and not out.is_dir()
         suffix = "" if out is None or self.file or out.is_dir() else out.suffix
         if re.fullmatch(r"\.[A-Za-z]\w{1,4}", suffix):
@@ -33,16 +34,30 @@ class Target:
         prepare_folder(self.folder)
 
     def write(self, index: int, image: Any, record: dict[str, Any]) -> Path:
-        """Write a picture with its metadata and return where."""
+        """Write a picture with its metadata and return where; its preview goes."""
         from underdraw.pipelines.images import save_png
 
-        if self.file and self.out is not None:
-            path = self.out.with_stem(f"{self.out.stem}-{index}") if self.several else self.out
-        else:
-            path = free(self.folder / f"{self.names[index]}.png")
+        path = self.place(index)
         save_png(image, path, record)
         self.written.append(path)
+        if (shown := self.previews.pop(index, None)) is not None:
+            shown.unlink(missing_ok=True)
         return path
+
+    def write_preview(self, index: int, image: Any, record: dict[str, Any]) -> None:
+        """Write a picture that is being made beside the place where it will be."""
+        from underdraw.pipelines.images import save_png
+
+        if index not in self.previews:
+            path = self.place(index)
+            self.previews[index] = free(path.with_stem(f"{path.stem}-preview"))
+        save_png(image, self.previews[index], record)
+
+    def place(self, index: int) -> Path:
+        """Where a picture goes that is not yet written."""
+        if self.file and self.out is not None:
+            return self.out.with_stem(f"{self.out.stem}-{index}") if self.several else self.out
+        return free(self.folder / f"{self.names[index]}.png")
 
     def write_sheet(self, columns: int | None = None) -> None:
         """All pictures written so far on one sheet."""
@@ -63,9 +78,8 @@ class Target:
 
     def kept(self) -> str:
         """What an interrupted command leaves."""
-        if not self.written:
-            return "no picture was finished"
-        return f"kept {listed([str(path) for path in self.written])}"
+        kept = [str(path) for path in (*self.written, *self.previews.values())]
+        return f"kept {listed(kept)}" if kept else "no picture was finished"
 
 
 def prepare_folder(folder: Path) -> None:
