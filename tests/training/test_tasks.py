@@ -255,6 +255,21 @@ def test_denoiser_learns_what_stands_where(scenes, tokenizer, tmp_path: Path) ->
     assert task.loss(batch)[0].item() < 0.8 * loss.item()
 
 
+def test_checkpointed_blocks_learn_the_same(scenes, tokenizer) -> None:
+    parts, losses = family(tokenizer), []
+    for flag in (False, True):
+        config = TextToImageConfig(gradient_checkpointing=flag)
+        parts["unet"].zero_grad()
+        task = TextToImageTask(parts, scenes, config)
+        torch.manual_seed(0)
+        loss, _ = task.loss(task.draw(Draw(0, 4, np.random.default_rng(0))))
+        loss.backward()
+        losses.append((loss.item(), parts["unet"].conv_in.weight.grad.clone()))
+        assert parts["unet"].is_gradient_checkpointing == flag
+    assert losses[0][0] == losses[1][0]
+    torch.testing.assert_close(losses[0][1], losses[1][1])
+
+
 def test_truth_needs_examples_that_know_it(tokenizer) -> None:
     with pytest.raises(InputError, match=r"truth=0.5 .* Colours does not"):
         TextToImageTask(family(tokenizer), Colours(), TextToImageConfig(truth=0.5))

@@ -7,10 +7,12 @@ from underdraw.backends.torch_operations import (
     device_of as device_of,
     draw as draw,
     float32 as float32,
+    gradient as gradient,
     is_finite as is_finite,
     leaf as leaf,
     no_grad as no_grad,
     operations as operations,
+    recomputed as recomputed,
     with_settings as with_settings,
 )
 from underdraw.backends.torch_weights import (

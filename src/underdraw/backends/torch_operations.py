@@ -7,7 +7,7 @@ image then depends neither on the batch it sits in nor on where it was made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from underdraw.errors import InputError, InputTypeError
 
@@ -211,6 +212,19 @@ no_grad = torch.no_grad
 float32 = torch.float32
 
 
+Function = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The gradient at `x` of the number that `function` returns first, and the arrays that it
+    returns second. Nothing is left on parameters."""
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value, rest = function(x)
+    (found,) = torch.autograd.grad(value, x)
+    return found, tuple(part.detach() for part in rest)
+
+
 def leaf(p: Any) -> Tensor:
     """The weight of a layer: its dtype and device are those of the layer."""
     return p.weight
@@ -219,6 +233,15 @@ def leaf(p: Any) -> Tensor:
 def is_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite. One reduction, no temporary of the input's size."""
     return bool(torch.isfinite(values.detach().float().sum()))
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`; what it computes inside is not kept for the gradient but computed again (Chen
+    et al. 2016). Gradients flow into what the function encloses, too."""
+    if not torch.is_grad_enabled():
+        return function(x)
+    # Nothing inside a network is random, so no random state has to be put back.
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 operations = Torch()

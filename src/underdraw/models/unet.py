@@ -27,6 +27,8 @@ class UNet2DConditionModel(Model):
 
     config_class = unet.UNetConfig
     network = "unet"
+    gradient_checkpointing = False
+    """Whether blocks are computed again for the gradient; training only, on PyTorch only."""
 
     @classmethod
     def layout(cls, config: unet.UNetConfig) -> Layout:
@@ -34,6 +36,26 @@ class UNet2DConditionModel(Model):
         if config.attention_type == "default":
             return plain
         return plain | Grounding.layout(GroundingConfig.for_unet(config))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Train in less memory: what blocks compute inside is computed again for the gradient. Up
+        to a third more work, the same gradients.
+
+        Raises:
+            InputError: this backend has nothing like it.
+        """
+        if not hasattr(self._framework, "recomputed"):
+            raise InputError(f"gradient checkpointing is not there on {self.nn.name}")
+        self.gradient_checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep what blocks compute, as is the default."""
+        self.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The peer's name for `gradient_checkpointing`."""
+        return self.gradient_checkpointing
 
     @property
     def grounding(self) -> Grounding | None:
@@ -131,5 +153,7 @@ class UNet2DConditionModel(Model):
                 mid_residual=mid_block_additional_residual,
             )
         temb = unet.embed_time(nn, self, self.config, times, sample, class_labels, timestep_cond)
-        out = unet.unet(nn, self, self.config, sample, temb, encoder_hidden_states, sites, mask)
+        context = encoder_hidden_states
+        how = self._framework.recomputed if self.gradient_checkpointing else unet.at_once
+        out = unet.unet(nn, self, self.config, sample, temb, context, sites, mask, how)
         return UNet2DConditionOutput(out) if return_dict else (out,)

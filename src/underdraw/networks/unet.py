@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, reduce
 from typing import Any
 
@@ -23,6 +23,14 @@ from underdraw.networks.sites import NO_SITES, Sites, add_residual, apply, check
 
 Time = Array | Mapping[str, Array]
 """The embedded time `(batch | 1, width)`, or by place what each residual block makes of it."""
+
+Run = Callable[[Callable[[Array], Array], Array], Array]
+"""`(block, x) -> block(x)`."""
+
+
+def at_once(block: Callable[[Array], Array], x: Array) -> Array:
+    """The block as it is."""
+    return block(x)
 
 
 def embed_time(
@@ -75,6 +83,7 @@ def unet(
     context: Context,
     sites: Sites = NO_SITES,
     mask: Array | None = None,
+    run: Run = at_once,
 ) -> Array:
     """The network's output `(batch, out_channels, height, width)`.
 
@@ -85,6 +94,7 @@ def unet(
         context: `(batch, tokens, cross_attention_dim)`, or keys and values from
             `context_constants`.
         mask: added to cross-attention scores, broadcastable to `(batch, heads, queries, tokens)`.
+        run: how each block is run; a backend's `recomputed` keeps less for the gradient.
     """
     c = config
     act, groups, eps = activation(nn, c.act_fn), c.norm_num_groups, c.norm_eps
@@ -97,20 +107,25 @@ def unet(
         else:
             shift_width = 2 * width if scale_shift else width
             shift = nn.linear(p.time_emb_proj, act(time), shift_width)[:, :, None, None]
-        return resnet(nn, p, x, width, groups, eps, act, shift, scale_shift)
+        return run(
+            lambda x: resnet(nn, p, x, width, groups, eps, act, shift, scale_shift),
+            x,
+        )
 
     def attend(p: Node, x: Array, level: Level, place: str, only_cross: bool = False) -> Array:
         heads, depth, linear = level.heads, level.depth, c.use_linear_projection
-        return spatial_transformer(
-            nn, p, x, context, heads, depth, groups, linear, place, sites, only_cross, mask
+        return run(
+            lambda x: spatial_transformer(
+                nn, p, x, context, heads, depth, groups, linear, place, sites, only_cross, mask
+            ),
+            x,
         )
 
     for change in sites.context:
         if isinstance(context, Mapping):
             raise ControlError("keys and values were computed before controls change the context")
         changed = change(nn, context)
-        rows, tokens, width = context.shape
-        check(change, "context", changed, (rows, changed.shape[1], width))
+        check(change, "context", changed, (context.shape[0], changed.shape[1], context.shape[2]))
         context = changed
     for extend in sites.model_input:
         extended = extend(nn, x)

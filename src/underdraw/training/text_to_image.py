@@ -30,7 +30,7 @@ class TextToImageConfig:
 
     `train_text` also trains the text tower. `truth` weighs what `training.truth` adds, where the
     examples know what stands where; it needs three levels or more. `prompts` are drawn with
-    `guidance` in previews.
+    `guidance` in previews. `gradient_checkpointing` trains in less memory and more time.
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -40,6 +40,7 @@ class TextToImageConfig:
     prompts: tuple[str, ...] = ()
     guidance: float = 4.0
     preview_steps: int = 20
+    gradient_checkpointing: bool = False
 
 
 class TextToImageTask:
@@ -72,6 +73,8 @@ class TextToImageTask:
         self.scale: float = self.vae.config.scaling_factor if self.vae is not None else 1.0
         self.objective = Objective(self.config.objective)
         self.modules = {"unet": self.unet}
+        if self.config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         if self.config.truth:
             self.modules["heads"] = self._heads()
         if self.config.train_text:
