@@ -112,8 +112,9 @@ class ContrastiveTask:
         return {"retrieved": found.float().mean().item()}
 
     def _tokenize(self, captions: list[str]) -> Tensor:
+        # As long as the longest: what follows the end cannot reach back to the pooled token.
         length = self.text_encoder.config.max_position_embeddings
-        options = {"padding": "max_length", "truncation": True, "max_length": length}
+        options = {"padding": "longest", "truncation": True, "max_length": length}
         return torch.as_tensor(np.array(self.tokenizer(captions, **options)["input_ids"]))
 
 
