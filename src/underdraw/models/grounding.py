@@ -78,7 +78,7 @@ class Grounding(Model):
         weight[:, : c.in_channels] = given
         tensors = self.stored_tensors()
         tensors["conv_in.weight"] = stored(weight)
-        tensors["conv_in.bias"] = stored(framework.to_numpy(unet.conv_in.bias))
+        tensors["conv_in.bias"] = stored(framework.to_numpy(unet.conv_in.bias).copy())
         return type(self).from_tensors(c.to_dict(), tensors, backend=self.nn.name)
 
     def require_fit(self, unet: Any) -> None:

@@ -406,10 +406,6 @@ def new_part(
                 p.fill_(gate)
             elif gate and (".fuser.attn.to_out.0." in name or ".fuser.ff.net.2." in name):
                 p.zero_()
-        if inpainting:
-            part.conv_in.weight.zero_()
-            part.conv_in.weight[:, : unet.config.in_channels] = unet.conv_in.weight
-            part.conv_in.bias.copy_(unet.conv_in.bias)
     return part.to(unet.device)
 
 
