@@ -369,12 +369,17 @@ class Calls:
         return (latents, None) if kind == "latent" else self.decode_latents(latents, kind)
 
     def _output(
-        self, plan: Plan, made: Any, flags: list[bool] | None, own: Mapping[str, Any]
+        self,
+        plan: Plan,
+        made: Any,
+        flags: list[bool] | None,
+        own: Mapping[str, Any] | Callable[[int], Mapping[str, Any]],
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """What a call returns; PIL images get a record of it.
 
-        `own` are the pipeline's arguments besides the shared ones, by name: numbers and texts are
-        recorded, of the others (arrays, pictures) that they were given.
+        `own` are the pipeline's arguments besides the shared ones, by name (or a function that
+        gives those of an image): numbers, texts and lists of them are recorded, of the others
+        (arrays, pictures) that they were given.
         """
         if plan.request.output_type == "pil":
             from underdraw.pipelines.record import annotate

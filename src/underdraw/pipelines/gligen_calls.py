@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from underdraw.controls.boxes import MOST, NOWHERE, Entry, Grounded, check_box
+from underdraw.controls.control import Control
 from underdraw.controls.grounding import IMAGE_NORM, Layout, PerImage, boxes_network
 from underdraw.controls.pictures import as_picture
+from underdraw.controls.region import Region
 from underdraw.controls.strength import Strength
 from underdraw.errors import InputError, InputTypeError
+from underdraw.networks.grounding_config import INPAINTING_CHANNELS
 from underdraw.pipelines import calls, compatible
 from underdraw.pipelines.gligen_familiar import FamiliarGLIGEN
+from underdraw.pipelines.gligen_inpaint import (
+    Inpainting,
+    KnownChannels,
+    PeersRegion,
+    read_inpainting,
+)
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.request import Plan, Request
 
@@ -32,6 +41,25 @@ class Given:
     inpaint_image: Any = None
     inpaint_mask: Any = None
     paste_back: bool = False
+
+    def recorded(self, index: int, count: int) -> dict[str, Any]:
+        """What makes one image of so many, by the names of the arguments."""
+        phrases, boxes = self.phrases, listed("gligen_boxes", self.boxes)
+        if any(nested(box) for box in boxes):
+            at = index * len(boxes) // count
+            boxes, phrases = boxes[at], None if phrases is None else phrases[at]
+        named = {
+            "gligen_phrases": phrases,
+            "gligen_boxes": boxes or None,
+            "gligen_images": self.images,
+            "input_phrases_mask": self.phrases_mask,
+            "input_images_mask": self.images_mask,
+            "gligen_scheduled_sampling_beta": self.beta,
+            "gligen_inpaint_image": self.inpaint_image,
+            "gligen_inpaint_mask": self.inpaint_mask,
+            "paste_back": self.paste_back or None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -59,23 +87,83 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
         compatible.refuse(None, None, attention)
         plan = self._plan(request)
         height, width = self._check_size(height, width, latents)
-        shape = self._latent_shape(plan.count, height, width)
+        shape = self._latent_shape(plan.count, height, width, (0, INPAINTING_CHANNELS))
         layouts = read_layouts(given, plan)
-        self._check_grounding(layouts)
+        network, inpainting = self._check_grounding(layouts), None
+        if given.inpaint_image is not None:
+            inpainting = read_inpainting(
+                self, given.inpaint_image, given.inpaint_mask, layouts, plan.count, (height, width)
+            )
+        self._check_inpainting(given, request.output_type)
         if latents is not None:
             calls.array("latents", latents, shape, self._framework)
+
+        own: list[Control] = []
+        redraws = self._redraws(latents, inpainting)
+        if redraws:  # drawn by the peer, and not used
+            self._noise(plan, (shape[0], self.unet.config.in_channels, *shape[2:]))
+        if inpainting is not None:
+            own = self._keeping(inpainting, network)
+        if self.fuser_enabled or self.compat == "diffusers":
+            own.append(layouts[0] if len(layouts) == 1 else PerImage(*layouts))
+        if latents is not None:
             noise = self._framework.array(latents, device=self.device)
+        elif redraws:  # from the global stream and unscaled
+            noise = self._framework.draw(shape, None, self.device, self.unet.dtype)
+            noise = noise / plan.solver.initial_sigma
         else:
             noise = self._noise(plan, shape)
-        control = layouts[0] if len(layouts) == 1 else PerImage(*layouts)
-        made = self._denoise(plan, noise * plan.solver.initial_sigma, [control])
-        own = {"height": height, "width": width, "latents": latents}
-        return self._output(plan, *self._decode(plan, made), own)
+        made = self._denoise(plan, noise * plan.solver.initial_sigma, own)
+        images, flags = self._decode(plan, made)
+        if inpainting is not None and given.paste_back:
+            images = inpainting.paste_back(images, self._framework)
 
-    def _check_grounding(self, layouts: Sequence[Layout]) -> None:
+        def arguments(index: int) -> dict[str, Any]:
+            mine = given.recorded(index, plan.count)
+            return {"height": height, "width": width, "latents": latents, **mine}
+
+        return self._output(plan, images, flags, arguments)
+
+    def _check_grounding(self, layouts: Sequence[Layout]) -> Any:
+        """The weights that the boxes need; None without boxes."""
         entries = [entry for layout in layouts for entry in layout.entries]
-        if entries:
-            boxes_network(self, any(entry.image is not None for entry in entries))
+        if not entries:
+            return None
+        return boxes_network(self, any(entry.image is not None for entry in entries))
+
+    def _check_inpainting(self, given: Given, output_type: str) -> None:
+        if given.inpaint_image is None:
+            for name in ("inpaint_mask", "paste_back"):
+                if getattr(given, name) not in (None, False):
+                    shown = name if name == "paste_back" else f"gligen_{name}"
+                    raise InputError(f"{shown} is given; it needs gligen_inpaint_image")
+            if self.unet.config.in_channels != self.vae.config.latent_channels:
+                raise InputError(
+                    f"unet: it takes {self.unet.config.in_channels} channels, so it paints into a "
+                    "picture; give gligen_inpaint_image"
+                )
+        if given.paste_back and output_type == "latent":
+            raise InputError("paste_back=True; latents have no pixels, give another output_type")
+
+    def _keeping(self, inpainting: Inpainting, network: Any) -> list[Control]:
+        """The controls that keep what lies outside the mask."""
+        old = self.compat == "diffusers"
+        known = self._framework.array(inpainting.encoded(self, sample=old), device=self.device)
+        if old:
+            keeping: Control = PeersRegion(inpainting.inside, latents=known, noise=known * 0)
+        else:
+            keeping = Region(inpainting.inside, latents=known)
+        own = network is not None and network.config.extra_channels == INPAINTING_CHANNELS
+        if self.unet.config.in_channels != self.vae.config.latent_channels:
+            return [keeping, KnownChannels(known, 1 - inpainting.inside)]
+        if own:
+            return [keeping, KnownChannels(known, 1 - inpainting.inside, network)]
+        return [keeping]
+
+    def _redraws(self, latents: Any, inpainting: Inpainting | None) -> bool:
+        """Whether the peer would throw away the noise that it has drawn for all channels."""
+        wide = self.unet.config.in_channels != self.vae.config.latent_channels
+        return self.compat == "diffusers" and wide and latents is None and inpainting is not None
 
 
 def read_layouts(given: Given, plan: Plan) -> list[Layout]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from underdraw.errors import InputError
 from underdraw.models import Grounding
+from underdraw.models.base import Model
 
 
 class Sight(NamedTuple):
@@ -21,6 +22,10 @@ class Sight(NamedTuple):
     processor: Any
     """Pictures to what the encoder takes."""
 
+    def over(self, other: Sight) -> Sight:
+        """These, and those of `other` where there are none."""
+        return Sight(*(b if a is None else a for a, b in zip(self, other, strict=True)))
+
 
 NO_SIGHT = Sight(None, None, None)
 
@@ -32,12 +37,12 @@ class Groundable:
     _networks: Any
 
     @property
-    def sight(self) -> Sight | None:
+    def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
         parts = (getattr(self, name, None) for name in Sight._fields)
         own = Sight(*parts)
         given = vars(self).get("_sight", NO_SIGHT)
-        return Sight(*(a or b for a, b in zip(given, own, strict=True)))
+        return given.over(own)
 
     @property
     def groundings(self) -> Mapping[str, Any]:
@@ -56,7 +61,11 @@ class Groundable:
         image_encoder: Any = None,
         image_project: Any = None,
         processor: Any = None,
-        **options: Any,
+        kind: str | None = None,
+        variant: str | None = None,
+        subfolder: str = "",
+        dtype: Any = None,
+        **hub: Any,
     ) -> None:
         """Attach grounding weights; others of the same kind go.
 
@@ -65,21 +74,38 @@ class Groundable:
                 original (`.bin`, `.pth`, `.safetensors`), or a `Grounding`.
             image_encoder, image_project, processor: what makes features of images in boxes, for
                 weights of kind "text-image"; those of a GLIGEN pipeline's folder come with it.
-            options: as `Grounding.from_pretrained` takes them.
+            kind: what they are for, where the file does not tell ("canny" and "depth" look alike).
+            variant, subfolder: which files of a folder.
+            dtype: of the weights, by default that of the UNet.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
             InputError: the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        from underdraw.pipelines.grounding_files import read_grounding
+        network, sight = source, NO_SIGHT
+        if not isinstance(source, Grounding):
+            from underdraw.weights import hub as hubs
+            from underdraw.weights.grounding import read_grounding
 
-        if isinstance(source, Grounding):
-            network, sight = source, NO_SIGHT
-        else:
-            network, sight = read_grounding(source, self.unet, **options)
+            path = Path(source)
+            if not path.exists():
+                path = hubs.resolve(source, subfolder=subfolder, variant=variant, **hub)
+            unet = self.unet
+            config, tensors = read_grounding(
+                path, unet.config, kind=kind, variant=variant, subfolder=subfolder
+            )
+            network = Grounding.from_tensors(
+                config.to_dict(),
+                tensors,
+                dtype=dtype or unet.dtype,
+                device=unet.device,
+                backend=unet.nn.name,
+            )
+            sight = _sight_of(path, unet)
         network.require_fit(self.unet)
         given = Sight(image_encoder, image_project, processor)
-        sight = Sight(*(a or b for a, b in zip(given, sight, strict=True)))
+        sight = given.over(sight)
         attached = vars(self).get("_attached", {})
         # A new mapping: runs in other threads keep what they began with.
         vars(self)["_attached"] = {**attached, network.config.kind: network}
@@ -100,6 +126,8 @@ class Groundable:
         for name in [kind] if kind is not None else list(attached):
             del attached[name]
         vars(self)["_attached"] = attached
+        if not attached:
+            vars(self).pop("_sight", None)
 
     def save_grounding(self, folder: str | Path, kind: str | None = None, **options: Any) -> None:
         """Write grounding weights as a folder of their own, which `load_grounding` reads.
@@ -120,3 +148,33 @@ class Groundable:
                 f"kind={kind!r}; allowed: the kinds of the grounding weights: {listed}"
             )
         there[kind].save_pretrained(folder, **options)
+
+    def _networks(self) -> list[Model]:
+        """Those of the pipeline, and those that belong to its grounding weights."""
+        own = super()._networks()  # type: ignore[misc]
+        beside = (*vars(self).get("_attached", {}).values(), *vars(self).get("_sight", NO_SIGHT))
+        return [*own, *(one for one in beside if isinstance(one, Model))]
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **options: Any) -> Any:
+        """As of every pipeline; grounding weights stay attached."""
+        made = super().from_pipe(pipeline, **options)  # type: ignore[misc]
+        for name in ("_attached", "_sight"):
+            if name in vars(pipeline):
+                vars(made)[name] = vars(pipeline)[name]
+        return made
+
+
+def _sight_of(folder: Path, unet: Any) -> Sight:
+    """What a GLIGEN pipeline's folder holds for images in boxes."""
+    from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection
+    from underdraw.pipelines.processor import CLIPProcessor
+
+    if not (folder / "image_project").is_dir():
+        return NO_SIGHT
+    like = {"dtype": unet.dtype, "device": unet.device, "backend": unet.nn.name}
+    return Sight(
+        CLIPVisionModelWithProjection.from_pretrained(folder, subfolder="image_encoder", **like),
+        CLIPImageProjection.from_pretrained(folder, subfolder="image_project", **like),
+        CLIPProcessor.from_pretrained(folder, subfolder="processor"),
+    )

@@ -1,4 +1,4 @@
-"""`CLIPProcessor`: CLIP's tokenizer and image processor in one component, as the peer keeps them."""
+"""`CLIPProcessor`: CLIP's tokenizer and image processor as one component."""
 
 from __future__ import annotations
 

@@ -13,10 +13,12 @@ from underdraw.pipelines.images import METADATA
 from underdraw.pipelines.request import Plan
 
 
-def annotate(pipe: Any, made: Sequence[Any], plan: Plan, own: Mapping[str, Any]) -> None:
-    """Write into each PIL image how it was made; the rest as for `describe_call`."""
+def annotate(pipe: Any, made: Sequence[Any], plan: Plan, own: Any) -> None:
+    """Write into each PIL image how it was made; the rest as for `describe_call`. `own` may be a
+    function of the image's index."""
     for index, image in enumerate(made):
-        image.info[METADATA] = describe_call(pipe, index, plan, own)
+        mine = own(index) if callable(own) else own
+        image.info[METADATA] = describe_call(pipe, index, plan, mine)
 
 
 def seeds_of(generators: Any, count: int) -> list[int | None]:
@@ -53,7 +55,7 @@ def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> 
         "negative_prompt": of_image(plan.negatives if plan.guided else None),
         "guidance_scale": float(scale.reshape(-1)[index]) if hasattr(scale, "shape") else scale,
         **shared,
-        **{name: value for name, value in given.items() if isinstance(value, str | int | float)},
+        **{name: _plain(value) for name, value in given.items() if _is_plain(value)},
     }
     missing = [name for name, value in given.items() if value is not None and name not in call]
     return json.dumps(
@@ -104,6 +106,13 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     made.compat, made.settings = compat, settings
     made._progress_bar_config = pipe._progress_bar_config
     return made(**{**call, **changes}).images[0]
+
+
+def _is_plain(value: Any) -> bool:
+    """A text or a number, or lists of them, not empty."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_is_plain(item) or item is None for item in value)
+    return isinstance(value, str | int | float)
 
 
 def _plain(value: Any) -> Any:

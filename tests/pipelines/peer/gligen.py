@@ -1,15 +1,9 @@
-"""The peer's GLIGEN pipelines with small random networks, and ours on the same folders.
-
-The peer draws the noise of inpainting from PyTorch's global stream at each call; `noises` lets both
-sides take theirs from one list.
-"""
+"""The peer's GLIGEN pipelines with small random networks, and ours on the same folders."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -107,21 +101,6 @@ def pair(kind: str) -> tuple[Any, Any]:
     theirs = folder(place, kind)
     ours = getattr(underdraw, type(theirs).__name__).from_pretrained(place)
     return theirs, oracle.quiet(ours)
-
-
-@contextmanager
-def noises(*seeds: int) -> Iterator[None]:
-    """While this is on, `torch.randn_like` takes noise from one stream, which starts anew."""
-    stream, plain = torch.Generator().manual_seed(*seeds), torch.randn_like
-
-    def draw(like: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.randn(like.shape, generator=stream, dtype=like.dtype)
-
-    torch.randn_like = draw  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.randn_like = plain
 
 
 def picture(size: tuple[int, int] = (64, 64), seed: int = 0) -> Any:
