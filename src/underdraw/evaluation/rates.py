@@ -55,12 +55,15 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def table(rows: Iterable[tuple[str, Any, Any]], heads: tuple[str, str, str]) -> str:
-    """Text in three columns: what, the score, its upper bound."""
-    told = [heads, *((name, _cell(score), _cell(bound)) for name, score, bound in rows)]
-    wide = [max(len(row[i]) for row in told) for i in range(3)]
-    lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}" for a, b, c in told]
-    return "\n".join([lines[0], "-" * (sum(wide) + 4), *lines[1:]])
+def table(rows: Iterable[tuple[Any, ...]], heads: tuple[str, ...]) -> str:
+    """Text in columns: what, then its scores, the last of them the upper bound."""
+    told = [heads, *((name, *map(_cell, scores)) for name, *scores in rows)]
+    wide = [max(len(row[i]) for row in told) for i in range(len(heads))]
+    lines = []
+    for name, *cells in told:
+        columns = [cell.rjust(width) for cell, width in zip(cells, wide[1:], strict=True)]
+        lines.append("  ".join([name.ljust(wide[0]), *columns]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _cell(value: Any) -> str:
