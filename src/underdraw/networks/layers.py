@@ -83,7 +83,8 @@ def attention(
     width = x.shape[-1]
     k, v = kv
     q = split_heads(nn, nn.linear(p.to_q, x, width, bias), heads)
-    on_probabilities = wanting(on_probabilities, x.shape[1])
+    if on_probabilities:
+        on_probabilities = wanting(on_probabilities, x.shape[1])
     if on_probabilities:
         scores = nn.matmul(q * (width // heads) ** -0.5, nn.permute(k, (0, 1, 3, 2)))
         probabilities = nn.softmax(scores if mask is None else scores + mask)

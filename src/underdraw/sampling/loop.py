@@ -168,7 +168,7 @@ def sample(
         NonFiniteError: the first call gave NaN or infinity, as broken weights do.
     """
     nn, framework, count = denoise.nn, denoise.model._framework, len(solver)
-    state, controls = State(nn.float32(latents)), joined(controls)
+    state, controls = State(nn.float32(latents)), joined(controls) if controls else ()
     with framework.no_grad():
         run = Run(nn, pipeline, latents.shape[0], state.x, count, prompts, solver, draw)
         carries = [control.prepare(run) for control in controls]
