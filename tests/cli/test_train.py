@@ -44,6 +44,33 @@ def test_a_checkpoint_on_a_folder(run, tiny, pictures, recipe, changed, kept):
     run("generate", "a cone", "--model", "work/model", "--steps", 2, "--out", "a.png")
 
 
+def boxes_of(pictures, sides=(1, 1)):
+    """Two boxes for each picture of the folder, as current trainers write them."""
+    (pictures / "metadata.jsonl").unlink()
+    for path in pictures.glob("*.png"):
+        boxes = [[0.2, 0.1, 0.6, 0.7], [0.5, 0.5, 0.9, 1.0]]
+        boxes = [[v * side for v, side in zip(b, sides * 2, strict=True)] for b in boxes]
+        lines = [json.dumps({"label": f"a cube {b[0]}", "bbox": b}) for b in boxes]
+        path.with_suffix(".bbox").write_text("\n".join(lines))
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("sides", "options"),
+    [((1, 1), ()), ((90, 70), ("--coordinates", "pixels")), ((1, 1), ("--inpainting",))],
+)
+def test_grounding_layers_beside_a_checkpoint(run, tiny, pictures, sides, options):
+    arguments = ("train", "grounding", "--data", boxes_of(pictures, sides), "--model", tiny)
+    done = run(*arguments, "--out", "work", *QUICK, *options)
+    assert done.stdout == "work/grounding\n"
+    assert "on 5 pictures, 3 steps" in done.stderr
+    config, made = folders.open_component("work/grounding", "")
+    assert config["kind"] == "text"
+    first = "down_blocks.0.attentions.0.transformer_blocks.0.fuser.ff.net.2.weight"
+    assert np.abs(made[first].load()).max() > 0  # began at zero
+    assert ("conv_in.weight" in made) == ("--inpainting" in options)
+
+
 def test_interrupted_it_goes_on_with_the_same_command(run, tiny, pictures, monkeypatch):
     from underdraw.training import loop
 
@@ -109,6 +136,12 @@ def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path):
         (["text-to-image", "--data", "pictures", "--scenes", "99"], "--scenes is for --data"),
         (["text-to-image", "--data", "pictures", "--size", "60"], "size=60"),
         (["autoencoder", "--data", "pictures", "--text"], "--text is for text-to-image"),
+        (["grounding", "--data", "pictures", "--text"], "--text is for text-to-image"),
+        (["grounding", "--data", "pictures", "--captions", "x"], "--captions is for --annotations"),
+        (["grounding", "--data", "pictures", "--coordinates", "cm"], "coordinates='cm'"),
+        (["grounding", "--data", "pictures", "--annotations", "x"], "no annotations x"),
+        (["grounding", "--inpainting"], "are for grounding with --data FOLDER"),
+        (["clip", "--data", "pictures", "--inpainting"], "are for grounding with --data FOLDER"),
         (["text-to-image", "--data", "pictures", "--learning-rate", "-1"], "learning_rate=-1"),
         (["text-to-image", "--data", "pictures", "--precision", "int8"], "precision='int8'"),
     ],
