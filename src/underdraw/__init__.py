@@ -16,6 +16,14 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         Layout as Layout,
         PerImage as PerImage,
     )
+    from underdraw.controls.maps import (
+        CannyMap as CannyMap,
+        DepthMap as DepthMap,
+        HEDMap as HEDMap,
+        Keypoints as Keypoints,
+        NormalMap as NormalMap,
+        SemanticMap as SemanticMap,
+    )
     from underdraw.controls.region import (
         Region as Region,
     )
@@ -92,6 +100,14 @@ __version__ = "0.1.0"
 _MODULES = {
     "underdraw.controls.boxes": ("Box", "Style"),
     "underdraw.controls.grounding": ("Layout", "PerImage"),
+    "underdraw.controls.maps": (
+        "CannyMap",
+        "DepthMap",
+        "HEDMap",
+        "Keypoints",
+        "NormalMap",
+        "SemanticMap",
+    ),
     "underdraw.controls.region": ("Region",),
     "underdraw.errors": (
         "ControlError",

@@ -2,84 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import sqrt
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Call, Control
-from underdraw.errors import InputError, InputTypeError, NonFiniteError, UnderdrawError
-from underdraw.models.outputs import Output
-from underdraw.pipelines import calls, compatible, masks
-from underdraw.pipelines.images import OUTPUT_TYPES, StableDiffusionPipelineOutput
-from underdraw.pipelines.latent import LatentPipeline
-from underdraw.pipelines.regularise import Regularisation, RegularisedSolver
-from underdraw.pipelines.request import Plan, Request
-from underdraw.sampling.foreign import Solver
-from underdraw.sampling.loop import Change, Denoiser, Step
-from underdraw.solvers.ddim_inverse import back_along, head
-from underdraw.solvers.table import Table, read_noise
+from underdraw.controls.control import Control
+from underdraw.controls.region import Region
+from underdraw.errors import InputError, NonFiniteError
+from underdraw.pipelines import calls, checks, compatible, masks
+from underdraw.pipelines.diffedit_parts import (
+    DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,
+    DiffEditParts,
+    Trace,
+    generators_of_maps,
+)
+from underdraw.pipelines.edit import DiffEditOutput as DiffEditOutput, EditSettings, edit
+from underdraw.pipelines.images import StableDiffusionPipelineOutput
+from underdraw.pipelines.request import Request
+from underdraw.sampling.loop import Step
 
-ROWS = 32
-"""Rows that a mask sends through the UNet at once, if one image does not need more."""
-
-
-@dataclass
-class DiffEditInversionPipelineOutput(Output):
-    """What an inversion returns.
-
-    `latents (images, levels, channels, height, width)` go from the noisiest level down to the
-    picture itself, which is the last one (under `compat="diffusers"` it is left out). `images` are
-    the pictures of all of them, image by image, where `decode_latents` was set.
-    """
-
-    latents: Array
-    images: Any = None
+DEFAULTS = EditSettings()
 
 
-@dataclass(frozen=True, eq=False)
-class Background(Control):
-    """Outside the mask a run keeps to latents that are known for each of its calls.
-
-    Args:
-        mask: `(images, 1, height, width)`, 1 where the run is free.
-        known: per call the latents after it, `(images, channels, height, width)`.
-    """
-
-    mask: Array
-    known: Sequence[Array]
-
-    def after_step(self, nn: Any, carry: Any, latents: Array, call: Call) -> tuple[Array, Any]:
-        return latents * self.mask + self.known[call.index] * (1 - self.mask), carry
-
-
-class Trace:
-    """Keeps the latents of every call; a caller's callbacks see them, too."""
-
-    def __init__(self, inner: Any, kept: list[Array]) -> None:
-        self.inner, self.latents = inner, kept
-
-    @property
-    def altered(self) -> bool:
-        """Whether a callback changed anything so far."""
-        return self.inner is not None and self.inner.altered
-
-    def begin(self, denoise: Denoiser, negative: Array | None) -> None:
-        """Before the first call of a run."""
-        if self.inner is not None:
-            self.inner.begin(denoise, negative)
-
-    def __call__(self, step: Step, ends: bool) -> Change:
-        change = Change() if self.inner is None else self.inner(step, ends)
-        self.latents.append(step.latents if change.latents is None else change.latents)
-        return change
-
-
-class StableDiffusionDiffEditPipeline(LatentPipeline):
+class StableDiffusionDiffEditPipeline(DiffEditParts):
     """Edits of a picture in three parts: `generate_mask`, `invert` and the call itself.
 
         mask = pipe.generate_mask(image=photo, source_prompt="a cat", target_prompt="a dog")
@@ -98,8 +45,6 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
     """
 
     components_optional = ("safety_checker", "feature_extractor", "inverse_scheduler")
-
-    inverse_scheduler: Any
 
     def __init__(
         self,
@@ -206,7 +151,7 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
         for name, found in zip(("target", "source"), told, strict=True):
             if found[2] not in (1, count):
                 raise InputError(f"{name}_prompt is given {found[2]} times; there are {count}")
-        drawn = _generators(generator, seed, count, maps)
+        drawn = generators_of_maps(generator, seed, count, maps)
         solver, _ = self._named("mask_encode_strength", lambda: self._solver(target, drawn))
 
         guided = self._needs_guidance(scale)
@@ -258,6 +203,7 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
         *,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
+        method: Any = "plain",
         done: Sequence[Array] = (),
     ) -> DiffEditInversionPipelineOutput | tuple[Array, Any]:
         """The noise a picture came from, and every level on the way.
@@ -274,6 +220,9 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
             lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls: how strongly and how
                 often predictions are pushed towards white noise (`pipelines.regularise`); not at
                 all by default.
+            method: "plain", one call of the network a step; or "fixed-point" (or a
+                `sampling.inversion.FixedPoint`), several, until the step back down leads where the
+                step up began: for schedulers without memory (DDIM, Euler) and few steps.
             done: levels of an inversion of the same picture that was interrupted, least noise
                 first; it goes on after them.
 
@@ -317,6 +266,13 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
             raise InputError(f"done holds {len(levels)} levels; the inversion has {len(solver)}")
         clean = self._encode(pictures, plan.generators, generator is not None, plan.count)
         clean = self._operations.float32(clean)
+        if method != "plain":
+            if rounds or not mirrored:
+                raise InputError(
+                    f"method={method!r} solves the steps of `scheduler`; it takes no "
+                    "num_reg_steps and no inverse_scheduler"
+                )
+            levels = self._solved(plan, clean, levels, method)
         if rounds:
             solver = self._regularised(solver, plan, weights, rounds, rolls)
         if len(levels) < len(solver):
@@ -335,6 +291,7 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
             return stacked, shown
         return DiffEditInversionPipelineOutput(stacked, shown)
 
+    @calls.streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -361,7 +318,7 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
-    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
         """Decode inverted latents anew inside a mask; outside they stay what they were.
 
         Args:
@@ -409,242 +366,102 @@ class StableDiffusionDiffEditPipeline(LatentPipeline):
         plan = self._named("inpaint_strength", lambda: self._plan(request))
         prompts = plan.count // num_images_per_prompt
         known = self._levels(image_latents, prompts, len(plan.solver))
-        size = tuple(known.shape[3:])
-        framework, factor = self._framework, self.vae.config.factor
-        mask = masks.read_mask(mask_image, prompts, (size[0], size[1]), factor, framework)
+        nn, framework, size = self._operations, self._framework, tuple(known.shape[3:])
+        mask = masks.read_mask(nn, mask_image, prompts, size, self.vae.config.factor)
+        inside = self._repeated(mask, num_images_per_prompt)
         if self.compat == "diffusers":  # its masks are not next to the pictures they belong to
-            mask = np.concatenate([mask] * num_images_per_prompt)
-        else:
-            mask = np.repeat(mask, num_images_per_prompt, 0)
-        inside = framework.array(mask, device=self.device)
+            inside = nn.concat([mask] * num_images_per_prompt, 0)
         rows = [self._repeated(known[:, i], num_images_per_prompt) for i in range(known.shape[1])]
         rows = self._as_solver(plan.solver, rows)
         begin = rows[0]
         if latents is not None and self.compat != "diffusers":
-            calls.array("latents", latents, tuple(begin.shape), framework)
+            checks.array("latents", latents, tuple(begin.shape), framework)
             begin = framework.array(latents, device=self.device)
         late = self.compat == "diffusers"
         after = [rows[min(i + (not late), len(rows) - 1)] for i in range(len(plan.solver))]
-        made = self._denoise(plan, begin, [Background(inside, after)])
+        made = yield from self._denoising(plan, begin, [Region(inside, trail=after)])
         own = {"inpaint_strength": part, "mask_image": mask, "image_latents": known}
         own["latents"] = latents
         return self._output(plan, *self._decode(plan, made), own)
 
-    # -- pictures and latents ----------------------------------------------------------------------
-    def _pictures(self, image: Any) -> Array:
-        """Pictures `(n, 3, height, width)` in [-1, 1], or latents as they were given."""
-        if image is None:
-            raise InputError("image=None; give a picture, or latents")
-        framework, listed = self._framework, isinstance(image, list | tuple)
-        if listed and image and all(framework.is_array(one) for one in image):
-            image = self._operations.concat([o if o.ndim == 4 else o[None] for o in image], 0)
-        if isinstance(image, np.ndarray) and image.ndim == 4:
-            image = list(image)
-        if framework.is_array(image):
-            image = image if image.ndim == 4 else image[None]
-            if image.ndim == 4 and image.shape[1] == self.vae.config.latent_channels:
-                return calls.array("image", image, (None, None, None, None), framework)
-        pixels = self.image_processor.preprocess(image)
-        for side, length in zip(("height", "width"), pixels.shape[2:], strict=True):
-            calls.size(f"image's {side}", int(length), self.vae.config.factor)
-        return pixels
+    def edit(
+        self,
+        image: Any,
+        source: str | list[str] | None = None,
+        target: str | list[str] | None = None,
+        *,
+        negative_prompt: str | list[str] | None = None,
+        source_prompt_embeds: Array | None = None,
+        target_prompt_embeds: Array | None = None,
+        mask_image: Any = None,
+        num_inference_steps: int = DEFAULTS.steps,
+        inpaint_strength: float = DEFAULTS.strength,
+        guidance_scale: float = DEFAULTS.guidance,
+        num_maps_per_mask: int = DEFAULTS.maps,
+        mask_encode_strength: float = DEFAULTS.mask_strength,
+        mask_thresholding_ratio: float = DEFAULTS.threshold,
+        seed: int | Sequence[int] = 0,
+        output_type: str = "pil",
+        paste: bool = False,
+        keep: str | os.PathLike[str] | None = None,
+        callback: Callable[..., Any] | None = None,
+        controls: Sequence[Control] = (),
+    ) -> DiffEditOutput:
+        """Change a picture from what one text says to what another says.
 
-    def _encode(self, pictures: Array, drawn: Any, sampled: bool, count: int, maps: int = 1) -> Any:
-        """Latents `(count * maps, channels, height, width)` of pictures, those of one adjacent.
+            made = pipe.edit(photo, source="a cat", target="a dog")
+            made.images[0], made.mask_image[0]
 
-        They are the mean of the encoder's distribution, or drawn from it if `sampled`.
+        Finds the mask, inverts the picture under the source text and decodes it under the target
+        text inside the mask. Picture and texts are encoded once, inversion is not guided, and the
+        mask needs no unconditional half.
+
+        Args:
+            image: what to edit, as in `generate_mask`; one for all texts, or one per text.
+            source, target: what the picture shows, and what it shall show instead.
+            negative_prompt: what to steer away from while decoding.
+            source_prompt_embeds, target_prompt_embeds: contexts `(images, tokens, width)` instead
+                of texts, such as the average of several sentences.
+            mask_image: where to edit, instead of finding it (see the call).
+            num_inference_steps, inpaint_strength, guidance_scale: of inversion and decoding; more
+                strength changes more, and forgets more.
+            num_maps_per_mask, mask_encode_strength, mask_thresholding_ratio: see `generate_mask`.
+            seed: of the noise of the mask.
+            paste: give back the very pixels of the picture outside the mask, which the autoencoder
+                would change a little; PIL pictures keep their size then, too.
+            keep: a `.safetensors` file for mask and inversion. It is written when the inversion is
+                done, or interrupted; a later call with the same picture, texts and settings goes
+                on from it. `guidance_scale` may change.
+            callback: `f(step, timestep, latents)` while decoding.
+            controls: of the decoding.
+
+        Raises:
+            InputError, InputTypeError: an argument cannot work, nothing would change, or `keep`
+                belongs to another edit; nothing has been computed by then.
+            NonFiniteError: a network gave NaN or infinity.
         """
-        framework, vae = self._framework, self.vae
-        each = count * maps // pictures.shape[0]
-        if pictures.shape[1] == vae.config.latent_channels:
-            return self._repeated(framework.array(pictures, device=self.device), each)
-        with framework.no_grad():
-            pixels = framework.array(pictures, dtype=vae.dtype, device=vae.device)
-            found = vae.encode(pixels).latent_dist
-            latents = self._repeated(found.mean, each)
-            if sampled or self.compat == "diffusers":
-                noise = self._draw(latents.shape, drawn, None, maps)
-                latents = latents + self._repeated(found.std, each) * framework.array(
-                    noise, dtype=vae.dtype, device=vae.device
-                )
-        if not framework.is_finite(latents):
-            raise NonFiniteError("vae: encoding gave NaN or infinity")
-        return framework.array(latents * vae.config.scaling_factor, device=self.device)
-
-    def _draw(self, shape: Sequence[int], drawn: Any, seed: Any, maps: int) -> Array:
-        """Standard normal; of several maps an image's generator draws all."""
-        framework = self._framework
-        like = framework.leaf(self.unet.conv_in).dtype if seed is None else framework.float32
-        if maps > 1 and isinstance(drawn, list | tuple) and len(drawn) * maps == shape[0]:
-            parts = [framework.draw((maps, *shape[1:]), g, self.device, like) for g in drawn]
-            return self._operations.concat(parts, 0)
-        return framework.draw(shape, drawn, self.device, like)
-
-    def _levels(self, given: Any, prompts: int, steps: int) -> Array:
-        """Inverted latents `(prompts, levels, channels, height, width)`, float32."""
-        framework = self._framework
-        given = given.latents if isinstance(given, DiffEditInversionPipelineOutput) else given
-        if isinstance(given, list | tuple) and given and all(map(framework.is_array, given)):
-            given = self._operations.concat(given, 0)
-        if not framework.is_array(given):
-            raise InputTypeError(
-                f"image_latents is {type(given).__name__}; what invert returns is needed"
-            )
-        if given.ndim == 4 and given.shape[0] % prompts == 0:
-            given = given.reshape(prompts, -1, *given.shape[1:])
-        calls.array("image_latents", given, (None,) * 5, framework)
-        images, levels, channels = given.shape[:3]
-        if channels != self.vae.config.latent_channels or images not in (1, prompts):
-            raise InputError(
-                f"image_latents has shape {tuple(given.shape)}; needed is ({prompts}, {steps} or "
-                f"{steps + 1}, {self.vae.config.latent_channels}, height, width)"
-            )
-        if levels not in (steps, steps + 1):
-            raise InputError(
-                f"image_latents holds {levels} levels; this call makes {steps} steps, so {steps} "
-                f"or, with the picture, {steps + 1} are needed: give num_inference_steps and "
-                "inpaint_strength as invert had them"
-            )
-        nn = self._operations
-        given = nn.float32(framework.array(given, device=self.device))
-        return nn.expand(given, (prompts, *given.shape[1:]))
-
-    def _as_solver(self, solver: Solver, rows: list[Array]) -> list[Array]:
-        """Levels as a solver holds its latents: some keep the picture at full size below the noise
-        (Euler), which the peer does not take into account."""
-        if not isinstance(solver, Table) or self.compat == "diffusers":
-            return rows
-        sizes = np.append(np.hypot(solver.alpha, solver.sigma), 1.0).tolist()
-        pairs = zip(rows, sizes[: len(rows)], strict=True)
-        return [row if abs(size - 1) < 1e-6 else row * size for row, size in pairs]
-
-    def _shown(self, levels: Array, output_type: str) -> Any:
-        """Pictures of all levels, image by image, decoded one at a time."""
-        calls.choice("output_type", output_type, OUTPUT_TYPES)
-        if output_type == "latent":
-            return None
-        rows = [
-            levels[i, k : k + 1] for i in range(levels.shape[0]) for k in range(levels.shape[1])
-        ]
-        made = [self.decode_latents(row, output_type)[0] for row in rows]
-        if output_type == "pil":
-            return [picture for pictures in made for picture in pictures]
-        return np.concatenate(made) if output_type == "np" else self._operations.concat(made, 0)
-
-    def _repeated(self, x: Array, times: int) -> Array:
-        """Each row so many times, next to each other."""
-        if times == 1:
-            return x
-        x = self._operations.expand(x[:, None], (x.shape[0], times, *x.shape[1:]))
-        return x.reshape(-1, *x.shape[2:])
-
-    # -- parts of the calls ------------------------------------------------------------------------
-    def _side(self, request: Request, prefix: str) -> Any:
-        """As `_check_prompts`, with the names that the arguments of a mask have."""
-        try:
-            return self._check_prompts(request)
-        except UnderdrawError as error:
-            words = re.sub(r"\b(negative_)?prompt(?=[=_ ]|$)", rf"{prefix}\1prompt", str(error))
-            raise type(error)(words) from None
-
-    @staticmethod
-    def _named(name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gives; its errors about the strength tell the argument's own name."""
-        try:
-            return work()
-        except UnderdrawError as error:
-            raise type(error)(re.sub(r"^strength\b", name, str(error))) from None
-
-    def _noisy(self, solver: Solver, latents: Array, noise: Array) -> Array:
-        """Latents at the first noise level of a solver, scaled for the network."""
-        if isinstance(solver, Table):
-            row = solver.row(0)
-            noisy = latents * row.alpha + noise * row.sigma
-        else:
-            noisy = self.scheduler.add_noise(latents, noise, solver.timesteps[:1])  # type: ignore[attr-defined]
-        return solver.model_input(0, noisy)
-
-    def _answers(
-        self, solver: Solver, noisy: Array, contexts: list[Array], maps: int, scale: float
-    ) -> list[Array]:
-        """What the network predicts for the noisy latents under each context, as many at once as
-        `ROWS` allows."""
-        nn, found = self._operations, []
-        longest = max(contexts, key=lambda context: context.shape[1])
-        contexts = [self._equally_long(context, longest)[0] for context in contexts]
-        images, many = noisy.shape[0] // maps, len(contexts)
-        most = max(1, ROWS // (maps * many))
-        for first in range(0, images, most):
-            last = min(first + most, images)
-            x = noisy[first * maps : last * maps]
-            rows = [self._repeated(context[first:last], maps) for context in contexts]
-            distilled = self.unet.config.time_cond_proj_dim is not None
-            denoise = Denoiser(
-                self.unet,
-                nn,
-                nn.concat(rows, 0),
-                [solver.timestep(0)],
-                lambda: scale,
-                distilled=distilled,
-            )
-            with self._framework.no_grad():
-                out = denoise(nn.concat([x] * many, 0), 0)
-            found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
-        return [nn.concat(parts, 0) for parts in zip(*found, strict=True)]
-
-    def _equal(self, first: Array, second: Array) -> bool:
-        to_numpy = self._framework.to_numpy
-        return first.shape == second.shape and np.array_equal(to_numpy(first), to_numpy(second))
-
-    def _upwards(self, solver: Any, count: int, part: float) -> Any:
-        """The solver of an inversion; `solver` is that of the plan."""
-        if self.inverse_scheduler is not None:
-            kept = int(count * part)
-            if kept == 0:
-                raise InputError(
-                    f"inpaint_strength={part} of {count} steps leaves none; allowed: at least "
-                    f"{1 / count:.3g}"
-                )
-            calls_kept = len(solver) - (count - kept)
-            if isinstance(solver, Table):
-                return head(solver, calls_kept)
-            solver.timesteps = solver.timesteps[:calls_kept]
-            return solver
-        if not isinstance(solver, Table):
-            raise InputError(
-                f"inverse_scheduler=None; beside a {type(self.scheduler).__name__} of another "
-                "library one is needed"
-            )
-        kind = self.scheduler.settings.prediction_type
-        # Without signal-free or noise-free ends: "sample" says nothing about noise there.
-        lowest = self.scheduler.config.get("set_alpha_to_one") is False or kind == "sample"
-        final = float(self.scheduler.schedule.alphas_cumprod[0]) if lowest else 1.0
-        return back_along(solver, kind, final)
-
-    def _regularised(
-        self, solver: Any, plan: Plan, weights: list[float], rounds: int, rolls: int
-    ) -> RegularisedSolver:
-        from underdraw.backends.shifts import whole_number
-
-        scheduler = self.scheduler if self.inverse_scheduler is None else self.inverse_scheduler
-        kind, plain = scheduler.config["prediction_type"], self.compat == "diffusers"
-
-        def reads(index: int) -> tuple[float, float]:
-            if isinstance(solver, Table) and not plain:
-                row = solver.row(index)
-                return read_noise(kind, row.alpha, row.sigma)
-            # The peer reads the noise as of the time the network is asked at.
-            kept = float(scheduler.alphas_cumprod[int(solver.timestep(index))])
-            return read_noise(kind, sqrt(kept), sqrt(1 - kept))
-
-        def pick(image: int, below: int) -> int:
-            return whole_number(plan.generators, image, below)
-
-        regularise = Regularisation(*weights, rounds, rolls, pick, plain)
-        return RegularisedSolver(solver, regularise, reads)
-
-
-def _generators(generator: Any, seed: Any, count: int, maps: int) -> Any:
-    """As `calls.generators`; a list may also hold one for each map."""
-    many = isinstance(generator, list | tuple) and len(generator) == count * maps
-    return calls.generators(generator, seed, count * maps if many else count)
+        settings = EditSettings(
+            num_inference_steps,
+            inpaint_strength,
+            guidance_scale,
+            num_maps_per_mask,
+            mask_encode_strength,
+            mask_thresholding_ratio,
+        )
+        return edit(
+            self,
+            image,
+            source,
+            target,
+            source_prompt_embeds,
+            target_prompt_embeds,
+            negative_prompt,
+            mask_image,
+            settings,
+            seed,
+            output_type,
+            paste,
+            keep,
+            callback,
+            controls,
+        )

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from underdraw import backends
 from underdraw.backends.contract import Array
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError
+from underdraw.models.pictures import read_masks, shrunk
 
 OUTPUT_TYPES = ("np", "pil", "pt")
 
@@ -51,42 +53,31 @@ def mask_to_output(mask: np.ndarray, output_type: str, framework: Any) -> Any:
     return mask.astype(np.int64)
 
 
-def read_mask(mask: Any, images: int, size: tuple[int, int], factor: int, framework: Any) -> Any:
-    """A caller's masks as float32 numpy `(images, 1, height, width)` of 0 and 1; never in place.
+def read_mask(nn: Any, mask: Any, images: int, size: tuple[int, int], factor: int) -> Array:
+    """A caller's masks as float32 `(images, 1, height, width)` of 0 and 1, 1 where to edit.
 
     Args:
-        mask: a PIL picture (its luminance), an array `(height, width)`, `(n, height, width)` or
-            `(n, 1, height, width)` in [0, 1], of numpy or the backend, or a list of them; n is 1 or
-            `images`. From 0.5 on a place is to be edited.
-        size: height and width of the latents; masks of the picture's size, `factor` times as large,
-            are averaged over each latent pixel first.
+        mask: as `models.pictures.read_masks` takes it, one, or one per image. It has the size of
+            the latents, or is brought to that of the picture: of a latent pixel at least half must
+            then be set.
+        size: height and width of the latents.
+        factor: pixels to one latent, along each side.
 
     Raises:
-        InputError: another size or number, or values outside [0, 1].
+        InputError: another number, a shape that is no mask, values outside [0, 1].
         InputTypeError: something else than masks.
     """
-    parts = [_numbers(one, framework) for one in (mask if _several(mask) else [mask])]
-    if not parts:
-        raise InputError("mask_image is an empty list; give at least one")
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise InputError(f"mask_image holds sizes {sorted({p.shape[1:] for p in parts})}")
-    read = np.concatenate(parts)
-    large = (size[0] * factor, size[1] * factor)
-    if read.shape[1:] == large != size:
-        read = read.reshape(len(read), size[0], factor, size[1], factor).mean((2, 4))
-    if read.shape[1:] != size:
-        raise InputError(
-            f"mask_image is {read.shape[1:]} (height, width); needed is {size}, that of the "
-            f"latents, or {large}, that of the picture"
-        )
-    if len(read) not in (1, images):
-        raise InputError(f"mask_image holds {len(read)} masks; allowed: 1 or {images}")
-    if not (read.min() >= 0 and read.max() <= 1):  # false for NaN, too
-        raise InputError(
-            f"mask_image has values from {read.min():g} to {read.max():g}; allowed: 0 to 1"
-        )
-    read = np.broadcast_to(read, (images, *size))
-    return (read >= 0.5).astype(np.float32)[:, None]
+    framework = backends.get(nn.name)
+    first = mask[0] if isinstance(mask, list | tuple) and mask else mask
+    found = first.size[::-1] if hasattr(first, "convert") else getattr(first, "shape", ())[-2:]
+    if tuple(found) == size:
+        read = read_masks("mask_image", mask, framework, *size)
+    else:
+        large = read_masks("mask_image", mask, framework, size[0] * factor, size[1] * factor)
+        read = shrunk(nn, large, factor)
+    if read.shape[0] not in (1, images):
+        raise InputError(f"mask_image holds {read.shape[0]} masks; allowed: 1 or {images}")
+    return nn.expand(read, (images, *read.shape[1:]))
 
 
 def paste(before: Any, after: Any, mask: np.ndarray) -> Any:
@@ -110,28 +101,3 @@ def paste(before: Any, after: Any, mask: np.ndarray) -> Any:
     columns = np.arange(width) * mask.shape[1] // width
     inside = mask[rows][:, columns] >= 0.5
     return np.where(inside[:, :, None], after, before)
-
-
-def _several(mask: Any) -> bool:
-    return isinstance(mask, list | tuple)
-
-
-def _numbers(one: Any, framework: Any) -> np.ndarray:
-    """One entry as float32 `(n, height, width)`."""
-    if hasattr(one, "convert"):
-        return np.asarray(one.convert("L"), np.float32)[None] / np.float32(255)
-    if framework.is_array(one):
-        one = framework.to_numpy(one)
-    if not isinstance(one, np.ndarray) or one.dtype.kind not in "biuf":
-        raise InputTypeError(
-            f"mask_image holds {type(one).__name__}; allowed: PIL pictures, arrays of numbers"
-        )
-    if one.ndim == 4 and one.shape[1] != 1:
-        raise InputError(f"mask_image has shape {one.shape}; allowed: one channel")
-    if one.ndim not in (2, 3, 4) or one.size == 0:
-        raise InputError(
-            f"mask_image has shape {one.shape}; allowed: (height, width), (n, height, width), "
-            "(n, 1, height, width)"
-        )
-    one = one[:, 0] if one.ndim == 4 else one
-    return (one[None] if one.ndim == 2 else one).astype(np.float32)

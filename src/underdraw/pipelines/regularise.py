@@ -105,6 +105,9 @@ class RegularisedSolver:
     def clean(self, nn: Any, index: int, x: Array, output: Array) -> Array:
         return self.solver.clean(nn, index, x, output)
 
+    def noised(self, index: int, clean: Array, noise: Array) -> Array:
+        return self.solver.noised(index, clean, noise)
+
     def tail(self, begin: int) -> RegularisedSolver:
         return replace(
             self, solver=self.solver.tail(begin), reads=lambda index: self.reads(begin + index)
