@@ -231,6 +231,8 @@ def _four_axes(name: str, x: np.ndarray, numpy: bool, colour: bool) -> np.ndarra
         allowed = allowed if numpy else "(3, height, width), (images, 3, height, width)"
     else:
         allowed = "(height, width), (masks, height, width), (masks, 1, height, width)"
+        if numpy and x.ndim == 3 and x.shape[2] in (3, 4) and x.shape[1] != x.shape[2]:
+            raise InputError(f"{name} has shape {shape}, so it has colours; allowed: {allowed}")
         if x.ndim == 3 and x.shape[2] == 1 != x.shape[1]:
             x = x[None]
         last = x.ndim == 4 and x.shape[3] == 1 != x.shape[1]
