@@ -20,9 +20,9 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.controls.boxes import Entry, Grounded, check_parts
 from underdraw.controls.control import Call, Control, Part, Run
 from underdraw.controls.features import image_features, phrase_features
-from underdraw.controls.strength import Strength, as_strength
+from underdraw.controls.ready import Ready, attached_network
+from underdraw.controls.strength import NEVER, Strength, as_strength
 from underdraw.errors import ControlError, InputError
-from underdraw.networks.grounding import Constants
 from underdraw.networks.sites import NO_SITES, Sites
 
 PHRASES = Strength(0.3, 0.0, 0.7)
@@ -98,10 +98,6 @@ class Layout(_Acting):
         """The tokens, in order."""
         return tuple(box.entry for box in self.boxes)
 
-    def at(self, call: Call) -> float:
-        """Its strength at a call; 0 without boxes."""
-        return as_strength(self.strength).at(call) if self.boxes else 0.0
-
     def layouts(self, images: int) -> Sequence[Layout]:
         """Itself."""
         return (self,)
@@ -139,49 +135,18 @@ class PerImage(_Acting):
         return self.each
 
 
-@dataclass(frozen=True)
-class Ready:
-    """What a run of layouts carries: nothing in it changes between calls."""
-
-    network: Any
-    """The attached `Grounding`."""
-    constants: Constants
-    """Of all rows of a guided call, the unconditional ones first."""
-    layouts: Sequence[Layout]
-
-    def sites(self, nn: Operations, call: Call, images: int) -> Sites:
-        """What acts in a call; nothing where the strength of all images is 0."""
-        strengths = [layout.at(call) for layout in self.layouts]
-        if not any(strengths):
-            return NO_SITES
-        constants = self.constants if call.guided else self.constants.rows(images, 2 * images)
-        strength: Any = strengths[0]
-        if len(set(strengths)) > 1:
-            rows = np.array(strengths * (2 if call.guided else 1), np.float32)[:, None, None]
-            framework = self.network._framework
-            strength = framework.array(rows, device=self.network.device)
-        return self.network.sites(constants, strength)
-
-
 def _prepare(run: Run, layouts: Sequence[Layout]) -> Ready:
     """Encode what is in the boxes, then let the layers read it."""
-    nn, pipeline = run.nn, run.pipeline
     entries = [layout.entries for layout in layouts]
-    network = boxes_network(pipeline, any(e.image is not None for one in entries for e in one))
+    network = boxes_network(run.pipeline, any(e.image is not None for one in entries for e in one))
     # The last row stays empty: the unconditional one, whose tokens are the same for all images.
     table = Table(len(entries) + 1, max(map(len, entries)), network.config.phrase_width)
-    table.fill_boxes(entries, pipeline)
-    table.fill_images(entries, pipeline, [layout.image_norm for layout in layouts])
+    table.fill_boxes(entries, run.pipeline)
+    table.fill_images(entries, run.pipeline, [layout.image_norm for layout in layouts])
     images = (table.images, table.image_present) if table.image_present.any() else (None, None)
     tokens = network.boxes(table.boxes, table.present, table.phrases, table.phrase_present, *images)
-    constants = network.constants(tokens)
-
-    def every_row(x: Array) -> Array:
-        shape = (run.batch, *x.shape[1:])
-        return nn.concat((nn.expand(x[len(entries) :], shape), nn.expand(x[:-1], shape)), 0)
-
-    keys = {at: (every_row(k), every_row(v)) for at, (k, v) in constants.keys.items()}
-    return Ready(network, Constants(keys, constants.bias), layouts)
+    strengths = [as_strength(one.strength) if one.boxes else NEVER for one in layouts]
+    return Ready.of(run, network, tokens, strengths)
 
 
 def boxes_network(pipeline: Any, images: bool) -> Any:
@@ -190,16 +155,9 @@ def boxes_network(pipeline: Any, images: bool) -> Any:
     Raises:
         InputError: there are none, or none of that kind.
     """
-    attached = pipeline.groundings
-    for kind in ("text-image",) if images else ("text", "text-image"):
-        if kind in attached:
-            return attached[kind]
-    what = "images in boxes and styles" if images else "boxes"
-    there = ", ".join(map(repr, attached)) or "none"
-    raise InputError(
-        f"{what} need grounding weights of kind {'text-image' if images else 'text'!r}; attached: "
-        f"{there}. Attach some with pipe.load_grounding(path)"
-    )
+    if images:
+        return attached_network(pipeline, "images in boxes and styles", "text-image")
+    return attached_network(pipeline, "boxes", "text", "text-image")
 
 
 class Table:

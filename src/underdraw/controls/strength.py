@@ -42,6 +42,9 @@ class Strength:
         return max(0.0, (on + decay - 1 - call.index) / decay) if decay else 0.0
 
 
+NEVER = Strength(0.0, 0.0, 1.0)
+
+
 def as_strength(value: Any) -> Strength:
     """A `Strength`, or `(on, decay, off)` as one."""
     if isinstance(value, Strength):
