@@ -12,6 +12,8 @@ from underdraw.text import vocabulary
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
+_NAMED = set(vocabulary.SPECIAL)
+
 
 class StoredTokenizer:
     """All of a tokenizer but the call that encodes texts, which is `CLIPTokenizer`'s.
@@ -76,6 +78,7 @@ class StoredTokenizer:
             if (got := self.backend_tokenizer.token_to_id(token.content)) != index:
                 raise WeightError(f"added token {token.content!r} has id {index}, but got {got}")
         self._config = {**texts, "model_max_length": model_max_length}
+        self._extra = [_text(token) for token in extra_special_tokens]
 
     @classmethod
     def from_pretrained(
@@ -142,6 +145,32 @@ class StoredTokenizer:
         if isinstance(ids, int):
             return self.backend_tokenizer.id_to_token(ids)
         return [self.backend_tokenizer.id_to_token(int(index)) for index in ids]
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Text of each special token there is, by name, such as "bos_token"."""
+        changed = {key: getattr(self, key) for key in ("bos_token", "eos_token", "pad_token")}
+        return {key: text for key, text in {**self._config, **changed}.items() if key in _NAMED}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Texts of all special tokens, each once."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Their ids."""
+        return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Id -> `tokenizers.AddedToken` of the tokens that are found whole in texts."""
+        return dict(sorted(self.backend_tokenizer.get_added_tokens_decoder().items()))
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Text -> id of the same."""
+        return {token.content: index for index, token in self.added_tokens_decoder.items()}
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, added tokens included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,13 @@ class CLIPTokenizer(StoredTokenizer):
             raise InputTypeError(f"text must be a string or a list of strings, not {text!r:.80}")
         if not texts:
             raise InputError("text is an empty list; at least one text is needed")
-        if padding not in _PADDING:
-            raise InputError(f"padding={padding!r}; allowed: {', '.join(map(repr, _PADDING))}")
+        _check_padding(padding, return_tensors)
         if truncation is None:
             truncation = max_length is not None and padding is False
         elif truncation not in _TRUNCATION:
             raise InputError(
                 f"truncation={truncation!r}; allowed: {', '.join(map(repr, _TRUNCATION))}"
             )
-        if return_tensors not in (None, "np", "pt"):
-            raise InputError(f"return_tensors={return_tensors!r}; allowed: None, 'np', 'pt'")
         limit = self.model_max_length if max_length is None else max_length
         edges = ([self.bos_token_id], [self.eos_token_id]) if add_special_tokens else ([], [])
         room = limit - len(edges[0]) - len(edges[1])
@@ -85,13 +82,57 @@ class CLIPTokenizer(StoredTokenizer):
         for one in texts:
             ids = self._encode(one).ids
             rows.append([*edges[0], *(ids[:room] if _TRUNCATION[truncation] else ids), *edges[1]])
-        how = _PADDING[padding]
-        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[how]
-        masks = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
+        found = self._padded(rows, [[1] * len(row) for row in rows], length, return_tensors)
+        if return_tensors is None and isinstance(text, str):
+            return TokenizedText({name: listed[0] for name, listed in found.items()})
+        return found
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        *,
+        return_tensors: str | None = None,
+    ) -> TokenizedText:
+        """Make rows of ids equally long.
+
+        Args:
+            encoded_inputs: `{"input_ids": rows}`, perhaps with their "attention_mask"; or a list of
+                such with one row each.
+            padding: to the longest row (True), or to `"max_length"`: `max_length`, or
+                `model_max_length` if not given.
+            return_tensors: as for a call.
+
+        Raises:
+            InputError, InputTypeError: an argument as above is something else.
+        """
+        if isinstance(encoded_inputs, (list, tuple)) and encoded_inputs:
+            names = encoded_inputs[0]
+            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in names}
+        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
+            raise InputTypeError(f"encoded_inputs={encoded_inputs!r:.80} has no input_ids")
+        rows = [_listed(row) for row in encoded_inputs["input_ids"]]
+        if not rows:
+            raise InputError("encoded_inputs holds no rows; at least one is needed")
+        masks = [_listed(row) for row in encoded_inputs.get("attention_mask", ())]
+        _check_padding(padding, return_tensors)
+        limit = self.model_max_length if max_length is None else max_length
+        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
+        return self._padded(rows, masks or [[1] * len(row) for row in rows], length, return_tensors)
+
+    def _padded(
+        self,
+        rows: list[list[int]],
+        masks: list[list[int]],
+        length: int,
+        return_tensors: str | None,
+    ) -> TokenizedText:
+        """Rows and masks, filled up to `length`."""
+        masks = [mask + [0] * (length - len(mask)) for mask in masks]
         rows = [row + [self.pad_token_id] * (length - len(row)) for row in rows]
         if return_tensors is None:
-            first = isinstance(text, str)
-            rows, masks = (rows[0], masks[0]) if first else (rows, masks)
             return TokenizedText(input_ids=rows, attention_mask=masks)
         if len({len(row) for row in rows}) > 1:
             raise InputError(
@@ -124,3 +165,14 @@ class CLIPTokenizer(StoredTokenizer):
     @property
     def pad_token_id(self) -> int:
         return self.backend_tokenizer.token_to_id(self.pad_token)
+
+
+def _check_padding(padding: Any, return_tensors: Any) -> None:
+    if padding not in _PADDING:
+        raise InputError(f"padding={padding!r}; allowed: {', '.join(map(repr, _PADDING))}")
+    if return_tensors not in (None, "np", "pt"):
+        raise InputError(f"return_tensors={return_tensors!r}; allowed: None, 'np', 'pt'")
+
+
+def _listed(row: Any) -> list[int]:
+    return row.tolist() if hasattr(row, "tolist") else list(row)
