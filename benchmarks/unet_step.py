@@ -60,7 +60,7 @@ def main(
                 return denoise(latents, 0)
 
             results.append(compare(name, mine, theirs, runs))
-            if size == sizes[0]:
+            if size <= 32:
                 results.append(
                     compare(
                         f"{name}, as a call",

@@ -104,3 +104,68 @@ def test_cold_start(tmp_path):
     assert ours["total"] >= ours["import"] + ours["load"]
     peer = cold_start.once("peer", tmp_path, "float32")
     assert ours["weights"] == pytest.approx(peer["weights"])
+
+
+@pytest.fixture
+def everything(monkeypatch, tmp_path):
+    """`run.py` with scripts that measure nothing and keep a list of what ran."""
+    import run
+    import timing
+
+    ran: list[tuple[str, ...]] = []
+
+    def script(name, *arguments):
+        ran.append((name, *arguments))
+        if name == "full_size":
+            Path(arguments[0]).mkdir()
+            return
+        if name == "vae_decode" and "stop" in ran[0]:
+            raise KeyboardInterrupt
+        made = [timing.judge(f"{name} (s)", [2.0] * 5, [4.0] * 5, bar=0.45)]
+        made.append(timing.judge(f"{name}, memory", [1.0], [1.0], bar=None))
+        timing.report(made, arguments[-1])
+
+    monkeypatch.setattr(run, "run", script)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "RESULTS.md")
+    return run, ran, ["--work", str(tmp_path / "work")]
+
+
+def test_one_command_measures_all_and_writes_the_table(everything, tmp_path):
+    run, ran, work = everything
+    assert run.main(work) == tmp_path / "RESULTS.md"
+    names = [name for name, *_ in ran]
+    assert sorted(names) == sorted([*run.SCRIPTS, "full_size"])
+    assert names.index("full_size") < names.index("cold_start")
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"run", "timing"}
+    assert scripts == set(names)  # none is forgotten
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| unet_step (s) | 2 | 4 | 0.50 | 0.45 missed |" in text
+    assert "| unet_step, memory | 1 | 1 | 1.00 |  |" in text
+    assert "median of\n5 turns" in text
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
+    run, ran, work = everything
+    ran.append(("stop",))
+    with pytest.raises(KeyboardInterrupt):
+        run.main(work)
+    assert not (tmp_path / "RESULTS.md").exists()
+    before = [name for name, *_ in ran[1:]]
+    ran.clear()
+    run.main(work)
+    assert [name for name, *_ in ran] == ["vae_decode", "unet_step"]
+    assert "import_time" in before
+    ran.clear()
+    run.main([*work, "--only", "tiny_step", "--fresh"])
+    assert [name for name, *_ in ran] == ["tiny_step"]
+    assert "unet_step (s)" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
+    run, ran, work = everything
+    assert run.main([*work, "--quick"]) == tmp_path / "work" / "quick" / "RESULTS.md"
+    assert ran[-1][:3] == ("unet_step", "--quick", "--json")
+    assert not (tmp_path / "RESULTS.md").exists()
+    with pytest.raises(SystemExit):
+        run.main([*work, "--only", "nothing"])
