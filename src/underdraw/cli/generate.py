@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs
+from underdraw.cli import options, outputs, pictures
 from underdraw.cli.failures import Interrupted, tell
 from underdraw.errors import InputError
 
@@ -38,6 +38,17 @@ def generate(
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
     model: options.Model = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Begin with this picture instead of noise.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Of the picture's size: make anew only what is white, keep the rest."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of --image to make anew, above 0 to 1; 0.8, or 1 in a mask."),
+    ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
     steps: options.Steps = None,
@@ -83,7 +94,16 @@ def generate(
     if solver == "help":
         tell(solvers.describe())
         return
-    request = Request({}, None, None, {}, {}) if again is None else recorded(again)
+    kind, begin = pictures.beginning(image, mask, strength)
+    request = Request({}, None, None, {}, {}) if again is None else recorded(again, begin)
+    if kind is not None:
+        request.loading["kind"] = kind
+        request.call |= begin
+    if kind == pictures.IMG2IMG:
+        if height is not None or width is not None:
+            raise InputError("--height and --width do not go with --image: the picture has a size")
+        for name in ("height", "width"):
+            request.call.pop(name, None)
     if not prompts and "prompt" not in request.call:
         raise InputError('no PROMPT; for example: underdraw generate "a red sphere"')
     words = [prompt for prompt in prompts or () if not prompt.strip() or " " not in prompt.strip()]
@@ -142,11 +162,13 @@ generate.examples = """Examples:
   underdraw generate "a red sphere left of a blue cube" --seed 7
   underdraw generate "a red sphere" "a blue cube" --count 4 --out pictures/
   underdraw generate "a castle" --model model.safetensors --tokenizer ./tokenizer --solver dpm++
+  underdraw generate "a red sphere" --image photo.png --strength 0.6
+  underdraw generate "a red sphere" --image photo.png --mask mask.png
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
-def recorded(path: Path) -> Request:
-    """The request in a picture's metadata.
+def recorded(path: Path, given: dict[str, Any]) -> Request:
+    """The request in a picture's metadata; `given` are arguments that need not be in it.
 
     Raises InputError where the picture cannot be made again from what it holds.
     """
@@ -159,8 +181,8 @@ def recorded(path: Path) -> Request:
     kinds = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
     if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise InputError(f"{path} holds metadata that this version of underdraw cannot read")
-    if record["missing"]:
-        lacking = ", ".join(map(str, record["missing"]))
+    if missing := [name for name in record["missing"] if name not in given]:
+        lacking = ", ".join(map(str, missing))
         raise InputError(f"{path} cannot be made again: it does not hold its {lacking}")
     if not isinstance(record["call"].get("seed"), int):
         raise InputError(f"{path} cannot be made again: it does not hold its seed")
