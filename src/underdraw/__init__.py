@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the table below
+    from underdraw.controls.attention_edit import (
+        AttentionEdit as AttentionEdit,
+    )
     from underdraw.controls.boxes import (
         Box as Box,
         Style as Style,
@@ -23,6 +26,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         Keypoints as Keypoints,
         NormalMap as NormalMap,
         SemanticMap as SemanticMap,
+    )
+    from underdraw.controls.null_text import (
+        NullText as NullText,
     )
     from underdraw.controls.region import (
         Region as Region,
@@ -98,6 +104,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
 __version__ = "0.1.0"
 
 _MODULES = {
+    "underdraw.controls.attention_edit": ("AttentionEdit",),
     "underdraw.controls.boxes": ("Box", "Style"),
     "underdraw.controls.grounding": ("Layout", "PerImage"),
     "underdraw.controls.maps": (
@@ -108,6 +115,7 @@ _MODULES = {
         "NormalMap",
         "SemanticMap",
     ),
+    "underdraw.controls.null_text": ("NullText",),
     "underdraw.controls.region": ("Region",),
     "underdraw.errors": (
         "ControlError",

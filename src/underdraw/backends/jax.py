@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -324,6 +324,16 @@ def draw_like(values: Array, generator: Any = None) -> Array:
 
 no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
+
+
+Function = Callable[[Array], tuple[Array, tuple[Array, ...]]]
+
+
+def gradient(function: Function, x: Array) -> tuple[Array, tuple[Array, ...]]:
+    """The gradient at `x` of the number that `function` returns first, and the arrays that it
+    returns second."""
+    (_, rest), found = jax.value_and_grad(function, has_aux=True)(x)
+    return found, rest
 
 
 def leaf(p: Any) -> Array:

@@ -6,7 +6,7 @@ turned off below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -312,6 +312,16 @@ def draw_like(values: Tensor, generator: Any = None) -> Tensor:
 
 no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
+
+
+Function = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The gradient at `x` of the number that `function` returns first, and the arrays that it
+    returns second."""
+    (_, rest), found = ms.value_and_grad(function, 0, None, has_aux=True)(x)
+    return found, rest
 
 
 def leaf(p: Any) -> Tensor:

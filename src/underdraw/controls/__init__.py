@@ -2,6 +2,7 @@
 
 from underdraw.controls.attention_edit import AttentionEdit
 from underdraw.controls.control import Call, Control, Part, Run
+from underdraw.controls.null_text import NullText
 from underdraw.controls.strength import Strength
 
-__all__ = ["AttentionEdit", "Call", "Control", "Part", "Run", "Strength"]
+__all__ = ["AttentionEdit", "Call", "Control", "NullText", "Part", "Run", "Strength"]

@@ -1,0 +1,68 @@
+"""`NullText`: another unconditional context at each call, as inversions of pictures find them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import lcm
+from typing import Any
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.controls.control import Call, Control, Run
+from underdraw.errors import InputError, InputTypeError
+from underdraw.networks.sites import NO_SITES, Sites
+
+
+@dataclass(frozen=True, eq=False)
+class NullText(Control):
+    """Guided calls steer away from these contexts instead of the negative prompt.
+
+    Args:
+        contexts: one `(1 or images, tokens, width)` for each call, or a single one for all. Runs of
+            fewer calls take the last ones, as image-to-image begins part-way.
+
+    Raises (when the run begins, before any denoising):
+        InputError, InputTypeError: no contexts, too few of them, or for another number of images.
+    """
+
+    contexts: Sequence[Array]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.contexts, list | tuple):
+            raise InputTypeError(f"contexts is {type(self.contexts).__name__}; a list is needed")
+        if not self.contexts:
+            raise InputError("contexts is empty; one for each call is needed, or one for all")
+
+    def prepare(self, run: Run) -> None:
+        if 1 < len(self.contexts) < run.calls:
+            raise InputError(
+                f"contexts has {len(self.contexts)} entries; the run has {run.calls} calls"
+            )
+        for context in self.contexts:
+            shape = tuple(getattr(context, "shape", ()))
+            if len(shape) != 3 or shape[0] not in (1, run.batch):
+                raise InputError(
+                    f"contexts holds an array of shape {shape}; needed is (1 or {run.batch}, "
+                    "tokens, width)"
+                )
+
+    def before_call(
+        self, nn: Operations, carry: None, latents: Array, call: Call
+    ) -> tuple[Array, Sites, None]:
+        if not call.guided:
+            return latents, NO_SITES, carry
+        number = 0 if len(self.contexts) == 1 else call.index - call.count
+        hook = partial(unconditional, self.contexts[number])
+        return latents, Sites(context=(hook,)), carry
+
+
+def unconditional(negative: Array, nn: Any, context: Array) -> Array:
+    """A guided context with `negative (1 or images, tokens, width)` as its first half. The shorter
+    of the two is repeated, which attention to it does not notice."""
+    half = context.shape[0] // 2
+    conditional = context[half:]
+    negative = nn.cast(nn.expand(negative, (half, *negative.shape[1:])), context)
+    tokens = lcm(negative.shape[1], conditional.shape[1])
+    parts = (negative, conditional)
+    return nn.concat([nn.concat((x,) * (tokens // x.shape[1]), 1) for x in parts], 0)
