@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,3 +42,15 @@ def check_generators(generator: Any, count: int) -> Generators:
     if listed is generator and len(listed) != count:
         raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
     return generator
+
+
+@contextmanager
+def global_seed(seed: int | None) -> Iterator[None]:
+    """PyTorch's global stream begins at `seed` inside, and goes on as before behind; None leaves it
+    alone. For other libraries' models, which draw from nothing else."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -18,6 +18,7 @@ from .boxes import (
     score_boxes,
     wanted_in,
 )
+from .captioner import SceneCaptioner
 from .detector import Detection, Evaluator, load_evaluator
 from .editing import background_change, mask_iou, psnr, unchanged_objects
 from .judging import CaptionReport, CaptionScores, Judgement, judge, score_captions
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluator",
     "Judgement",
     "Rate",
+    "SceneCaptioner",
     "TextToImageReport",
     "Wanted",
     "assign",
