@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from underdraw.cli.boxes import BoxCommand
 from underdraw.cli.convert import convert
+from underdraw.cli.edit import edit
 from underdraw.cli.evaluate import evaluate
 from underdraw.cli.failures import Group
 from underdraw.cli.generate import generate
@@ -19,6 +21,7 @@ EXAMPLES = """Examples:
 \b
   underdraw generate "a red sphere left of a blue cube"
   underdraw generate "a red sphere" --count 4 --seed 7 --out spheres.png
+  underdraw edit photo.png --from "a cat" --to "a dog" -o out.png --show-mask
   underdraw info ./my-model --check
   underdraw convert model.ckpt ./my-model --dtype float16
   underdraw scenes --truth boxes,depth --out sheet.png
@@ -35,8 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (generate, info, convert, scenes, train, evaluate):
-    app.command(epilog=getattr(command, "examples", None))(command)
+for command in (generate, edit, info, convert, scenes, train, evaluate):
+    cls = BoxCommand if command is generate else None
+    app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 
 
 def show_version(wanted: bool) -> None:

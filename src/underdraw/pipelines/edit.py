@@ -49,9 +49,9 @@ class EditSettings:
     steps: int = 50
     strength: float = 0.8
     guidance: float = 7.5
-    maps: int = 10
+    maps: int = 5
     mask_strength: float = 0.5
-    threshold: float = 3.0
+    threshold: float = 2.5
 
 
 class Kept:
@@ -121,6 +121,25 @@ def fingerprint(*arrays: Any) -> str:
     return told.hexdigest()[:16]
 
 
+def reversible(pipe: Any) -> Any:
+    """The pipeline itself if its scheduler can go the way of an inversion; else one on the same
+    networks with DDIM instead (PNDM, which most checkpoints name, asks twice at one time; Heun
+    twice a step; ancestral solvers add noise)."""
+    from underdraw.solvers.schedulers import DDIMScheduler, Scheduler
+
+    scheduler = pipe.scheduler
+    if pipe.inverse_scheduler is not None:
+        return pipe
+    if isinstance(scheduler, Scheduler):
+        table = scheduler.make_table(10)
+        single = len(set(table.steps.tolist())) == len(table)
+        if single and not table.draws.any() and (np.diff(table.sigma / table.alpha) < 0).all():
+            return pipe
+    config = dict(scheduler.config)
+    told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
+    return type(pipe).from_pipe(pipe, scheduler=DDIMScheduler.from_config(config, **told))
+
+
 def edit(
     pipe: Any,
     image: Any,
@@ -142,6 +161,7 @@ def edit(
     from underdraw.pipelines import masks
     from underdraw.pipelines.request import Request
 
+    pipe = reversible(pipe)
     nn, framework = pipe._operations, pipe._framework
     pictures = pipe._pictures(image)
     told = [

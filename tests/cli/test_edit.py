@@ -1,0 +1,72 @@
+"""`underdraw edit` on a tiny random pipeline, and its mistakes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FROM, TO = "a red sphere", "a blue cube"
+SHORT = ("--steps", "5", "--maps", "2", "--threshold", "2", "--dtype", "float32")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    Image.fromarray(pixels).resize((61, 43)).save(path)
+    return path
+
+
+def call(run, tiny, photo, *more, code=0):
+    words = ("--from", FROM, "--to", TO, "--model", tiny, *SHORT)
+    return run("edit", photo, *words, *more, code=code)
+
+
+def test_edit_with_mask_and_file(run, tiny, photo, tmp_path):
+    out, kept = tmp_path / "out.png", tmp_path / "kept.safetensors"
+    more = ("-o", out, "--paste", "--show-mask", "--keep-latents", kept)
+    result = call(run, tiny, photo, *more)
+    names = [line.rsplit("/", 1)[-1] for line in result.stdout.split()]
+    assert names == ["out.png", "out-mask.png", "out-before-after.png"]
+    before, after, mask = (np.asarray(Image.open(p)) for p in (photo, out, tmp_path / names[1]))
+    assert after.shape == before.shape
+    changed = (before != after).any(2)
+    assert changed.any()
+    assert not changed[mask == 0].any()
+    assert "mask: " in result.stderr
+    first = out.read_bytes()
+    call(run, tiny, photo, *more)  # from the file
+    assert out.read_bytes() == first
+    other = call(run, tiny, photo, *more, "--seed", "4", code=2)
+    assert "another seed" in other.stderr
+
+
+def test_edit_inside_a_drawn_mask(run, tiny, photo, tmp_path):
+    drawn = Image.new("L", (61, 43))
+    drawn.paste(255, (0, 0, 30, 43))
+    drawn.save(tmp_path / "drawn.png")
+    more = ("-o", tmp_path / "out.png", "--mask", tmp_path / "drawn.png", "--paste")
+    call(run, tiny, photo, *more)
+    before, after = (np.asarray(Image.open(p)) for p in (photo, tmp_path / "out.png"))
+    changed = (before != after).any(2)
+    assert changed[:, :24].mean() > 0.5
+    assert not changed[:, 40:].any()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--keep-latents", "x.png"), "must end with .safetensors"),
+        (("--mask", "nothing.png"), "there is no file 'nothing.png'"),
+        (("--solver", "best"), "best"),
+    ],
+)
+def test_mistakes(run, photo, more, words):
+    result = run("edit", photo, "--from", FROM, "--to", TO, *more, code=2)
+    assert words in result.stderr
+
+
+def test_what_is_no_picture(run, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "absent.png"):
+        result = run("edit", tmp_path / name, "--from", FROM, "--to", TO, code=2)
+        assert name in result.stderr
