@@ -74,3 +74,33 @@ def test_mistakes(run, tiny, calls):
     assert "--count" in run("evaluate", "--count", 0, code=2).stderr
     failed = run("evaluate", "--model", tiny, "--solver", "foo", code=2)
     assert "--solver foo is not known" in failed.stderr
+
+
+def test_boxes_are_judged_with_the_weights_that_are_named(run, tiny, calls, monkeypatch, tmp_path):
+    from underdraw import StableDiffusionPipeline
+    from underdraw.evaluation import grounding
+    from underdraw.models import Grounding
+
+    asked = []
+
+    def judged(generate, layouts, **options):
+        asked.append((generate(layouts[:2], [3, 4]), layouts, options))
+        filled = options["fill"](options["holes"][:1], [5])
+        assert filled.shape == asked[0][0][:1].shape
+        assert options["round_trip"](filled).shape == filled.shape
+        return Report()
+
+    monkeypatch.setattr(grounding, "evaluate_grounding", judged)
+    unet = StableDiffusionPipeline.from_pretrained(tiny).unet
+    Grounding.for_unet(unet, "text").save_pretrained(tmp_path / "boxes")
+    arguments = ("evaluate", "--task", "grounding", "--model", tiny, "--steps", 2, "--count", 3)
+    done = run(*arguments, "--grounding", "boxes", "--strength", 1, 0, 0, "--out", "out")
+    assert done.stdout == "score 1.0\n"
+    pictures, layouts, options = asked[0]
+    assert (len(layouts), len(options["holes"]), options["subjects"]) == (3, 1, None)
+    assert pictures.shape[0] == 2
+    assert options["settings"]["arguments"] == {"strength": "(1.0, 0.0, 0.0)"}
+    failed = run(*arguments, "--out", "other", code=2)
+    assert "has no grounding weights for boxes; name some with --grounding" in failed.stderr
+    failed = run("evaluate", "--model", tiny, "--grounding", "boxes", code=2)
+    assert "are for --task grounding" in failed.stderr

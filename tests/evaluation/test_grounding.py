@@ -110,7 +110,7 @@ def test_filling_is_judged_inside_and_outside():
     assert report.filling.change == pytest.approx(5 / 255, rel=0.05)
     assert report.filling.filled.right == 0  # what was there is still there
     same = evaluate_grounding(
-        perfect, LAYOUTS[:2], round_trip=lambda x: np.minimum(x, 250) + 5, **options
+        perfect, LAYOUTS[:2], round_trip=lambda x: np.minimum(x, 250 / 255) + 5 / 255, **options
     )
     assert same.filling.change < 0.2 / 255
     assert "0.0" in same.table()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from underdraw.cli import options
 from underdraw.cli.failures import Interrupted, tell
+from underdraw.errors import InputError
+
+
+class Task(str, Enum):
+    """What can be judged."""
+
+    text_to_image = "text-to-image"
+    grounding = "grounding"
 
 
 def evaluate(
@@ -27,6 +36,17 @@ def evaluate(
     autoencoder: Annotated[
         bool, typer.Option(help="Also how much the autoencoder keeps of unseen renders.")
     ] = True,
+    task: Annotated[
+        Task, typer.Option(help="Whether captions hold, or whether boxes do (grounding).")
+    ] = Task.text_to_image,
+    grounding: Annotated[
+        str | None,
+        typer.Option(help="Grounding weights; by default those that belong to the model."),
+    ] = None,
+    strength: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="Of boxes over the run: on, decay, off; default: as in GLIGEN."),
+    ] = None,
 ) -> None:
     """Judge a model that was trained on scenes, beside the same score on real renders.
 
@@ -38,6 +58,8 @@ def evaluate(
     if solver == "help":
         tell(solvers.describe())
         return
+    if task is Task.text_to_image and (grounding is not None or strength is not None):
+        raise InputError("--grounding and --strength are for --task grounding")
     from underdraw import evaluation
     from underdraw.cli.loading import load_pipeline
 
@@ -55,6 +77,12 @@ def evaluate(
     tell(f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}")
     guidance = pipe.advice.guidance_scale if guidance is None else guidance
     arguments = {} if guidance is None else {"guidance_scale": guidance}
+    if task is Task.grounding:
+        if grounding is not None:
+            pipe.load_grounding(grounding)
+        boxes = {"strength": strength, **arguments}
+        evaluate_boxes(pipe, judge, out, count, steps or 20, seed or 0, batch, boxes)
+        return
     captions = evaluation.held_out_captions(count)
     try:
         report = evaluation.evaluate_text_to_image(
@@ -82,7 +110,50 @@ evaluate.examples = """Examples:
 
 \b
   underdraw evaluate --count 32 --steps 20 --out report
-  underdraw evaluate --model work/export --guidance 5 --out report-5"""  # type: ignore[attr-defined]
+  underdraw evaluate --model work/export --guidance 5 --out report-5
+  underdraw evaluate --task grounding --strength 1 0 0 --out boxes"""  # type: ignore[attr-defined]
+
+
+def evaluate_boxes(
+    pipe: Any,
+    judge: Any,
+    out: Path,
+    count: int,
+    steps: int,
+    seed: int,
+    batch: int,
+    arguments: dict[str, Any],
+) -> None:
+    """Held-out layouts: boxes with phrases; with pictures where the weights know them; holes."""
+    from underdraw.evaluation import grounding
+    from underdraw.evaluation.autoencoder import through
+    from underdraw.evaluation.text_to_image import describe_model, digest
+
+    kinds = set(pipe.groundings)
+    if not kinds & {"text", "text-image"}:
+        raise InputError(
+            f"{pipe.source} has no grounding weights for boxes; name some with --grounding"
+        )
+    told = {"model": describe_model(pipe), "grounding": digest(pipe.groundings), "steps": steps}
+    try:
+        report = grounding.evaluate_grounding(
+            grounding.pipeline_generator(pipe, steps=steps, **arguments),
+            grounding.held_out_layouts(count),
+            subjects=grounding.held_out_subjects(count) if "text-image" in kinds else None,
+            holes=grounding.held_out_holes(max(1, count // 2)),
+            fill=grounding.pipeline_filler(pipe, steps=steps, **arguments),
+            round_trip=through(pipe.vae),
+            seed=seed,
+            batch=batch,
+            folder=out,
+            settings={**told, "arguments": {k: repr(v) for k, v in sorted(arguments.items())}},
+            progress=terminal(),
+            evaluator=judge,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
+    typer.echo(report.table())
+    tell(f"report: {out}")
 
 
 def terminal() -> bool:

@@ -75,7 +75,7 @@ def evaluate_autoencoder(
     from tqdm import tqdm
 
     evaluator = evaluator or load_evaluator()
-    there_and_back = vae if not hasattr(vae, "encode") else _round_trip(vae)
+    there_and_back = vae if not hasattr(vae, "encode") else through(vae)
     ratios: list[float] = []
     after: list[bool] = []
     before: list[bool] = []
@@ -110,7 +110,9 @@ def evaluate_autoencoder(
     )
 
 
-def _round_trip(vae: Any) -> Callable[[np.ndarray], np.ndarray]:
+def through(vae: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that sends pictures (n, height, width, 3) in [0, 1] through an AutoencoderKL on
+    PyTorch and back; what comes back may leave [0, 1] a little."""
     import torch
 
     weight = next(vae.parameters())

@@ -34,7 +34,7 @@ drawn by its prompt alone."""
 Fill = Callable[[Sequence[HeldOutHole], Sequence[int]], Any]
 """Pictures with their boxes filled, nothing pasted back."""
 RoundTrip = Callable[[np.ndarray], Any]
-"""Pictures uint8 (n, height, width, 3) through the autoencoder and back."""
+"""Pictures float32 (n, height, width, 3) in [0, 1] through the autoencoder and back."""
 
 
 @dataclass(frozen=True)
@@ -185,35 +185,64 @@ def evaluate_grounding(
 def pipeline_generator(pipe: Any, *, steps: int = 20, **arguments: Any) -> Generate:
     """`generate` by a pipeline with grounding weights; `arguments`, such as `guidance_scale`, go to
     its call, and `strength` (on, decay, off) to the layouts."""
-    from underdraw.controls.boxes import Box
-    from underdraw.controls.grounding import Layout, PerImage
+    from underdraw.controls.grounding import PerImage
 
     strength = arguments.pop("strength", None)
 
     def generate(layouts: Sequence[HeldOutLayout], seeds: Sequence[int]) -> Any:
-        each = []
-        for layout in layouts:
-            corners = [tuple(box) for box in layout.boxes.tolist()]
-            boxes = [Box(p, box) for p, box in zip(layout.phrases, corners, strict=False)]
-            boxes += [Box(None, b, i) for i, b in zip(layout.images, corners, strict=False)]
-            each.append(Layout(tuple(boxes), strength))
-        controls = [PerImage(*each)] if any(layout.boxes for layout in each) else []
+        grounded = any(layout.grounded for layout in layouts)
+        each = [_as_control(layout, strength) for layout in layouts]
         return pipe(
             [layout.prompt for layout in layouts],
             num_inference_steps=steps,
             seed=list(seeds),
             output_type="np",
-            controls=controls,
+            controls=[PerImage(*each)] if grounded else [],
             **arguments,
         ).images
 
     return generate
 
 
+def pipeline_filler(pipe: Any, *, steps: int = 20, **arguments: Any) -> Fill:
+    """`fill` by a pipeline with grounding weights, as `pipeline_generator`."""
+    from underdraw.controls.grounding import PerImage
+    from underdraw.controls.region import Region
+
+    strength = arguments.pop("strength", None)
+
+    def fill(holes: Sequence[HeldOutHole], seeds: Sequence[int]) -> Any:
+        masks = np.stack([hole.mask for hole in holes]).astype(np.float32)
+        pictures = np.stack([hole.picture for hole in holes])
+        each = [_as_control(hole.layout, strength) for hole in holes]
+        return pipe(
+            [hole.layout.prompt for hole in holes],
+            num_inference_steps=steps,
+            seed=list(seeds),
+            output_type="np",
+            controls=[PerImage(*each), Region(masks, pictures)],
+            **arguments,
+        ).images
+
+    return fill
+
+
+def _as_control(layout: HeldOutLayout, strength: Any) -> Any:
+    from underdraw.controls.boxes import Box
+    from underdraw.controls.grounding import Layout
+
+    corners = [tuple(box) for box in layout.boxes.tolist()]
+    named = zip(layout.phrases, corners, strict=False)
+    shown = zip(layout.images, corners, strict=False)
+    boxes = [Box(p, box) for p, box in named] + [Box(None, box, image) for image, box in shown]
+    return Layout(tuple(boxes), strength)
+
+
 def _judge_filling(
     filled: np.ndarray, holes: Sequence[HeldOutHole], round_trip: RoundTrip, evaluator: Evaluator
 ) -> Filling:
-    kept = as_images(round_trip(np.stack([hole.picture for hole in holes])), "round trip")
+    before = as_images(np.stack([hole.picture for hole in holes]))
+    kept = as_images(np.clip(round_trip(before), 0, 1), "round trip")
     changes = [
         background_change(a, b, hole.mask)
         for a, b, hole in zip(kept, as_images(filled), holes, strict=True)
@@ -264,5 +293,6 @@ __all__ = [
     "held_out_holes",
     "held_out_layouts",
     "held_out_subjects",
+    "pipeline_filler",
     "pipeline_generator",
 ]

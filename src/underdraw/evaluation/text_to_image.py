@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,27 +100,32 @@ def evaluate_text_to_image(
 def describe_model(pipe: Any) -> dict[str, Any] | None:
     """Which pipeline of ours this is, as JSON holds it; None for anything else.
 
-    `weights` is a digest of a few numbers of every parameter of every network: training changes all
-    of them, and a checkpoint need not be read whole.
+    `weights` is the `digest` of its networks.
     """
     if not isinstance(pipe, DiffusionPipeline):
         return None
-    digest = hashlib.sha256()
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part := uncompiled(part), Model):
-            framework = part._framework
-            for key, value in framework.named_tensors(part):
-                some = framework.to_numpy(value.reshape(-1)[:16])
-                digest.update(f"{name}.{key} {tuple(value.shape)}".encode() + some.tobytes())
     scheduler: Any = pipe.components["scheduler"]
     schedule = dict(getattr(scheduler, "config", {}))
     return {
         "source": pipe.source,
-        "weights": digest.hexdigest()[:16],
+        "weights": digest(pipe.components),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "scheduler": type(scheduler).__name__,
         "schedule": {name: repr(value) for name, value in sorted(schedule.items())},
     }
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """Of a few numbers of every parameter of every network among `parts`: training changes all of
+    them, and a checkpoint need not be read whole."""
+    made = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        if isinstance(part := uncompiled(part), Model):
+            framework = part._framework
+            for key, value in framework.named_tensors(part):
+                some = framework.to_numpy(value.reshape(-1)[:16])
+                made.update(f"{name}.{key} {tuple(value.shape)}".encode() + some.tobytes())
+    return made.hexdigest()[:16]
 
 
 def _generator(
