@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs, pictures
+from underdraw.cli import boxes, options, outputs, pictures
 from underdraw.cli.failures import Interrupted, tell
 from underdraw.errors import InputError
 
@@ -29,6 +29,8 @@ class Request:
     compat: str | None
     settings: dict[str, Any]
     call: dict[str, Any]
+    layout: dict[str, Any] | None = None
+    """Boxes, as a layout file holds them."""
 
 
 def generate(
@@ -61,6 +63,24 @@ def generate(
     variant: options.Variant = None,
     tokenizer: options.Vocabulary = None,
     prediction_type: options.PredictionType = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--box",
+            metavar="PHRASE X0 Y0 X1 Y1",
+            help="What is to be seen where, in fractions of width and height; may be repeated.",
+        ),
+    ] = None,
+    layout: Annotated[
+        Path | None, typer.Option(help="Boxes from a JSON file, see docs/grounding.md.")
+    ] = None,
+    grounding: Annotated[
+        str | None,
+        typer.Option(help="Grounding weights that boxes need: a folder, a file or a Hub id."),
+    ] = None,
+    draw_boxes: Annotated[
+        bool, typer.Option("--draw-boxes", help="Also a copy with the boxes, as NAME-boxes.png.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = PER_CALL,
     out: Annotated[
         Path | None,
@@ -96,6 +116,12 @@ def generate(
         return
     kind, begin = pictures.beginning(image, mask, strength)
     request = Request({}, None, None, {}, {}) if again is None else recorded(again, begin)
+    if (placed := boxes.read_boxes(box, layout)) is not None:
+        request.layout = placed
+    if draw_boxes and request.layout is None:
+        raise InputError("--draw-boxes needs --box or --layout")
+    if not prompts and request.layout is not None and "prompt" in request.layout:
+        prompts = [request.layout["prompt"]]
     if kind is not None:
         request.loading["kind"] = kind
         request.call |= begin
@@ -116,6 +142,7 @@ def generate(
         "variant": variant,
         "tokenizer": tokenizer,
         "prediction_type": prediction_type and prediction_type.value,
+        "grounding": grounding,
     }
     request.loading |= {name: value for name, value in given.items() if value is not None}
     changes = {
@@ -151,7 +178,7 @@ def generate(
         f"{type(pipe.scheduler).__name__}, {request.call['num_inference_steps']} steps, "
         f"seed {first if count == 1 else f'{first} to {first + count - 1}'}"
     )
-    make(pipe, request, every, seeds, target, batch, preview)
+    make(pipe, request, every, seeds, target, batch, preview, draw_boxes)
     if grid and len(every) > 1:
         target.write_sheet(columns=count if len(every) > count else None)
 
@@ -164,6 +191,7 @@ generate.examples = """Examples:
   underdraw generate "a castle" --model model.safetensors --tokenizer ./tokenizer --solver dpm++
   underdraw generate "a red sphere" --image photo.png --strength 0.6
   underdraw generate "a red sphere" --image photo.png --mask mask.png
+  underdraw generate "a table" --box "a red sphere" 0.1 0.2 0.4 0.6 --draw-boxes
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
@@ -181,17 +209,20 @@ def recorded(path: Path, given: dict[str, Any]) -> Request:
     kinds = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
     if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise InputError(f"{path} holds metadata that this version of underdraw cannot read")
+    layout = record.get("layout")
+    given = [*given, "controls"] if isinstance(layout, dict) else given
     if missing := [name for name in record["missing"] if name not in given]:
         lacking = ", ".join(map(str, missing))
         raise InputError(f"{path} cannot be made again: it does not hold its {lacking}")
     if not isinstance(record["call"].get("seed"), int):
         raise InputError(f"{path} cannot be made again: it does not hold its seed")
     loading = {"kind": record["pipeline"], "dtype": record.get("dtype", "auto")}
-    for name in ("model", "variant", "tokenizer"):
+    for name in ("model", "variant", "tokenizer", "grounding"):
         if isinstance(record.get(name), str):
             loading[name] = record[name]
     settings, compat = record.get("settings", {}), record.get("compat")
-    return Request(loading, record["scheduler"], compat, settings, dict(record["call"]))
+    call = dict(record["call"])
+    return Request(loading, record["scheduler"], compat, settings, call, layout)
 
 
 def load(request: Request, solver: str | None) -> Any:
@@ -200,8 +231,11 @@ def load(request: Request, solver: str | None) -> Any:
     from underdraw.pipelines.base import Settings, scheduler_class
 
     loading_options = dict(request.loading)
+    grounding = loading_options.pop("grounding", None)
     pipe = loading.load_pipeline(loading_options.pop("model", options.SCENES), **loading_options)
     pipe.compat = request.compat
+    if grounding is not None:
+        pipe.load_grounding(grounding)
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:
@@ -222,6 +256,7 @@ def make(
     target: outputs.Target,
     batch: int,
     preview: int | None = None,
+    draw_boxes: bool = False,
 ) -> None:
     """Make and write the pictures; each is on disk as soon as it is done, and before that every
     `preview` steps as it is then."""
@@ -233,7 +268,12 @@ def make(
     if unknown := sorted(set(request.call) - set(allowed)):
         raise InputError(f"{type(pipe).__name__} has no arguments {', '.join(unknown)}")
     # What only the command line knows of where the networks came from.
-    origin = {n: v for n, v in request.loading.items() if n in ("variant", "tokenizer")}
+    kept = ("variant", "tokenizer", "grounding")
+    origin = {name: value for name, value in request.loading.items() if name in kept}
+    beside: dict[str, Any] = {}
+    if request.layout is not None:
+        origin["layout"] = request.layout
+        beside["controls"] = boxes.controls_of(request.layout)
     total = len(prompts)
     try:
         for start in range(0, total, batch):
@@ -243,11 +283,14 @@ def make(
             pipe.set_progress_bar_config(
                 desc=f"{label} of {total}" if total > 1 else None, leave=False, disable=None
             )
-            call = request.call | {"prompt": prompts[here], "seed": seeds[here]}
+            call = request.call | {"prompt": prompts[here], "seed": seeds[here]} | beside
             made = pipe(**call) if preview is None else watched(pipe, call, start, target, preview)
             for i, image in enumerate(made.images, start):
                 record = json.loads(image.info[METADATA]) | origin
-                typer.echo(target.write(i, image, record))
+                typer.echo(path := target.write(i, image, record))
+                if draw_boxes and request.layout is not None:
+                    shown = boxes.drawn(image, request.layout)
+                    typer.echo(target.write_beside(path, "boxes", shown))
                 if made.nsfw_content_detected and made.nsfw_content_detected[i - start]:
                     tell("note: the safety checker withheld this picture")
     except KeyboardInterrupt:

@@ -53,6 +53,14 @@ class Target:
             self.previews[index] = free(path.with_stem(f"{path.stem}-preview"))
         save_png(image, self.previews[index], record)
 
+    def write_beside(self, path: Path, what: str, image: Any) -> Path:
+        """Write another view of the picture at `path` beside it, and return where."""
+        from underdraw.pipelines.images import save_png
+
+        place = free(path.with_stem(f"{path.stem}-{what}"))
+        save_png(image, place, {"view": what, "of": path.name})
+        return place
+
     def place(self, index: int) -> Path:
         """Where a picture goes that is not yet written."""
         if self.file and self.out is not None:

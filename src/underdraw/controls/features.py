@@ -58,6 +58,8 @@ def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
     framework = encoder._framework
     nn = framework.operations
     pixels = framework.array(np.asarray(pixels), dtype=encoder.dtype, device=encoder.device)
-    features = project(nn.cast(encoder(pixels).image_embeds, framework.leaf(project.project)))
-    features = nn.float32(features)
+    features = encoder(pixels).image_embeds
+    if (layer := getattr(project, "project", None)) is not None:  # else they are as phrases are
+        features = nn.cast(features, framework.leaf(layer))
+    features = nn.float32(project(features))
     return features / nn.norm(features)

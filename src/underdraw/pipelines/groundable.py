@@ -34,13 +34,15 @@ class Groundable:
     """The half of a pipeline that has grounding weights."""
 
     unet: Any
-    _networks: Any
+    source: str | None
 
     @property
     def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
         parts = (getattr(self, name, None) for name in Sight._fields)
         own = Sight(*parts)
+        if own.processor is None:
+            own = own._replace(processor=getattr(self, "feature_extractor", None))
         given = vars(self).get("_sight", NO_SIGHT)
         return given.over(own)
 
@@ -48,11 +50,25 @@ class Groundable:
     def groundings(self) -> Mapping[str, Any]:
         """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
         those which a gated UNet has in itself."""
-        attached = vars(self).get("_attached", {})
+        attached = self._attach_shipped()
         own = self.unet.grounding
         if own is not None and own.config.kind not in attached:
             attached = {**attached, own.config.kind: own}
         return MappingProxyType(attached)
+
+    def _attach_shipped(self) -> Mapping[str, Any]:
+        """What is attached; weights in the folder `grounding` of the pipeline's own folder are, as
+        soon as somebody asks. Their image tower gives features in the space of phrases, unless an
+        `image_project` stands beside it."""
+        held = vars(self)
+        if "_attached" not in held:
+            folder = _own_folder(self.source)
+            held["_attached"] = {}
+            if folder is not None and (folder / "grounding" / "config.json").exists():
+                self.load_grounding(folder / "grounding")
+                project = _sight_of(folder, self.unet).image_project
+                held["_sight"] = Sight(None, project or _as_it_is, None)
+        return held["_attached"]
 
     def load_grounding(
         self,
@@ -83,30 +99,25 @@ class Groundable:
             InputError: the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
+        from underdraw.models.grounding_files import load_grounding
+
         network, sight = source, NO_SIGHT
         if not isinstance(source, Grounding):
-            from underdraw.weights import hub as hubs
-            from underdraw.weights.grounding import read_grounding
-
-            path = Path(source)
-            if not path.exists():
-                path = hubs.resolve(source, subfolder=subfolder, variant=variant, **hub)
-            unet = self.unet
-            config, tensors = read_grounding(
-                path, unet.config, kind=kind, variant=variant, subfolder=subfolder
+            network = load_grounding(
+                source,
+                self.unet,
+                kind=kind,
+                variant=variant,
+                subfolder=subfolder or None,
+                dtype=dtype,
+                **hub,
             )
-            network = Grounding.from_tensors(
-                config.to_dict(),
-                tensors,
-                dtype=dtype or unet.dtype,
-                device=unet.device,
-                backend=unet.nn.name,
-            )
-            sight = _sight_of(path, unet)
+            if Path(source).is_dir():
+                sight = _sight_of(Path(source), self.unet)
         network.require_fit(self.unet)
         given = Sight(image_encoder, image_project, processor)
         sight = given.over(sight)
-        attached = vars(self).get("_attached", {})
+        attached = self._attach_shipped()
         # A new mapping: runs in other threads keep what they began with.
         vars(self)["_attached"] = {**attached, network.config.kind: network}
         if sight != NO_SIGHT:
@@ -119,7 +130,7 @@ class Groundable:
         Raises:
             InputError: none of this kind is attached.
         """
-        attached = dict(vars(self).get("_attached", {}))
+        attached = dict(self._attach_shipped())
         if kind is not None and kind not in attached:
             there = ", ".join(map(repr, attached)) or "none"
             raise InputError(f"kind={kind!r} is not attached; attached: {there}")
@@ -129,25 +140,25 @@ class Groundable:
         if not attached:
             vars(self).pop("_sight", None)
 
-    def save_grounding(self, folder: str | Path, kind: str | None = None, **options: Any) -> None:
-        """Write grounding weights as a folder of their own, which `load_grounding` reads.
+    def save_grounding(self, target: str | Path, kind: str | None = None) -> None:
+        """Write grounding weights alone, as `load_grounding` reads them: a folder, or one file if
+        the name ends with `.safetensors`.
 
         Args:
             kind: which, where there are several.
-            options: as `Grounding.save_pretrained` takes them.
 
         Raises:
             InputError: there are none, or several and `kind` does not say which.
         """
+        from underdraw.models.grounding_files import save_grounding
+
         there = self.groundings
         if kind is None and len(there) == 1:
             kind = next(iter(there))
-        if kind not in there:
+        if kind is None or kind not in there:
             listed = ", ".join(map(repr, there)) or "none"
-            raise InputError(
-                f"kind={kind!r}; allowed: the kinds of the grounding weights: {listed}"
-            )
-        there[kind].save_pretrained(folder, **options)
+            raise InputError(f"kind={kind!r}; allowed: kinds of the grounding weights, {listed}")
+        save_grounding(there[kind], target)
 
     def _networks(self) -> list[Model]:
         """Those of the pipeline, and those that belong to its grounding weights."""
@@ -178,3 +189,16 @@ def _sight_of(folder: Path, unet: Any) -> Sight:
         CLIPImageProjection.from_pretrained(folder, subfolder="image_project", **like),
         CLIPProcessor.from_pretrained(folder, subfolder="processor"),
     )
+
+
+def _own_folder(source: str | None) -> Path | None:
+    """Where a pipeline was loaded from, if that is a folder of this machine."""
+    from underdraw.weights import hub as hubs
+
+    if source == hubs.SCENES:
+        return hubs.scenes_folder()
+    return Path(source) if source is not None and Path(source).is_dir() else None
+
+
+def _as_it_is(features: Any) -> Any:
+    return features

@@ -1,0 +1,142 @@
+"""Boxes on the command line, in layout files, and drawn over pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer.core
+
+from underdraw.errors import InputError, InputTypeError, NotFoundError
+
+BOX = "--box"
+NUMBERS = 4
+NAMES = {"phrase": ("phrase", "label"), "box": ("box", "bbox"), "image": ("image",)}
+
+
+class BoxCommand(typer.core.TyperCommand):
+    """A command whose option --box takes five values: a phrase and four numbers."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined, rest = [], list(args)
+        while rest:
+            part = rest.pop(0)
+            joined.append(part)
+            if part == BOX:
+                joined.append(json.dumps(rest[: 1 + NUMBERS]))
+                del rest[: 1 + NUMBERS]
+        return super().parse_args(ctx, joined)
+
+
+def read_boxes(options: list[str] | None, layout: Path | None) -> dict[str, Any] | None:
+    """The layout of a command as JSON keeps it, checked; None without one.
+
+    Raises:
+        InputError, InputTypeError, NotFoundError: a box is none, or the file is no layout.
+    """
+    if layout is not None and options:
+        raise InputError(f"{BOX} and --layout are both given; only one of them can be")
+    if layout is not None:
+        found = read_layout(layout)
+    elif options:
+        found = {"boxes": [_option(text) for text in options]}
+    else:
+        return None
+    controls_of(found)
+    return found
+
+
+def _option(text: str) -> dict[str, Any]:
+    parts = json.loads(text) if text.startswith("[") else [text]
+    usage = f'{BOX} takes a phrase and four numbers: {BOX} "a red sphere" 0.1 0.2 0.4 0.6'
+    if len(parts) != 1 + NUMBERS:
+        raise InputError(f"{usage}; got {' '.join(parts)!r}")
+    try:
+        return {"phrase": parts[0], "box": [float(part) for part in parts[1:]]}
+    except ValueError as error:
+        raise InputError(f"{usage}; got {' '.join(parts)!r}") from error
+
+
+def read_layout(path: Path) -> dict[str, Any]:
+    """A layout file: `{"prompt": ..., "boxes": [{"phrase": ..., "box": [x_min, y_min, x_max,
+    y_max]}], "style": "image.png", "strength": [on, decay, off]}`, of which all but the boxes may
+    be left out, or the list of boxes alone. `label` and `bbox`, as annotations have them, are the
+    same as `phrase` and `box`; `image` names a picture beside the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable as JSON: {error}") from error
+    if isinstance(content, list):
+        content = {"boxes": content}
+    if not isinstance(content, dict) or not isinstance(content.get("boxes", []), list):
+        raise InputTypeError(f"{path} holds neither a list of boxes nor an object with 'boxes'")
+    if unknown := sorted(set(content) - {"prompt", "boxes", "style", "strength"}):
+        raise InputError(
+            f"{path} has {', '.join(map(repr, unknown))}; allowed: 'prompt', 'boxes', 'style', "
+            "'strength'"
+        )
+    boxes = []
+    for i, entry in enumerate(content.get("boxes", [])):
+        allowed = {name for names in NAMES.values() for name in names}
+        if not isinstance(entry, dict) or set(entry) - allowed:
+            raise InputError(
+                f"{path}: boxes[{i}] is {json.dumps(entry)[:80]}; needed is an object with "
+                f"{', '.join(map(repr, sorted(allowed)))}"
+            )
+        box = {
+            name: next(entry[n] for n in names if n in entry)
+            for name, names in NAMES.items()
+            if any(n in entry for n in names)
+        }
+        boxes.append(_placed(box, "image", path))
+    return _placed({**content, "boxes": boxes}, "style", path)
+
+
+def _placed(entry: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """With a picture's path made absolute, so that it is found from any folder."""
+    if isinstance(entry.get(name), str):
+        entry[name] = str((path.parent / entry[name]).resolve())
+    return entry
+
+
+def controls_of(layout: Mapping[str, Any]) -> list[Any]:
+    """The control of a layout."""
+    from underdraw.controls.boxes import Box, Style
+    from underdraw.controls.grounding import Layout
+
+    parts: list[Any] = []
+    for i, entry in enumerate(layout["boxes"]):
+        image = None if entry.get("image") is None else _picture(entry["image"])
+        try:
+            parts.append(Box(entry.get("phrase"), entry.get("box", ()), image))
+        except (InputError, InputTypeError) as error:
+            raise type(error)(f"box {i + 1}: {error}") from error
+    if layout.get("style") is not None:
+        parts.append(Style(_picture(layout["style"])))
+    return [Layout(tuple(parts), layout.get("strength"))]
+
+
+def _picture(path: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no picture {path!r}") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path!r} is not a picture: {error}") from error
+
+
+def drawn(image: Any, layout: Mapping[str, Any]) -> Any:
+    """A copy of a picture with the boxes and their phrases over it."""
+    from underdraw.scenes.draw import draw_boxes
+
+    boxes = layout["boxes"]
+    scale = max(1, round(512 / max(image.size)))
+    labels = [box.get("phrase") or "image" for box in boxes]
+    return draw_boxes(image, [box["box"] for box in boxes], labels, scale)
