@@ -53,7 +53,7 @@ class GroundingTrainingConfig:
     drop_box: float = 0.1
     images: float = 0.5
     images_only: float = 0.6
-    margin: tuple[float, float] = (1.0, 1.4)
+    margin: tuple[float, float] = (1.0, 1.7)
     image_norm: float = 28.7
     early: float = 1.5
     inside: float = 1.0
