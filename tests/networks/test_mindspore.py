@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from backends.harness import give, relative, take, tree, values
 from networks.configs import TEXTS, UNETS, VAES, VISIONS
+from networks.grounded import Grounded, box_inputs, run_grounded
 from networks.programs import (
     run_safety,
     run_text,
@@ -109,3 +110,12 @@ def test_hoisted_constants(name):
     inputs = unet_inputs(case)
     plain = run_unet("mindspore", case, tensors, inputs)
     assert relative(run_unet("mindspore", case, tensors, inputs, hoisted=True), plain) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["text", "text-image"])
+def test_grounding(kind):
+    """Of the other kinds, tokens are compared in `test_grounding`."""
+    case = Grounded(kind)
+    tensors, inputs = values(case.layout), box_inputs(kind, (2, 0, 1))
+    ours = run_grounded("torch", case, tensors, inputs)
+    assert relative(run_grounded("mindspore", case, tensors, inputs), ours) <= TOLERANCE

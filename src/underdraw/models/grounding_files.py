@@ -53,7 +53,9 @@ def load_grounding(
     if not path.is_file():
         path = hubs.resolve(source, subfolder=subfolder or "", variant=variant, **hub)
     config = unet.config if isinstance(unet, Model) else unet
-    found = read_grounding(path, config, kind=kind, variant=variant, subfolder=subfolder or "")
+    found = read_grounding(
+        path, config, kind=kind, variant=variant, subfolder=subfolder or "", name=os.fspath(source)
+    )
     if config is not None:
         found.config.require_fit(config)
     dtype = dtype or torch_dtype

@@ -73,11 +73,10 @@ class UNet2DConditionModel(Model):
         Raises:
             InputError: this UNet has no grounding layers.
         """
-        config = GroundingConfig.for_unet(self.config)
-        first = config.in_channels - INPAINTING_CHANNELS
-        if first > 0:
-            config = replace(config, in_channels=first, extra_channels=INPAINTING_CHANNELS)
-        return Grounding.sharing(config, self)
+        own, fields = self.config.in_channels - INPAINTING_CHANNELS, {}
+        if own > 0:
+            fields = {"in_channels": own, "extra_channels": INPAINTING_CHANNELS}
+        return Grounding.sharing(GroundingConfig.for_unet(self.config, **fields), self)
 
     def with_grounding(self, grounding: Grounding) -> UNet2DConditionModel:
         """A gated UNet of this one's parameters and those of `grounding`, all of them shared.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from underdraw.errors import InputError
@@ -110,17 +110,13 @@ class GroundingConfig(Config):
                 )
             kind = ATTENTION_TYPES[unet.attention_type]
         require("grounding", "kind", kind, KINDS)
-        fitting = cls(
-            kind,
-            fusers=tuple(transformer_blocks(unet)),
-            token_width=unet.cross_attention_dim,
-            phrase_width=unet.cross_attention_dim,
-            in_channels=unet.in_channels,
-            extra_channels=MAP_CHANNELS.get(kind, 8) if kind in MAPS else 0,
-            first_width=unet.block_out_channels[0],
-            first_kernel=unet.conv_in_kernel,
-        )
-        return replace(fitting, **fields) if fields else fitting
+        width = unet.cross_attention_dim
+        extra = MAP_CHANNELS.get(kind, 8) if kind in MAPS else 0
+        fields = {"extra_channels": extra, "token_width": width, "phrase_width": width, **fields}
+        if fields["extra_channels"]:
+            first = {"first_width": unet.block_out_channels[0], "first_kernel": unet.conv_in_kernel}
+            fields = {"in_channels": unet.in_channels, **first, **fields}
+        return cls(kind, tuple(transformer_blocks(unet)), **fields)
 
     def require_fit(self, unet: UNetConfig) -> None:
         """Raise an `InputError` unless this grounding part was made for such a UNet."""

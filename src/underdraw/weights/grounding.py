@@ -56,6 +56,7 @@ def read_grounding(
     kind: str | None = None,
     variant: str | None = None,
     subfolder: str = "",
+    name: str = "",
 ) -> Found:
     """The grounding part in a folder or file.
 
@@ -66,6 +67,7 @@ def read_grounding(
         unet: the UNet it is wanted for; tells what shapes do not (heads, blocks). Without it the
             blocks of Stable Diffusion 1.x are expected.
         kind: what it is for, where names do not tell: "canny" and "depth" look alike.
+        name: of the repository it was downloaded from, which may tell, as file names may.
 
     Raises:
         NotFoundError: there is no such folder or file, or no weights in it.
@@ -77,22 +79,27 @@ def read_grounding(
     path = Path(source)
     try:
         if path.is_file():
-            return _from_file(open_checkpoint(path), unet, kind, str(path))
-        return _from_folder(path, unet, kind, variant, subfolder)
+            return _from_file(open_checkpoint(path), unet, kind, name or str(path))
+        return _from_folder(path, unet, kind, variant, subfolder, name or str(path))
     except WeightError as error:
         told = str(error)
         raise WeightError(told if told.startswith(str(path)) else f"{path}: {told}") from error
 
 
 def _from_folder(
-    path: Path, unet: UNetConfig | None, kind: str | None, variant: str | None, subfolder: str
+    path: Path,
+    unet: UNetConfig | None,
+    kind: str | None,
+    variant: str | None,
+    subfolder: str,
+    name: str,
 ) -> Found:
     if not subfolder and (path / folders.MODEL_INDEX).exists():
         subfolder = "unet"
     place = path / subfolder
     if not (place / "config.json").exists():
         files = folders.component_files(path, subfolder, variant)
-        return _from_file(Checkpoint(folders.open_weights(place, files), {}), unet, kind, str(path))
+        return _from_file(Checkpoint(folders.open_weights(place, files), {}), unet, kind, name)
     raw, tensors = folders.open_component(path, subfolder, variant)
     if raw.get("_class_name") == "Grounding":
         config = read(GroundingConfig, raw)
@@ -102,7 +109,7 @@ def _from_folder(
         raise WeightError(_no_grounding(tensors, raw.get("attention_type", "default")))
     own = read(UNetConfig, raw)
     base = set(network.layout(own).shapes)
-    return _named(tensors, base, unet, kind, str(path), beside=own)
+    return _named(tensors, base, unet, kind, name, beside=own)
 
 
 def _from_file(
@@ -116,7 +123,7 @@ def _from_file(
             raise WeightError(f"metadata {METADATA!r} is not readable: {error}") from error
         _same_kind(kind, config.kind)
         return Found(config, _matched(config, tensors))
-    if not any(".fuser." in name or name.startswith("position_net.") for name in tensors):
+    if not any(re.search(r"(^|\.)(fuser|position_net)\.", name) for name in tensors):
         raise WeightError(_no_grounding(tensors))
     prefix = next(
         (p for p in PREFIXES if any(n.startswith(f"{p}position_net.") for n in tensors)), ""
@@ -128,7 +135,8 @@ def _from_file(
         if not name.startswith(prefix) and reason(GROUNDING_FILE, name) is None
     ]
     if any(name.startswith(("down_blocks.", "mid_block.", "up_blocks.")) for name in inside):
-        base = {n for n in inside if reason(_BASE_OF_FOLDERS, n) is not None}
+        beside = {n for n in inside if ".fuser." not in n}
+        base = {n for n in beside if reason(_BASE_OF_FOLDERS, n) is not None}
         return _named(inside, base, unet, kind, source, left=left)
     table = _table(inside, unet)
     named, base = {}, set()
@@ -257,12 +265,14 @@ def _kind(tensors: Tensors, kind: str | None, source: str) -> str:
         else:
             told = ("normal",) if layer.shape[1] == 3 else ("canny", "depth")
     if kind is None and len(told) > 1:
-        kind = next((k for k in told if k in Path(source).name or k in source), None)
-        if kind is None:
+        # Published, they are called so: .../gligen-generation-canny/diffusion_pytorch_model.bin.
+        named = [k for k in told if k in "/".join(Path(source).parts[-2:]).lower()]
+        if len(named) != 1:
             raise InputError(
                 "kind=None; weights for Canny edges and for depth look alike: give kind='canny' or "
                 "kind='depth'"
             )
+        kind = named[0]
     if kind is not None and kind not in told:
         _same_kind(kind, " or ".join(told))
     return kind or told[0]

@@ -1,0 +1,45 @@
+"""Gated folders between the peer and us, and what the peer gets wrong on gated UNets."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel as Peer
+from networks.configs import BASE
+
+from underdraw.models import Grounding, UNet2DConditionModel
+
+GATED = {**BASE, "attention_type": "gated-text-image", "in_channels": 9}
+
+
+def test_folders_go_both_ways(tmp_path):
+    peer = Peer(**GATED)
+    peer.save_pretrained(tmp_path / "peer")
+    ours = UNet2DConditionModel.from_pretrained(tmp_path / "peer")
+    assert ours.grounding is not None
+    ours.without_grounding().with_grounding(ours.grounding).save_pretrained(tmp_path / "ours")
+    again = Peer.from_pretrained(tmp_path / "ours", use_safetensors=True)
+    assert again.config.attention_type == "gated-text-image"
+    state = peer.state_dict()
+    assert {name: value.shape for name, value in ours.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_the_peer_gives_an_adapter_to_the_fusers():
+    """Defect 5: it takes every attention that is not `attn1` for one to the text, and so asks for
+    twice the layers that an IP-Adapter has. Ours: `test_grounding_objects`."""
+    peer = Peer(**{**BASE, "attention_type": "gated"})
+    fusers = [n for n in peer.attn_processors if ".fuser." in n]
+    blocks = len(Grounding.for_unet(UNet2DConditionModel(**BASE), "text").config.fusers)
+    assert len(fusers) == blocks
+    adapter = {}
+    for i, name in enumerate(n for n in Peer(**BASE).attn_processors if "attn2" in n):
+        width = peer.get_submodule(name.removesuffix(".processor")).to_q.weight.shape[0]
+        adapter |= {f"{2 * i + 1}.to_{p}_ip.weight": torch.zeros(width, 10) for p in "kv"}
+    image = {"proj.weight": torch.zeros(4 * 10, 6), "norm.weight": torch.zeros(10)}
+    state = {"ip_adapter": adapter, "image_proj": image}
+    plain = Peer(**BASE)
+    plain._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=False)
+    with pytest.raises((KeyError, RuntimeError)):
+        peer._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=False)
