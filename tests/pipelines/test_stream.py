@@ -1,6 +1,7 @@
 """A call handed out step by step: the same numbers, cancelled between steps, seen on the way."""
 
 from contextlib import closing
+from inspect import isgeneratorfunction
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from pipelines import tiny
 
+import underdraw
 from underdraw import StableDiffusionPipeline, scenes
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, NonFiniteError
@@ -199,3 +201,10 @@ def test_mistakes_are_those_of_the_call():
     pipe.unet.conv_in.weight.data[0] = float("nan")
     with pytest.raises(NonFiniteError):
         next(pipe.stream("a red sphere", **CALL))
+
+
+@pytest.mark.parametrize("name", [name for name in underdraw.__all__ if name.endswith("Pipeline")])
+def test_every_pipeline_streams(name):
+    kind = getattr(underdraw, name)
+    if kind is not underdraw.DiffusionPipeline:  # it has no call
+        assert isgeneratorfunction(kind.__call__.steps)

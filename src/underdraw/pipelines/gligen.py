@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
+from underdraw.pipelines import calls
 from underdraw.pipelines.gligen_calls import Given, GLIGENCalls
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.request import Request
+from underdraw.sampling.loop import Step
 
 
 class StableDiffusionGLIGENPipeline(GLIGENCalls):
@@ -27,6 +29,7 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
             stream, one for the whole batch, and masks that swap width and height.
     """
 
+    @calls.streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -58,7 +61,7 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
         paste_back: bool = False,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
         """Make images. Arguments not named here are as in `StableDiffusionPipeline`.
 
         Args:
@@ -109,4 +112,8 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
             inpaint_mask=gligen_inpaint_mask,
             paste_back=paste_back,
         )
-        return self._grounded_call(request, given, height, width, latents, cross_attention_kwargs)
+        return (
+            yield from self._grounded_call(
+                request, given, height, width, latents, cross_attention_kwargs
+            )
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from underdraw.pipelines.gligen_inpaint import (
 )
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.request import Plan, Request
+from underdraw.sampling.loop import Step
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
         width: Any,
         latents: Any,
         attention: Any,
-    ) -> Any:
+    ) -> Generator[Step, None, Any]:
         """Make images with boxes."""
         compatible.refuse(None, None, attention)
         plan = self._plan(request)
@@ -113,7 +114,7 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
             noise = noise / plan.solver.initial_sigma
         else:
             noise = self._noise(plan, shape)
-        made = self._denoise(plan, noise * plan.solver.initial_sigma, own)
+        made = yield from self._denoising(plan, noise * plan.solver.initial_sigma, own)
         images, flags = self._decode(plan, made)
         if inpainting is not None and given.paste_back:
             images = inpainting.paste_back(images, self._framework)

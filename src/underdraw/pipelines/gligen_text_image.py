@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
+from underdraw.pipelines import calls
 from underdraw.pipelines.gligen_calls import Given, GLIGENCalls
 from underdraw.pipelines.gligen_familiar import FamiliarTextImage
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.request import Request
+from underdraw.sampling.loop import Step
 
 
 class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
@@ -69,6 +71,7 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             image_project=image_project,
         )
 
+    @calls.streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -104,7 +107,7 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
         paste_back: bool = False,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
         """Make images. Arguments not named here are as in `StableDiffusionGLIGENPipeline`.
 
         Args:
@@ -155,4 +158,8 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             inpaint_mask=gligen_inpaint_mask,
             paste_back=paste_back,
         )
-        return self._grounded_call(request, given, height, width, latents, cross_attention_kwargs)
+        return (
+            yield from self._grounded_call(
+                request, given, height, width, latents, cross_attention_kwargs
+            )
+        )
