@@ -266,13 +266,13 @@ def _kind(tensors: Tensors, kind: str | None, source: str) -> str:
             told = ("normal",) if layer.shape[1] == 3 else ("canny", "depth")
     if kind is None and len(told) > 1:
         # Published, they are called so: .../gligen-generation-canny/diffusion_pytorch_model.bin.
-        named = [k for k in told if k in "/".join(Path(source).parts[-2:]).lower()]
-        if len(named) != 1:
-            raise InputError(
-                "kind=None; weights for Canny edges and for depth look alike: give kind='canny' or "
-                "kind='depth'"
-            )
-        kind = named[0]
+        for part in Path(source).parts[:-3:-1]:
+            if len(named := [k for k in told if k in part.lower()]) == 1:
+                return named[0]
+        raise InputError(
+            "kind=None; weights for Canny edges and for depth look alike: give kind='canny' or "
+            "kind='depth'"
+        )
     if kind is not None and kind not in told:
         _same_kind(kind, " or ".join(told))
     return kind or told[0]
