@@ -70,3 +70,13 @@ def test_what_is_no_picture(run, tmp_path):
     for name in ("text.png", "absent.png"):
         result = run("edit", tmp_path / name, "--from", FROM, "--to", TO, code=2)
         assert name in result.stderr
+
+
+def test_edits_are_evaluated(run, tiny, tmp_path):
+    words = ("--task", "editing", "--model", tiny, "--count", "1", "--steps", "3")
+    result = run("evaluate", *words, "--dtype", "float32", "--out", tmp_path / "edits")
+    assert "edited as told" in result.stdout
+    assert (tmp_path / "edits" / "sheet.png").exists()
+    again = run("evaluate", *words, "--dtype", "float32", "--out", tmp_path / "edits")
+    assert again.stdout == result.stdout
+    run("evaluate", "--task", "editing", "--strength", "1", "0", "0", code=2)

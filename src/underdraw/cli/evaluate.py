@@ -18,13 +18,14 @@ class Task(str, Enum):
 
     text_to_image = "text-to-image"
     grounding = "grounding"
+    editing = "editing"
 
 
 def evaluate(
     out: options.OutFolder = Path("report"),
     model: options.Model = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Held-out captions.")] = 128,
-    steps: options.Steps = 20,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 16,
@@ -37,7 +38,7 @@ def evaluate(
         bool, typer.Option(help="Also how much the autoencoder keeps of unseen renders.")
     ] = True,
     task: Annotated[
-        Task, typer.Option(help="Whether captions hold, or whether boxes do (grounding).")
+        Task, typer.Option(help="What to judge: captions, boxes (grounding), or edits.")
     ] = Task.text_to_image,
     grounding: Annotated[
         str | None,
@@ -58,7 +59,7 @@ def evaluate(
     if solver == "help":
         tell(solvers.describe())
         return
-    if task is Task.text_to_image and (grounding is not None or strength is not None):
+    if task is not Task.grounding and (grounding is not None or strength is not None):
         raise InputError("--grounding and --strength are for --task grounding")
     from underdraw import evaluation
     from underdraw.cli.loading import load_pipeline
@@ -82,6 +83,10 @@ def evaluate(
             pipe.load_grounding(grounding)
         boxes = {"strength": strength, **arguments}
         evaluate_boxes(pipe, judge, out, count, steps or 20, seed or 0, batch, boxes)
+        return
+    if task is Task.editing:
+        asked = arguments if steps is None else {**arguments, "num_inference_steps": steps}
+        evaluate_edits(pipe, judge, out, count, seed or 0, batch, asked)
         return
     captions = evaluation.held_out_captions(count)
     try:
@@ -111,7 +116,8 @@ evaluate.examples = """Examples:
 \b
   underdraw evaluate --count 32 --steps 20 --out report
   underdraw evaluate --model work/export --guidance 5 --out report-5
-  underdraw evaluate --task grounding --strength 1 0 0 --out boxes"""  # type: ignore[attr-defined]
+  underdraw evaluate --task grounding --strength 1 0 0 --out boxes
+  underdraw evaluate --task editing --count 64 --out edits"""  # type: ignore[attr-defined]
 
 
 def evaluate_boxes(
@@ -152,6 +158,37 @@ def evaluate_boxes(
         )
     except KeyboardInterrupt:
         raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
+    typer.echo(report.table())
+    tell(f"report: {out}")
+
+
+def evaluate_edits(
+    pipe: Any,
+    judge: Any,
+    out: Path,
+    count: int,
+    seed: int,
+    batch: int,
+    arguments: dict[str, Any],
+) -> None:
+    """Pairs of renders that differ in one attribute, edited from one caption to the other."""
+    from underdraw import StableDiffusionDiffEditPipeline
+    from underdraw.evaluation import evaluate_editing
+
+    editor = StableDiffusionDiffEditPipeline.from_pipe(pipe)
+    try:
+        report = evaluate_editing(
+            editor,
+            count,
+            seed=seed,
+            batch=batch,
+            folder=out,
+            progress=terminal(),
+            evaluator=judge,
+            **arguments,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"edits made so far are in {out}; the same command goes on") from None
     typer.echo(report.table())
     tell(f"report: {out}")
 

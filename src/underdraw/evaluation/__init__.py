@@ -21,6 +21,7 @@ from .boxes import (
 from .captioner import SceneCaptioner
 from .detector import Detection, Evaluator, load_evaluator
 from .editing import background_change, mask_iou, psnr, unchanged_objects
+from .edits import EditingReport, EditScores, evaluate_editing, held_out_pairs, score_edits
 from .judging import CaptionReport, CaptionScores, Judgement, judge, score_captions
 from .rates import Rate
 from .staging import held_out_captions, real_renders, stage
@@ -33,6 +34,8 @@ __all__ = [
     "CaptionReport",
     "CaptionScores",
     "Detection",
+    "EditScores",
+    "EditingReport",
     "Evaluator",
     "Judgement",
     "Rate",
@@ -44,8 +47,10 @@ __all__ = [
     "background_change",
     "box_iou",
     "evaluate_autoencoder",
+    "evaluate_editing",
     "evaluate_text_to_image",
     "held_out_captions",
+    "held_out_pairs",
     "judge",
     "load_evaluator",
     "mask_iou",
@@ -53,6 +58,7 @@ __all__ = [
     "real_renders",
     "score_boxes",
     "score_captions",
+    "score_edits",
     "stage",
     "unchanged_objects",
     "wanted_in",

@@ -21,7 +21,7 @@ from .detector import Detection, Evaluator, load_evaluator
 from .editing import background_change, mask_iou, psnr, unchanged_objects
 from .images import as_images
 from .rates import Rate, as_json, table
-from .text_to_image import REPORT, RUN, SHEET, TABLE, _claim, _write
+from .text_to_image import REPORT, SHEET, TABLE, _claim, _write, describe_model
 
 SEED = 40_906_117  # no training uses it
 
@@ -208,6 +208,7 @@ def evaluate_editing(
     evaluator = evaluator or load_evaluator()
     pairs = held_out_pairs(count)
     settings = {
+        "model": describe_model(pipe),
         "count": count,
         "seed": seed,
         "compare": compare,
@@ -346,6 +347,3 @@ def _sheet(pairs: Sequence[Pair], made: dict[str, np.ndarray], most: int = 16) -
         columns += [made["img2img"][i] / 255] if "img2img" in made else []
         shown += to_pil(np.stack([*columns, real]))
     return grid(shown, columns=len(shown) // min(len(pairs), most))
-
-
-__all__ = ["RUN", "EditScores", "EditingReport", "evaluate_editing", "held_out_pairs"]
