@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class GroundingTask:
             raise InputError(f"a grounding part for {grounding.config.kind!r} is not trained here")
         if latents is not None and len(latents) != len(examples):
             raise InputError(f"{len(latents)} latents for {len(examples)} examples")
-        vae = family.get("vae")
+        vae: Any = family.get("vae")
         if vae is None and (latents is None or scale is None):
             raise InputError("family has no 'vae'; without it, give latents and scale")
         self.scale: float = vae.config.scaling_factor if scale is None else scale
@@ -122,7 +122,7 @@ class GroundingTask:
         for part in (*family.values(), heads):
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        self.modules: dict[str, nn.Module] = {"grounding": self.grounding.requires_grad_(True)}
+        self.modules: Mapping[str, nn.Module] = {"grounding": self.grounding.requires_grad_(True)}
         self.inpainting = self._who_inpaints()
         self._phrases: dict[str, Tensor] = {}
 
@@ -149,7 +149,7 @@ class GroundingTask:
         ]
         texts = ["" if drop else text for text, drop in zip(captions, no_caption, strict=True)]
         values: dict[str, Any] = self._clean(indices, generator)
-        shape = values.get("clean", values.get("posterior")).shape
+        shape = values["clean" if "clean" in values else "posterior"].shape
         return {
             **values,
             **self._boxes(indices, layouts, rng),
@@ -272,8 +272,10 @@ class GroundingTask:
         )
         times = batch["timesteps"]
         noisy = self.objective.add_noise(clean, batch["noise"], times)
-        extra = torch.cat([clean * batch["keep"], batch["keep"]], 1) if self.inpainting else None
-        if self.inpainting == "unet":
+        extra = None
+        if self.inpainting:
+            extra = torch.cat([clean * batch["keep"], batch["keep"]], 1)
+        if self.inpainting == "unet" and extra is not None:
             noisy, extra = torch.cat([noisy, extra], 1), None
         record = None if self.heads is None else Recorder(self.heads.places)
         acting = self.grounding(tokens, extra=extra)
