@@ -347,3 +347,20 @@ def test_half_precision():
     pipe.to(dtype=torch.bfloat16)
     made = tiny.run(pipe, "a", **arguments("inpaint"), seed=1)
     assert made.dtype == torch.bfloat16 and torch.isfinite(made).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pictures_are_encoded_with_the_pipeline_s_settings(text, name):
+    """Two pipelines may share an autoencoder; tiles bound what it sees at once."""
+    pipe = KINDS[name].from_pipe(text)
+    pipe.set_progress_bar_config(disable=True)
+    big, seen = picture(96, 136), []
+    size = {"height": 96, "width": 136} if name == "inpaint" else {}
+    call = arguments(name, image=[big, big], **size)
+    first = pipe.vae.encoder.conv_in
+    hook = first.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape)))
+    pipe.enable_vae_tiling()
+    pipe.enable_vae_slicing()
+    tiny.run(pipe, "a", **call, seed=1)
+    hook.remove()
+    assert seen and all(shape[0] == 1 and max(shape[2:]) <= 64 for shape in seen)

@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipelines.tiny import run
 
 from underdraw import StableDiffusionPipeline
@@ -105,5 +106,21 @@ def test_the_image_processor_takes_pictures_there_and_back(pipe):
     assert torch.equal(processor.preprocess(array), array)
     assert processor.preprocess(pictures[0].resize((77, 45))).shape == (1, 3, 40, 72)
     assert processor.preprocess(pictures[0], 24, 16).shape == (1, 3, 24, 16)
-    with pytest.raises(InputTypeError, match="image=str is no picture"):
+    with pytest.raises(InputTypeError, match="image holds a str"):
         processor.preprocess("a.png")
+
+
+def test_the_mask_processor_reads_masks(pipe):
+    mask = np.zeros((45, 77), np.uint8)
+    mask[10:20, 30:50] = 255
+    picture = Image.fromarray(mask)
+    processor = pipe.mask_processor
+    read = processor.preprocess(picture)
+    assert read.shape == (1, 1, 40, 72) and set(read.unique().tolist()) == {0, 1}
+    assert torch.equal(processor.preprocess(mask / 255, 40, 72), processor.preprocess(mask, 40, 72))
+    assert processor.get_crop_region(picture, 64, 64, pad=2) == (28, 3, 52, 27)
+    inside = picture.crop((28, 3, 52, 27))
+    cropped = processor.preprocess(picture, 24, 24, crops_coords=(28, 3, 52, 27))
+    assert np.array_equal(cropped[0, 0].numpy() * 255, np.asarray(inside))
+    soft = np.asarray(processor.blur(picture, 3))
+    assert len(np.unique(soft)) > 10 and soft.max() < 255

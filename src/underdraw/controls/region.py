@@ -158,4 +158,6 @@ class Region(Control):
         height, width = shape[2] * vae.config.factor, shape[3] * vae.config.factor
         pixels = read_pictures("Region's image", self.image, framework, height, width)
         pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
-        return run.nn.float32(vae.encode(pixels).latent_dist.mean) * vae.config.scaling_factor
+        settings = run.pipeline.settings
+        found = vae.encode_with(pixels, settings.vae_slicing, run.pipeline._tiling)
+        return run.nn.float32(found.mean) * vae.config.scaling_factor

@@ -80,14 +80,20 @@ class AutoencoderKL(Model):
 
     def encode(self, x: Array, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
         """The distribution of latents of images `(batch, 3, height, width)` in [-1, 1]."""
+        distribution = self.encode_with(x, self.use_slicing, self.tiling)
+        return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
+
+    def encode_with(
+        self, x: Array, slicing: bool = False, tiling: Tiling | None = None
+    ) -> DiagonalGaussian:
+        """Encode under the caller's settings, as `decode_with`."""
         nn, config = self.nn, self.config
 
         def program(part: Array) -> Array:
             return vae.encode(nn, self, config, part)
 
-        moments = self._run(program, x, (1, config.factor), self.use_slicing, self.tiling)
-        distribution = DiagonalGaussian(moments, nn.name)
-        return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
+        moments = self._run(program, x, (1, config.factor), slicing, tiling)
+        return DiagonalGaussian(moments, nn.name)
 
     def decode(
         self, z: Array, return_dict: bool = True, generator: Any = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from typing_extensions import ParamSpec
 
@@ -26,9 +26,6 @@ from underdraw.sampling.foreign import ForeignSolver, Solver
 from underdraw.sampling.loop import Change, Denoiser, Step, sample
 from underdraw.solvers.schedulers import Scheduler
 from underdraw.text.prompts import encode_prompts
-
-if TYPE_CHECKING:
-    from underdraw.pipelines.streaming import Stream
 
 
 def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
@@ -204,8 +201,6 @@ class Calls:
     def _check_size(self, height: Any, width: Any, latents: Any) -> tuple[int, int]:
         """Of the picture, in pixels; by default that of `latents`, or else the trained one."""
         factor = self.vae.config.factor
-        if self.compat == "diffusers" and (height is None or width is None):
-            height = width = None
         trained = self.unet.config.sample_size or 64
         sides = (trained, trained) if isinstance(trained, int) else tuple(trained)
         if latents is not None and len(getattr(latents, "shape", ())) == 4:
@@ -388,23 +383,6 @@ class Calls:
         if not plan.request.return_dict:
             return made, flags
         return StableDiffusionPipelineOutput(made, flags)
-
-    def stream(self, *args: Any, **kwargs: Any) -> Stream:
-        """The same as a call, step by step: arguments and output are those of `pipe(...)`.
-
-        Gives a generator of `Progress` (step, latents, previews). After the last step its `output`
-        is what the call gives; closing it before ends the run between two steps::
-
-            with closing(pipe.stream("a red sphere", seed=7)) as run:
-                for step in run:
-                    step.preview()[0].save("now.png")
-            run.output.images[0].save("done.png")
-
-        Errors are those of the call, raised where the first step is asked for.
-        """
-        from underdraw.pipelines.streaming import Stream
-
-        return Stream(self, args, kwargs)
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
         """A `tqdm` bar with this pipeline's options."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from underdraw.backends.contract import Array
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError
+from underdraw.models import pictures
 from underdraw.pipelines import calls, images
 
 
@@ -39,37 +40,55 @@ def no_texts(pipe: Any, prompts: Any) -> InputError:
 
 
 class ImageProcessor:
-    """Pictures to what the autoencoder takes, and back."""
+    """Pictures to what the autoencoder takes, and back; of masks with `mask`."""
 
-    def __init__(self, framework: Any, factor: int, place: Any) -> None:
+    def __init__(self, framework: Any, factor: int, place: Any, mask: bool = False) -> None:
         self.framework, self.vae_scale_factor, self.place = framework, factor, place
+        self.mask = mask
 
-    def preprocess(self, image: Any, height: int | None = None, width: int | None = None) -> Array:
-        """Float32 `(images, 3, height, width)` in [-1, 1].
+    def preprocess(
+        self,
+        image: Any,
+        height: int | None = None,
+        width: int | None = None,
+        crops_coords: tuple[int, int, int, int] | None = None,
+    ) -> Array:
+        """Float32 `(images, 3, height, width)` in [-1, 1], or masks `(masks, 1, height, width)`.
 
-        Args:
-            image: a PIL image, an array `(height, width, 3)` in [0, 1], or a list of them; or an
-                array of the backend `(images, 3, height, width)`, in [0, 1] or with negative
-                numbers if it is in [-1, 1] already.
-            height, width: of the result; PIL images are resized, by default to multiples of the
-                autoencoder's factor.
+        Arguments are those of `models.pictures.read_pictures` and `read_masks`; the size is by
+        default that of the first picture, rounded down to multiples of the autoencoder's factor.
         """
-        from PIL import Image
+        crop = None if crops_coords is None else pictures.Box(*crops_coords)
+        if self.mask:
+            side = getattr(image, "size", None) if hasattr(image, "convert") else None
+            side = (image.shape[-1], image.shape[-2]) if side is None else side
+            wide, high = (n - n % self.vae_scale_factor for n in side)
+            read = pictures.read_masks(
+                "mask", image, self.framework, height or high, width or wide, crop
+            )
+        else:
+            read = pictures.read_pictures(
+                "image",
+                image,
+                self.framework,
+                height,
+                width,
+                factor=self.vae_scale_factor,
+                crop=crop,
+            )
+        return self.framework.array(read, device=self.place)
 
-        if self.framework.is_array(image):
-            calls.array("image", image, (None, 3, height, width), self.framework)
-            return image if image.min() < 0 else image * 2 - 1
-        pixels = []
-        for one in image if isinstance(image, list | tuple) else [image]:
-            if isinstance(one, Image.Image):
-                factor = self.vae_scale_factor
-                size = [side - side % factor for side in one.size]
-                size = (size[0] if width is None else width, size[1] if height is None else height)
-                one = np.asarray(one.convert("RGB").resize(size, Image.Resampling.LANCZOS)) / 255
-            if not isinstance(one, np.ndarray) or one.ndim != 3:
-                raise InputTypeError(f"image={type(one).__name__} is no picture")
-            pixels.append(np.asarray(one, np.float32).transpose(2, 0, 1))
-        return self.framework.array(np.stack(pixels) * np.float32(2) - 1, device=self.place)
+    @staticmethod
+    def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> pictures.Box:
+        """The part of a picture around what is set in a PIL mask (`models.pictures`)."""
+        return pictures.crop_around(mask_image, width, height, pad)
+
+    @staticmethod
+    def blur(image: Any, blur_factor: int = 4) -> Any:
+        """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
+        from PIL import ImageFilter
+
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
 
     def postprocess(self, image: Array, output_type: str = "pil") -> Any:
         """Decoded images `(images, 3, height, width)` near [-1, 1] as "pil", "np", "pt", "latent"
@@ -101,6 +120,11 @@ class Familiar:
     def image_processor(self) -> ImageProcessor:
         """Pictures in and out."""
         return ImageProcessor(self._framework, self.vae_scale_factor, self.device)
+
+    @property
+    def mask_processor(self) -> ImageProcessor:
+        """Masks in."""
+        return ImageProcessor(self._framework, self.vae_scale_factor, self.device, mask=True)
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -118,6 +118,8 @@ class StableDiffusionPipeline(LatentPipeline):
                 controls,
             )
         )
+        if self.compat == "diffusers" and None in (height, width):
+            height = width = None
         height, width = self._check_size(height, width, latents)
         shape = self._latent_shape(plan.count, height, width)
         if latents is not None:

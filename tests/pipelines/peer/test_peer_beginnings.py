@@ -269,3 +269,20 @@ def test_the_peer_blends_at_the_wrong_level_inside_the_steps_of_dpm2(solvers):
     assert np.allclose(sizes[1][:-1], wanted, atol=1e-5) and sizes[1][-1] == 0
     assert np.allclose(sizes[0][1::2], sizes[1][1::2], atol=1e-5)
     assert (np.array(sizes[0][:-1:2]) < 0.8 * np.array(sizes[1][:-1:2])).all()
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_a_foreign_scheduler_begins_in_the_middle(monkeypatch, name):
+    for kind in ("img2img", "inpaint"):
+        theirs, ours = pair(kind)
+        whole = {**theirs.scheduler.config}
+        whole.pop("_use_default_values", None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, about what the peer does
+            for pipe in (theirs, ours):
+                scheduler = getattr(diffusers, name).from_config(whole)
+                monkeypatch.setattr(pipe, "scheduler", scheduler)
+        call = {"prompt": RED, "image": pictures(), "strength": 0.5}
+        if kind == "inpaint":
+            call |= {"mask_image": masks(), **SIZE}
+        assert deviation((theirs, ours), **call) <= LIMIT
