@@ -12,7 +12,6 @@ from underdraw.backends.torch_operations import (
     leaf as leaf,
     no_grad as no_grad,
     operations as operations,
-    recomputed as recomputed,
     with_settings as with_settings,
 )
 from underdraw.backends.torch_weights import (
@@ -25,6 +24,7 @@ from underdraw.backends.torch_weights import (
     load_root as load_root,
     move as move,
     named_tensors as named_tensors,
+    recomputed as recomputed,
     register_output as register_output,
     replace_rows as replace_rows,
     resolve_dtype as resolve_dtype,

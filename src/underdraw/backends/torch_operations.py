@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from underdraw.errors import InputError, InputTypeError
 
@@ -233,15 +232,6 @@ def leaf(p: Any) -> Tensor:
 def is_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite. One reduction, no temporary of the input's size."""
     return bool(torch.isfinite(values.detach().float().sum()))
-
-
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`; what it computes inside is not kept for the gradient but computed again (Chen
-    et al. 2016). Gradients flow into what the function encloses, too."""
-    if not torch.is_grad_enabled():
-        return function(x)
-    # Nothing inside a network is random, so no random state has to be put back.
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 operations = Torch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from underdraw.backends import hardware
 from underdraw.backends.layout import Layout, Leaf
@@ -194,3 +195,12 @@ def register_output(kind: type[Any]) -> None:
 
     name = f"{kind.__module__}.{kind.__qualname__}"
     pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=name)
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`; what it computes inside is not kept for the gradient but computed again (Chen
+    et al. 2016). Gradients flow into what the function encloses, too."""
+    if not torch.is_grad_enabled():
+        return function(x)
+    # Nothing inside a network is random, so no random state has to be put back.
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)

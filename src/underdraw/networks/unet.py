@@ -107,10 +107,7 @@ def unet(
         else:
             shift_width = 2 * width if scale_shift else width
             shift = nn.linear(p.time_emb_proj, act(time), shift_width)[:, :, None, None]
-        return run(
-            lambda x: resnet(nn, p, x, width, groups, eps, act, shift, scale_shift),
-            x,
-        )
+        return run(lambda x: resnet(nn, p, x, width, groups, eps, act, shift, scale_shift), x)
 
     def attend(p: Node, x: Array, level: Level, place: str, only_cross: bool = False) -> Array:
         heads, depth, linear = level.heads, level.depth, c.use_linear_projection

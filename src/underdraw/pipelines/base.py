@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from underdraw import models
 from underdraw.errors import InputError, InputTypeError, UnderdrawError
@@ -21,6 +21,9 @@ from underdraw.pipelines.processor import CLIPProcessor
 from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
 from underdraw.solvers import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
+
+if TYPE_CHECKING:
+    from underdraw.pipelines.streaming import Stream
 
 MODELS: Mapping[str, type[Model]] = {
     "unet": models.UNet2DConditionModel,
@@ -348,6 +351,23 @@ class DiffusionPipeline(calls.Calls):
                 else:
                     component.save_pretrained(place / name)
             save.write_json(place / "model_index.json", index)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+        """The same as a call, step by step: arguments and output are those of `pipe(...)`.
+
+        Gives a generator of `Progress` (step, latents, previews). After the last step its `output`
+        is what the call gives; closing it before ends the run between two steps::
+
+            with closing(pipe.stream("a red sphere", seed=7)) as run:
+                for step in run:
+                    step.preview()[0].save("now.png")
+            run.output.images[0].save("done.png")
+
+        Errors are those of the call, raised where the first step is asked for.
+        """
+        from underdraw.pipelines.streaming import Stream
+
+        return Stream(self, args, kwargs)
 
     # -- how it runs ------------------------------------------------------------------------------
     def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from underdraw.errors import WeightError
+from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.text import vocabulary
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -30,6 +30,7 @@ class StoredTokenizer:
 
     __call__: Callable[..., Any]
     _encode: Callable[[str], Any]
+    _padded: Callable[..., Any]
 
     def __init__(
         self,
@@ -110,6 +111,39 @@ class StoredTokenizer:
     def encode(self, text: str, **options: Any) -> list[int]:
         """Ids of one text; `options` as for a call."""
         return self(text, **options).input_ids
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        *,
+        return_tensors: str | None = None,
+    ) -> Any:
+        """Make rows of ids equally long.
+
+        Args:
+            encoded_inputs: `{"input_ids": rows}`, perhaps with their "attention_mask"; or a list of
+                such with one row each.
+            padding: to the longest row (True), or to `"max_length"`: `max_length`, or
+                `model_max_length` if not given.
+            return_tensors: as for a call.
+
+        Raises:
+            InputError, InputTypeError: an argument as above is something else.
+        """
+        if isinstance(encoded_inputs, (list, tuple)) and encoded_inputs:
+            names = encoded_inputs[0]
+            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in names}
+        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
+            raise InputTypeError(f"encoded_inputs={encoded_inputs!r:.80} has no input_ids")
+        rows = [_listed(row) for row in encoded_inputs["input_ids"]]
+        if not rows:
+            raise InputError("encoded_inputs holds no rows; at least one is needed")
+        masks = [_listed(row) for row in encoded_inputs.get("attention_mask", ())]
+        masks = masks or [[1] * len(row) for row in rows]
+        limit = self.model_max_length if max_length is None else max_length
+        return self._padded(rows, masks, padding, limit, return_tensors)
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text as they stand in the vocabulary, without start and end."""
@@ -199,3 +233,7 @@ def _special(token: Any, specials: set[str]) -> Any:
     if token.content in specials and not token.special:
         token.special = True
     return token
+
+
+def _listed(row: Any) -> list[int]:
+    return row.tolist() if hasattr(row, "tolist") else list(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,6 @@ class CLIPTokenizer(StoredTokenizer):
             raise InputTypeError(f"text must be a string or a list of strings, not {text!r:.80}")
         if not texts:
             raise InputError("text is an empty list; at least one text is needed")
-        _check_padding(padding, return_tensors)
         if truncation is None:
             truncation = max_length is not None and padding is False
         elif truncation not in _TRUNCATION:
@@ -82,54 +81,25 @@ class CLIPTokenizer(StoredTokenizer):
         for one in texts:
             ids = self._encode(one).ids
             rows.append([*edges[0], *(ids[:room] if _TRUNCATION[truncation] else ids), *edges[1]])
-        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
-        found = self._padded(rows, [[1] * len(row) for row in rows], length, return_tensors)
+        found = self._padded(rows, [[1] * len(row) for row in rows], padding, limit, return_tensors)
         if return_tensors is None and isinstance(text, str):
             return TokenizedText({name: listed[0] for name, listed in found.items()})
         return found
-
-    def pad(
-        self,
-        encoded_inputs: Any,
-        padding: bool | str = True,
-        max_length: int | None = None,
-        *,
-        return_tensors: str | None = None,
-    ) -> TokenizedText:
-        """Make rows of ids equally long.
-
-        Args:
-            encoded_inputs: `{"input_ids": rows}`, perhaps with their "attention_mask"; or a list of
-                such with one row each.
-            padding: to the longest row (True), or to `"max_length"`: `max_length`, or
-                `model_max_length` if not given.
-            return_tensors: as for a call.
-
-        Raises:
-            InputError, InputTypeError: an argument as above is something else.
-        """
-        if isinstance(encoded_inputs, (list, tuple)) and encoded_inputs:
-            names = encoded_inputs[0]
-            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in names}
-        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
-            raise InputTypeError(f"encoded_inputs={encoded_inputs!r:.80} has no input_ids")
-        rows = [_listed(row) for row in encoded_inputs["input_ids"]]
-        if not rows:
-            raise InputError("encoded_inputs holds no rows; at least one is needed")
-        masks = [_listed(row) for row in encoded_inputs.get("attention_mask", ())]
-        _check_padding(padding, return_tensors)
-        limit = self.model_max_length if max_length is None else max_length
-        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
-        return self._padded(rows, masks or [[1] * len(row) for row in rows], length, return_tensors)
 
     def _padded(
         self,
         rows: list[list[int]],
         masks: list[list[int]],
-        length: int,
+        padding: bool | str,
+        limit: int,
         return_tensors: str | None,
     ) -> TokenizedText:
-        """Rows and masks, filled up to `length`."""
+        """Rows and masks, filled up to the longest or to `limit`."""
+        if padding not in _PADDING:
+            raise InputError(f"padding={padding!r}; allowed: {', '.join(map(repr, _PADDING))}")
+        if return_tensors not in (None, "np", "pt"):
+            raise InputError(f"return_tensors={return_tensors!r}; allowed: None, 'np', 'pt'")
+        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
         masks = [mask + [0] * (length - len(mask)) for mask in masks]
         rows = [row + [self.pad_token_id] * (length - len(row)) for row in rows]
         if return_tensors is None:
@@ -165,14 +135,3 @@ class CLIPTokenizer(StoredTokenizer):
     @property
     def pad_token_id(self) -> int:
         return self.backend_tokenizer.token_to_id(self.pad_token)
-
-
-def _check_padding(padding: Any, return_tensors: Any) -> None:
-    if padding not in _PADDING:
-        raise InputError(f"padding={padding!r}; allowed: {', '.join(map(repr, _PADDING))}")
-    if return_tensors not in (None, "np", "pt"):
-        raise InputError(f"return_tensors={return_tensors!r}; allowed: None, 'np', 'pt'")
-
-
-def _listed(row: Any) -> list[int]:
-    return row.tolist() if hasattr(row, "tolist") else list(row)
