@@ -1,15 +1,20 @@
 """Prompt-to-prompt against a plain loop that edits the probabilities of two runs by hand."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backends.harness import give, take
 from pipelines import tiny
 from pipelines.tiny import run
 
-from underdraw.controls import AttentionEdit, Control
-from underdraw.controls.attention_edit import grid
+from underdraw import backends
+from underdraw.controls import AttentionEdit, Call, Control, Run
+from underdraw.controls.local_blend import grid
+from underdraw.controls.region import Region
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import Sites
 from underdraw.solvers import schedulers
@@ -314,6 +319,49 @@ def test_together_with_another_control(pipe):
     close(pair[1:], pair[:1], 1e-6)
 
 
+def test_together_with_a_region(pipe):
+    """The edit goes on inside the mask; outside both images are the known one."""
+    clean = torch.full((1, 4, 5, 9), 0.3)
+    inside = torch.zeros(1, 1, 5, 9)
+    inside[..., 4:] = 1.0
+    region = Region(inside, latents=clean)
+    both = made(pipe, [RED, GREEN], AttentionEdit(), region, seed=[3, 3])
+    torch.testing.assert_close(both[..., :4], clean.expand(2, -1, -1, -1)[..., :4])
+    plain = made(pipe, [RED, GREEN], region, seed=[3, 3])
+    close(both[:1], plain[:1])
+    assert (both[1] - plain[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", backends.installed())
+def test_the_same_on_every_backend(name):
+    edit = AttentionEdit(
+        mode="replace", cross_of={"purple": 0.3}, weights={"cube": 2.0}, blend=("sphere",)
+    )
+    random = np.random.default_rng(0)
+    latents = random.standard_normal((2, 4, 5, 9)).astype(np.float32)
+    asks = random.standard_normal((4, 2, 15, 77)).astype(np.float32) * 3
+    expected = None
+    for backend in ("torch", name):
+        nn = backends.get(backend).operations
+        pipeline = SimpleNamespace(tokenizer=tiny.tokenizer(), compat=None)
+        x = give(backend, latents)
+        carry = edit.prepare(Run(nn, pipeline, 2, x, 4, [RED, PURPLE]))
+        told = []
+        for index in (0, 1, 2):
+            call = Call(index, 4, 500.0, True)
+            x, sites, carry = edit.before_call(nn, carry, x, call)
+            p = nn.softmax(give(backend, asks))
+            told += [hook(nn, "", p) for hook in (*sites.cross_attention, *sites.self_attention)]
+            x, carry = edit.after_step(nn, carry, x * 1.0, call)
+            told.append(x)
+        told = [take(backend, value) for value in told]
+        if expected is not None:
+            assert len(told) == len(expected) == 8
+            for mine, theirs in zip(told, expected, strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+        expected = told
+
+
 @pytest.mark.parametrize(
     "name", ["DDIMScheduler", "PNDMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"]
 )
@@ -365,6 +413,11 @@ def test_half_precision(pipe):
 )
 def test_sides_of_a_level(positions, sides, expected):
     assert grid(positions, *sides) == expected
+
+
+def test_no_attention_to_find_places_in(pipe):
+    with pytest.raises(ControlError, match=r"positions=5\): no cross-attention of this UNet"):
+        made(pipe, [RED, GREEN], AttentionEdit(blend=("cube",), positions=5))
 
 
 def test_positions_of_no_level():

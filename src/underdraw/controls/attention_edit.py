@@ -17,6 +17,7 @@ import numpy as np
 from underdraw import backends
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.local_blend import attention_to, high
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Sites, UpTo
 from underdraw.text.alignment import Words, align, find, words
@@ -130,7 +131,9 @@ class AttentionEdit(Control):
             raise InputError("tokenizer=None; an attention edit needs one to find words")
         plain = getattr(run.pipeline, "compat", None) == "diffusers"
         read = {row: words(tokenizer, prompts[row], plain) for row in {self.source, *self.targets}}
-        array = partial(backends.get(run.nn.name).array, device=run.latents.device)
+        array = partial(
+            backends.get(run.nn.name).array, device=getattr(run.latents, "device", None)
+        )
         source = read[self.source]
         edits = [self._edit(tokenizer, source, read[row], row, array) for row in self.targets]
         return _Carry(run.batch, run.batch // count, tuple(edits), array)
@@ -227,7 +230,7 @@ class AttentionEdit(Control):
                 made = made * nn.cast(weights, x)
             if seen is not None and queries <= self.positions:
                 maps = [
-                    None if mark is None else _attention_to(nn, mark, map_)
+                    None if mark is None else attention_to(nn, mark, map_)
                     for mark, map_ in zip(edit.marks, (before, made), strict=True)
                 ]
                 seen.append(_Seen(number, queries, maps[0], maps[1]))
@@ -240,26 +243,23 @@ class AttentionEdit(Control):
         if not self.blend:
             return latents, carry._replace(seen=[])
         carry = carry.remember()
-        if not _within(self.blend_steps, call.progress) or not carry.maps:
+        if not carry.maps:
+            raise ControlError(
+                f"AttentionEdit(positions={self.positions}): no cross-attention of this UNet is as "
+                "small, so that there is nothing to find the places of `blend` in"
+            )
+        if not _within(self.blend_steps, call.progress):
             return latents, carry
         source, edited = carry.rows(latents, self.source), {}
         for number, edit in enumerate(carry.edits):
             inside = None
             for total in carry.maps[number]:
                 if total is not None:
-                    mask = self._mask(nn, total, latents.shape[2:])
+                    mask = high(nn, total, latents.shape[2:], self.threshold)
                     inside = mask if inside is None else inside + mask
             target = carry.rows(latents, edit.row)
             edited[carry.start(edit.row)] = nn.where(inside > 0, target, source)
         return _replaced(nn, latents, edited), carry
-
-    def _mask(self, nn: Operations, total: Array, sides: Sequence[int]) -> Array:
-        """Where attention `(images, positions)` is high: `(images, 1, height, width)`, 0 or 1."""
-        height, width = grid(total.shape[1], *sides)
-        map_ = _widened(nn, total.reshape(-1, 1, height, width))
-        peak = nn.quantile_abs(map_, 1.0)[:, None, None, None]
-        map_ = nn.upsample(map_, *sides)
-        return nn.where(map_ > self.threshold * peak, 1.0, 0.0)
 
 
 ALL: Any = object()
@@ -324,42 +324,6 @@ class _Carry(NamedTuple):
                 old = maps[seen.edit]
                 maps[seen.edit] = (_plus(old[0], seen.source), _plus(old[1], seen.target))
         return self._replace(seen=(), maps=tuple(maps) if largest else ())
-
-
-def grid(positions: int, height: int, width: int) -> tuple[int, int]:
-    """The sides of the level of a UNet with so many positions, for latents of `height, width`.
-
-    Levels halve the sides, rounding up (padded convolutions) or down.
-    """
-    for rounded in (1, 0):
-        h, w = height, width
-        while h * w > positions:
-            h, w = (h + rounded) // 2, (w + rounded) // 2
-        if h * w == positions:
-            return h, w
-    raise ControlError(
-        f"AttentionEdit: attention over {positions} positions fits no level of latents of "
-        f"{height} x {width}"
-    )
-
-
-def _attention_to(nn: Operations, mark: Array, probabilities: Array) -> Array:
-    """`(images, positions)`: attention `(images, heads, positions, copies, tokens)` to some tokens,
-    summed over them and averaged over heads."""
-    images, _, positions = probabilities.shape[:3]
-    found = nn.matmul(nn.float32(probabilities), mark)
-    return nn.mean(found, (1, 3)).reshape(images, positions)
-
-
-def _widened(nn: Operations, x: Array) -> Array:
-    """The largest value of each 3 x 3 neighbourhood of `(images, 1, height, width)`."""
-    for axis in (2, 3):
-        low, high = (x[:, :, :1], x[:, :, -1:]) if axis == 2 else (x[..., :1], x[..., -1:])
-        inner, outer = (x[:, :, 1:], x[:, :, :-1]) if axis == 2 else (x[..., 1:], x[..., :-1])
-        after, before = nn.concat((inner, high), axis), nn.concat((low, outer), axis)
-        for beside in (after, before):
-            x = nn.where(beside > x, beside, x)
-    return x
 
 
 def _replaced(nn: Operations, x: Array, rows: Mapping[int, Array]) -> Array:

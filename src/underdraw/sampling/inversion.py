@@ -270,6 +270,7 @@ def _up(
     residual is the distance between `end` and where the step leads from it."""
     nn, framework = denoise.nn, denoise.model._framework
     end = found.latents[-1]
+    device = getattr(end, "device", None)
 
     def f(x: Array) -> Array:
         answer = denoise(solver.model_input(index, x), index)
@@ -295,12 +296,12 @@ def _up(
         nearer = (residual < left) & (left > way.tolerance)
         share = np.where(residual < left, share, share / 2)
         left = np.where(nearer, residual, left)
-        chosen = framework.array(nearer.reshape(-1, 1, 1, 1), device=end.device)
+        chosen = framework.array(nearer.reshape(-1, 1, 1, 1), device=device)
         best = nn.where(chosen, x, best)
         image = y if image is None else nn.where(chosen, y, image)
         if (left <= way.tolerance).all():
             break
-        weight = framework.array(share.reshape(-1, 1, 1, 1).astype(np.float32), device=end.device)
+        weight = framework.array(share.reshape(-1, 1, 1, 1).astype(np.float32), device=device)
         x = best + weight * (image - best)
     return replace(
         found,
