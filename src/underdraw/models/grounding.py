@@ -65,10 +65,9 @@ class Grounding(Model):
             InputError: the kind is not known, or the UNet has no grounding layers to name it.
         """
         config = GroundingConfig.for_unet(_config_of(unet), kind, **fields)
-        if backend is None:
-            backend = unet.nn.name if hasattr(unet, "nn") else "torch"
-        part = cls(config, backend=backend)
-        return part._begun_from(unet) if config.extra_channels and hasattr(unet, "nn") else part
+        model = isinstance(unet, Model)
+        part = cls(config, backend=backend or (unet.nn.name if model else "torch"))
+        return part._begun_from(unet) if config.extra_channels and model else part
 
     def _begun_from(self: Self, unet: Any) -> Self:
         """This part with a first convolution that does as the UNet's: extra channels count 0."""

@@ -82,7 +82,7 @@ def save_grounding(grounding: Grounding, target: str | os.PathLike[str]) -> None
     from underdraw.weights.grounding import METADATA
 
     if Path(target).suffix != ".safetensors":
-        grounding.save_pretrained(target)
+        grounding.save_pretrained(Path(target))
         return
     about = {"format": "pt", METADATA: json.dumps(grounding.export_config(), sort_keys=True)}
     save.save_tensors(target, grounding.stored_tensors(), about)
