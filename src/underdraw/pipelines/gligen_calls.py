@@ -105,7 +105,8 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
             self._noise(plan, (shape[0], self.unet.config.in_channels, *shape[2:]))
         if inpainting is not None:
             own = self._keeping(inpainting, network)
-        if self.fuser_enabled or self.compat == "diffusers":
+        acts = self.fuser_enabled or self.compat == "diffusers"
+        if acts and any(layout.boxes for layout in layouts):
             own.append(layouts[0] if len(layouts) == 1 else PerImage(*layouts))
         if latents is not None:
             noise = self._framework.array(latents, device=self.device)
@@ -135,7 +136,7 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
     def _check_inpainting(self, given: Given, output_type: str) -> None:
         if given.inpaint_image is None:
             for name in ("inpaint_mask", "paste_back"):
-                if getattr(given, name) not in (None, False):
+                if not (getattr(given, name) is None or getattr(given, name) is False):
                     shown = name if name == "paste_back" else f"gligen_{name}"
                     raise InputError(f"{shown} is given; it needs gligen_inpaint_image")
             if self.unet.config.in_channels != self.vae.config.latent_channels:

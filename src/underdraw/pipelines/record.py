@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from inspect import signature
 from typing import Any
 
 from underdraw.errors import InputError, InputTypeError
@@ -40,7 +41,8 @@ def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> 
     if request.seed is None and pipe.dtype != pipe._framework.float32:
         seed = None  # a seed draws in float32
     names = ("num_inference_steps", "timesteps", "sigmas", "guidance_rescale", "eta", "clip_skip")
-    shared = {name: _plain(getattr(request, name)) for name in names}
+    takes = signature(type(pipe).__call__).parameters
+    shared = {name: _plain(getattr(request, name)) for name in names if name in takes}
     altered = plan.watch is not None and plan.watch.altered
     altered = altered or pipe._interrupt or pipe.guidance_scale is not scale
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
