@@ -113,16 +113,18 @@ class DiffEditParts(LatentPipeline):
             return self._operations.concat(parts, 0)
         return framework.draw(shape, drawn, self.device, like)
 
-    def _levels(self, given: Any, prompts: int, steps: int) -> Array:
+    def _levels(self, held: Any, prompts: int, steps: int) -> Array:
         """Inverted latents `(prompts, levels, channels, height, width)`, float32."""
         framework = self._framework
-        given = given.latents if isinstance(given, DiffEditInversionPipelineOutput) else given
-        if isinstance(given, list | tuple) and given and all(map(framework.is_array, given)):
-            given = self._operations.concat(given, 0)
-        if not framework.is_array(given):
+        if isinstance(held, DiffEditInversionPipelineOutput):
+            held = held.latents
+        if isinstance(held, list | tuple) and held and all(map(framework.is_array, held)):
+            held = self._operations.concat(held, 0)
+        if not framework.is_array(held):
             raise InputTypeError(
-                f"image_latents is {type(given).__name__}; what invert returns is needed"
+                f"image_latents is {type(held).__name__}; what invert returns is needed"
             )
+        given: Any = held
         if given.ndim == 4 and given.shape[0] % prompts == 0:
             given = given.reshape(prompts, -1, *given.shape[1:])
         checks.array("image_latents", given, (None,) * 5, framework)
@@ -254,7 +256,8 @@ class DiffEditParts(LatentPipeline):
         list grows while it runs. `plan.solver` is the one that goes down."""
         from underdraw.sampling import inversion
 
-        solver, denoise = plan.solver, self._denoiser(plan)[0]
+        solver: Any = plan.solver
+        denoise = self._denoiser(plan)[0]
         way = inversion.METHODS.get(method, method) if isinstance(method, str) else method
         if not isinstance(way, inversion.FixedPoint):
             raise InputError(f"method={method!r} is not known; allowed: 'plain', 'fixed-point'")
@@ -291,7 +294,7 @@ class DiffEditParts(LatentPipeline):
         def pick(image: int, below: int) -> int:
             return whole_number(plan.generators, image, below)
 
-        regularise = Regularisation(*weights, rounds, rolls, pick, plain)
+        regularise = Regularisation(weights[0], weights[1], rounds, rolls, pick, plain)
         return RegularisedSolver(solver, regularise, reads)
 
 

@@ -204,7 +204,7 @@ def edit(
             "mask": "found" if mask_image is None else "given",
         },
     )
-    way = {"num_inference_steps": settings.steps}
+    way: dict[str, Any] = {"num_inference_steps": settings.steps}
     size = tuple(clean.shape[2:])
     if mask_image is not None:
         given = masks.read_mask(nn, mask_image, count, size, pipe.vae.config.factor)
@@ -221,6 +221,7 @@ def edit(
             seed=seed,
             **way,
         )
+    found: Any = kept.mask
     way["inpaint_strength"] = settings.strength
     levels = [framework.array(level, device=pipe.device) for level in kept.levels]
 
@@ -235,7 +236,7 @@ def edit(
         kept.write()  # also when it was interrupted
     latents = inverted.latents
     made = pipe(
-        mask_image=kept.mask,
+        mask_image=found,
         image_latents=latents,
         guidance_scale=settings.guidance,
         prompt_embeds=target_embeds,
@@ -248,8 +249,8 @@ def edit(
     )
     images = made.images
     if paste and output_type != "latent":
-        images = _pasted(image, pixels, images, kept.mask, output_type, framework)
-    return DiffEditOutput(images, kept.mask, latents, made.nsfw_content_detected)
+        images = _pasted(image, pixels, images, found, output_type, framework)
+    return DiffEditOutput(images, found, latents, made.nsfw_content_detected)
 
 
 def _pasted(

@@ -68,7 +68,7 @@ def read_mask(nn: Any, mask: Any, images: int, size: tuple[int, int], factor: in
         InputTypeError: something else than masks.
     """
     framework = backends.get(nn.name)
-    first = mask[0] if isinstance(mask, list | tuple) and mask else mask
+    first: Any = mask[0] if isinstance(mask, list | tuple) and mask else mask
     found = first.size[::-1] if hasattr(first, "convert") else getattr(first, "shape", ())[-2:]
     if tuple(found) == size:
         read = read_masks("mask_image", mask, framework, *size)
