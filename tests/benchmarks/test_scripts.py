@@ -85,6 +85,18 @@ def test_steps_of_networks(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_grounded_steps(capsys):
+    import grounded_step
+    import torch
+
+    shape = {"sizes": (8,), "dtypes": (torch.float32,), "runs": 1}
+    made = grounded_step.main(**shape, config=UNET)
+    assert [one.bar for one in made] == [1.0, 1.02, None, 0.55]
+    for line in capsys.readouterr().out.split("largest difference ")[1:]:
+        assert float(line.split()[0]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_whole_pipelines(capsys):
     import tiny_step
 
