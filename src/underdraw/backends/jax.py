@@ -322,6 +322,7 @@ def draw_like(values: Array, generator: Any = None) -> Array:
     return draw(values.shape, generator, dtype=values.dtype)
 
 
+float32 = DTYPES["float32"]
 no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
 

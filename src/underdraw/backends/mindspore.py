@@ -310,6 +310,7 @@ def draw_like(values: Tensor, generator: Any = None) -> Tensor:
     return draw(values.shape, generator, dtype=values.dtype)
 
 
+float32 = DTYPES["float32"]
 no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
 

@@ -88,7 +88,8 @@ def check_controls(controls: Any) -> None:
             raise InputTypeError(f"controls holds {control!r}, which is not a Control")
 
 
-Given, Made = ParamSpec("Given"), TypeVar("Made")
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 def streamed(make: Callable[Given, Generator[Step, None, Made]]) -> Callable[Given, Made]:

@@ -142,7 +142,8 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
 
     def _check_embeds(self, request: Request, prompts: list[str] | None) -> None:
         framework, width = self._framework, self.unet.config.cross_attention_dim
-        embeds, against = request.prompt_embeds, request.negative_prompt_embeds
+        embeds: Any = request.prompt_embeds
+        against = request.negative_prompt_embeds
         for text, given, name in (
             (request.prompt, embeds, "prompt"),
             (request.negative_prompt, against, "negative_prompt"),
