@@ -156,7 +156,7 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
             calls.array("prompt_embeds", embeds, (None, None, width), framework)
         if against is not None:
             tokens = None if embeds is None else embeds.shape[1]
-            count = embeds.shape[0] if prompts is None else len(prompts)
+            count = embeds.shape[0] if embeds is not None else len(prompts or ())
             calls.array("negative_prompt_embeds", against, (count, tokens, width), framework)
 
     def _negative_like(self, context: Array, negatives: list[str]) -> Array:
