@@ -52,6 +52,28 @@ def test_edit_inside_a_drawn_mask(run, tiny, photo, tmp_path):
     assert not changed[:, 40:].any()
 
 
+def test_ctrl_c_keeps_what_was_done(run, tiny, photo, tmp_path, monkeypatch):
+    from underdraw.pipelines.diffedit_parts import Trace
+
+    plain, seen = Trace.__call__, []
+
+    def stopped(self, step, ends):
+        change = plain(self, step, ends)
+        seen.append(step.index)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return change
+
+    monkeypatch.setattr(Trace, "__call__", stopped)
+    kept = tmp_path / "kept.safetensors"
+    result = call(run, tiny, photo, "-o", "out.png", "--keep-latents", kept, code=130)
+    assert f"{kept} holds what was done; the same command goes on" in result.stderr
+    assert not (tmp_path / "out.png").exists()
+    call(run, tiny, photo, "-o", "out.png", "--keep-latents", kept)
+    assert seen == [0, 1, 0, 1]
+    assert (tmp_path / "out.png").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
