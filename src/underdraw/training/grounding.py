@@ -107,10 +107,9 @@ class GroundingTask:
             raise InputError(f"a grounding part for {grounding.config.kind!r} is not trained here")
         if latents is not None and len(latents) != len(examples):
             raise InputError(f"{len(latents)} latents for {len(examples)} examples")
-        vae: Any = family.get("vae")
-        if vae is None and (latents is None or scale is None):
+        if family.get("vae") is None and (latents is None or scale is None):
             raise InputError("family has no 'vae'; without it, give latents and scale")
-        self.scale: float = vae.config.scaling_factor if scale is None else scale
+        self.scale: float = family["vae"].config.scaling_factor if scale is None else scale
         self.pictured = grounding.config.kind == "text-image" and self.config.images > 0
         if self.pictured and family.get("image_encoder") is None:
             raise InputError(
