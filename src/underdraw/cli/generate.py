@@ -210,8 +210,8 @@ def recorded(path: Path, given: dict[str, Any]) -> Request:
     if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise InputError(f"{path} holds metadata that this version of underdraw cannot read")
     layout = record.get("layout")
-    given = [*given, "controls"] if isinstance(layout, dict) else given
-    if missing := [name for name in record["missing"] if name not in given]:
+    held = {*given, "controls"} if isinstance(layout, dict) else set(given)
+    if missing := [name for name in record["missing"] if name not in held]:
         lacking = ", ".join(map(str, missing))
         raise InputError(f"{path} cannot be made again: it does not hold its {lacking}")
     if not isinstance(record["call"].get("seed"), int):

@@ -112,7 +112,7 @@ def check_box(name: str, box: Any) -> Corners:
     for value in box:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise InputTypeError(f"{name}={box!r:.100} holds {value!r}, which is not a number")
-        if not (isfinite(value) and 0 <= value <= 1):
+        if not (isfinite(value) and 0 <= float(value) <= 1):
             raise InputError(
                 f"{name}={box!r:.100} holds {value}; allowed: fractions of the image in 0 .. 1"
             )

@@ -80,8 +80,8 @@ class Control:
 class Part(Control):
     """A control that acts only together with others of its kind, as the boxes of a picture do."""
 
-    whole: ClassVar[Callable[[Sequence[Any]], Control]]
-    """Makes one control of all parts that share this function; a `staticmethod`."""
+    whole: ClassVar[Any]
+    """`(parts) -> Control`: makes one of all parts that share this function; a `staticmethod`."""
 
 
 def joined(controls: Sequence[Control]) -> list[Control]:

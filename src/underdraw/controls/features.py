@@ -29,8 +29,8 @@ def phrase_features(pipeline: Any, phrases: Sequence[str]) -> Array:
             raise InputError(
                 f"phrase={phrase!r:.60} has {len(row) - 2} tokens; allowed: at most {most - 2}"
             )
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), tokenizer.pad_token_id, np.int64)
+    # Whole windows, as prompts have: of shorter ones the bits would depend on the other phrases.
+    ids = np.full((len(rows), most), tokenizer.pad_token_id, np.int64)
     for row, known in zip(ids, rows, strict=True):
         row[: len(known)] = known
     # Tokens see only those before them, so the pooled end token does not notice the padding.

@@ -28,6 +28,8 @@ from underdraw.networks.sites import NO_SITES, Sites
 PHRASES = Strength(0.3, 0.0, 0.7)
 IMAGES = Strength(1.0, 0.0, 0.0)
 """Over a run, as in the original."""
+TOGETHER = 4
+"""Numbers of boxes are rounded up to multiples of it by null tokens, which count in any case."""
 IMAGE_NORM = 28.7
 """Length of image features, about that of phrases'."""
 
@@ -140,7 +142,10 @@ def _prepare(run: Run, layouts: Sequence[Layout]) -> Ready:
     entries = [layout.entries for layout in layouts]
     network = boxes_network(run.pipeline, any(e.image is not None for one in entries for e in one))
     # The last row stays empty: the unconditional one, whose tokens are the same for all images.
-    table = Table(len(entries) + 1, max(map(len, entries)), network.config.phrase_width)
+    # A few equal sizes: then an image with so many boxes or fewer gives the same bits in any batch.
+    most = -(-max(map(len, entries)) // TOGETHER) * TOGETHER
+    most = min(most, network.config.limit)
+    table = Table(len(entries) + 1, most, network.config.phrase_width)
     table.fill_boxes(entries, run.pipeline)
     table.fill_images(entries, run.pipeline, [layout.image_norm for layout in layouts])
     images = (table.images, table.image_present) if table.image_present.any() else (None, None)

@@ -26,7 +26,8 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
         unet: a gated one (`attention_type="gated"`), or a plain one to which `load_grounding`
             attaches weights.
         compat: `"diffusers"` brings the peer's numbers back: inpainting noise from PyTorch's global
-            stream, one for the whole batch, and masks that swap width and height.
+            stream, another at each call and one for the whole batch, and a background on which the
+            network has the last word.
     """
 
     @calls.streamed

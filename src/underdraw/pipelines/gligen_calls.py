@@ -188,13 +188,10 @@ def read_layouts(given: Given, plan: Plan) -> list[Layout]:
         )
     layouts = []
     for i, own in enumerate(boxes):
-        beside = [
-            _of_image(name, value, i, len(boxes))
-            for name, value in (("gligen_phrases", given.phrases), ("gligen_images", given.images))
-        ]
-        layouts.append(
-            _layout(f"[{i}]", listed(f"gligen_boxes[{i}]", own), *beside, given, strength, norm)
-        )
+        phrases = _of_image("gligen_phrases", given.phrases, i, len(boxes))
+        images = _of_image("gligen_images", given.images, i, len(boxes))
+        mine = listed(f"gligen_boxes[{i}]", own)
+        layouts.append(_layout(f"[{i}]", mine, phrases, images, given, strength, norm))
     each = plan.count // len(layouts)
     return [layout for layout in layouts for _ in range(each)]
 

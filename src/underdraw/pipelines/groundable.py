@@ -101,8 +101,10 @@ class Groundable:
         """
         from underdraw.models.grounding_files import load_grounding
 
-        network, sight = source, NO_SIGHT
-        if not isinstance(source, Grounding):
+        sight = NO_SIGHT
+        if isinstance(source, Grounding):
+            network = source
+        else:
             network = load_grounding(
                 source,
                 self.unet,
