@@ -252,11 +252,12 @@ class AttentionEdit(Control):
             return latents, carry
         source, edited = carry.rows(latents, self.source), {}
         for number, edit in enumerate(carry.edits):
-            inside = None
-            for total in carry.maps[number]:
-                if total is not None:
-                    mask = high(nn, total, latents.shape[2:], self.threshold)
-                    inside = mask if inside is None else inside + mask
+            masks = [
+                high(nn, total, latents.shape[2:], self.threshold)
+                for total in carry.maps[number]
+                if total is not None
+            ]
+            inside = masks[0] if len(masks) == 1 else masks[0] + masks[1]
             target = carry.rows(latents, edit.row)
             edited[carry.start(edit.row)] = nn.where(inside > 0, target, source)
         return _replaced(nn, latents, edited), carry
@@ -359,9 +360,10 @@ def _index(name: str, value: Any) -> int:
 def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputTypeError(f"{name}={value!r} is not a number")
-    if not (math.isfinite(value) and low <= value <= high):
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
         raise InputError(f"{name}={value} is out of range; allowed: finite, {low} .. {high}")
-    return float(value)
+    return number
 
 
 def _range(name: str, value: Any) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def align(source: Words, target: Words, replace: bool) -> tuple[np.ndarray, np.n
         mapping[start, start] = mapping[old, new] = 1
         for place in range(max(old, new) + 1, start + target.length):
             mapping[place, place] = 1
-    return mapping, mapping.any(0)
+    return mapping, np.asarray(mapping.any(0))
 
 
 def _connect(mapping: np.ndarray, olds: Sequence[int], news: Sequence[int]) -> None:
@@ -133,4 +133,3 @@ def _connect(mapping: np.ndarray, olds: Sequence[int], news: Sequence[int]) -> N
         mapping[olds, news] = 1
     else:
         mapping[np.ix_(olds, news)] = 1 / len(news)
-
