@@ -18,7 +18,7 @@ def annotate(pipe: Any, made: Sequence[Any], plan: Plan, own: Any) -> None:
     """Write into each PIL image how it was made; the rest as for `describe_call`. `own` may be a
     function of the image's index."""
     for index, image in enumerate(made):
-        mine = own(index) if callable(own) else own
+        mine: Any = own(index) if callable(own) else own
         image.info[METADATA] = describe_call(pipe, index, plan, mine)
 
 
