@@ -7,7 +7,7 @@ image then depends neither on the batch it sits in nor on where it was made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -209,19 +209,6 @@ def array(values: Any, dtype: Any = None, device: Any = None) -> Tensor:
 
 no_grad = torch.no_grad
 float32 = torch.float32
-
-
-Function = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-
-
-def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The gradient at `x` of the number that `function` returns first, and the arrays that it
-    returns second. Nothing is left on parameters."""
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        value, rest = function(x)
-    (found,) = torch.autograd.grad(value, x)
-    return found, tuple(part.detach() for part in rest)
 
 
 def leaf(p: Any) -> Tensor:

@@ -204,3 +204,16 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return function(x)
     # Nothing inside a network is random, so no random state has to be put back.
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+Function = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The gradient at `x` of the number that `function` returns first, and the arrays that it
+    returns second. Nothing is left on parameters."""
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value, rest = function(x)
+    (found,) = torch.autograd.grad(value, x)
+    return found, tuple(part.detach() for part in rest)

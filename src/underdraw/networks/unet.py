@@ -10,6 +10,7 @@ from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import ControlError, InputError
+from underdraw.networks.class_labels import embed_labels
 from underdraw.networks.config import Level, UNetConfig
 from underdraw.networks.layers import (
     Context,
@@ -59,19 +60,7 @@ def embed_time(
     temb = mlp(p.time_embedding, x)
     if c.class_embed_type is None and c.num_class_embeds is None:
         return temb
-    if class_labels is None:
-        raise InputError(
-            "class_labels=None; this UNet was trained with class labels and needs them"
-        )
-    if c.class_embed_type == "timestep":
-        return temb + mlp(p.class_embedding, sinusoid(class_labels))
-    if c.class_embed_type == "projection":
-        return temb + mlp(p.class_embedding, nn.cast(class_labels, like))
-    if c.class_embed_type == "simple_projection":
-        return temb + nn.linear(p.class_embedding, nn.cast(class_labels, like), width)
-    if c.class_embed_type == "identity":
-        return temb + nn.cast(class_labels, like)
-    return temb + nn.embedding(p.class_embedding, class_labels, c.num_class_embeds or 0, width)
+    return temb + embed_labels(nn, p.class_embedding, c, class_labels, temb, sinusoid, mlp)
 
 
 def unet(

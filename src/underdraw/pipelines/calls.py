@@ -2,7 +2,7 @@
 contexts, a solver is made, the loop is driven, its result decoded.
 
 A pipeline's call is a recipe over these: `Request` (what was given) -> `_plan` (checked) ->
-`_denoise` -> `_decode` -> `_output`. Errors name the argument, its value and what is allowed.
+`_denoising` -> `_decode` -> `_output`. Errors name the argument, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import wraps
+from functools import partial, wraps
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from typing_extensions import ParamSpec
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.pipelines.checks import array as array, size
+from underdraw.pipelines.checks import array as array, check_controls, sides, wrong_unet
 from underdraw.pipelines.images import OUTPUT_TYPES, StableDiffusionPipelineOutput
 from underdraw.pipelines.request import Plan, Request
 from underdraw.sampling.foreign import ForeignSolver, Solver
@@ -77,15 +77,6 @@ def generators(generator: Any, seed: Any, count: int) -> Any:
     from underdraw.backends.torch_operations import seeded
 
     return seeded(seed, count)
-
-
-def check_controls(controls: Any) -> None:
-    """A list of controls."""
-    if not isinstance(controls, list | tuple):
-        raise InputTypeError(f"controls={controls!r} is not a list of controls")
-    for control in controls:
-        if not isinstance(control, Control):
-            raise InputTypeError(f"controls holds {control!r}, which is not a Control")
 
 
 Given = ParamSpec("Given")
@@ -157,7 +148,8 @@ class Calls:
             from underdraw.pipelines.callbacks import Callbacks
 
             watch = Callbacks(self, request)
-        check_controls(request.controls)
+        if request.controls != ():
+            check_controls(request.controls)
         prompts, negatives, count = self._check_prompts(request)
         count *= per_prompt
         scale: Any = request.guidance_scale
@@ -203,14 +195,12 @@ class Calls:
         """Of the picture, in pixels; by default that of `latents`, or else the trained one."""
         factor = self.vae.config.factor
         trained = self.unet.config.sample_size or 64
-        sides = (trained, trained) if isinstance(trained, int) else tuple(trained)
+        shape = (trained, trained) if isinstance(trained, int) else tuple(trained)
         if latents is not None and len(getattr(latents, "shape", ())) == 4:
-            sides = tuple(latents.shape[2:])
-        height = (
-            sides[0] * factor if height is None else size("height", whole("height", height), factor)
-        )
-        width = sides[1] * factor if width is None else size("width", whole("width", width), factor)
-        return height, width
+            shape = tuple(latents.shape[2:])
+        if height is width is None:
+            return shape[0] * factor, shape[1] * factor
+        return sides(height, width, shape, factor)
 
     def _latent_shape(
         self, count: int, height: int, width: int, added: Sequence[int] = (0,)
@@ -219,10 +209,7 @@ class Calls:
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         taken = self.unet.config.in_channels
         if taken - channels not in added:
-            raise InputError(
-                f"unet: it takes {taken} channels, latents have {channels}; {type(self).__name__} "
-                f"needs a text-to-image{' or inpainting' if any(added) else ''} UNet"
-            )
+            raise wrong_unet(self, taken, channels, any(added))
         return count, channels, height // factor, width // factor
 
     def _needs_guidance(self, scale: Any) -> bool:
@@ -262,10 +249,6 @@ class Calls:
         dtype = like if plan.request.seed is None else framework.float32
         return framework.draw(shape, plan.generators, framework.device_of(self.unet), dtype)
 
-    def _denoise(self, plan: Plan, latents: Array, own: Sequence[Control] = ()) -> Array:
-        """`_denoising` to its end."""
-        return ended(self._denoising(plan, latents, own))
-
     def _denoising(
         self, plan: Plan, latents: Array, own: Sequence[Control] = ()
     ) -> Generator[Step, None, Array]:
@@ -280,15 +263,8 @@ class Calls:
         controls = (*own, *plan.request.controls)
         if plan.watch is not None:
             plan.watch.begin(denoise, negative)
-        run = sample(
-            denoise,
-            plan.solver,
-            latents,
-            lambda: self._noise(plan, latents.shape),
-            controls,
-            self,
-            plan.prompts,
-        )
+        noise = partial(self._noise, plan, latents.shape)
+        run = sample(denoise, plan.solver, latents, noise, controls, self, plan.prompts)
         made = yield from self._drive(run, latents, len(plan.solver), plan.steps, plan.watch)
         if not self.unet._framework.is_finite(made):
             raise NonFiniteError("the latents became NaN or infinity after the first step")
@@ -300,13 +276,7 @@ class Calls:
         vars(self._run).update(guidance=plan.guidance, calls=len(solver))
         vars(self._run).update(rescale=float(request.guidance_rescale), skip=request.clip_skip)
         context, negative = self._contexts(
-            plan.prompts,
-            plan.negatives,
-            request.prompt_embeds,
-            request.negative_prompt_embeds,
-            plan.guided,
-            plan.count,
-            request.clip_skip,
+            request, plan.prompts, plan.negatives, plan.guided, plan.count
         )
         denoise = Denoiser(
             self.unet,
@@ -321,18 +291,16 @@ class Calls:
 
     def _contexts(
         self,
+        request: Request,
         prompts: list[str] | None,
         negatives: list[str] | None,
-        prompt_embeds: Array | None,
-        negative_embeds: Array | None,
         guided: bool,
         count: int,
-        clip_skip: int | None,
     ) -> tuple[Array, Array | None]:
         """Contexts `(count, tokens, width)`; without guidance the second is None."""
         nn, framework, plain = self._operations, self.unet._framework, self.compat == "diffusers"
-        context: Any = prompt_embeds
-        negative: Any = negative_embeds if guided else None
+        context: Any = request.prompt_embeds
+        negative: Any = request.negative_prompt_embeds if guided else None
         absent = guided and negative is None
         if (prompts is not None or absent) and None in (self.text_encoder, self.tokenizer):
             from underdraw.pipelines.compatible import no_texts
@@ -341,7 +309,7 @@ class Calls:
         if prompts is not None:
             against = (negatives or [""] * len(prompts)) if absent else []
             context, found = encode_prompts(
-                self.text_encoder, self.tokenizer, prompts, against, clip_skip, plain
+                self.text_encoder, self.tokenizer, prompts, against, request.clip_skip, plain
             )
             negative = found if absent else negative
         elif absent:
@@ -401,12 +369,9 @@ class Calls:
         steps: int,
         watch: Callable[[Step, bool], Change] | None = None,
     ) -> Generator[Step, None, Array]:
-        """Take a run of `sample` to its end, or to `interrupt`; the latents it arrived at.
-
-        Args:
-            calls: of the network, in so many `steps`.
-            watch: sees every call, and whether it ends a step; its answer goes back into the run.
-        """
+        """Take a run of `sample`, so many model calls in `steps` steps, to its end or to
+        `interrupt`; the latents it arrived at. `watch` sees every call, and whether it ends a step;
+        its answer goes back into the run."""
         order = getattr(self.scheduler, "order", 1)
         self._interrupt, change = False, None
         with closing(run), self.progress_bar(total=steps) as bar:

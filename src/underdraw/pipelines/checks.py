@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError
 from underdraw.sampling.foreign import Solver
 
@@ -37,6 +38,35 @@ def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) ->
     if not framework.is_finite(value):
         raise InputError(f"{name} holds NaN or infinity")
     return value
+
+
+def sides(height: Any, width: Any, shape: Sequence[int], factor: int) -> tuple[int, int]:
+    """Of a picture, in pixels; one that is not given is that of `shape`, in latents."""
+    from underdraw.pipelines.calls import whole
+
+    given = {"height": height, "width": width}
+    made = [
+        side * factor if value is None else size(name, whole(name, value), factor)
+        for (name, value), side in zip(given.items(), shape, strict=True)
+    ]
+    return made[0], made[1]
+
+
+def wrong_unet(pipeline: Any, taken: int, channels: int, inpainting: bool) -> InputError:
+    """The UNet takes another number of channels than latents have."""
+    return InputError(
+        f"unet: it takes {taken} channels, latents have {channels}; {type(pipeline).__name__} "
+        f"needs a text-to-image{' or inpainting' if inpainting else ''} UNet"
+    )
+
+
+def check_controls(controls: Any) -> None:
+    """A list of controls."""
+    if not isinstance(controls, list | tuple):
+        raise InputTypeError(f"controls={controls!r} is not a list of controls")
+    for control in controls:
+        if not isinstance(control, Control):
+            raise InputTypeError(f"controls holds {control!r}, which is not a Control")
 
 
 def last_steps(scheduler: Any, solver: Solver, steps: int, strength: float) -> tuple[Solver, int]:

@@ -156,10 +156,8 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
 
         guided = self._needs_guidance(scale)
         (t, t_against), (s, s_against) = (
-            self._contexts(
-                prompts, negatives, r.prompt_embeds, r.negative_prompt_embeds, guided, count, None
-            )
-            for r, (prompts, negatives, _) in zip((target, source), told, strict=True)
+            self._contexts(request, prompts, negatives, guided, count)
+            for request, (prompts, negatives, _) in zip((target, source), told, strict=True)
         )
         shared = not guided or self._equal(s_against, t_against)
         contexts = [s, t] if shared else [s, t, s_against, t_against]

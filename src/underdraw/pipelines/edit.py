@@ -164,22 +164,21 @@ def edit(
     pipe = reversible(pipe)
     nn, framework = pipe._operations, pipe._framework
     pictures = pipe._pictures(image)
+    requests = [
+        Request(text, negative, embeds, pictures=pictures.shape[0])
+        for text, embeds in ((source, source_embeds), (target, target_embeds))
+    ]
     told = [
-        pipe._side(Request(text, negative, embeds, pictures=pictures.shape[0]), name)
-        for name, text, embeds in (
-            ("source_", source, source_embeds),
-            ("target_", target, target_embeds),
-        )
+        pipe._side(request, name)
+        for request, name in zip(requests, ("source_", "target_"), strict=True)
     ]
     count = max(found[2] for found in told)
     if source is not None and told[0][0] == told[1][0]:
         raise InputError(f"source and target are both {source!r}; nothing would change")
     guided = pipe._needs_guidance(settings.guidance)
     texts = [
-        pipe._contexts(prompts, negatives, embeds, None, guided, count, None)
-        for (prompts, negatives, _), embeds in zip(
-            told, (source_embeds, target_embeds), strict=True
-        )
+        pipe._contexts(request, prompts, negatives, guided, count)
+        for request, (prompts, negatives, _) in zip(requests, told, strict=True)
     ]
     (source_embeds, _), (target_embeds, against) = texts
     pixels = framework.to_numpy(pictures)

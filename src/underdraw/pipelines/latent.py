@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from underdraw.backends.contract import Array
+from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.pipelines import calls, images
 from underdraw.pipelines.base import DiffusionPipeline
 from underdraw.pipelines.compatible import Familiar
 from underdraw.pipelines.groundable import Groundable
-from underdraw.pipelines.request import Request
+from underdraw.pipelines.request import Plan, Request
 from underdraw.text.prompts import encode_prompts
 
 
@@ -184,6 +186,10 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
             concat((negative,) * (most // lengths[1]), 1),
         )
 
+    def _denoise(self, plan: Plan, latents: Array, own: Sequence[Control] = ()) -> Array:
+        """`_denoising` to its end."""
+        return calls.ended(self._denoising(plan, latents, own))
+
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -197,17 +203,12 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
         clip_skip: int | None = None,
     ) -> tuple[Array, Array | None]:
         """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`."""
-        request = Request(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        prompts, negatives, count = self._check_prompts(request)
-        return self._contexts(
-            prompts,
-            negatives,
-            prompt_embeds,
-            negative_prompt_embeds,
-            do_classifier_free_guidance,
-            count * num_images_per_prompt,
-            clip_skip,
+        request = Request(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip=clip_skip
         )
+        prompts, negatives, count = self._check_prompts(request)
+        images = count * num_images_per_prompt
+        return self._contexts(request, prompts, negatives, do_classifier_free_guidance, images)
 
     def _guidance_per_image(self, scale: Any, count: int) -> Any:
         if len(scale) != count:

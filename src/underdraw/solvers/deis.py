@@ -11,7 +11,8 @@ from underdraw.solvers.configs import DEISConfig
 from underdraw.solvers.dpm_solver import answer, usable
 from underdraw.solvers.schedule import NoiseSchedule
 from underdraw.solvers.sigmas import lambda_grid
-from underdraw.solvers.table import Rows, Table, combine
+from underdraw.solvers.table import Rows, Table
+from underdraw.solvers.terms import combine
 
 
 def log_rho_coefficients(levels: list[float], end: float) -> list[float]:

@@ -16,7 +16,8 @@ import numpy as np
 from underdraw.solvers.configs import DPMInverseConfig, DPMMultistepConfig, DPMSinglestepConfig
 from underdraw.solvers.schedule import NoiseSchedule
 from underdraw.solvers.sigmas import clipped_lambda, lambda_grid, sigmas_at
-from underdraw.solvers.table import Rows, Table, check_steps, combine, spaced
+from underdraw.solvers.table import Rows, Table, check_steps, spaced
+from underdraw.solvers.terms import combine
 
 Terms = Mapping[str, float]
 

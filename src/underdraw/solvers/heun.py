@@ -11,7 +11,8 @@ from underdraw.solvers.configs import HeunConfig, KDPM2Config
 from underdraw.solvers.euler import ancestral_split
 from underdraw.solvers.schedule import NoiseSchedule
 from underdraw.solvers.sigmas import initial_sigma, sigma_grid, timesteps_at
-from underdraw.solvers.table import Rows, Table, combine
+from underdraw.solvers.table import Rows, Table
+from underdraw.solvers.terms import combine
 
 
 def slope(rows: Rows, sigma: float) -> dict[str, float]:

@@ -11,7 +11,8 @@ from underdraw.solvers.configs import UniPCConfig
 from underdraw.solvers.dpm_solver import half_log_snr, same, usable
 from underdraw.solvers.schedule import NoiseSchedule
 from underdraw.solvers.sigmas import lambda_grid
-from underdraw.solvers.table import Rows, Table, combine
+from underdraw.solvers.table import Rows, Table
+from underdraw.solvers.terms import combine
 
 Terms = dict[str, float]
 
