@@ -18,7 +18,7 @@ from underdraw import Box, PerImage, StableDiffusionPipeline
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 PROMPTS = {
-    "a red sphere left of a blue cube": 25,
+    "a red sphere left of a blue cube": 0,
     "a green cone": 1,
     "a large yellow metal torus": 2,
     "a purple cylinder behind an orange cube": 3,
