@@ -27,6 +27,7 @@ SCRIPTS = {
     "cold_start": "Cold start from a full-size fp16 folder",
     "vae_decode": "Autoencoder of Stable Diffusion 1.5",
     "unet_step": "UNet of Stable Diffusion 1.5",
+    "grounded_step": "Grounded steps of Stable Diffusion 1.4 (GLIGEN)",
 }
 """Headings, in the order in which they run: short ones first."""
 QUICK = {"vae_decode": ["--quick"], "unet_step": ["--quick"], "cold_start": ["1"]}

@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
     before = [name for name, *_ in ran[1:]]
     ran.clear()
     run.main(work)
-    assert [name for name, *_ in ran] == ["vae_decode", "unet_step"]
+    assert [name for name, *_ in ran] == ["vae_decode", "unet_step", "grounded_step"]
     assert "import_time" in before
     ran.clear()
     run.main([*work, "--only", "tiny_step", "--fresh"])

@@ -31,11 +31,11 @@ def embed_labels(
             "class_labels=None; this UNet was trained with class labels and needs them"
         )
     if kind == "timestep":
-        return mlp(p, sinusoid(labels))
+        return mlp(p.class_embedding, sinusoid(labels))
     if kind == "projection":
-        return mlp(p, nn.cast(labels, temb))
+        return mlp(p.class_embedding, nn.cast(labels, temb))
     if kind == "simple_projection":
-        return nn.linear(p, nn.cast(labels, temb), width)
+        return nn.linear(p.class_embedding, nn.cast(labels, temb), width)
     if kind == "identity":
         return nn.cast(labels, temb)
-    return nn.embedding(p, labels, config.num_class_embeds or 0, width)
+    return nn.embedding(p.class_embedding, labels, config.num_class_embeds or 0, width)

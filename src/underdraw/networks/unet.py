@@ -60,7 +60,7 @@ def embed_time(
     temb = mlp(p.time_embedding, x)
     if c.class_embed_type is None and c.num_class_embeds is None:
         return temb
-    return temb + embed_labels(nn, p.class_embedding, c, class_labels, temb, sinusoid, mlp)
+    return temb + embed_labels(nn, p, c, class_labels, temb, sinusoid, mlp)
 
 
 def unet(
