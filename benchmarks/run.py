@@ -30,7 +30,8 @@ SCRIPTS = {
     "grounded_step": "Grounded steps of Stable Diffusion 1.4 (GLIGEN)",
 }
 """Headings, in the order in which they run: short ones first."""
-QUICK = {"vae_decode": ["--quick"], "unet_step": ["--quick"], "cold_start": ["1"]}
+QUICK = {name: ["--quick"] for name in ("vae_decode", "unet_step", "grounded_step")}
+QUICK["cold_start"] = ["1"]
 
 PREFACE = """# Results
 

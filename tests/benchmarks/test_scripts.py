@@ -177,7 +177,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
 def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
     run, ran, work = everything
     assert run.main([*work, "--quick"]) == tmp_path / "work" / "quick" / "RESULTS.md"
-    assert ran[-1][:3] == ("unet_step", "--quick", "--json")
+    assert ran[-1][:3] == ("grounded_step", "--quick", "--json")
     assert not (tmp_path / "RESULTS.md").exists()
     with pytest.raises(SystemExit):
         run.main([*work, "--only", "nothing"])
