@@ -82,7 +82,8 @@ VISION = CLIPVisionConfig(
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> RenderedScenes:
     folder = tmp_path_factory.mktemp("renders")
-    render_cache(folder, 14, size=64)
+    # Fixed here: what the tests learn from must not move with the recipe.
+    render_cache(folder, 14, size=64, mix=(1,) * 7 + (2,) * 8 + (3,) * 3 + (4,) * 2)
     return RenderedScenes(folder, held_back=6)
 
 
@@ -339,11 +340,11 @@ def test_towers_learn_to_match(scenes, tokenizer, tmp_path: Path) -> None:
     colours = Colours()
     shown = colours.images(np.arange(4)), colours.captions(np.arange(4), np.random.default_rng(0))
     task = ContrastiveTask(image, text, tokenizer, colours, shown=shown)
-    train(task, replace(RUN, steps=80), tmp_path)
+    train(task, RUN, tmp_path)
     found = losses(tmp_path)
     assert found[-1] < 0.8 * found[0]
     assert torch.equal(frozen, text.text_model.embeddings.token_embedding.weight)
-    assert (tmp_path / "measured.csv").read_text().split() == ["step,retrieved", "80,1.0"]
+    assert (tmp_path / "measured.csv").read_text().split() == ["step,retrieved", "40,1.0"]
 
 
 def test_image_tower_meets_pooled_phrases_of_cut_out_things(

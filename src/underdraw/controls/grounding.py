@@ -10,6 +10,7 @@ which the strength is 0 is a plain call.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,14 +47,14 @@ def one_layout(parts: Sequence[Any]) -> Control:
     return parts[0]
 
 
-class _Acting(Part):
+class _Acting(Part, ABC):
     """What layouts for one image and for each image do alike."""
 
     whole = staticmethod(Grounded.whole)
 
+    @abstractmethod
     def layouts(self, images: int) -> Sequence[Layout]:
         """One layout for all images, or one per image."""
-        raise NotImplementedError
 
     def prepare(self, run: Run) -> Any:
         """Tokens of all images, and what the layers make of them."""
