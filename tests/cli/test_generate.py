@@ -57,6 +57,26 @@ def test_each_picture_of_several_comes_again_bit_by_bit(run, tiny):
             assert first.read() == second.read()
 
 
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_the_memory_layout_comes_again(run, tiny, dtype):
+    """Convolutions add in another order with their channels last: without that in the record, every
+    other of these pictures came again one level off somewhere."""
+    call = ("--steps", 1, "--height", 128, "--width", 128, "--dtype", dtype, "--no-grid")
+    run("generate", "a cone", "-n", 6, "--model", tiny, *call, "--out", "x.png")
+    for i in range(6):
+        run("generate", "--again", f"x-{i}.png", "--out", "y.png")
+        assert np.array_equal(pixels(f"x-{i}.png"), pixels("y.png"))
+
+
+def test_a_record_names_networks_only(run, tiny):
+    run("generate", "a cone", "--model", tiny, *QUICK, "--out", "x.png")
+    with Image.open("x.png") as image:
+        record = read_metadata("x.png") | {"channels_last": ["scheduler", "os", 3, "unet"]}
+        save_png(image, "y.png", record)
+    run("generate", "--again", "y.png", "--out", "z.png")
+    assert read_metadata("z.png")["channels_last"] == ["unet"]
+
+
 def test_again_with_changes(run, tiny):
     run("generate", "a cone", "--model", tiny, *QUICK, "--seed", 1, "--out", "a.png")
     run("generate", "a cube", "--again", "a.png", "--seed", 2, "--out", "b.png")

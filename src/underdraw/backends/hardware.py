@@ -50,6 +50,16 @@ def channels_last(network: str, device: str) -> bool:
     return network == "vae" and torch.device(device).type == "cpu"
 
 
+def has_channels_last(root: torch.nn.Module) -> bool:
+    """Whether a network's convolutions have their channels next to each other. They then add in
+    another order, and results differ in their last bits."""
+    wanted = torch.channels_last
+    return any(
+        p.ndim == 4 and p.is_contiguous(memory_format=wanted) and not p.is_contiguous()
+        for p in root.parameters()
+    )
+
+
 @cache
 def _cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself. Emulated, it is slower than float32."""

@@ -220,6 +220,8 @@ def recorded(path: Path, given: dict[str, Any]) -> Request:
     for name in ("model", "variant", "tokenizer", "grounding"):
         if isinstance(record.get(name), str):
             loading[name] = record[name]
+    if isinstance(record.get("channels_last"), list):
+        loading["channels_last"] = record["channels_last"]
     settings, compat = record.get("settings", {}), record.get("compat")
     call = dict(record["call"])
     return Request(loading, record["scheduler"], compat, settings, call, layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from underdraw.cli.options import SCENES
@@ -19,8 +20,12 @@ def load_pipeline(
     variant: str | None = None,
     tokenizer: str | None = None,
     prediction_type: str | None = None,
+    channels_last: Sequence[str] = (),
 ) -> Any:
     """A pipeline whose `source` names it from any folder.
+
+    `channels_last` names networks to be laid out so whatever `dtype` says, as a picture's record
+    has them: its last bits depend on it.
 
     Raises NotFoundError, WeightError and InputError as `from_pretrained` and `from_single_file`.
     """
@@ -36,6 +41,8 @@ def load_pipeline(
         find(model)
     else:
         hub.resolve(model, weights=False)
+    import torch
+
     from underdraw.backends import hardware
 
     cls = getattr(underdraw, kind, None)
@@ -58,6 +65,9 @@ def load_pipeline(
             pipe.scheduler = scheduler.from_config(
                 pipe.scheduler.config, prediction_type=prediction_type
             )
+    for name, part in pipe.components.items():
+        if name in channels_last and isinstance(part, torch.nn.Module):
+            part.to(memory_format=torch.channels_last)
     pipe.source = os.path.abspath(model) if model != SCENES and os.path.exists(model) else model
     return pipe
 

@@ -191,7 +191,7 @@ class BoxReport:
         return {"scores": as_json(self.scores), "upper_bound": as_json(self.upper_bound)}
 
 
-_ROWS = {
+BOX_ROWS = {
     "ap50": "box AP50",
     "mean_iou": "mean IoU",
     "attributes": "all attributes told, in their boxes",
@@ -199,6 +199,8 @@ _ROWS = {
     "shape": "shape, in filled boxes",
     "material": "material, in filled boxes",
     "size": "size, in filled boxes",
+}
+_ROWS = BOX_ROWS | {
     "subject": "subject match: shape, two colours",
     "pattern": "kind of pattern",
 }

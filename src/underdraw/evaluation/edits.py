@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from .detector import Detection, Evaluator, load_evaluator
 from .editing import background_change, mask_iou, psnr, unchanged_objects
 from .images import as_images
 from .rates import Rate, as_json, table
-from .text_to_image import REPORT, SHEET, TABLE, _claim, _write, describe_model
+from .report import SHEET, claim, write_report
+from .text_to_image import describe_model
 
 SEED = 40_906_117  # no training uses it
 
@@ -216,7 +216,7 @@ def evaluate_editing(
     }
     place = None if folder is None else Path(folder)
     if place is not None:
-        _claim(place, settings)
+        claim(place, settings)
     parts = []
     with tqdm(total=count, unit="edit", disable=not progress) as bar:
         for start in range(0, count, batch):
@@ -236,8 +236,7 @@ def evaluate_editing(
     made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     report = _report(pairs, made, evaluator, settings, place)
     if place is not None:
-        _write(place / REPORT, json.dumps(report.to_json(), indent=1).encode())
-        _write(place / TABLE, (report.table() + "\n").encode())
+        write_report(place, report)
         _sheet(pairs, made).save(place / SHEET, "PNG")
     return report
 

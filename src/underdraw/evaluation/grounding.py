@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ import numpy as np
 from underdraw import scenes
 from underdraw.errors import InputError
 
-from .boxes import BoxScores, score_boxes
+from .boxes import BOX_ROWS, BoxScores, score_boxes
 from .detector import Evaluator, load_evaluator
 from .editing import background_change
 from .images import as_images, same_length
@@ -26,7 +25,7 @@ from .layouts import (
     held_out_subjects,
 )
 from .rates import Rate, as_json, table
-from .text_to_image import _claim, _generate, _write
+from .report import SHEET, claim, generate_kept, write_report
 
 Generate = Callable[[Sequence[HeldOutLayout], Sequence[int]], Any]
 """Pictures (see `as_images`) of layouts, picture i from its seed; one that is not `grounded` is
@@ -66,7 +65,7 @@ class GroundingReport:
     def table(self) -> str:
         """For people; rows without cases are left out."""
         rows: list[tuple[Any, ...]] = []
-        for name, words in _ROWS.items():
+        for name, words in BOX_ROWS.items():
             scores = [getattr(s, name) for s in (self.boxes, self.prompts, self.upper_bound)]
             if not isinstance(scores[-1], Rate) or scores[-1].of:
                 rows.append((words, *scores))
@@ -83,17 +82,6 @@ class GroundingReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {f.name: as_json(getattr(self, f.name)) for f in fields(self) if f.name != "folder"}
-
-
-_ROWS = {
-    "ap50": "box AP50",
-    "mean_iou": "mean IoU",
-    "attributes": "all attributes told, in their boxes",
-    "colour": "colour, in filled boxes",
-    "shape": "shape, in filled boxes",
-    "material": "material, in filled boxes",
-    "size": "size, in filled boxes",
-}
 
 
 def evaluate_grounding(
@@ -146,8 +134,8 @@ def evaluate_grounding(
 
         inside = None if place is None else place / name
         if inside is not None:
-            _claim(inside, {"part": name, **settings})
-        return _generate(checked, list(items), seed, batch, inside, progress)  # type: ignore
+            claim(inside, {"part": name, **settings})
+        return generate_kept(checked, items, seed, batch, inside, progress)
 
     def judge(pictures: np.ndarray, some: Sequence[HeldOutLayout]) -> BoxScores:
         return score_boxes(evaluator.detect(pictures), [one.wanted for one in some])
@@ -176,9 +164,8 @@ def evaluate_grounding(
         place,
     )
     if place is not None:
-        _write(place / "report.json", json.dumps(report.to_json(), indent=1).encode())
-        _write(place / "table.txt", (report.table() + "\n").encode())
-        _sheet(place / "sheet.png", wanted, grounded, plain, subjects or (), shown)
+        write_report(place, report)
+        _sheet(place / SHEET, wanted, grounded, plain, subjects or (), shown)
     return report
 
 

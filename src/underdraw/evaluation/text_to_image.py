@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from underdraw.scenes import Caption
 from .detector import Evaluator
 from .images import as_images
 from .judging import CaptionReport, score_captions
+from .report import SHEET, claim, generate_kept, write_report
 from .staging import as_captions, held_out_captions
-
-RUN, REPORT, TABLE, SHEET = "run.json", "report.json", "table.txt", "sheet.png"
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,14 @@ def evaluate_text_to_image(
     generate = _generator(pipe, steps, arguments)
     place = None if folder is None else Path(folder)
     if place is not None:
-        _claim(place, settings)
-    pictures = _generate(generate, texts, seed, batch, place, progress)
+        claim(place, settings)
+    pictures = generate_kept(generate, texts, seed, batch, place, progress)
     judged = score_captions(pictures, told, evaluator=evaluator)
     report = TextToImageReport(
         judged.scores, judged.upper_bound, judged.judgements, settings, place
     )
     if place is not None:
-        _write(place / REPORT, json.dumps(report.to_json(), indent=1).encode())
-        _write(place / TABLE, (report.table() + "\n").encode())
+        write_report(place, report)
         from .sheet import judged_sheet
 
         partial = place / f"{SHEET}.tmp"
@@ -144,93 +141,3 @@ def _generator(
         return np.round(pictures * 255).astype(np.uint8)
 
     return run
-
-
-def _generate(
-    generate: Callable[[list[str], list[int]], np.ndarray],
-    texts: list[str],
-    seed: int,
-    batch: int,
-    folder: Path | None,
-    progress: bool,
-) -> np.ndarray:
-    """uint8 (n, height, width, 3); what `folder` holds is not made again."""
-    from tqdm import tqdm
-
-    pictures: dict[int, np.ndarray] = {}
-    if folder is not None:
-        for i in range(len(texts)):
-            kept = _read(_picture_path(folder, i))
-            if kept is not None:
-                pictures[i] = kept
-    missing = [i for i in range(len(texts)) if i not in pictures]
-    bar = tqdm(total=len(texts), initial=len(pictures), unit="picture", disable=not progress)
-    with bar:
-        for start in range(0, len(missing), batch):
-            numbers = missing[start : start + batch]
-            made = generate([texts[i] for i in numbers], [seed + i for i in numbers])
-            for i, picture in zip(numbers, made, strict=True):
-                pictures[i] = picture
-                if folder is not None:
-                    _keep(_picture_path(folder, i), picture)
-            bar.update(len(numbers))
-    return _stacked([pictures[i] for i in range(len(texts))])
-
-
-def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
-    """One array of pictures of one size."""
-    sizes = {picture.shape for picture in pictures}
-    if len(sizes) > 1:
-        raise InputError(f"generated pictures differ in shape: {sorted(sizes)}")
-    return np.stack(pictures)
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder this run's, or find that it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run = folder / RUN
-    if not run.exists():
-        if any(folder.iterdir()):
-            raise InputError(f"folder={str(folder)!r} is not empty and holds no {RUN}")
-        _write(run, json.dumps(settings, indent=1).encode())
-        return
-    try:
-        kept = json.loads(run.read_text())
-    except ValueError:
-        kept = {}
-    changed = [name for name in settings if kept.get(name) != settings[name]]
-    if changed:
-        raise InputError(
-            f"folder={str(folder)!r} holds a run with other {', '.join(changed)}; name another one"
-        )
-
-
-def _picture_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:04d}.png"
-
-
-def _keep(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
-    partial = path.with_suffix(".tmp")
-    Image.fromarray(picture).save(partial, "PNG")
-    os.replace(partial, path)
-
-
-def _read(path: Path) -> np.ndarray | None:
-    """A kept picture; None where there is none, or one that cannot be read."""
-    if not path.exists():
-        return None
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError:
-        return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -17,14 +17,14 @@ TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 class Callbacks:
     """Calls both kinds of callback after a model call.
 
-    `request.on_step_end` is `f(pipe, step, timestep, tensors)` and may return changed tensors;
-    `request.tensor_inputs` names those it gets. `request.callback` is the older kind,
+    `callback_on_step_end` is `f(pipe, step, timestep, tensors)` and may return changed tensors;
+    `callback_on_step_end_tensor_inputs` names those it gets. `callback` is the older kind,
     `f(step, timestep, latents)` after every `callback_steps` steps.
     """
 
     def __init__(self, pipe: Any, request: Request) -> None:
-        every, names = request.callback_steps, request.tensor_inputs
-        on_step_end, callback = request.on_step_end, request.callback
+        every, names = request.callback_steps, request.callback_on_step_end_tensor_inputs
+        on_step_end, callback = request.callback_on_step_end, request.callback
         every = 1 if every is None else calls.whole("callback_steps", every)
         for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
             if value is not None and not callable(value):

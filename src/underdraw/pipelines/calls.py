@@ -143,8 +143,10 @@ class Calls:
         if request.clip_skip is not None:
             whole("clip_skip", request.clip_skip, 0)
         watch = None
-        plain = request.on_step_end is request.callback is None and request.callback_steps == 1
-        if not plain or request.tensor_inputs != ("latents",):
+        plain = (
+            request.callback_on_step_end is request.callback is None and request.callback_steps == 1
+        )
+        if not plain or request.callback_on_step_end_tensor_inputs != ("latents",):
             from underdraw.pipelines.callbacks import Callbacks
 
             watch = Callbacks(self, request)

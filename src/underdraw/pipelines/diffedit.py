@@ -240,19 +240,8 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
             guidance_scale = 7.5 if self.compat == "diffusers" else 1.0
         pictures = self._pictures(image)
         mirrored = self.inverse_scheduler is None
-        request = Request(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            callback=callback,
-            callback_steps=callback_steps,
-            controls=controls,
+        request = Request.of(
+            locals(),
             pictures=pictures.shape[0],
             strength=part if mirrored else 1.0,
             scheduler=self.inverse_scheduler,
@@ -340,27 +329,7 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
         if image_latents is None:
             raise InputError("image_latents=None; make them with invert")
         part = calls.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
-        request = Request(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_images_per_prompt,
-            guidance_scale,
-            clip_skip=clip_skip,
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            on_step_end=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-            callback=callback,
-            callback_steps=callback_steps,
-            controls=controls,
-            strength=part,
-        )
+        request = Request.of(locals(), strength=part)
         plan = self._named("inpaint_strength", lambda: self._plan(request))
         prompts = plan.count // num_images_per_prompt
         known = self._levels(image_latents, prompts, len(plan.solver))

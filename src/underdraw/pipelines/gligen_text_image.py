@@ -125,26 +125,7 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        request = Request(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            clip_skip=clip_skip,
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            on_step_end=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-            callback=callback,
-            callback_steps=callback_steps,
-            controls=controls,
-        )
+        request = Request.of(locals())
         beta = gligen_scheduled_sampling_beta
         given = Given(
             phrases=gligen_phrases,

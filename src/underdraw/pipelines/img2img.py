@@ -73,33 +73,7 @@ class StableDiffusionImg2ImgPipeline(LatentPipeline):
         pictures = read_pictures(
             "image", image, self._framework, factor=factor, latent_channels=channels
         )
-        plan = self._plan(
-            Request(
-                prompt,
-                negative_prompt,
-                prompt_embeds,
-                negative_prompt_embeds,
-                num_images_per_prompt,
-                guidance_scale,
-                guidance_rescale,
-                clip_skip,
-                num_inference_steps,
-                timesteps,
-                sigmas,
-                eta,
-                generator,
-                seed,
-                output_type,
-                return_dict,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                callback,
-                callback_steps,
-                controls,
-                pictures=pictures.shape[0],
-                strength=strength,
-            )
-        )
+        plan = self._plan(Request.of(locals(), pictures=pictures.shape[0], strength=strength))
         self._latent_shape(plan.count, *pictures.shape[2:])
         clean = encode(self, plan, pictures)
         noise = self._operations.float32(self._noise(plan, clean.shape))

@@ -128,32 +128,7 @@ class StableDiffusionInpaintPipeline(LatentPipeline):
             if number not in (1, most):
                 raise InputError(f"{name} holds {number}; allowed: 1, or {most} as the others")
         plan = self._plan(
-            Request(
-                prompt,
-                negative_prompt,
-                prompt_embeds,
-                negative_prompt_embeds,
-                num_images_per_prompt,
-                guidance_scale,
-                guidance_rescale,
-                clip_skip,
-                num_inference_steps,
-                timesteps,
-                sigmas,
-                eta,
-                generator,
-                seed,
-                output_type,
-                return_dict,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                callback,
-                callback_steps,
-                controls,
-                pictures=most,
-                strength=strength,
-                own_tensors=TENSORS,
-            )
+            Request.of(locals(), pictures=most, strength=strength, own_tensors=TENSORS)
         )
         shape = self._latent_shape(plan.count, height, width, (0, channels + 1))
         if latents is not None:

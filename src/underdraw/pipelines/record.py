@@ -66,6 +66,7 @@ def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> 
             "pipeline": type(pipe).__name__,
             "model": pipe.source,
             "dtype": str(pipe.dtype).removeprefix("torch."),
+            "channels_last": _channels_last(pipe),
             "compat": pipe.compat,
             "settings": {**asdict(pipe.settings), "vae_tiling": pipe._tiling is not None},
             "scheduler": {
@@ -108,6 +109,16 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     made.compat, made.settings = compat, settings
     made._progress_bar_config = pipe._progress_bar_config
     return made(**{**call, **changes}).images[0]
+
+
+def _channels_last(pipe: Any) -> list[str]:
+    """Names of the networks that are laid out so, on which the last bits depend."""
+    from torch import nn
+
+    from underdraw.backends.hardware import has_channels_last
+
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    return sorted(name for name, part in parts.items() if has_channels_last(part))
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from underdraw.sampling.foreign import Solver
@@ -30,8 +30,8 @@ class Request:
     seed: Any = None
     output_type: Any = "pil"
     return_dict: bool = True
-    on_step_end: Any = None
-    tensor_inputs: Any = ("latents",)
+    callback_on_step_end: Any = None
+    callback_on_step_end_tensor_inputs: Any = ("latents",)
     callback: Any = None
     callback_steps: Any = 1
     controls: Any = ()
@@ -43,6 +43,16 @@ class Request:
     """Names of further tensors of this pipeline that callbacks may ask for and change."""
     scheduler: Any = None
     """Used instead of the pipeline's own (inversion)."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **own: Any) -> Request:
+        """Of a call whose `locals()` are `arguments`: those of its arguments that are shared ones,
+        which are fields by the same names. `own` are fields that calls make themselves."""
+        return cls(**{name: arguments[name] for name in SHARED if name in arguments}, **own)
+
+
+OWN = ("pictures", "strength", "own_tensors", "scheduler")
+SHARED = tuple(f.name for f in fields(Request) if f.name not in OWN)
 
 
 @dataclass(frozen=True)

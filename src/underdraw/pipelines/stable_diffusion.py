@@ -93,31 +93,7 @@ class StableDiffusionPipeline(LatentPipeline):
         """
         if not (ip_adapter_image is ip_adapter_image_embeds is cross_attention_kwargs is None):
             compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
-        plan = self._plan(
-            Request(
-                prompt,
-                negative_prompt,
-                prompt_embeds,
-                negative_prompt_embeds,
-                num_images_per_prompt,
-                guidance_scale,
-                guidance_rescale,
-                clip_skip,
-                num_inference_steps,
-                timesteps,
-                sigmas,
-                eta,
-                generator,
-                seed,
-                output_type,
-                return_dict,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                callback,
-                callback_steps,
-                controls,
-            )
-        )
+        plan = self._plan(Request.of(locals()))
         if self.compat == "diffusers" and None in (height, width):
             height = width = None
         height, width = self._check_size(height, width, latents)

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from underdraw.errors import InputError
-from underdraw.scenes import phrases
 from underdraw.training.data import Examples, RenderedScenes
 
 MOST = 30
@@ -91,7 +90,7 @@ class GroundedScenes(RenderedScenes):
     def layouts(self, indices: np.ndarray, rng: np.random.Generator) -> list[Layout]:
         found = []
         for index in indices:
-            scene, boxes = self.scene(int(index)), self.boxes(int(index))
-            said = phrases(scene, None if rng.random() < 0.5 else rng)
+            boxes = self.boxes(int(index))
+            said = self.phrases(int(index), None if rng.random() < 0.5 else rng)
             found.append(Layout(said, boxes).keep(_areas(boxes) >= SMALLEST))
         return found

@@ -144,8 +144,8 @@ class TextToImageTask:
         loss = self.objective.loss(output, clean, batch["noise"], batch["timesteps"])
         if heads is None or record is None:
             return loss, {}
-        told, right = heads(record.seen, batch["truth"])
-        return loss + self.config.truth * told, {"denoising": loss.item(), "cells_right": right}
+        told, figures = heads(record.seen, batch["truth"])
+        return loss + self.config.truth * told, {"denoising": loss.item(), **figures}
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         if self.config.prompts:

@@ -1,9 +1,11 @@
 """Teaching a denoiser what is in the picture it draws, where the data set can say so.
 
 Small heads read the network's own features on the way up and tell, for each cell of the latents,
-which shape, colour and material stands there. The gradient ties words to places much earlier than
-the denoising loss alone. It is the idea of representation alignment (Yu et al. 2024, REPA) with
-the renderer's truth in place of a pretrained encoder. The heads are thrown away afterwards.
+which shape, colour and material stands there, and where in the picture the cell is. The gradient
+ties words to places much earlier than the denoising loss alone, and gives layers for boxes, added
+later, features that tell left from right (convolutions know it from their borders only). It is the
+idea of representation alignment (Yu et al. 2024, REPA) with the renderer's truth in place of a
+pretrained encoder. The heads are thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -36,8 +38,22 @@ class Recorder:
         return hidden, skip
 
 
+WAVES = (1, 2, 4)
+"""Half waves across the picture in which a cell tells its place."""
+
+
+def places_of(rows: int, columns: int) -> Tensor:
+    """What each cell tells of its place, `(4 * len(WAVES), rows, columns)`: sine and cosine of its
+    height and of its side, the middle of a cell being what counts."""
+    down = (torch.arange(rows) + 0.5) / rows
+    right = (torch.arange(columns) + 0.5) / columns
+    angles = torch.pi * torch.stack(torch.meshgrid(down, right, indexing="ij"))
+    turned = torch.cat([wave * angles for wave in WAVES])
+    return torch.cat([turned.sin(), turned.cos()])
+
+
 class TruthHeads(nn.Module):
-    """Classifiers of cells on features `(batch, channels, rows / k, columns / k)`.
+    """What tells cells from features `(batch, channels, rows / k, columns / k)`.
 
     Args:
         widths: channels of the features by place.
@@ -48,9 +64,10 @@ class TruthHeads(nn.Module):
     def __init__(self, widths: dict[str, int], kinds: tuple[int, ...], finest: int = 2) -> None:
         super().__init__()
         self.kinds, self.finest, self.places = kinds, finest, tuple(widths)
+        answers = sum(kinds) + 4 * len(WAVES)
         self.heads = nn.ModuleDict(
             {
-                place.replace(".", "_"): nn.Conv2d(width, sum(kinds) * finest**2, 1)
+                place.replace(".", "_"): nn.Conv2d(width, answers * finest**2, 1)
                 for place, width in widths.items()
             }
         )
@@ -62,17 +79,19 @@ class TruthHeads(nn.Module):
         last = len(unet.block_out_channels) - 1
         return cls({f"up_blocks.{last - 1}": deep, f"up_blocks.{last}": wide}, kinds)
 
-    def forward(self, seen: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, float]:
-        """Mean loss over places, and the share of filled cells of which the last place tells all
-        right. `truth (batch, questions, rows, columns)`, int64."""
-        total, right = torch.zeros((), device=truth.device), 0.0
+    def forward(self, seen: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Mean loss over places, and of the last place the share of filled cells told all right and
+        how far off its cells' own places are (1: it does not know them). `truth (batch, questions,
+        rows, columns)`, int64."""
+        total, right, lost = torch.zeros((), device=truth.device), 0.0, 0.0
         filled = truth[:, 0] > 0
+        where = places_of(*truth.shape[2:]).to(truth.device)
         for place, features in seen.items():
             told = F.pixel_shuffle(self.heads[place.replace(".", "_")](features), self.finest)
             rows, columns = truth.shape[2:]
             if tuple(told.shape[2:]) != (rows, columns):
                 told = F.adaptive_avg_pool2d(told.float(), (rows, columns))
-            parts = told.float().split(self.kinds, 1)
+            *parts, at = told.float().split((*self.kinds, len(where)), 1)
             correct = torch.ones_like(filled)
             for question, part in enumerate(parts):
                 each = F.cross_entropy(part, truth[:, question], reduction="none")
@@ -82,4 +101,6 @@ class TruthHeads(nn.Module):
                     total = total + each[~filled].mean()
                 correct &= part.argmax(1) == truth[:, question]
             right = correct[filled].float().mean().item() if bool(filled.any()) else 1.0
-        return total / len(seen), right
+            off = 2 * (at - where).square().mean()
+            total, lost = total + len(WAVES) * off, off.item()
+        return total / len(seen), {"cells_right": right, "cells_lost": lost}
