@@ -26,6 +26,21 @@ def resolve_device(name: str | None = None) -> str:
     return str(device)
 
 
+def resolve_accelerator(gpu_id: int | None = None, name: str | None = None) -> torch.device:
+    """The device `name`, or else the fastest one, with an index: `gpu_id`, or 0.
+
+    Raises InputError for a device that is not here, for two indexes, and where `name` is None and
+    this machine has no accelerator.
+    """
+    device = torch.device(resolve_device(name))
+    if name is None and device.type == "cpu":
+        raise InputError("device=None: this machine has no accelerator; the CPU is all there is")
+    if gpu_id is not None and device.index is not None:
+        raise InputError(f"gpu_id={gpu_id} and device={str(name)!r} both give an index; give one")
+    index = (device.index or 0) if gpu_id is None else gpu_id
+    return torch.device(resolve_device(f"{device.type}:{index}"))
+
+
 def fastest_dtype(device: str) -> str:
     """ "bfloat16" where the hardware computes in it, else "float16" on a GPU, "float32" on a CPU.
 

@@ -35,8 +35,9 @@ def phrase_features(pipeline: Any, phrases: Sequence[str]) -> Array:
         row[: len(known)] = known
     # Tokens see only those before them, so the pooled end token does not notice the padding.
     framework = encoder._framework
-    ids = framework.array(ids, device=framework.device_of(encoder))
-    return clip.text(framework.operations, encoder, encoder.config, ids).pooled
+    with pipeline._borrowed(encoder):
+        ids = framework.array(ids, device=framework.device_of(encoder))
+        return clip.text(framework.operations, encoder, encoder.config, ids).pooled
 
 
 def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
@@ -57,9 +58,11 @@ def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
     pixels = processor(images=list(pictures), return_tensors="np")["pixel_values"]
     framework = encoder._framework
     nn = framework.operations
-    pixels = framework.array(np.asarray(pixels), dtype=encoder.dtype, device=encoder.device)
-    features = encoder(pixels).image_embeds
+    with pipeline._borrowed(encoder):
+        pixels = framework.array(np.asarray(pixels), dtype=encoder.dtype, device=encoder.device)
+        features = encoder(pixels).image_embeds
     if (layer := getattr(project, "project", None)) is not None:  # else they are as phrases are
         features = nn.cast(features, framework.leaf(layer))
-    features = nn.float32(project(features))
+    with pipeline._borrowed(project):
+        features = nn.float32(project(features))
     return features / nn.norm(features)

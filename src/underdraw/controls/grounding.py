@@ -150,9 +150,10 @@ def _prepare(run: Run, layouts: Sequence[Layout]) -> Ready:
     table.fill_boxes(entries, run.pipeline)
     table.fill_images(entries, run.pipeline, [layout.image_norm for layout in layouts])
     images = (table.images, table.image_present) if table.image_present.any() else (None, None)
-    tokens = network.boxes(table.boxes, table.present, table.phrases, table.phrase_present, *images)
     strengths = [as_strength(one.strength) if one.boxes else NEVER for one in layouts]
-    return Ready.of(run, network, tokens, strengths)
+    numbers = (table.boxes, table.present, table.phrases, table.phrase_present)
+    with run.pipeline._borrowed(network):
+        return Ready.of(run, network, network.boxes(*numbers, *images), strengths)
 
 
 def boxes_network(pipeline: Any, images: bool) -> Any:

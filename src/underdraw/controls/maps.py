@@ -71,8 +71,9 @@ class Keypoints(_Grounding):
         """Tokens of the points, and what the layers make of them."""
         network = attached_network(run.pipeline, "keypoints", "keypoints")
         _check_count("Keypoints has people", len(self.people), run.batch)
-        tokens = network.keypoints([*self.people, ()])
-        return Ready.of(run, network, tokens, [as_strength(self.strength)])
+        with run.pipeline._borrowed(network):
+            tokens = network.keypoints([*self.people, ()])
+            return Ready.of(run, network, tokens, [as_strength(self.strength)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +126,10 @@ class Map(_Grounding):
         maps = np.stack([self._pixels(image, network, *size) for image in self.image])
         present = np.ones(len(maps) + 1, np.float32)
         present[-1] = 0
-        tokens = network.maps(np.concatenate((maps, maps[-1:])), present)
-        extra = network.map_channels(maps, height, width)
-        return Ready.of(run, network, tokens, [as_strength(self.strength)], extra)
+        with run.pipeline._borrowed(network):
+            tokens = network.maps(np.concatenate((maps, maps[-1:])), present)
+            extra = network.map_channels(maps, height, width)
+            return Ready.of(run, network, tokens, [as_strength(self.strength)], extra)
 
 
 class HEDMap(Map):

@@ -157,7 +157,8 @@ class Region(Control):
         vae = run.pipeline.vae
         height, width = shape[2] * vae.config.factor, shape[3] * vae.config.factor
         pixels = read_pictures("Region's image", self.image, framework, height, width)
-        pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
         settings = run.pipeline.settings
-        found = vae.encode_with(pixels, settings.vae_slicing, run.pipeline._tiling)
+        with run.pipeline._borrowed(vae):
+            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
+            found = vae.encode_with(pixels, settings.vae_slicing, run.pipeline._tiling)
         return run.nn.float32(found.mean) * vae.config.scaling_factor

@@ -133,18 +133,19 @@ class DiffusionPipeline(calls.Calls):
         """The dtype of the UNet."""
         return self.unet.dtype
 
-    @property
-    def device(self) -> Any:
-        """The device of the UNet."""
-        return self.unet.device
-
     def to(self, *args: Any, **kwargs: Any) -> DiffusionPipeline:
-        """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself."""
+        """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself.
+
+        Raises:
+            InputError: it shall move networks that `enable_model_cpu_offload` moves.
+        """
         kwargs.pop("silence_dtype_warnings", None)
         if "torch_device" in kwargs:
             kwargs["device"] = kwargs.pop("torch_device")
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
+        if self._offload is not None:
+            self._offload.check_stays(args, kwargs)
         for network in self._networks():
             network._framework.move(network, *args, **kwargs)
         return self
@@ -181,6 +182,7 @@ class DiffusionPipeline(calls.Calls):
         made.advice = getattr(pipeline, "advice", Advice())
         if isinstance(getattr(pipeline, "settings", None), Settings):
             made.settings = pipeline.settings
+        made._offload = vars(pipeline).get("_offload") if ours else None
         if (dtype := dtype or torch_dtype) is not None:
             made.to(dtype=dtype)
         return made

@@ -49,8 +49,9 @@ def encode(pipe: Any, plan: Plan, pictures: Array, alike: bool = False) -> Array
         latents = nn.float32(framework.array(pictures, device=pipe.device))
         return for_each(pipe, latents, plan.count)
     with framework.no_grad():
-        pixels = framework.array(pictures, dtype=vae.dtype, device=vae.device)
-        found = vae.encode_with(pixels, pipe.settings.vae_slicing, pipe._tiling)
+        with pipe._borrowed(vae):
+            pixels = framework.array(pictures, dtype=vae.dtype, device=vae.device)
+            found = vae.encode_with(pixels, pipe.settings.vae_slicing, pipe._tiling)
         noise = posterior_noise(pipe, plan, found.mean.shape, alike)
         each = (for_each(pipe, nn.float32(x), noise.shape[0]) for x in (found.mean, found.std))
         mean, std = (framework.array(x, device=pipe.device) for x in each)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial, wraps
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -114,7 +114,6 @@ class Calls:
     scheduler: Any
     settings: Any
     compat: str | None
-    device: Any
     decode_latents: Callable[..., Any]
     _run: Any
     _check_embeds: Callable[..., Any]
@@ -123,11 +122,22 @@ class Calls:
     _guidance_per_image: Callable[..., Any]
     _progress_bar_config: dict[str, Any]
     _interrupt = False
+    _offload: Any = None
 
     @property
     def _operations(self) -> Any:
         """The backend's operations with this pipeline's settings."""
         return self.unet._framework.with_settings(self.settings.attention_slice)
+
+    @property
+    def device(self) -> Any:
+        """Where calls compute: on the device of the UNet, unless networks are offloaded."""
+        offload = self._offload
+        return self.unet._framework.device_of(self.unet) if offload is None else offload.device
+
+    def _borrowed(self, *networks: Any) -> AbstractContextManager[None]:
+        """While it lasts, these networks are on `device`; without offloading they always are."""
+        return nullcontext() if self._offload is None else self._offload.using(*networks)
 
     # -- checking arguments ------------------------------------------------------------------------
     def _plan(self, request: Request) -> Plan:
@@ -249,7 +259,7 @@ class Calls:
         framework = self.unet._framework
         like = framework.leaf(self.unet.conv_in).dtype
         dtype = like if plan.request.seed is None else framework.float32
-        return framework.draw(shape, plan.generators, framework.device_of(self.unet), dtype)
+        return framework.draw(shape, plan.generators, self.device, dtype)
 
     def _denoising(
         self, plan: Plan, latents: Array, own: Sequence[Control] = ()
@@ -266,8 +276,14 @@ class Calls:
         if plan.watch is not None:
             plan.watch.begin(denoise, negative)
         noise = partial(self._noise, plan, latents.shape)
-        run = sample(denoise, plan.solver, latents, noise, controls, self, plan.prompts)
-        made = yield from self._drive(run, latents, len(plan.solver), plan.steps, plan.watch)
+        with ExitStack() as held:
+
+            def begin() -> None:
+                parts = vars(self).get("_attached", {}) if controls else {}
+                held.enter_context(self._borrowed(self.unet, *parts.values()))
+
+            run = sample(denoise, plan.solver, latents, noise, controls, self, plan.prompts, begin)
+            made = yield from self._drive(run, latents, len(plan.solver), plan.steps, plan.watch)
         if not self.unet._framework.is_finite(made):
             raise NonFiniteError("the latents became NaN or infinity after the first step")
         return denoise.nn.cast(made, denoise.context)
@@ -310,9 +326,10 @@ class Calls:
             raise no_texts(self, prompts)
         if prompts is not None:
             against = (negatives or [""] * len(prompts)) if absent else []
-            context, found = encode_prompts(
-                self.text_encoder, self.tokenizer, prompts, against, request.clip_skip, plain
-            )
+            with self._borrowed(self.text_encoder):
+                context, found = encode_prompts(
+                    self.text_encoder, self.tokenizer, prompts, against, request.clip_skip, plain
+                )
             negative = found if absent else negative
         elif absent:
             negative = self._negative_like(context, negatives or [""] * context.shape[0])
@@ -321,7 +338,7 @@ class Calls:
         like = framework.leaf(self.unet.conv_in)
 
         def ready(x: Array) -> Array:
-            x = nn.cast(framework.array(x, device=framework.device_of(self.unet)), like)
+            x = nn.cast(framework.array(x, device=self.device), like)
             rows, tokens, width = x.shape
             x = nn.expand(x[:, None], (rows, count // rows, tokens, width))
             return x.reshape(-1, tokens, width)

@@ -110,6 +110,7 @@ class Familiar:
     device: Any
     _run: Any
     _framework: Any
+    _offload: Any
 
     @property
     def vae_scale_factor(self) -> int:
@@ -190,17 +191,55 @@ class Familiar:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
         return images.to_pil(pixels[None] if pixels.ndim == 3 else pixels)
 
-    def maybe_free_model_hooks(self) -> None:
-        """Nothing: no network is offloaded."""
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keep networks in host memory, each on an accelerator only while a call uses it.
 
-    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        The largest network then decides how much of the accelerator's memory a call needs, besides
+        what it computes; moving them costs time. The UNet comes once per call and stays for all its
+        steps, together with grounding weights where controls are given; texts, pictures and phrases
+        are encoded before. `pipe.device` tells where calls compute. Pipelines made of this one by
+        `from_pipe` do the same with the networks they share, several threads may call them, and
+        after each call, also one that failed or was closed, everything is back in host memory.
+
+        Networks called by hand (`pipe.vae.decode(...)`, in a callback, too) are in host memory;
+        `pipe.decode_latents` and `pipe.encode_prompt` bring them themselves.
+
+        So far it was tested without a real accelerator: on the CPU under another name, and with
+        tensors that only pretend to be elsewhere.
+
+        Args:
+            gpu_id: the index of the accelerator, 0 if not given.
+            device: such as "cuda:1"; by default the fastest accelerator.
+
+        Raises:
+            InputError: there is no accelerator or no such device, networks are not on PyTorch, or
+                a call is in progress on another device.
+        """
+        from underdraw.pipelines.offload import enable
+
+        enable(self, gpu_id, device)
+
+    def disable_model_cpu_offload(self) -> None:
+        """No longer move networks: they stay in host memory, from where `pipe.to(device)` takes
+        them. Pipelines that share them (`from_pipe`) are not changed."""
+        self.maybe_free_model_hooks()
+        self._offload = None
+
+    remove_all_hooks = disable_model_cpu_offload
+
+    def maybe_free_model_hooks(self) -> None:
+        """Bring home what an interrupted call has left on the accelerator; calls do so at their
+        end, so this is for code written for the peer."""
+        if self._offload is not None:
+            self._offload.bring_home()
+
+    def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
         """Raises InputError: it comes with a later release."""
         raise InputError(
-            "offloading comes with a later release; use pipe.to(device), dtype='float16' and "
-            "enable_attention_slicing() or enable_vae_tiling() to save memory"
+            "moving single layers comes with a later release; enable_model_cpu_offload() moves "
+            "whole networks, and dtype='float16', enable_attention_slicing() and "
+            "enable_vae_tiling() save memory, too"
         )
-
-    enable_sequential_cpu_offload = enable_model_cpu_offload
 
     def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
         """Raises InputError: it comes with a later release."""

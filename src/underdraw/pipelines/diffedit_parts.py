@@ -92,13 +92,14 @@ class DiffEditParts(LatentPipeline):
         if pictures.shape[1] == vae.config.latent_channels:
             return self._repeated(framework.array(pictures, device=self.device), each)
         with framework.no_grad():
-            pixels = framework.array(pictures, dtype=vae.dtype, device=vae.device)
-            found = vae.encode(pixels).latent_dist
+            with self._borrowed(vae):
+                pixels = framework.array(pictures, dtype=vae.dtype, device=vae.device)
+                found = vae.encode(pixels).latent_dist
             latents = self._repeated(found.mean, each)
             if sampled or self.compat == "diffusers":
                 noise = self._draw(latents.shape, drawn, None, maps)
                 latents = latents + self._repeated(found.std, each) * framework.array(
-                    noise, dtype=vae.dtype, device=vae.device
+                    noise, dtype=vae.dtype, device=latents.device
                 )
         if not framework.is_finite(latents):
             raise NonFiniteError("vae: encoding gave NaN or infinity")
@@ -217,7 +218,7 @@ class DiffEditParts(LatentPipeline):
                 lambda: scale,
                 distilled=distilled,
             )
-            with self._framework.no_grad():
+            with self._framework.no_grad(), self._borrowed(self.unet):
                 out = denoise(nn.concat([x] * many, 0), 0)
             found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
         return [nn.concat(parts, 0) for parts in zip(*found, strict=True)]
@@ -265,7 +266,8 @@ class DiffEditParts(LatentPipeline):
         held = [level * size for level, size in zip(levels, sizes, strict=False)]
         found = inversion.Inversion(way, len(solver), (clean, *held))
         run = inversion.invert(denoise, solver, clean, way, resume=found, measure=False)
-        with self.progress_bar(total=len(solver) - len(levels)) as bar:
+        progress = self.progress_bar(total=len(solver) - len(levels))
+        with self._borrowed(self.unet), progress as bar:
             for found in run:
                 for level in found.latents[1 + len(levels) :]:
                     levels.append(level / sizes[len(levels)])

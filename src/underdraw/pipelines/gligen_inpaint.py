@@ -36,8 +36,8 @@ class Inpainting:
         """Latents of the pictures, times `scaling_factor`: the mean, or as the peer a sample."""
         framework, vae = pipe._framework, pipe.vae
         pixels = read_pictures("gligen_inpaint_image", list(self.pictures), framework)
-        pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
-        with framework.no_grad():
+        with framework.no_grad(), pipe._borrowed(vae):
+            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
             found = vae.encode(pixels).latent_dist
             latents = found.sample() if sample else found.mean
             return framework.operations.float32(latents) * vae.config.scaling_factor

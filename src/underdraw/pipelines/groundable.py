@@ -35,6 +35,7 @@ class Groundable:
 
     unet: Any
     source: str | None
+    _offload: Any
 
     @property
     def sight(self) -> Sight:
@@ -124,6 +125,8 @@ class Groundable:
         vars(self)["_attached"] = {**attached, network.config.kind: network}
         if sight != NO_SIGHT:
             vars(self)["_sight"] = sight
+        if self._offload is not None:
+            self._offload.bring_home(network, *sight)
 
     def unload_grounding(self, kind: str | None = None) -> None:
         """Detach the grounding weights of a kind, or all: calls then give the bits they gave before

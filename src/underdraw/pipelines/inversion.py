@@ -74,21 +74,29 @@ def invert_pictures(
     if plan.count != pictures.shape[0]:
         raise InputError(f"prompt has {plan.count} entries; image has {pictures.shape[0]} pictures")
     with framework.no_grad():
-        pixels = framework.array(pictures, dtype=pipe.vae.dtype, device=pipe.vae.device)
-        latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+        with pipe._borrowed(pipe.vae):
+            pixels = framework.array(pictures, dtype=pipe.vae.dtype, device=pipe.vae.device)
+            latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
         denoise, _ = pipe._denoiser(plan)
     # A call of the same pipeline between two steps has a guidance of its own.
     denoise = replace(denoise, guidance=lambda: plan.guidance)
 
     def decode(x: Any) -> Any:
         """Pictures in [0, 1]."""
-        z = framework.array(x, dtype=pipe.vae.dtype, device=pipe.vae.device)
-        decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
+        with pipe._borrowed(pipe.vae):
+            z = framework.array(x, dtype=pipe.vae.dtype, device=pipe.vae.device)
+            decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
         return denoise.nn.clip(denoise.nn.float32(decoded) / 2 + 0.5, 0.0, 1.0)
 
-    return steps.invert(
+    run = steps.invert(
         denoise, plan.solver, latents, chosen, resume=resume, measure=measure, decode=decode
     )
+
+    def driven() -> Generator[Inversion, None, Inversion]:
+        with pipe._borrowed(pipe.unet):
+            return (yield from run)
+
+    return driven()
 
 
 def ddim(pipe: Any) -> DDIMScheduler:

@@ -114,10 +114,11 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
             return latents, None
         framework = self._framework
         with framework.no_grad():
-            # The autoencoder may live in another dtype, or elsewhere, than the UNet.
-            z = framework.array(latents, dtype=self.vae.dtype, device=self.vae.device)
-            z = z / self.vae.config.scaling_factor
-            decoded = self.vae.decode_with(z, self.settings.vae_slicing, self._tiling)
+            with self._borrowed(self.vae):
+                # The autoencoder may live in another dtype, or elsewhere, than the UNet.
+                z = framework.array(latents, dtype=self.vae.dtype, device=self.vae.device)
+                z = z / self.vae.config.scaling_factor
+                decoded = self.vae.decode_with(z, self.settings.vae_slicing, self._tiling)
             if not framework.is_finite(decoded):
                 raise NonFiniteError(
                     "vae: decoding gave NaN or infinity; its weights hold such values, or its "
@@ -134,7 +135,9 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
         pictures = images.to_output(decoded, "pil", framework)
         pixels = self.feature_extractor(pictures, return_tensors="np")["pixel_values"]
         checker = self.safety_checker
-        flags = checker.flags(framework.array(pixels, dtype=checker.dtype, device=checker.device))
+        with self._borrowed(checker):
+            pixels = framework.array(pixels, dtype=checker.dtype, device=checker.device)
+            flags = checker.flags(pixels)
         if any(flags):
             keep = framework.array([[[[not flag]]] for flag in flags], device=decoded.device)
             decoded = framework.operations.where(
@@ -164,13 +167,14 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
     def _negative_like(self, context: Array, negatives: list[str]) -> Array:
         """The context of negative prompts beside a given one."""
         window, plain = min(self.tokenizer.model_max_length, context.shape[1]), self.compat
-        return encode_prompts(
-            self.text_encoder,
-            self.tokenizer,
-            negatives,
-            plain=plain == "diffusers",
-            max_length=window,
-        )[0]
+        with self._borrowed(self.text_encoder):
+            return encode_prompts(
+                self.text_encoder,
+                self.tokenizer,
+                negatives,
+                plain=plain == "diffusers",
+                max_length=window,
+            )[0]
 
     def _equally_long(self, context: Array, negative: Array) -> tuple[Array, Array]:
         """The shorter of two contexts repeated, which attention to it does not notice."""

@@ -119,7 +119,7 @@ def fit_colours(pipe: Any) -> np.ndarray:
     cells = patches()
     factor = vae.config.factor
     picture = cells.repeat(factor, 0).repeat(factor, 1).transpose(2, 0, 1)[None]
-    with framework.no_grad():
+    with framework.no_grad(), pipe._borrowed(vae):
         pixels = framework.array(picture, dtype=vae.dtype, device=vae.device)
         z = vae.encode(pixels, return_dict=False)[0].mode() * vae.config.scaling_factor
     known = framework.to_numpy(z)[0].transpose(1, 2, 0).reshape(-1, vae.config.latent_channels)

@@ -154,6 +154,7 @@ def sample(
     controls: Sequence[Control] = (),
     pipeline: Any = None,
     prompts: Sequence[str] | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> Generator[Step, Change | None, Array]:
     """Run a solver from `latents` to the end; returns the last latents.
 
@@ -163,6 +164,7 @@ def sample(
         controls: act in the order given.
         pipeline: handed to the controls, for its other networks; so are `prompts`, the texts of
             the call.
+        begin: called when the controls are ready, before the UNet is used.
 
     Raises:
         NonFiniteError: the first call gave NaN or infinity, as broken weights do.
@@ -172,6 +174,8 @@ def sample(
     with framework.no_grad():
         run = Run(nn, pipeline, latents.shape[0], state.x, count, prompts, solver, draw)
         carries = [control.prepare(run) for control in controls]
+    if begin is not None:
+        begin()
     for index in range(count):
         timestep, sites = solver.timestep(index), NO_SITES
         with framework.no_grad():
