@@ -2,8 +2,8 @@
 
     python benchmarks/grounded_step.py [--quick] [--json FILE]
 
-Steps under guidance (batch 2), float32 and bfloat16, random weights, of which one copy is in
-memory:
+Steps under guidance (batch 2), float32 and, where the processor has it, bfloat16, random weights,
+of which one copy is in memory:
 
 - with two boxes, gate open: ours with tokens and their keys and values computed before the loop,
   the peer as its pipeline calls it, 30 tokens with their position network at every step. Bar 1.0.
@@ -16,13 +16,14 @@ The largest difference between the outputs of both is printed before each figure
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from timing import SD15_UNET, arguments, compare, quick_initial_values, report, share
+from timing import SD15_UNET, arguments, compare, fast_dtypes, quick_initial_values, report, share
 
 from underdraw import UNet2DConditionModel
 from underdraw.controls.control import Call, Run
@@ -121,15 +122,15 @@ def _guided(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Ten
 @torch.no_grad()
 def main(
     sizes: tuple[int, ...] = (32, 64),
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    dtypes: Sequence[torch.dtype] | None = None,
     runs: int = 5,
     config: dict[str, Any] | None = None,
 ) -> list:
-    """`sizes` are those of the latents."""
+    """`sizes` are those of the latents; `dtypes` by default `timing.fast_dtypes`."""
     results = []
     fields = config or SD15_UNET
     width = fields["cross_attention_dim"]
-    for dtype in dtypes:
+    for dtype in dtypes or fast_dtypes():
         for kind in ("gated", "gated-text-image"):
             ours, peer = pair({**fields, "attention_type": kind}, dtype)
             context = torch.randn(2, 77, width, dtype=dtype)

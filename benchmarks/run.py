@@ -36,7 +36,8 @@ QUICK["cold_start"] = ["1"]
 PREFACE = """# Results
 
 Written by `python benchmarks/run.py`. Ratios are ours by the peer's ({peer}): below 1 we take less.
-Both sides take turns in one run, on equal dtypes and the same weights; seconds are the median of
+Both sides take turns in one run, on equal dtypes (bfloat16 only where the processor computes in it)
+and the same weights; seconds are the median of
 {least} turns or more, memory is the largest of them. A bar is what the ratio may be at most.
 
 Measured {dates} on {processor}, {threads} threads, load of other processes {load} (turns give both

@@ -2,8 +2,9 @@
 
     python benchmarks/unet_step.py [--quick] [--json FILE]
 
-Seconds of a denoising step under guidance (batch 2), 256 and 512 px, float32 and bfloat16; of
-processor time where one thread is used. Random weights, one copy in memory which both networks use.
+Seconds of a denoising step under guidance (batch 2), 256 and 512 px, float32 and, where the
+processor has it, bfloat16; of processor time where one thread is used. Random weights, one copy in
+memory which both networks use.
 Ours is measured as the loop calls it, with the keys and values of the text and what the blocks make
 of the time computed before the first step; "as a call" computes them anew each time, as
 `pipe.unet(...)` does and as the peer always does.
@@ -11,9 +12,11 @@ of the time computed before the first step; "as a call" computes them anew each 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import diffusers
 import torch
-from timing import SD15_UNET, arguments, compare, quick_initial_values, report, share
+from timing import SD15_UNET, arguments, compare, fast_dtypes, quick_initial_values, report, share
 
 from underdraw import UNet2DConditionModel
 from underdraw.sampling.loop import Denoiser
@@ -32,13 +35,13 @@ def pair(config: dict, dtype: torch.dtype) -> tuple:
 @torch.no_grad()
 def main(
     sizes: tuple[int, ...] = (32, 64),
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    dtypes: Sequence[torch.dtype] | None = None,
     runs: int = 5,
     config: dict | None = None,
 ) -> list:
-    """`sizes` are those of the latents."""
+    """`sizes` are those of the latents; `dtypes` by default `timing.fast_dtypes`."""
     results = []
-    for dtype in dtypes:
+    for dtype in dtypes or fast_dtypes():
         fields = config or SD15_UNET
         ours, peer = pair(fields, dtype)
         context = torch.randn(2, 77, fields["cross_attention_dim"], dtype=dtype)

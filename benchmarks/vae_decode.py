@@ -2,15 +2,17 @@
 
     python benchmarks/vae_decode.py [--quick] [--json FILE]
 
-Seconds at 256 and 512 px, float32 and bfloat16, the weights in PyTorch's usual layout and (both
-sides) channels-last; random weights, one copy in memory.
+Seconds at 256 and 512 px, float32 and, where the processor has it, bfloat16, the weights in
+PyTorch's usual layout and (both sides) channels-last; random weights, one copy in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import diffusers
 import torch
-from timing import SD15_VAE, arguments, compare, quick_initial_values, report, share
+from timing import SD15_VAE, arguments, compare, fast_dtypes, quick_initial_values, report, share
 
 from underdraw import AutoencoderKL
 
@@ -18,13 +20,13 @@ from underdraw import AutoencoderKL
 @torch.no_grad()
 def main(
     sizes: tuple[int, ...] = (32, 64),
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    dtypes: Sequence[torch.dtype] | None = None,
     runs: int = 5,
     config: dict | None = None,
 ) -> list:
-    """`sizes` are those of the latents."""
+    """`sizes` are those of the latents; `dtypes` by default `timing.fast_dtypes`."""
     results = []
-    for dtype in dtypes:
+    for dtype in dtypes or fast_dtypes():
         with quick_initial_values():
             ours = AutoencoderKL(**(config or SD15_VAE)).to(dtype).eval()
         with torch.device("meta"):

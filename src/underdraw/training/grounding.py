@@ -288,8 +288,8 @@ class GroundingTask:
         loss = denoising + self.config.attention * asked
         if record is None or self.heads is None:
             return loss, told
-        truth, told["cells_right"] = self.heads(record.seen, batch["truth"])
-        return loss + self.config.truth * truth, told
+        truth, figures = self.heads(record.seen, batch["truth"])
+        return loss + self.config.truth * truth, told | figures
 
     def _latents(self, batch: Batch) -> Tensor:
         if "clean" in batch:

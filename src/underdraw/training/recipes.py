@@ -25,6 +25,7 @@ from underdraw.models import (
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPVisionModelWithProjection,
+    Grounding,
     UNet2DConditionModel,
 )
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
@@ -211,7 +212,11 @@ class Workshop:
     def grounding(self, trained: bool = True) -> Any:
         """The layers for boxes, trained or with starting weights."""
         torch.manual_seed(self.recipe.seed)
-        part = new_part(self.unet(), "text-image")
+        try:
+            part = self._started(Grounding, "grounding")
+        except NotFoundError:  # what the recipe starts with has none
+            part = None
+        part = part or new_part(self.unet(), "text-image")
         return self._fill(part, "grounding", "grounding") if trained else part
 
     def heads(self) -> TruthHeads | None:
