@@ -273,3 +273,30 @@ def test_from_pipe_shares(pipe):
     made = StableDiffusionPipeline(**pipe.components)
     made.set_progress_bar_config(disable=True)
     assert torch.equal(run(made), run(pipe))
+
+
+def test_calls_inside_a_callback_leave_the_run_alone(pipe):
+    """Another picture made between two steps: the run around it keeps its guidance."""
+    call = {"height": 40, "width": 72, "num_inference_steps": 4, "seed": 3, "guidance_scale": 6.0}
+    alone = run(pipe, "a red sphere", **call)
+    seen = []
+
+    def another(pipe, step, timestep, tensors):
+        run(pipe, "green", **call | {"guidance_scale": 1.0, "num_inference_steps": 2, "seed": 9})
+        seen.append((pipe.guidance_scale, pipe.num_timesteps))
+        return tensors
+
+    assert torch.equal(run(pipe, "a red sphere", callback_on_step_end=another, **call), alone)
+    assert seen == [(6.0, 4)] * 4
+
+    def louder(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 9.0
+        if nested:
+            run(pipe, "green", **call)
+        return tensors
+
+    nested = False
+    changed = run(pipe, "a red sphere", callback_on_step_end=louder, **call)
+    nested = True
+    again = run(pipe, "a red sphere", callback_on_step_end=louder, **call)
+    assert torch.equal(again, changed) and not torch.equal(changed, alone)

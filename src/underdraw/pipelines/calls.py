@@ -83,10 +83,30 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
+def apart(call: Callable[Given, Made]) -> Callable[Given, Made]:
+    """A method that runs a loop; called inside a callback, it leaves the state of the run around it
+    as it was."""
+
+    @wraps(call)
+    def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        pipe: Any = args[0]
+        state = vars(pipe._run)
+        outer = dict(state)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            if outer.get("watched"):
+                state.clear()
+                state.update(outer)
+
+    return guarded
+
+
 def streamed(make: Callable[Given, Generator[Step, None, Made]]) -> Callable[Given, Made]:
     """A pipeline's call, written as a generator of steps: it runs to the end, and `pipe.stream`,
     which takes the same arguments, hands the steps out."""
 
+    @apart
     @wraps(make)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
         return ended(make(*args, **kwargs))
@@ -402,7 +422,11 @@ class Calls:
                 latents, change, done = step.latents, None, step.index + 1
                 ends = done == calls or (done > calls - steps * order and done % order == 0)
                 if watch is not None:
-                    change = watch(step, ends)
+                    self._run.watched = True
+                    try:
+                        change = watch(step, ends)
+                    finally:
+                        self._run.watched = False
                     latents = latents if change.latents is None else change.latents
                 if ends:
                     bar.update()

@@ -177,6 +177,7 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
         found = masks.mask_of_difference(nn, answers[0], answers[1], maps, ratio, together)
         return masks.mask_to_output(self._framework.to_numpy(found), output_type, self._framework)
 
+    @calls.apart
     def invert(
         self,
         prompt: str | list[str] | None = None,
