@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
-from underdraw.networks import unet
+from underdraw.networks import grounding, grounding_sites, unet
 from underdraw.networks.grounding_config import INPAINTING_CHANNELS, GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
 
@@ -22,7 +23,7 @@ class UNet2DConditionModel(Model):
     A GLIGEN checkpoint (`attention_type="gated"` or `"gated-text-image"`) keeps its grounding
     layers in the same tree under their published names, so that `state_dict` and `save_pretrained`
     give back what was read. A call runs none of them: they act only through `sites`, which
-    `unet.grounding` makes.
+    `unet.grounding` makes, or where the peer's `cross_attention_kwargs` hold boxes.
     """
 
     config_class = unet.UNetConfig
@@ -111,7 +112,7 @@ class UNet2DConditionModel(Model):
         class_labels: Array | None = None,
         timestep_cond: Array | None = None,
         attention_mask: None = None,
-        cross_attention_kwargs: None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         added_cond_kwargs: None = None,
         down_block_additional_residuals: tuple[Array, ...] | None = None,
         mid_block_additional_residual: Array | None = None,
@@ -127,12 +128,18 @@ class UNet2DConditionModel(Model):
             timestep: a number, or one per image `(batch,)`, in 0 .. 999.
             encoder_hidden_states: text context `(batch, tokens, cross_attention_dim)`.
             encoder_attention_mask: `(batch, tokens)`, true where a token counts.
-            sites: what controls do inside this call, instead of the peer's
-                `cross_attention_kwargs`.
+            cross_attention_kwargs: of a gated UNet `{"gligen": boxes}`, which position networks of
+                the peer take: `boxes (batch, n, 4)`, `masks (batch, n)` and, with `attention_type`
+                "gated", `positive_embeddings (batch, n, width)`, else `phrases_embeddings`,
+                `image_embeddings` and their `phrases_masks`, `image_masks`. A loop does better to
+                prepare `sites`: what boxes say is the same at each call.
+            sites: what controls do inside this call.
+
+        Raises:
+            InputError: an argument that this UNet has no use for.
         """
         for name, value in (
             ("attention_mask", attention_mask),
-            ("cross_attention_kwargs", cross_attention_kwargs or None),
             ("added_cond_kwargs", added_cond_kwargs or None),
             ("down_intrablock_additional_residuals", down_intrablock_additional_residuals),
         ):
@@ -151,8 +158,32 @@ class UNet2DConditionModel(Model):
                 down_residuals=down_block_additional_residuals,
                 mid_residual=mid_block_additional_residual,
             )
+        if cross_attention_kwargs:
+            sites = sites + self._with_boxes(cross_attention_kwargs)
         temb = unet.embed_time(nn, self, self.config, times, sample, class_labels, timestep_cond)
         context = encoder_hidden_states
         how = self._framework.recomputed if self.gradient_checkpointing else unet.at_once
         out = unet.unet(nn, self, self.config, sample, temb, context, sites, mask, how)
         return UNet2DConditionOutput(out) if return_dict else (out,)
+
+    def _with_boxes(self, given: Mapping[str, Any]) -> Sites:
+        """What acts for the boxes in the peer's `cross_attention_kwargs`; tokens are as many as are
+        given, for the peer pads by itself."""
+        gated = self.config.attention_type == "gated"
+        names = ["boxes", "masks", "positive_embeddings"]
+        if not gated:
+            names[2:] = ["phrases_embeddings", "phrases_masks", "image_embeddings", "image_masks"]
+        told = given.get("gligen")
+        if self.config.attention_type == "default" or set(given) != {"gligen"}:
+            raise InputError(
+                f"cross_attention_kwargs is not used by this UNet as {given!r:.100}; allowed: "
+                "'gligen', on a UNet with grounding layers. Pass `sites` instead"
+            )
+        if not isinstance(told, Mapping) or set(told) != set(names):
+            raise InputError(
+                f"cross_attention_kwargs['gligen']={told!r:.100}; needed are {', '.join(names)}"
+            )
+        arrays = [self._framework.array(told[name], device=self.device) for name in names]
+        nn, c = self.nn, GroundingConfig.for_unet(self.config, limit=arrays[0].shape[1])
+        tokens = grounding.box_tokens(nn, self, c, *arrays)
+        return grounding_sites.sites(self, c, grounding.constants(nn, self, c, tokens))
