@@ -20,11 +20,11 @@ SIZE = {"height": 40, "width": 72}
 EVER = (1.0, 0.0, 0.0)
 
 
-def opened(unet, kind="text"):
+def opened(unet, kind="text", **fields):
     """New grounding weights with open gates: closed ones change nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        part = tiny.shake(Grounding.for_unet(unet, kind))
+        part = tiny.shake(Grounding.for_unet(unet, kind, **fields))
     for name, value in part.named_parameters():
         if "alpha" in name:
             value.data.fill_(0.7)

@@ -205,22 +205,22 @@ class DiffEditParts(LatentPipeline):
         contexts = [self._equally_long(context, longest)[0] for context in contexts]
         images, many = noisy.shape[0] // maps, len(contexts)
         most = max(1, ROWS // (maps * many))
-        for first in range(0, images, most):
-            last = min(first + most, images)
-            x = noisy[first * maps : last * maps]
-            rows = [self._repeated(context[first:last], maps) for context in contexts]
-            distilled = self.unet.config.time_cond_proj_dim is not None
-            denoise = Denoiser(
-                self.unet,
-                nn,
-                nn.concat(rows, 0),
-                [solver.timestep(0)],
-                lambda: scale,
-                distilled=distilled,
-            )
-            with self._framework.no_grad(), self._borrowed(self.unet):
+        with self._framework.no_grad(), self._borrowed(self.unet):
+            for first in range(0, images, most):
+                last = min(first + most, images)
+                x = noisy[first * maps : last * maps]
+                rows = [self._repeated(context[first:last], maps) for context in contexts]
+                distilled = self.unet.config.time_cond_proj_dim is not None
+                denoise = Denoiser(
+                    self.unet,
+                    nn,
+                    nn.concat(rows, 0),
+                    [solver.timestep(0)],
+                    lambda: scale,
+                    distilled=distilled,
+                )
                 out = denoise(nn.concat([x] * many, 0), 0)
-            found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
+                found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
         return [nn.concat(parts, 0) for parts in zip(*found, strict=True)]
 
     def _equal(self, first: Array, second: Array) -> bool:
@@ -266,8 +266,7 @@ class DiffEditParts(LatentPipeline):
         held = [level * size for level, size in zip(levels, sizes, strict=False)]
         found = inversion.Inversion(way, len(solver), (clean, *held))
         run = inversion.invert(denoise, solver, clean, way, resume=found, measure=False)
-        progress = self.progress_bar(total=len(solver) - len(levels))
-        with self._borrowed(self.unet), progress as bar:
+        with self._borrowed(self.unet), self.progress_bar(total=len(solver) - len(levels)) as bar:
             for found in run:
                 for level in found.latents[1 + len(levels) :]:
                     levels.append(level / sizes[len(levels)])
