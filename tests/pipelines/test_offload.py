@@ -364,6 +364,15 @@ def test_an_interrupted_move_is_made_up_for(pipe, monkeypatch):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
 
 
+def test_gradients_after_a_call_under_inference_mode(pipe):
+    pipe.enable_model_cpu_offload(device="cpu:0")
+    with torch.inference_mode():
+        run(pipe)
+    context = torch.ones((1, 3, tiny.WIDTH), requires_grad=True)
+    pipe.unet(torch.ones((1, 4, 8, 8)), 1, context).sample.sum().backward()
+    assert context.grad is not None and pipe.unet.conv_in.weight.grad is not None
+
+
 # -- who shares it ---------------------------------------------------------------------------------
 def test_threads_share_the_networks(pipe):
     expected = [run(tiny.pipeline(), seed=i) for i in range(2)]

@@ -153,7 +153,9 @@ def resolve_dtype(name: Any) -> Any:
 
 def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
     """As `nn.Module.to`."""
-    root.to(*args, **kwargs)
+    # Parameters moved under inference mode could never again take part in a gradient.
+    with torch.inference_mode(False):
+        root.to(*args, **kwargs)
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
