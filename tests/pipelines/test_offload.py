@@ -371,6 +371,10 @@ def test_gradients_after_a_call_under_inference_mode(pipe):
     context = torch.ones((1, 3, tiny.WIDTH), requires_grad=True)
     pipe.unet(torch.ones((1, 4, 8, 8)), 1, context).sample.sum().backward()
     assert context.grad is not None and pipe.unet.conv_in.weight.grad is not None
+    with torch.inference_mode():
+        made = tiny.pipeline()
+        made.enable_model_cpu_offload(device="cpu:0")
+        assert torch.equal(run(made), run(made.to(torch.float64).to(torch.float32)))
 
 
 # -- who shares it ---------------------------------------------------------------------------------

@@ -153,8 +153,10 @@ def resolve_dtype(name: Any) -> Any:
 
 def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
     """As `nn.Module.to`."""
-    # Parameters moved under inference mode could never again take part in a gradient.
-    with torch.inference_mode(False):
+    # Moved under inference mode, parameters could never again take part in a gradient; those which
+    # were made under it stay as they are.
+    stay = torch.is_inference_mode_enabled() and any(p.is_inference() for p in root.parameters())
+    with torch.inference_mode(stay):
         root.to(*args, **kwargs)
 
 
