@@ -329,6 +329,23 @@ def test_pasting_back_keeps_every_other_pixel(pipe):
     np.testing.assert_allclose(tensor.permute(0, 2, 3, 1).numpy(), plain, atol=1e-6)
 
 
+def test_one_source_serves_several_targets_with_negatives_and_guidance_of_their_own(pipe):
+    options = {"output_type": "np", "mask_image": square(), "seed": np.int64(4)}
+    options["num_inference_steps"] = np.int64(6)
+    both = edit(
+        pipe,
+        target=[BLUE, TABLE],
+        negative_prompt=["", "green"],
+        guidance_scale=[5.0, 2.0],
+        **{**options, "seed": [np.int64(4), 5]},
+    )
+    options["seed"] = np.int64(5)
+    alone = edit(pipe, target=TABLE, negative_prompt="green", guidance_scale=2.0, **options)
+    np.testing.assert_allclose(both.images[1:], alone.images, atol=5e-5)
+    several = edit(pipe, [*pil(2)], source=[RED, TABLE], **{**options, "seed": [4, 5]})
+    assert several.images.shape[0] == 2
+
+
 def test_an_interrupted_edit_goes_on_from_its_file(pipe, tmp_path):
     path = tmp_path / "edit.safetensors"
     wanted = edit(pipe, output_type="np")
@@ -432,6 +449,11 @@ WRONG = [
     (lambda p: p(BLUE, square(), LEVELS, 1.2, 6), InputError, "inpaint_strength=1.2"),
     (lambda p: edit(p, target=RED), InputError, "nothing would change"),
     (lambda p: edit(p, source=None), InputError, "source_prompt=None"),
+    (lambda p: edit(p, output_type="jpeg"), InputError, "output_type='jpeg'"),
+    (lambda p: edit(p, controls=3), InputTypeError, "controls=3"),
+    (lambda p: edit(p, guidance_scale="7"), InputTypeError, "guidance_scale='7'"),
+    (lambda p: edit(p, inpaint_strength=0), InputError, "inpaint_strength=0"),
+    (lambda p: edit(p, negative_prompt=[RED] * 2), InputError, "target_negative_prompt has 2"),
 ]
 LEVELS = torch.zeros((1, 5, 4, *SIZE))
 

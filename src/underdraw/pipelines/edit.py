@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class Kept:
 
     def __init__(self, path: str | os.PathLike[str] | None, of: dict[str, Any]) -> None:
         self.path = None if path is None else Path(path)
-        self.of = json.dumps(of, sort_keys=True)
+        # Settings may be numbers of numpy.
+        self.of = json.dumps(of, sort_keys=True, default=lambda value: value.tolist())
         self.mask: np.ndarray | None = None
         self.levels: list[np.ndarray] = []
         if self.path is None:
@@ -158,15 +159,27 @@ def edit(
     controls: Sequence[Any],
 ) -> DiffEditOutput:
     """What `StableDiffusionDiffEditPipeline.edit` does."""
-    from underdraw.pipelines import masks
+    from underdraw.pipelines import calls, masks
     from underdraw.pipelines.request import Request
 
     pipe = reversible(pipe)
     nn, framework = pipe._operations, pipe._framework
     pictures = pipe._pictures(image)
     requests = [
-        Request(text, negative, embeds, pictures=pictures.shape[0])
-        for text, embeds in ((source, source_embeds), (target, target_embeds))
+        Request(source, None, source_embeds, pictures=pictures.shape[0]),
+        Request(
+            target,
+            negative,
+            target_embeds,
+            pictures=pictures.shape[0],
+            guidance_scale=settings.guidance,
+            num_inference_steps=settings.steps,
+            strength=calls.number("inpaint_strength", settings.strength, 0.0, 1.0),
+            output_type=output_type,
+            seed=seed,
+            callback=callback,
+            controls=controls,
+        ),
     ]
     told = [
         pipe._side(request, name)
@@ -175,10 +188,14 @@ def edit(
     count = max(found[2] for found in told)
     if source is not None and told[0][0] == told[1][0]:
         raise InputError(f"source and target are both {source!r}; nothing would change")
-    guided = pipe._needs_guidance(settings.guidance)
+    # What decoding would refuse, before the mask and the inversion are made.
+    decoding = replace(requests[1], pictures=count)
+    guided = pipe._named("inpaint_strength", lambda: pipe._plan(decoding)).guided
     texts = [
-        pipe._contexts(request, prompts, negatives, guided, count)
-        for request, (prompts, negatives, _) in zip(requests, told, strict=True)
+        pipe._contexts(request, prompts, negatives, needed, count)
+        for request, (prompts, negatives, _), needed in zip(
+            requests, told, (False, guided), strict=True
+        )
     ]
     (source_embeds, _), (target_embeds, against) = texts
     pixels = framework.to_numpy(pictures)
