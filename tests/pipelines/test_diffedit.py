@@ -190,6 +190,18 @@ def test_solved_steps_lead_back_exactly(name):
     torch.testing.assert_close(again, solved.latents, rtol=1e-3, atol=1e-4)
 
 
+def test_callbacks_of_solved_steps(pipe):
+    way = {"method": "fixed-point", "callback_steps": 2, "inpaint_strength": 0.5, **SHORT}
+    seen = []
+    told = pipe.invert(RED, pictures(), callback=lambda *now: seen.append(now[:2]), **way)
+    plain = []
+    pipe.invert(
+        RED, pictures(), callback=lambda *now: plain.append(now[:2]), **{**way, "method": "plain"}
+    )
+    assert [step for step, _ in seen] == [step for step, _ in plain] == [0, 2]
+    assert torch.equal(pipe.invert(RED, pictures(), **way).latents, told.latents)
+
+
 def test_pictures_of_all_levels(pipe):
     made = pipe.invert([RED, BLUE], pictures(2), decode_latents=True, **SHORT)
     assert len(made.images) == 2 * 5

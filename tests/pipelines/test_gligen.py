@@ -107,6 +107,10 @@ def test_boxes_per_image_and_per_prompt(pipe):
         assert (batch[i] - single[0]).abs().max() <= 1e-6 * single.abs().max()
     twice = run(pipe, prompts, **{**call, "seed": 4}, num_images_per_prompt=2)
     assert twice.shape[0] == 6 and (twice[0] - batch[0]).abs().max() <= 1e-5
+    told, against = pipe.encode_prompt(prompts)
+    call |= {"seed": 4, "prompt_embeds": told, "negative_prompt_embeds": against}
+    given = run(pipe, None, **call, num_images_per_prompt=2)
+    assert (given - twice).abs().max() <= 1e-5
 
 
 def test_more_than_thirty_boxes_are_named(pipe):

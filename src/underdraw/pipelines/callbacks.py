@@ -64,10 +64,15 @@ class Callbacks:
             self.altered = self.altered or any(told[name] is not held[name] for name in told)
             self.negative = told.get("negative_prompt_embeds", self.negative)
             latents = latents if change.latents is None else change.latents
-        if ends and self.callback is not None and i % self.every == 0:
-            order = getattr(self.pipe.scheduler, "order", 1)
-            self.callback(i // order, self._time(step.timestep), latents)
+        if ends:
+            self.note(i, step.timestep, latents)
         return change
+
+    def note(self, index: int, timestep: float, latents: Array) -> None:
+        """Tell the older kind of callback that a step has ended with the model call `index`."""
+        if self.callback is not None and index % self.every == 0:
+            order = getattr(self.pipe.scheduler, "order", 1)
+            self.callback(index // order, self._time(timestep), latents)
 
     def _change(self, told: Any, held: Mapping[str, Any]) -> Change:
         """What a callback returned, as the loop takes it."""

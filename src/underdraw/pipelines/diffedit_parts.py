@@ -271,8 +271,8 @@ class DiffEditParts(LatentPipeline):
                 for level in found.latents[1 + len(levels) :]:
                     levels.append(level / sizes[len(levels)])
                     if plan.watch is not None:
-                        time = int(solver.timestep(len(solver) - len(levels)))
-                        plan.watch.callback(len(levels) - 1, time, levels[-1])
+                        time = solver.timestep(len(solver) - len(levels))
+                        plan.watch.note(len(levels) - 1, time, levels[-1])
                     bar.update()
         return levels
 

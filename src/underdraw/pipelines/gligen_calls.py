@@ -181,7 +181,7 @@ def read_layouts(given: Given, plan: Plan) -> list[Layout]:
     boxes = listed("gligen_boxes", given.boxes)
     if not any(nested(box) for box in boxes):
         return [_layout("", boxes, given.phrases, given.images, given, strength, norm)]
-    prompts = 1 if plan.prompts is None else len(plan.prompts)
+    prompts = plan.count // plan.request.num_images_per_prompt
     if len(boxes) not in (plan.count, prompts):
         raise InputError(
             f"gligen_boxes has lists for {len(boxes)} images; the call makes {plan.count}"
