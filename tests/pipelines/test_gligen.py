@@ -248,6 +248,10 @@ def test_pictures_and_masks_per_image(painter):
         one = {name: value[i] for name, value in {**nested, **several}.items()}
         single = run(painter, "ab"[i], **{**call, **one})
         assert (batch[i] - single[0]).abs().max() <= 1e-5 * single.abs().max()
+    call |= {**several, "seed": [1, 1, 2, 2]}
+    twice = run(painter, ["a", "b"], **call, num_images_per_prompt=2)
+    for i in range(4):
+        assert (twice[i] - batch[i // 2]).abs().max() <= 1e-5 * batch.abs().max()
 
 
 def test_a_picture_is_cut_to_the_proportions_of_the_result(painter):

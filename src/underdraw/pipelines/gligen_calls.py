@@ -93,7 +93,13 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
         network, inpainting = self._check_grounding(layouts), None
         if given.inpaint_image is not None:
             inpainting = read_inpainting(
-                self, given.inpaint_image, given.inpaint_mask, layouts, plan.count, (height, width)
+                self,
+                given.inpaint_image,
+                given.inpaint_mask,
+                layouts,
+                plan.count,
+                plan.count // request.num_images_per_prompt,
+                (height, width),
             )
         self._check_inpainting(given, request.output_type)
         if latents is not None:

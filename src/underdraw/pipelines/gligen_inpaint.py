@@ -66,20 +66,28 @@ class Inpainting:
 
 
 def read_inpainting(
-    pipe: Any, image: Any, mask: Any, layouts: Sequence[Layout], count: int, size: tuple[int, int]
+    pipe: Any,
+    image: Any,
+    mask: Any,
+    layouts: Sequence[Layout],
+    count: int,
+    prompts: int,
+    size: tuple[int, int],
 ) -> Inpainting:
-    """Pictures and masks of a call of `count` images of `size (height, width)`.
+    """Pictures and masks of a call of `count` images of `size (height, width)`, as many for each of
+    `prompts`.
 
     Raises:
-        InputError, InputTypeError: they are no pictures or masks, or not 1 or `count`.
+        InputError, InputTypeError: they are no pictures or masks, or not 1, `prompts` or `count`.
     """
     height, width = size
     framework = pipe._framework
     given = list(image) if isinstance(image, list | tuple) else [image]
-    if len(given) not in (1, count):
+    if len(given) not in (1, prompts, count):
         raise InputError(
             f"gligen_inpaint_image has {len(given)} pictures; allowed: 1 or {count}, one per image"
         )
+    given = [one for one in given for _ in range(count // len(given) if len(given) > 1 else 1)]
     pictures = [cut_to(as_picture("gligen_inpaint_image", one), height, width) for one in given]
     if mask is None:
         factor = pipe.vae.config.factor
@@ -92,10 +100,12 @@ def read_inpainting(
     # A picture of a mask is cut as the picture beside it.
     masks = [cut_to(one, height, width) if hasattr(one, "crop") else one for one in masks]
     read = read_masks("gligen_inpaint_mask", masks, framework, height, width)
-    if read.shape[0] not in (1, count):
+    if read.shape[0] not in (1, prompts, count):
         raise InputError(
             f"gligen_inpaint_mask has {read.shape[0]} masks; allowed: 1 or {count}, one per image"
         )
+    if read.shape[0] > 1:
+        read = framework.array(framework.to_numpy(read).repeat(count // read.shape[0], 0))
     inside = shrunk(framework.operations, read, pipe.vae.config.factor)
     pixels = framework.to_numpy(read)[:, 0]
     return Inpainting(pictures, pixels, framework.array(inside, device=pipe.device))
