@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,14 +66,20 @@ def channels_last(network: str, device: str) -> bool:
     return network == "vae" and torch.device(device).type == "cpu"
 
 
-def has_channels_last(root: torch.nn.Module) -> bool:
+def has_channels_last(network: Any) -> bool:
     """Whether a network's convolutions have their channels next to each other. They then add in
-    another order, and results differ in their last bits."""
+    another order, and results differ in their last bits. Never so on other backends."""
     wanted = torch.channels_last
-    return any(
+    return isinstance(network, torch.nn.Module) and any(
         p.ndim == 4 and p.is_contiguous(memory_format=wanted) and not p.is_contiguous()
-        for p in root.parameters()
+        for p in network.parameters()
     )
+
+
+def to_channels_last(network: Any) -> None:
+    """Lay a network out so; what is no network of PyTorch stays as it is."""
+    if isinstance(network, torch.nn.Module):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @cache

@@ -103,7 +103,7 @@ def load_root(
         parameters = root.get_submodule(path)._parameters
         parameters[last] = nn.Parameter(tensor(stored, wanted, device))
     if dtype == "auto" and hardware.channels_last(getattr(root, "network", ""), device or "cpu"):
-        root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        hardware.to_channels_last(root)
     root.eval()
 
 

@@ -41,8 +41,6 @@ def load_pipeline(
         find(model)
     else:
         hub.resolve(model, weights=False)
-    import torch
-
     from underdraw.backends import hardware
 
     cls = getattr(underdraw, kind, None)
@@ -66,8 +64,8 @@ def load_pipeline(
                 pipe.scheduler.config, prediction_type=prediction_type
             )
     for name, part in pipe.components.items():
-        if name in channels_last and isinstance(part, torch.nn.Module):
-            part.to(memory_format=torch.channels_last)
+        if name in channels_last:
+            hardware.to_channels_last(part)
     pipe.source = os.path.abspath(model) if model != SCENES and os.path.exists(model) else model
     return pipe
 

@@ -48,6 +48,14 @@ class Callbacks:
         self.denoise, self.negative = denoise, negative
 
     def __call__(self, step: Step, ends: bool) -> Change:
+        # For calls from inside of a callback, which leave this run's state as it was.
+        self.pipe._run.watched = True
+        try:
+            return self._tell(step, ends)
+        finally:
+            self.pipe._run.watched = False
+
+    def _tell(self, step: Step, ends: bool) -> Change:
         change = Change()
         i, latents = step.index, step.latents
         if self.on_step_end is not None:

@@ -21,7 +21,7 @@ from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.pipelines.checks import array as array, check_controls, sides, wrong_unet
 from underdraw.pipelines.images import OUTPUT_TYPES, StableDiffusionPipelineOutput
-from underdraw.pipelines.request import Plan, Request
+from underdraw.pipelines.request import SHARED, Plan, Request
 from underdraw.sampling.foreign import ForeignSolver, Solver
 from underdraw.sampling.loop import Change, Denoiser, Step, sample
 from underdraw.solvers.schedulers import Scheduler
@@ -66,6 +66,12 @@ def texts(name: str, value: Any) -> list[str]:
     return list(listed)
 
 
+def asked(arguments: Mapping[str, Any], **own: Any) -> Request:
+    """The request of a call whose `locals()` are `arguments`: of these the shared ones, which are
+    fields by the same names. `own` are fields that calls make themselves."""
+    return Request(**{name: arguments[name] for name in SHARED if name in arguments}, **own)
+
+
 def generators(generator: Any, seed: Any, count: int) -> Any:
     """What draws the noise of `count` images: a generator, a list with one per image, or None."""
     if seed is None:
@@ -84,20 +90,17 @@ Made = TypeVar("Made")
 
 
 def apart(call: Callable[Given, Made]) -> Callable[Given, Made]:
-    """A method that runs a loop; called inside a callback, it leaves the state of the run around it
-    as it was."""
+    """A method that, called inside a callback, leaves the state of the run around it as it was."""
 
     @wraps(call)
     def guarded(*args: Given.args, **kwargs: Given.kwargs) -> Made:
         pipe: Any = args[0]
-        state = vars(pipe._run)
-        outer = dict(state)
+        outer = dict(vars(pipe._run))
         try:
             return call(*args, **kwargs)
         finally:
             if outer.get("watched"):
-                state.clear()
-                state.update(outer)
+                vars(pipe._run).update(outer)
 
     return guarded
 
@@ -152,8 +155,8 @@ class Calls:
     @property
     def device(self) -> Any:
         """Where calls compute: on the device of the UNet, unless networks are offloaded."""
-        offload = self._offload
-        return self.unet._framework.device_of(self.unet) if offload is None else offload.device
+        at = self._offload
+        return at.device if at is not None else self.unet._framework.device_of(self.unet)
 
     def _borrowed(self, *networks: Any) -> AbstractContextManager[None]:
         """While it lasts, these networks are on `device`; without offloading they always are."""
@@ -173,10 +176,8 @@ class Calls:
         if request.clip_skip is not None:
             whole("clip_skip", request.clip_skip, 0)
         watch = None
-        plain = (
-            request.callback_on_step_end is request.callback is None and request.callback_steps == 1
-        )
-        if not plain or request.callback_on_step_end_tensor_inputs != ("latents",):
+        told = request.callback_on_step_end, request.callback, request.callback_steps
+        if told != (None, None, 1) or request.callback_on_step_end_tensor_inputs != ("latents",):
             from underdraw.pipelines.callbacks import Callbacks
 
             watch = Callbacks(self, request)
@@ -215,8 +216,7 @@ class Calls:
         if negative is None:
             return prompts, None, images
         negatives = texts("negative_prompt", negative)
-        if isinstance(negative, str):
-            negatives = negatives * count
+        negatives = negatives * count if isinstance(negative, str) else negatives
         if len(negatives) != count:
             raise InputError(
                 f"negative_prompt has {len(negatives)} entries; there are {count} prompts"
@@ -274,8 +274,7 @@ class Calls:
         return last_steps(scheduler, solver, steps, number("strength", request.strength, 0.0, 1.0))
 
     def _noise(self, plan: Plan, shape: Sequence[int]) -> Array:
-        """Standard normal. The peer draws in the model's dtype; under a seed it is float32, so that
-        the seed means the same picture in every dtype."""
+        """Standard normal, in the model's dtype as the peer's; under a seed in float32 for all."""
         framework = self.unet._framework
         like = framework.leaf(self.unet.conv_in).dtype
         dtype = like if plan.request.seed is None else framework.float32
@@ -381,8 +380,7 @@ class Calls:
         """What a call returns; PIL images get a record of it.
 
         `own` are the pipeline's arguments besides the shared ones, by name (or a function that
-        gives those of an image): numbers, texts and lists of them are recorded, of the others
-        (arrays, pictures) that they were given.
+        gives those of an image): numbers and texts are recorded, of others that they were given.
         """
         if plan.request.output_type == "pil":
             from underdraw.pipelines.record import annotate
@@ -422,11 +420,7 @@ class Calls:
                 latents, change, done = step.latents, None, step.index + 1
                 ends = done == calls or (done > calls - steps * order and done % order == 0)
                 if watch is not None:
-                    self._run.watched = True
-                    try:
-                        change = watch(step, ends)
-                    finally:
-                        self._run.watched = False
+                    change = watch(step, ends)
                     latents = latents if change.latents is None else change.latents
                 if ends:
                     bar.update()

@@ -241,7 +241,7 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
             guidance_scale = 7.5 if self.compat == "diffusers" else 1.0
         pictures = self._pictures(image)
         mirrored = self.inverse_scheduler is None
-        request = Request.of(
+        request = calls.asked(
             locals(),
             pictures=pictures.shape[0],
             strength=part if mirrored else 1.0,
@@ -330,7 +330,7 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
         if image_latents is None:
             raise InputError("image_latents=None; make them with invert")
         part = calls.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
-        request = Request.of(locals(), strength=part)
+        request = calls.asked(locals(), strength=part)
         plan = self._named("inpaint_strength", lambda: self._plan(request))
         prompts = plan.count // num_images_per_prompt
         known = self._levels(image_latents, prompts, len(plan.solver))

@@ -10,7 +10,6 @@ from underdraw.controls.control import Control
 from underdraw.pipelines import calls
 from underdraw.pipelines.gligen_calls import Given, GLIGENCalls
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
-from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Step
 
 
@@ -85,7 +84,7 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        request = Request.of(locals())
+        request = calls.asked(locals())
         given = Given(
             phrases=gligen_phrases,
             boxes=gligen_boxes,

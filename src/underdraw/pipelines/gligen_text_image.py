@@ -11,7 +11,6 @@ from underdraw.pipelines import calls
 from underdraw.pipelines.gligen_calls import Given, GLIGENCalls
 from underdraw.pipelines.gligen_familiar import FamiliarTextImage
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
-from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Step
 
 
@@ -125,7 +124,7 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        request = Request.of(locals())
+        request = calls.asked(locals())
         beta = gligen_scheduled_sampling_beta
         given = Given(
             phrases=gligen_phrases,

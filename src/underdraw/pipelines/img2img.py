@@ -13,7 +13,6 @@ from underdraw.pipelines import calls, compatible
 from underdraw.pipelines.beginning import encode
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Step
 
 
@@ -73,7 +72,7 @@ class StableDiffusionImg2ImgPipeline(LatentPipeline):
         pictures = read_pictures(
             "image", image, self._framework, factor=factor, latent_channels=channels
         )
-        plan = self._plan(Request.of(locals(), pictures=pictures.shape[0], strength=strength))
+        plan = self._plan(calls.asked(locals(), pictures=pictures.shape[0], strength=strength))
         self._latent_shape(plan.count, *pictures.shape[2:])
         clean = encode(self, plan, pictures)
         noise = self._operations.float32(self._noise(plan, clean.shape))

@@ -23,7 +23,7 @@ from underdraw.pipelines.beginning import (
 )
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.pipelines.request import Plan, Request
+from underdraw.pipelines.request import Plan
 from underdraw.sampling.loop import Step
 
 TENSORS = ("mask", "masked_image_latents")
@@ -128,7 +128,7 @@ class StableDiffusionInpaintPipeline(LatentPipeline):
             if number not in (1, most):
                 raise InputError(f"{name} holds {number}; allowed: 1, or {most} as the others")
         plan = self._plan(
-            Request.of(locals(), pictures=most, strength=strength, own_tensors=TENSORS)
+            calls.asked(locals(), pictures=most, strength=strength, own_tensors=TENSORS)
         )
         shape = self._latent_shape(plan.count, height, width, (0, channels + 1))
         if latents is not None:

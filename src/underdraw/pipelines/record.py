@@ -113,12 +113,9 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
 
 def _channels_last(pipe: Any) -> list[str]:
     """Names of the networks that are laid out so, on which the last bits depend."""
-    from torch import nn
-
     from underdraw.backends.hardware import has_channels_last
 
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    return sorted(name for name, part in parts.items() if has_channels_last(part))
+    return sorted(name for name, part in pipe.components.items() if has_channels_last(part))
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,14 +44,9 @@ class Request:
     scheduler: Any = None
     """Used instead of the pipeline's own (inversion)."""
 
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any], **own: Any) -> Request:
-        """Of a call whose `locals()` are `arguments`: those of its arguments that are shared ones,
-        which are fields by the same names. `own` are fields that calls make themselves."""
-        return cls(**{name: arguments[name] for name in SHARED if name in arguments}, **own)
-
 
 OWN = ("pictures", "strength", "own_tensors", "scheduler")
+"""Fields that calls make themselves."""
 SHARED = tuple(f.name for f in fields(Request) if f.name not in OWN)
 
 

@@ -10,7 +10,6 @@ from underdraw.controls.control import Control
 from underdraw.pipelines import calls, compatible
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Step
 
 
@@ -20,8 +19,7 @@ class StableDiffusionPipeline(LatentPipeline):
     Args:
         vae, text_encoder, tokenizer, unet, scheduler: the components; networks of diffusers and
             transformers are adopted, a foreign scheduler with the same methods is used as it is.
-        safety_checker, feature_extractor: give both to have images checked.
-        image_encoder: kept for controls that look at images.
+        safety_checker, feature_extractor: both, to have images checked; image_encoder: for controls.
         compat: `"diffusers"` reads prompts as the peer does (brackets are text, what exceeds the
             window of tokens is cut) and ignores `height` given without `width`.
     """
@@ -93,7 +91,7 @@ class StableDiffusionPipeline(LatentPipeline):
         """
         if not (ip_adapter_image is ip_adapter_image_embeds is cross_attention_kwargs is None):
             compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
-        plan = self._plan(Request.of(locals()))
+        plan = self._plan(calls.asked(locals()))
         if self.compat == "diffusers" and None in (height, width):
             height = width = None
         height, width = self._check_size(height, width, latents)
