@@ -19,7 +19,7 @@ class StableDiffusionPipeline(LatentPipeline):
     Args:
         vae, text_encoder, tokenizer, unet, scheduler: the components; networks of diffusers and
             transformers are adopted, a foreign scheduler with the same methods is used as it is.
-        safety_checker, feature_extractor: both, to have images checked; image_encoder: for controls.
+        safety_checker, feature_extractor: both, to check images; image_encoder: for controls.
         compat: `"diffusers"` reads prompts as the peer does (brackets are text, what exceeds the
             window of tokens is cut) and ignores `height` given without `width`.
     """
