@@ -254,9 +254,9 @@ def _edited(
     way = {name: arguments.get(name, default) for name, default in zip(named, _way(), strict=True)}
     free = np.ones(made.mask_image.shape[1:], np.float32)
     options = {"output_type": "np", **way}
-    back = pipe(source, free, made.latents, guidance_scale=1.0, **options)
+    back = pipe(source, free, made, guidance_scale=1.0, **options)
     found["reconstruction"] = back.images
-    clean = made.latents[:, -1]
+    clean = made.clean
     found["round_trip"] = pipe.decode_latents(clean, "np")[0]
     if compare:
         from underdraw.pipelines.edit import EditSettings

@@ -17,6 +17,7 @@ from underdraw.pipelines.diffedit_parts import (
     DiffEditParts,
     Trace,
     generators_of_maps,
+    remember,
 )
 from underdraw.pipelines.edit import DiffEditOutput as DiffEditOutput, EditSettings, edit
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
@@ -207,6 +208,11 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
     ) -> DiffEditInversionPipelineOutput | tuple[Array, Any]:
         """The noise a picture came from, and every level on the way.
 
+        The levels are the peer's. The tensor that holds them remembers the clean latents of the
+        picture besides, for the call; it is an attribute, so what is computed from the tensor (a
+        slice, a copy on another device) does not have it, and arrays of JAX cannot. The output
+        itself, whose `clean` they are, serves the call as well.
+
         Args:
             prompt: what the picture shows.
             image: as in `generate_mask`.
@@ -268,16 +274,16 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
             solver = solver.tail(len(levels)) if levels else solver
             trace = Trace(plan.watch, levels)
             self._denoise(replace(plan, solver=solver, steps=len(solver), watch=trace), begin)
-        if self.compat != "diffusers":
-            levels = [clean, *levels]
         nn = self._operations
         stacked = nn.concat([level[:, None] for level in reversed(levels)], 1)
+        known = None if self.compat == "diffusers" else clean
+        remember(stacked, known)
         shown = None
         if decode_latents:
             shown = self._shown(stacked, output_type)
         if not return_dict:
             return stacked, shown
-        return DiffEditInversionPipelineOutput(stacked, shown)
+        return DiffEditInversionPipelineOutput(stacked, shown, known)
 
     @calls.streamed
     def __call__(
@@ -314,9 +320,10 @@ class StableDiffusionDiffEditPipeline(DiffEditParts):
             mask_image: of `generate_mask`, or drawn: PIL pictures, arrays or lists of the size of
                 the latents or of the picture, in [0, 1], from 0.5 on to be edited; one for all
                 images, or one per prompt.
-            image_latents: of `invert` with the same steps and strength, `(prompts, levels, 4,
-                height / 8, width / 8)` or one after another. With the picture as the last level, as
-                `invert` gives it, the background is exactly the picture's; without it, nearly.
+            image_latents: what `invert` returned with the same steps and strength, or its
+                `latents (prompts, levels, 4, height / 8, width / 8)`, or these one after another.
+                The background is exactly the picture's where its clean latents are known: `clean`
+                of the output, what `latents` remember, or one more level, the last; else nearly.
             inpaint_strength, num_inference_steps: as given to `invert`.
             latents: what to begin with inside the mask instead of the noisiest level,
                 `(images, channels, height, width)`; the peer does not look at it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -16,6 +17,7 @@ from underdraw.errors import InputError, InputTypeError, NonFiniteError, Underdr
 from underdraw.models.outputs import Output
 from underdraw.models.pictures import read_pictures
 from underdraw.pipelines import calls, checks
+from underdraw.pipelines.edit import DiffEditOutput
 from underdraw.pipelines.images import OUTPUT_TYPES
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.regularise import Regularisation, RegularisedSolver
@@ -25,6 +27,8 @@ from underdraw.sampling.loop import Change, Denoiser, Step
 from underdraw.solvers.ddim_inverse import back_along, head
 from underdraw.solvers.table import Table, read_noise
 
+CLEAN = "_underdraw_clean"
+"""The attribute of `invert`'s tensor that holds clean latents."""
 ROWS = 32
 """Rows that a mask sends through the UNet at once, if one image does not need more."""
 
@@ -33,13 +37,30 @@ ROWS = 32
 class DiffEditInversionPipelineOutput(Output):
     """What an inversion returns.
 
-    `latents (images, levels, channels, height, width)` go from the noisiest level down to the
-    picture itself, which is the last one (under `compat="diffusers"` it is left out). `images` are
-    the pictures of all of them, image by image, where `decode_latents` was set.
+    `latents (images, levels, channels, height, width)` go from the noisiest level down to the one
+    above the picture, as the peer's; `images` are pictures of all of them, image by image, where
+    `decode_latents` was set. `clean (images, channels, height, width)` are the latents of the
+    picture itself, None under `compat="diffusers"`; as an item or in a tuple they do not appear.
     """
 
     latents: Array
     images: Any = None
+    clean: Array | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """What the peer's output holds."""
+        return (self.latents,) if self.images is None else (self.latents, self.images)
+
+
+def remember(levels: Array, clean: Array | None) -> None:
+    """Let levels know the picture they lead to, where arrays of the framework hold attributes."""
+    with suppress(AttributeError):
+        setattr(levels, CLEAN, clean)
+
+
+def remembered(levels: Any) -> Array | None:
+    """The clean latents which `remember` gave."""
+    return getattr(levels, CLEAN, None)
 
 
 class Trace:
@@ -115,12 +136,17 @@ class DiffEditParts(LatentPipeline):
         return framework.draw(shape, drawn, self.device, like)
 
     def _levels(self, held: Any, prompts: int, steps: int) -> Array:
-        """Inverted latents `(prompts, levels, channels, height, width)`, float32."""
-        framework = self._framework
-        if isinstance(held, DiffEditInversionPipelineOutput):
-            held = held.latents
+        """Inverted latents `(prompts, levels, channels, height, width)`, float32; with the clean
+        ones as the last level, where they are known."""
+        framework, concat = self._framework, self._operations.concat
+        if isinstance(held, DiffEditInversionPipelineOutput | DiffEditOutput):
+            held, clean = held.latents, held.clean
+        else:
+            clean = remembered(held)
         if isinstance(held, list | tuple) and held and all(map(framework.is_array, held)):
-            held = self._operations.concat(held, 0)
+            ends = [end for end in map(remembered, held) if end is not None]
+            clean = concat(ends, 0) if len(ends) == len(held) else None
+            held = concat(held, 0)
         if not framework.is_array(held):
             raise InputTypeError(
                 f"image_latents is {type(held).__name__}; what invert returns is needed"
@@ -135,7 +161,7 @@ class DiffEditParts(LatentPipeline):
                 f"image_latents has shape {tuple(given.shape)}; needed is ({prompts}, {steps} or "
                 f"{steps + 1}, {self.vae.config.latent_channels}, height, width)"
             )
-        if levels not in (steps, steps + 1):
+        if levels not in (steps, steps + 1) or (clean is not None and levels != steps):
             raise InputError(
                 f"image_latents holds {levels} levels; this call makes {steps} steps, so {steps} "
                 f"or, with the picture, {steps + 1} are needed: give num_inference_steps and "
@@ -143,6 +169,10 @@ class DiffEditParts(LatentPipeline):
             )
         nn = self._operations
         given = nn.float32(framework.array(given, device=self.device))
+        if clean is not None and self.compat != "diffusers":
+            checks.array("clean", clean, (images, *given.shape[2:]), framework)
+            clean = nn.float32(framework.array(clean, device=self.device))
+            given = concat((given, clean[:, None]), 1)
         return nn.expand(given, (prompts, *given.shape[1:]))
 
     def _as_solver(self, solver: Solver, rows: list[Array]) -> list[Array]:

@@ -31,6 +31,8 @@ class DiffEditOutput(Output):
     latents: Array
     """Of the inversion, as `invert` gives them."""
     nsfw_content_detected: list[bool] | None = None
+    clean: Array | None = None
+    """Of the picture, as `invert` gives them."""
 
 
 @dataclass(frozen=True)
@@ -250,10 +252,9 @@ def edit(
         )
     finally:
         kept.write()  # also when it was interrupted
-    latents = inverted.latents
     made = pipe(
         mask_image=found,
-        image_latents=latents,
+        image_latents=inverted,
         guidance_scale=settings.guidance,
         prompt_embeds=target_embeds,
         negative_prompt_embeds=against,
@@ -266,7 +267,8 @@ def edit(
     images = made.images
     if paste and output_type != "latent":
         images = _pasted(image, pixels, images, found, output_type, framework)
-    return DiffEditOutput(images, found, latents, made.nsfw_content_detected)
+    flags = made.nsfw_content_detected
+    return DiffEditOutput(images, found, inverted.latents, flags, inverted.clean)
 
 
 def _pasted(

@@ -88,6 +88,20 @@ def test_inversions_are_the_same(kind, solver, case):
     assert deviation(theirs.latents, ours.latents) < LIMIT
 
 
+@pytest.mark.parametrize("case", ["plain", "short", "batch"])
+def test_inversions_without_compat_are_the_same(case):
+    arguments = {"prompt": RED, "image": pictures(), "guidance_scale": 1.0, **INVERSIONS[case]}
+    options = {"decode_latents": True, "output_type": "np", **STEPS, **arguments}
+    theirs, _ = diffedit.pair()
+    ours = diffedit.right()
+    made = [quietly(lambda p=p: p.invert(generator=noise(), **options)) for p in (theirs, ours)]
+    assert deviation(made[0].latents, made[1].latents) < LIMIT
+    assert deviation(made[0].images, made[1].images) < LIMIT
+    assert len(made[0]) == len(made[1])
+    assert made[1].clean.shape == made[0].latents[:, -1].shape
+    assert diffedit.pair()[1].invert(**{**options, "decode_latents": False}).clean is None
+
+
 def test_default_guidance_is_the_peers():
     theirs, ours = diffedit.pair()
     options = {"prompt": RED, "image": pictures(), **STEPS}

@@ -103,10 +103,11 @@ def test_the_background_is_blended_a_step_late_there():
     theirs, _ = diffedit.pair()
     ours = diffedit.right()
     image, empty = pictures(), np.zeros_like(mask())
-    made = ours.invert(RED, image, generator=noise(), **STEPS).latents
-    clean, lowest = made[:, -1], made[:, -2]
+    made = ours.invert(RED, image, generator=noise(), **STEPS)
+    clean, made = made.clean, made.latents
+    lowest = made[:, -1]
     options = {"mask_image": empty, "output_type": "latent", **STEPS}
-    late = quietly(lambda: theirs(BLUE, image_latents=made[:, :-1].clone(), **options)).images
+    late = quietly(lambda: theirs(BLUE, image_latents=made.clone(), **options)).images
     assert deviation(late, lowest) < 1e-6  # a level with noise, although nothing is to change
     assert deviation(late, clean) > 1e-2
     assert torch.equal(ours(BLUE, image_latents=made, **options).images, clean)
@@ -116,7 +117,7 @@ def test_masks_of_several_images_are_mixed_up_there():
     theirs, _ = diffedit.pair()
     ours = diffedit.right()
     texts, masks = [RED, BLUE], mask(2)
-    made = ours.invert(texts, pictures(2), generator=noise(), **STEPS).latents[:, :-1]
+    made = ours.invert(texts, pictures(2), generator=noise(), **STEPS).latents.clone()
     options = {"output_type": "latent", "num_images_per_prompt": 2, **STEPS}
     for pipe, mixed in ((theirs, True), (ours, False)):
         out = quietly(lambda p=pipe: p(texts, masks.copy(), made.clone(), **options)).images
@@ -132,10 +133,10 @@ def test_inversion_at_the_default_guidance_does_not_invert_there():
     steps = {"num_inference_steps": 40, "inpaint_strength": 0.4}
     image, ones = pictures(), np.ones_like(mask())
     options = {"guidance_scale": 1.0, "output_type": "latent", **steps}
+    clean = ours.invert(RED, image, generator=noise(), **steps).clean
     errors = []
     for pipe in (theirs, ours):
         levels = quietly(lambda p=pipe: p.invert(RED, image, generator=noise(), **steps)).latents
-        clean = levels[:, -1]
         made = quietly(lambda p=pipe, x=levels: p(RED, ones.copy(), x.clone(), **options)).images
         errors.append(float((made - clean).abs().mean()))
     assert errors[1] < 0.5 * errors[0]
