@@ -9,6 +9,7 @@ import torch
 from pipelines import tiny
 from pipelines.tiny import run
 
+import underdraw
 from underdraw import DiffusionPipeline, StableDiffusionPipeline
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import AutoencoderKL
@@ -134,3 +135,28 @@ def test_a_folder_names_its_class(tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path)
     with pytest.raises(InputTypeError, match=r"StableDiffusionPipeline\.from_single_file"):
         DiffusionPipeline.from_single_file("a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["Pipeline", "Img2ImgPipeline", "InpaintPipeline"])
+def test_a_component_which_there_is_not_is_told(name):
+    made = getattr(underdraw, f"StableDiffusion{name}")
+    parts = tiny.components()
+    assert made(**parts, image_encoder=None).unet is parts["unet"]
+    for unknown in ("foo", "inverse_scheduler"):
+        with pytest.raises(InputTypeError, match=rf"no components \['{unknown}'\]; .*'compat'"):
+            made(**parts, **{unknown: None})
+
+
+def test_pipelines_without_an_image_encoder_refuse_one():
+    parts = tiny.components()
+    for made in (
+        underdraw.StableDiffusionGLIGENPipeline,
+        underdraw.StableDiffusionDiffEditPipeline,
+    ):
+        assert made(**parts).vae is parts["vae"]
+        with pytest.raises(TypeError, match="image_encoder"):
+            made(**parts, image_encoder=3)
+    encoded = StableDiffusionPipeline(**parts)
+    assert "image_encoder" in encoded.components
+    made = underdraw.StableDiffusionGLIGENPipeline.from_pipe(encoded)
+    assert "image_encoder" not in made.components

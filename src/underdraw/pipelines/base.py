@@ -78,11 +78,21 @@ class DiffusionPipeline(calls.Calls):
             setattr(cls, name, component(name))
 
     def __init__(self, **components: Any) -> None:
+        self._known(components)
         for name in (*self.components_needed, *self.components_optional):
             setattr(self, name, components.get(name))
         self.settings = Settings()
         self._progress_bar_config: dict[str, Any] = {}
         self._run = threading.local()
+
+    @classmethod
+    def _known(cls, given: Iterable[str], switches: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The names of the components, after checking that no others (but switches) are given."""
+        names = (*cls.components_needed, *cls.components_optional)
+        if unknown := sorted(set(given) - {*names, *switches}):
+            there = (*names, *cls.switches)
+            raise InputTypeError(f"{cls.__name__} has no components {unknown}; there are {there}")
+        return names
 
     def _accept(self, name: str, value: Any) -> Any:
         """A component, after checking that it can be one."""
@@ -168,10 +178,7 @@ class DiffusionPipeline(calls.Calls):
                 arguments of the constructor; those not given are as in the other pipeline.
         """
         theirs = dict(pipeline.components)
-        names = (*cls.components_needed, *cls.components_optional)
-        if unknown := sorted(set(overrides) - {*names, *cls.switches}):
-            there = (*names, *cls.switches)
-            raise InputTypeError(f"{cls.__name__} has no components {unknown}; there are {there}")
+        names = cls._known(overrides, cls.switches)
         chosen = {name: overrides.get(name, theirs.get(name)) for name in names}
         ours = isinstance(pipeline, DiffusionPipeline)
         held = vars(pipeline) if ours else dict(getattr(pipeline, "config", {}))

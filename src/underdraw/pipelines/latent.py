@@ -49,6 +49,8 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
         compat: str | None = None,
         **components: Any,
     ) -> None:
+        if image_encoder is not None:
+            components["image_encoder"] = image_encoder
         super().__init__(
             **components,
             vae=vae,
@@ -58,7 +60,6 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
             scheduler=scheduler,
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
         )
         if self.safety_checker is not None and self.feature_extractor is None:
             raise InputTypeError("feature_extractor=None; the safety checker needs one")
