@@ -29,7 +29,12 @@ def test_arguments_stand_in_the_places_of_the_peer():
     [
         ("ip_adapter_image", torch.ones(2)),
         ("ip_adapter_image_embeds", [torch.ones(2)]),
-        ("cross_attention_kwargs", {"scale": 0.5}),
+        ("cross_attention_kwargs", {"scale": 0.5, "gligen": {}}),
+        ("cross_attention_kwargs", {"scale": float("nan")}),
+        ("cross_attention_kwargs", {"scale": True}),
+        ("cross_attention_kwargs", {"scale": "0.5"}),
+        ("cross_attention_kwargs", {"scales": 0.5}),
+        ("cross_attention_kwargs", 0.5),
     ],
 )
 def test_what_controls_do_here_is_refused(pipe, name, value):
@@ -37,6 +42,13 @@ def test_what_controls_do_here_is_refused(pipe, name, value):
     assert torch.equal(run(pipe, **{name: None}), plain)
     with pytest.raises(InputError, match=rf"{name}=.* allowed: None.*controls="):
         run(pipe, **{name: value})
+
+
+@pytest.mark.parametrize("scale", [0.5, 0, np.float32(-2)])
+def test_the_scale_of_layers_that_are_not_there_changes_nothing(pipe, scale):
+    mine = {"scale": scale}
+    assert torch.equal(run(pipe, cross_attention_kwargs=mine), run(pipe))
+    assert mine == {"scale": scale}
 
 
 def test_no_callback_steps_and_no_attention_arguments(pipe):

@@ -347,6 +347,9 @@ def test_a_callers_dictionary_stays_as_it_is(pipe):
     mine: dict = {}
     run(pipe, **CALL, cross_attention_kwargs=mine)
     assert mine == {}
+    mine = {"scale": 0.5}
+    assert torch.equal(run(pipe, **CALL, cross_attention_kwargs=mine), run(pipe, **CALL))
+    assert mine == {"scale": 0.5}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(pipe, **CALL)

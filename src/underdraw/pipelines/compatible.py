@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +17,12 @@ from underdraw.pipelines import calls, images
 
 
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
-    """Arguments of the peer's call whose work controls do here; empty ones pass."""
+    """Arguments of the peer's call whose work controls do here; empty ones pass, and a `scale` of
+    LoRA layers, of which there are none."""
+    if isinstance(attention, Mapping) and set(attention) == {"scale"}:
+        scale = attention["scale"]
+        if isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale):
+            attention = None
     given = {
         "ip_adapter_image": image,
         "ip_adapter_image_embeds": embeds,

@@ -78,7 +78,8 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
                 image.
             paste_back: give every pixel outside of the mask back as it was in
                 `gligen_inpaint_image`.
-            cross_attention_kwargs: None or empty.
+            cross_attention_kwargs: None, empty, or the peer's `scale` of LoRA layers, which has
+                nothing to act on.
 
         Raises:
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
