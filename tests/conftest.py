@@ -9,6 +9,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+if find_spec("torch"):
+    import torch
+
+    # How threads share a sum depends on its length, so that rows of a batch would differ by
+    # rounding from the same rows alone; networks here are too small for a second thread anyway.
+    torch.set_num_threads(1)
+
 # MindSpore needs numpy 1 and lives in an environment without the peers. CI says which of them it
 # expects (UNDERDRAW_EXPECT, tests/backends/test_installed.py), so nothing is left out unnoticed.
 collect_ignore_glob = [] if find_spec("diffusers") else ["**/peer/*"]
