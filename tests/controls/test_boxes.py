@@ -15,6 +15,16 @@ CORNERS = (0.1, 0.2, 0.4, 0.6)
 RED = Image.new("RGB", (6, 4), "red")
 
 
+class Foreign:
+    """An array of another framework."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
 def test_a_box_by_position_by_name_and_from_arrays():
     one = Box("a red ball", CORNERS)
     assert one == Box(box=list(CORNERS), phrase="a red ball")
@@ -31,12 +41,23 @@ def test_a_box_by_position_by_name_and_from_arrays():
         RED.convert("RGBA"),
         np.asarray(RED),
         np.asarray(RED, np.float32) / 255,
-        torch.tensor(np.asarray(RED) / 255.0),
+        torch.tensor(np.asarray(RED) / 255.0).permute(2, 0, 1),
+        torch.tensor(np.asarray(RED)).permute(2, 0, 1),
+        torch.tensor(np.asarray(RED) / 255.0, dtype=torch.bfloat16).permute(2, 0, 1),
+        Foreign(np.asarray(RED, np.float32).transpose(2, 0, 1) / 255),
     ],
 )
 def test_images_in_any_form_are_the_same_value(image):
     assert Box(image=image, box=CORNERS) == Box(image=RED, box=CORNERS)
     assert Style(image) == Style(RED)
+
+
+def test_arrays_of_frameworks_have_their_colours_first():
+    pixels = np.asarray(RED) / np.float32(255)
+    with pytest.raises(InputError, match=r"\(4, 6, 3\); needed is \(3, height, width\)"):
+        Style(torch.tensor(pixels))
+    with pytest.raises(InputError, match=r"\(3, 4, 6\); needed is \(height, width, 3\)"):
+        Style(pixels.transpose(2, 0, 1))
 
 
 def test_an_array_may_change_after_the_box_was_made():

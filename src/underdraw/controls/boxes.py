@@ -52,8 +52,9 @@ class Box(Grounded):
     Args:
         phrase: names it.
         box: `(x_min, y_min, x_max, y_max)`, fractions of the image's width and height in [0, 1].
-        image: shows it, instead of a phrase or beside one: a PIL image, or an array
-            `(height, width, 3)`, uint8 or in [0, 1]. Needs grounding weights that know images.
+        image: shows it, instead of a phrase or beside one: a PIL image, or an array, uint8 or in
+            [0, 1]: of numpy `(height, width, 3)`, of a framework `(3, height, width)`. Needs
+            grounding weights that know images.
 
     Raises:
         InputError, InputTypeError: neither phrase nor image, or no such box.
@@ -83,7 +84,7 @@ class Style(Grounded):
     """An image whose look the whole picture takes, beside boxes or alone.
 
     Args:
-        image: a PIL image, or an array `(height, width, 3)`, uint8 or in [0, 1].
+        image: a PIL image or an array, as in `Box`.
     """
 
     image: Any

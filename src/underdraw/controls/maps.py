@@ -81,8 +81,9 @@ class Map(_Grounding):
     """A picture that says for each place what is to be there.
 
     Args:
-        image: a PIL image or an array `(height, width, 3)`, uint8 or in [0, 1], or a list with one
-            per image of the call. It is brought to the size of the result, without cutting.
+        image: a PIL image or an array, uint8 or in [0, 1] (of numpy `(height, width, 3)`, of a
+            framework `(3, height, width)`), or a list with one per image of the call. It is brought
+            to the size of the result, without cutting.
         strength: (on, decay, off), see `Strength`; by default that of the original.
 
     Raises:

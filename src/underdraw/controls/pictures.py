@@ -10,7 +10,8 @@ from underdraw.errors import InputError, InputTypeError
 
 
 def as_picture(name: str, image: Any) -> Any:
-    """A PIL image in RGB of a PIL image or an array `(height, width, 3)`, uint8 or in [0, 1].
+    """A PIL image in RGB of a PIL image or an array, uint8 or in [0, 1]: one of numpy is `(height,
+    width, 3)`, one of a framework `(3, height, width)`, as everywhere.
 
     Raises:
         InputTypeError: it is no picture.
@@ -22,16 +23,22 @@ def as_picture(name: str, image: Any) -> Any:
         if 0 in image.size:
             raise InputError(f"{name} is {image.size[0]} x {image.size[1]} pixels, so empty")
         return image.convert("RGB")
-    if hasattr(image, "detach"):  # a tensor
-        image = image.detach().cpu().numpy()
+    first = not isinstance(image, np.ndarray) and hasattr(image, "__array__")
+    if first:
+        if hasattr(image, "detach"):  # on any device, in any dtype
+            image = image.detach().cpu()
+            image = image.float() if image.is_floating_point() else image
+        image = np.asarray(image)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "uf":
         raise InputTypeError(
             f"{name}={type(image).__name__}; allowed: a PIL image, or an array of it"
         )
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InputError(f"{name} has shape {image.shape}; needed is (height, width, 3)")
+    if image.ndim != 3 or image.shape[0 if first else 2] != 3 or image.size == 0:
+        needed = "(3, height, width)" if first else "(height, width, 3)"
+        raise InputError(f"{name} has shape {image.shape}; needed is {needed}")
+    image = image.transpose(1, 2, 0) if first else image
     if image.dtype != np.uint8:
         if not (image.min() >= 0 and image.max() <= 1):  # false for NaN, too
             raise InputError(f"{name} has values outside [0, 1], where it is not uint8")
         image = (image * 255).round().astype(np.uint8)
-    return Image.fromarray(image)
+    return Image.fromarray(np.ascontiguousarray(image))

@@ -70,8 +70,9 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
             gligen_phrases: what is to be seen in each box, for all images; or a list per image.
             gligen_boxes: `(x_min, y_min, x_max, y_max)` of each in [0, 1]; or a list per image.
                 Of more than 30 the first 30 are taken, and a warning names the others.
-            gligen_inpaint_image: a picture, or one per prompt or image; the boxes in it are painted
-                anew and the rest is kept. It is cut to the proportions of `height` and `width`,
+            gligen_inpaint_image: a picture (PIL, an array of numpy `(height, width, 3)` or a tensor
+                `(3, height, width)`), or one per prompt or image; the boxes in it are painted anew
+                and the rest is kept. It is cut to the proportions of `height` and `width`,
                 around its middle. The UNet may have 4 or 9 input channels.
             gligen_inpaint_mask: where to paint anew instead of in the boxes, white or from 0.5
                 on: a picture or array of the size of the result or of the latents, or one per

@@ -82,7 +82,8 @@ def read_inpainting(
     """
     height, width = size
     framework = pipe._framework
-    given = list(image) if isinstance(image, list | tuple) else [image]
+    several = isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
+    given = list(image) if several else [image]
     if len(given) not in (1, prompts, count):
         raise InputError(
             f"gligen_inpaint_image has {len(given)} pictures; allowed: 1 or {count}, one per image"
