@@ -74,6 +74,13 @@ def posterior_noise(pipe: Any, plan: Plan, shape: Any, alike: bool = False) -> A
     return framework.draw((rows, *shape[1:]), drawn, pipe.device, dtype)
 
 
+def late_levels(solver: Any, clean: Array, noise: Array) -> list[Array]:
+    """Known latents after each call of DPM2, two a step, as the peer has them: in the middle of a
+    step, too, at the level of its end."""
+    last = len(solver)
+    return [solver.noised(min(i + 1 + (i % 2 == 0), last), clean, noise) for i in range(last)]
+
+
 @dataclass(frozen=True, eq=False)
 class Changeable(Control):
     """A control whose carry callbacks may change between calls."""

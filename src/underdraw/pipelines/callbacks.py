@@ -11,8 +11,6 @@ from underdraw.pipelines import calls
 from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Change, Denoiser, Step
 
-TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
-
 
 class Callbacks:
     """Calls both kinds of callback after a model call.
@@ -33,9 +31,7 @@ class Callbacks:
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise InputTypeError(f"callback_on_step_end_tensor_inputs={names!r} is not a list")
         for name in names:
-            calls.choice(
-                "callback_on_step_end_tensor_inputs", name, (*TENSORS, *request.own_tensors)
-            )
+            calls.choice("callback_on_step_end_tensor_inputs", name, pipe._callback_tensor_inputs)
         self.pipe, self.every = pipe, every
         self.on_step_end, self.wanted, self.callback = on_step_end, tuple(names), callback
         self.own: dict[str, Array] = {}
@@ -88,7 +84,7 @@ class Callbacks:
         if not isinstance(told, dict):
             raise InputTypeError(f"{where} result is {told!r:.100}; a dict or None is needed")
         for name, value in told.items():
-            calls.choice(f"{where} dict", name, (*TENSORS, *self.own))
+            calls.choice(f"{where} dict", name, list(held))
             old = held[name]
             if value is old:
                 continue

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from underdraw.backends.contract import Array
 from underdraw.errors import InputError
 from underdraw.models import pictures
 from underdraw.pipelines import calls, images
+from underdraw.pipelines.images import to_pil
 
 
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
@@ -118,6 +119,10 @@ class Familiar:
     _run: Any
     _framework: Any
     _offload: Any
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        *("latents", "prompt_embeds", "negative_prompt_embeds")
+    ]
+    """Names of the tensors that `callback_on_step_end` may ask for and change."""
 
     @property
     def vae_scale_factor(self) -> int:
@@ -194,9 +199,9 @@ class Familiar:
         return begin * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     @staticmethod
-    def numpy_to_pil(pixels: np.ndarray) -> list[Any]:
+    def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
-        return images.to_pil(pixels[None] if pixels.ndim == 3 else pixels)
+        return to_pil(images[None] if images.ndim == 3 else images)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keep networks in host memory, each on an accelerator only while a call uses it.

@@ -20,6 +20,7 @@ from underdraw.pipelines.diffedit_parts import (
     remember,
 )
 from underdraw.pipelines.edit import DiffEditOutput as DiffEditOutput, EditSettings, edit
+from underdraw.pipelines.familiar_latents import InvertedLatents
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.request import Request
 from underdraw.sampling.loop import Step
@@ -27,7 +28,7 @@ from underdraw.sampling.loop import Step
 DEFAULTS = EditSettings()
 
 
-class StableDiffusionDiffEditPipeline(DiffEditParts):
+class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
     """Edits of a picture in three parts: `generate_mask`, `invert` and the call itself.
 
         mask = pipe.generate_mask(image=photo, source_prompt="a cat", target_prompt="a dog")

@@ -11,12 +11,13 @@ from underdraw.errors import InputError
 from underdraw.models.pictures import read_pictures
 from underdraw.pipelines import calls, compatible
 from underdraw.pipelines.beginning import encode
+from underdraw.pipelines.familiar_latents import PictureLatents
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 
-class StableDiffusionImg2ImgPipeline(LatentPipeline):
+class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
     """A picture and a text to a picture. Components are those of `StableDiffusionPipeline`; make
     one of a pipeline that is loaded already with `from_pipe`."""
 

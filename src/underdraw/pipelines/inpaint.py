@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
@@ -17,19 +17,22 @@ from underdraw.pipelines.beginning import (
     check_crop,
     encode,
     for_each,
+    late_levels,
     overlaid,
     pasted,
     posterior_noise,
 )
+from underdraw.pipelines.familiar_latents import InpaintLatents
 from underdraw.pipelines.images import StableDiffusionPipelineOutput
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.pipelines.request import Plan
 from underdraw.sampling.loop import Step
+from underdraw.solvers.schedulers import KDPM2DiscreteScheduler
 
 TENSORS = ("mask", "masked_image_latents")
 
 
-class StableDiffusionInpaintPipeline(LatentPipeline):
+class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
     """A picture, a mask and a text to a picture that is new inside the mask.
 
     Two kinds of UNets do it. One made for it has nine input channels: it sees the mask and the
@@ -37,6 +40,11 @@ class StableDiffusionInpaintPipeline(LatentPipeline):
     Components are those of `StableDiffusionPipeline`; make one of a pipeline that is loaded already
     with `from_pipe`.
     """
+
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        *LatentPipeline._callback_tensor_inputs,
+        *TENSORS,
+    ]
 
     @calls.streamed
     def __call__(
@@ -127,9 +135,7 @@ class StableDiffusionInpaintPipeline(LatentPipeline):
         for name, number in counts.items():
             if number not in (1, most):
                 raise InputError(f"{name} holds {number}; allowed: 1, or {most} as the others")
-        plan = self._plan(
-            calls.asked(locals(), pictures=most, strength=strength, own_tensors=TENSORS)
-        )
+        plan = self._plan(calls.asked(locals(), pictures=most, strength=strength))
         shape = self._latent_shape(plan.count, height, width, (0, channels + 1))
         if latents is not None:
             calls.array("latents", latents, shape, framework)
@@ -158,6 +164,8 @@ class StableDiffusionInpaintPipeline(LatentPipeline):
             own: Control = InpaintingChannels(small, masked)
         else:
             own = Region(small, latents=clean, noise=noise)
+            if alike and isinstance(self.scheduler, KDPM2DiscreteScheduler):
+                own = Region(small, trail=late_levels(plan.solver, clean, noise))
         made = yield from self._denoising(plan, begin, [self._watched(plan, own, small, masked)])
         images, flags = self._decode(plan, made)
         if crop is not None:

@@ -128,11 +128,16 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
             decoded, flags = self.run_safety_checker(decoded)
         return images.to_output(decoded, output_type, framework), flags
 
-    def run_safety_checker(self, decoded: Array) -> tuple[Array, list[bool] | None]:
-        """Blacken images near [-1, 1] which the checker flags; flags are None without a checker."""
+    def run_safety_checker(
+        self, image: Array, device: Any = None, dtype: Any = None
+    ) -> tuple[Array, list[bool] | None]:
+        """Blacken images near [-1, 1] which the checker flags; flags are None without a checker.
+
+        `device` and `dtype` are the peer's; the checker knows its own.
+        """
         if self.safety_checker is None:
-            return decoded, None
-        framework = self._framework
+            return image, None
+        framework, decoded = self._framework, image
         pictures = images.to_output(decoded, "pil", framework)
         pixels = self.feature_extractor(pictures, return_tensors="np")["pixel_values"]
         checker = self.safety_checker

@@ -39,13 +39,11 @@ class Request:
     """Pictures the call begins with; one prompt serves all of them, or one of them all prompts."""
     strength: Any = 1.0
     """The part of the solver's steps that is run: its last ones."""
-    own_tensors: Sequence[str] = ()
-    """Names of further tensors of this pipeline that callbacks may ask for and change."""
     scheduler: Any = None
     """Used instead of the pipeline's own (inversion)."""
 
 
-OWN = ("pictures", "strength", "own_tensors", "scheduler")
+OWN = ("pictures", "strength", "scheduler")
 """Fields that calls make themselves."""
 SHARED = tuple(f.name for f in fields(Request) if f.name not in OWN)
 

@@ -10,6 +10,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 from pipelines.peer import oracle
 from pipelines.peer.oracle import images, pair
 
+import underdraw
 from underdraw.solvers import schedulers
 
 LIMIT = 1e-4
@@ -43,6 +44,15 @@ def both(**arguments):
     assert np.abs(theirs - ours).max() <= LIMIT
     assert len(a) == len(b)
     return theirs, a, b
+
+
+@pytest.mark.parametrize("name", ["", "Img2Img", "Inpaint"])
+def test_the_names_of_the_tensors(name):
+    theirs, ours = (
+        getattr(library, f"StableDiffusion{name}Pipeline")._callback_tensor_inputs
+        for library in (diffusers, underdraw)
+    )
+    assert ours == theirs
 
 
 SOLVERS = ["PNDMScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"]
