@@ -113,6 +113,30 @@ def test_boxes_per_image_and_per_prompt(pipe):
     assert (given - twice).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("form", [list, np.array])
+def test_masks_per_image(pictured, form):
+    boxes = {"gligen_boxes": [BOXES, BOXES], "gligen_phrases": [PHRASES, PHRASES]}
+    boxes |= {"gligen_images": [[photo((9, 9), 3), photo()]] * 2}
+    masks = {"input_phrases_mask": form([[1, 0], [0, 1]]), "input_images_mask": [[1], [0, 1]]}
+    call = {**CALL, **boxes, **masks}
+    batch = pictured(["a", "b"], **call, seed=[1, 2])
+    batch_latents = run(pictured, ["a", "b"], **call, seed=[1, 2])
+    for i in (0, 1):
+        alone = {name: value[i] for name, value in {**boxes, **masks}.items()}
+        single = run(pictured, "ab"[i], **{**CALL, **alone}, seed=1 + i)
+        assert (batch_latents[i] - single[0]).abs().max() <= 1e-5 * single.abs().max()
+        told = json.loads(batch.images[i].info["underdraw"])["call"]
+        assert told["input_images_mask"] == masks["input_images_mask"][i]
+    both = run(pictured, ["a", "b"], **{**call, "input_images_mask": [0, [0, 1]]}, seed=[1, 2])
+    apart = (both - batch_latents).abs().amax((1, 2, 3))
+    limit = 1e-5 * batch_latents.abs().max()
+    assert apart[1] <= limit < 100 * limit < apart[0]
+    with pytest.raises(InputError, match=r"input_images_mask must be a list per image.*: 2 l"):
+        run(pictured, ["a", "b"], **{**call, "input_images_mask": [[1]] * 3})
+    with pytest.raises(InputError, match=r"input_images_mask.*allowed: 0, 1"):
+        run(pictured, "a", **{**CALL, "input_images_mask": [[1], [0]]})
+
+
 def test_more_than_thirty_boxes_are_named(pipe):
     many = {"gligen_boxes": BOXES * 16, "gligen_phrases": PHRASES * 15 + ["surplus", "left over"]}
     with pytest.warns(UserWarning, match=r"32 boxes; the first 30.*'surplus', 'left over'"):
@@ -252,6 +276,16 @@ def test_pictures_and_masks_per_image(painter):
     twice = run(painter, ["a", "b"], **call, num_images_per_prompt=2)
     for i in range(4):
         assert (twice[i] - batch[i // 2]).abs().max() <= 1e-5 * batch.abs().max()
+
+
+def test_pictures_to_paint_into_in_every_form(painter):
+    pictures = [photo(seed=1), photo(seed=2)]
+    pixels = np.stack([np.asarray(one) for one in pictures])
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    call = {**CALL, **WIDE, "seed": [1, 2], "prompt": ["a", "b"]}
+    wanted = run(painter, **call, gligen_inpaint_image=pictures)
+    for given in (pixels, tensor, tensor / 255, list(tensor)):
+        assert torch.equal(run(painter, **call, gligen_inpaint_image=given), wanted)
 
 
 def test_a_picture_is_cut_to_the_proportions_of_the_result(painter):

@@ -59,7 +59,7 @@ class _Acting(Part, ABC):
     def prepare(self, run: Run) -> Any:
         """Tokens of all images, and what the layers make of them."""
         layouts = self.layouts(run.batch)
-        if not any(layout.entries for layout in layouts):
+        if not any(layout.acts for layout in layouts):
             return None
         return _prepare(run, layouts)
 
@@ -97,6 +97,11 @@ class Layout(_Acting):
         object.__setattr__(self, "strength", strength)
 
     @property
+    def acts(self) -> bool:
+        """Whether the layers do anything."""
+        return bool(self.boxes)
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """The tokens, in order."""
         return tuple(box.entry for box in self.boxes)
@@ -104,6 +109,17 @@ class Layout(_Acting):
     def layouts(self, images: int) -> Sequence[Layout]:
         """Itself."""
         return (self,)
+
+
+@dataclass(frozen=True)
+class Nothing(Layout):
+    """No boxes, but layers that act on null tokens alone, which is no plain image: what the peer
+    makes of empty lists."""
+
+    @property
+    def acts(self) -> bool:
+        """It always does."""
+        return True
 
 
 @dataclass(frozen=True, init=False)
@@ -144,13 +160,13 @@ def _prepare(run: Run, layouts: Sequence[Layout]) -> Ready:
     network = boxes_network(run.pipeline, any(e.image is not None for one in entries for e in one))
     # The last row stays empty: the unconditional one, whose tokens are the same for all images.
     # A few equal sizes: then an image with so many boxes or fewer gives the same bits in any batch.
-    most = -(-max(map(len, entries)) // TOGETHER) * TOGETHER
+    most = -(-max(1, *map(len, entries)) // TOGETHER) * TOGETHER
     most = min(most, network.config.limit)
     table = Table(len(entries) + 1, most, network.config.phrase_width)
     table.fill_boxes(entries, run.pipeline)
     table.fill_images(entries, run.pipeline, [layout.image_norm for layout in layouts])
     images = (table.images, table.image_present) if table.image_present.any() else (None, None)
-    strengths = [as_strength(one.strength) if one.boxes else NEVER for one in layouts]
+    strengths = [as_strength(one.strength) if one.acts else NEVER for one in layouts]
     numbers = (table.boxes, table.present, table.phrases, table.phrase_present)
     with run.pipeline._borrowed(network):
         return Ready.of(run, network, network.boxes(*numbers, *images), strengths)

@@ -9,6 +9,14 @@ import numpy as np
 from underdraw.errors import InputError, InputTypeError
 
 
+def _on_the_host(array: Any) -> np.ndarray:
+    """An array of a framework, on any device, in any dtype."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+    return np.asarray(array)
+
+
 def as_picture(name: str, image: Any) -> Any:
     """A PIL image in RGB of a PIL image or an array, uint8 or in [0, 1]: one of numpy is `(height,
     width, 3)`, one of a framework `(3, height, width)`, as everywhere.
@@ -25,10 +33,7 @@ def as_picture(name: str, image: Any) -> Any:
         return image.convert("RGB")
     first = not isinstance(image, np.ndarray) and hasattr(image, "__array__")
     if first:
-        if hasattr(image, "detach"):  # on any device, in any dtype
-            image = image.detach().cpu()
-            image = image.float() if image.is_floating_point() else image
-        image = np.asarray(image)
+        image = _on_the_host(image)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "uf":
         raise InputTypeError(
             f"{name}={type(image).__name__}; allowed: a PIL image, or an array of it"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from underdraw.controls.boxes import MOST, NOWHERE, Entry, Grounded, check_box
 from underdraw.controls.control import Control
-from underdraw.controls.grounding import IMAGE_NORM, Layout, PerImage, boxes_network
+from underdraw.controls.grounding import IMAGE_NORM, Layout, Nothing, PerImage, boxes_network
 from underdraw.controls.pictures import as_picture
 from underdraw.controls.region import Region
 from underdraw.controls.strength import Strength
@@ -43,18 +43,29 @@ class Given:
     inpaint_mask: Any = None
     paste_back: bool = False
 
+    def masked(self, index: int, count: int) -> Given:
+        """With the masks of one of `count` images, where there is a list for each."""
+        own = {"phrases_mask": self.phrases_mask, "images_mask": self.images_mask}
+        for name, value in own.items():
+            value = value.tolist() if hasattr(value, "tolist") else value
+            if isinstance(value, list | tuple) and any(isinstance(x, list | tuple) for x in value):
+                own[name] = _of_image(f"input_{name}", value, index, count)
+        return replace(self, **own)
+
     def recorded(self, index: int, count: int) -> dict[str, Any]:
         """What makes one image of so many, by the names of the arguments."""
         phrases, boxes = self.phrases, listed("gligen_boxes", self.boxes)
+        mine = self
         if any(nested(box) for box in boxes):
-            at = index * len(boxes) // count
+            at, many = index * len(boxes) // count, len(boxes)
             boxes, phrases = boxes[at], None if phrases is None else phrases[at]
+            mine = self.masked(at, many)
         named = {
             "gligen_phrases": phrases,
             "gligen_boxes": boxes or None,
             "gligen_images": self.images,
-            "input_phrases_mask": self.phrases_mask,
-            "input_images_mask": self.images_mask,
+            "input_phrases_mask": mine.phrases_mask,
+            "input_images_mask": mine.images_mask,
             "gligen_scheduled_sampling_beta": self.beta,
             "gligen_inpaint_image": self.inpaint_image,
             "gligen_inpaint_mask": self.inpaint_mask,
@@ -74,6 +85,8 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
     """A call with boxes."""
 
     components_optional = ("safety_checker", "feature_extractor")
+    null_acts: ClassVar[bool] = False
+    """Whether the peer's layers act on null tokens where lists of boxes are empty."""
 
     def _grounded_call(
         self,
@@ -90,6 +103,8 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
         height, width = self._check_size(height, width, latents)
         shape = self._latent_shape(plan.count, height, width, (0, INPAINTING_CHANNELS))
         layouts = read_layouts(given, plan)
+        if self.compat == "diffusers" and self.null_acts and given.boxes is not None:
+            layouts = [one if one.boxes else Nothing((), one.strength) for one in layouts]
         network, inpainting = self._check_grounding(layouts), None
         if given.inpaint_image is not None:
             inpainting = read_inpainting(
@@ -112,7 +127,7 @@ class GLIGENCalls(LatentPipeline, FamiliarGLIGEN):
         if inpainting is not None:
             own = self._keeping(inpainting, network)
         acts = self.fuser_enabled or self.compat == "diffusers"
-        if acts and any(layout.boxes for layout in layouts):
+        if acts and any(layout.acts for layout in layouts):
             own.append(layouts[0] if len(layouts) == 1 else PerImage(*layouts))
         if latents is not None:
             noise = self._framework.array(latents, device=self.device)
@@ -197,7 +212,8 @@ def read_layouts(given: Given, plan: Plan) -> list[Layout]:
         phrases = _of_image("gligen_phrases", given.phrases, i, len(boxes))
         images = _of_image("gligen_images", given.images, i, len(boxes))
         mine = listed(f"gligen_boxes[{i}]", own)
-        layouts.append(_layout(f"[{i}]", mine, phrases, images, given, strength, norm))
+        masked = given.masked(i, len(boxes))
+        layouts.append(_layout(f"[{i}]", mine, phrases, images, masked, strength, norm))
     each = plan.count // len(layouts)
     return [layout for layout in layouts for _ in range(each)]
 
@@ -281,6 +297,7 @@ def _mask(name: str, value: Any, count: int) -> list[bool]:
     """Per box whether it counts; a list may be shorter, then the others do."""
     if value is None:
         return [True] * count
+    value = value.tolist() if hasattr(value, "tolist") else value
     entries = [value] * count if not isinstance(value, list | tuple) else list(value)
     for entry in entries:
         if entry not in (0, 1):

@@ -29,13 +29,15 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
         unet: a gated one (`attention_type="gated-text-image"`), or a plain one to which
             `load_grounding` attaches weights.
         compat: `"diffusers"` brings the peer's numbers back: as `StableDiffusionGLIGENPipeline`,
-            and `gligen_scheduled_sampling_beta` does nothing.
+            `gligen_scheduled_sampling_beta` does nothing, and the layers act on null tokens where
+            `gligen_boxes` is an empty list.
     """
 
     components_needed = (
         *("vae", "text_encoder", "tokenizer", "processor", "image_encoder", "image_project"),
         *("unet", "scheduler"),
     )
+    null_acts = True
 
     processor: Any
     image_project: Any
@@ -115,7 +117,8 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
                 among them, and as in the peer, where this argument does nothing.
             gligen_phrases, gligen_images: what is to be seen in each box; an entry may be None.
             input_phrases_mask, input_images_mask: 0 where a phrase or an image is only there to
-                fill its place, else 1; one for all boxes, or one each.
+                fill its place, else 1; one for all boxes, or one each, or a list per image where
+                `gligen_boxes` are lists.
             gligen_boxes: `(x_min, y_min, x_max, y_max)` of each in [0, 1]; `(0, 1, 0, 1)` is no
                 box, but says that the image gives the style of the whole picture.
             gligen_normalize_constant: the length which image features are brought to.

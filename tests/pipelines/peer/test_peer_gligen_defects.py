@@ -39,6 +39,20 @@ def test_beta_does_nothing_with_images():
     assert np.abs(old - some[0]).max() <= 1e-4
 
 
+def test_no_boxes_are_thirty_null_tokens():
+    theirs, ours = gligen.pair("image")
+    call = {"gligen_boxes": [], "gligen_phrases": [], "gligen_images": [], "num_inference_steps": 3}
+    wanted = images(theirs, **call)
+    plain = underdraw.StableDiffusionPipeline.from_pipe(ours)
+    made = images(ours, **call)
+    beginning = {"prompt": RED, "num_inference_steps": 3}
+    assert np.array_equal(made, oracle.images(plain, **beginning))
+    assert np.abs(made - wanted).max() > 1e-3
+    old = underdraw.StableDiffusionGLIGENTextImagePipeline.from_pipe(ours, compat="diffusers")
+    assert np.abs(images(old, **call) - wanted).max() <= 1e-4
+    assert np.array_equal(images(old, **{**call, "gligen_boxes": None}), made)
+
+
 def test_two_guided_passes_where_one_does():
     theirs, ours = gligen.pair("image")
     passes = []
