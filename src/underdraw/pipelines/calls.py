@@ -271,7 +271,7 @@ class Calls:
             return solver, steps
         from underdraw.pipelines.checks import last_steps
 
-        return last_steps(scheduler, solver, steps, number("strength", request.strength, 0.0, 1.0))
+        return last_steps(self, scheduler, solver, steps, request.strength)
 
     def _noise(self, plan: Plan, shape: Sequence[int]) -> Array:
         """Standard normal, in the model's dtype as the peer's; under a seed in float32 for all."""

@@ -8,6 +8,8 @@ from typing import Any
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError
 from underdraw.sampling.foreign import Solver
+from underdraw.solvers.schedulers import LMSDiscreteScheduler
+from underdraw.solvers.table import Table
 
 
 def size(name: str, value: Any, factor: int) -> int:
@@ -69,15 +71,24 @@ def check_controls(controls: Any) -> None:
             raise InputTypeError(f"controls holds {control!r}, which is not a Control")
 
 
-def last_steps(scheduler: Any, solver: Solver, steps: int, strength: float) -> tuple[Solver, int]:
+def last_steps(
+    pipe: Any, scheduler: Any, solver: Solver, steps: int, strength: Any
+) -> tuple[Solver, int]:
     """The end of a run of so many steps, `strength` of them (rounded down), and how many these are.
 
     Raises:
-        InputError: none is left.
+        InputError, InputTypeError: none is left, or `strength` is no number in 0 .. 1.
     """
+    from underdraw.pipelines.calls import number
+
+    strength = number("strength", strength, 0.0, 1.0)
     kept = int(steps * strength)
     if kept == 0:
         raise InputError(
             f"strength={strength} of {steps} steps leaves none; allowed: {1 / steps:.3g} .. 1"
         )
-    return solver.tail((steps - kept) * getattr(scheduler, "order", 1)), kept
+    begin = (steps - kept) * getattr(scheduler, "order", 1)
+    alike = pipe.compat == "diffusers" and isinstance(scheduler, LMSDiscreteScheduler)
+    if alike and begin and isinstance(solver, Table) and solver.restart is not None:
+        return solver.restart(begin=begin, partial=True), kept
+    return solver.tail(begin), kept

@@ -26,15 +26,22 @@ def adams_coefficients(levels: np.ndarray, end: float) -> list[float]:
 
 
 def lms(
-    timesteps: np.ndarray, sigmas: np.ndarray, rows: Rows, order: int = 4, begin: int = 0
+    timesteps: np.ndarray,
+    sigmas: np.ndarray,
+    rows: Rows,
+    order: int = 4,
+    begin: int = 0,
+    partial: bool = False,
 ) -> Table:
-    """`x` moves by the integral of the polynomial through the last `order` slopes dx/dσ."""
+    """`x` moves by the integral of the polynomial through the last `order` slopes dx/dσ. Begun in
+    the middle, `partial` weighs slopes as if those before were there, and leaves these out."""
     for step in range(begin, len(timesteps)):
-        known = min(order, step - begin + 1)
+        seen = step - begin + 1
+        known = min(order, step + 1 if partial else seen)
         levels = sigmas[step + 1 - known : step + 1][::-1]
         names = ("eps", "h1", "h2", "h3", "h4")
         x = {"x": 1.0}
-        x.update(zip(names, adams_coefficients(levels, sigmas[step + 1]), strict=False))
+        x.update(zip(names, adams_coefficients(levels, sigmas[step + 1])[:seen], strict=False))
         sigma, scale = sigmas[step], 1 / sqrt(sigmas[step] ** 2 + 1)
         rows.call(timesteps[step], 1.0, sigma, step, x, push={"eps": 1.0}, scale=scale)
     return rows.table(sigmas)
@@ -47,10 +54,11 @@ def lms_table(
     *,
     order: int = 4,
     begin: int = 0,
+    partial: bool = False,
 ) -> Table:
     if order not in (1, 2, 3, 4, 5):
         raise InputError(f"order={order!r} is not supported; allowed: 1 to 5")
     t, sigmas = sigma_grid(schedule, config, steps)
     sigmas = np.append(sigmas, 0.0)
     rows = Rows(config.prediction_type, None, initial_sigma(sigmas, config.timestep_spacing))
-    return lms(t, sigmas, rows, order, begin)
+    return lms(t, sigmas, rows, order, begin, partial)

@@ -149,14 +149,25 @@ MIDDLE = [
 @pytest.mark.parametrize(("name", "config"), MIDDLE, ids=lambda v: v if isinstance(v, str) else "")
 def test_every_solver_begins_in_the_middle(solvers, name, config):
     """Those of several calls per step, too; noise inside steps comes from the same generators."""
-    kinds = ("img2img",) if name == "KDPM2DiscreteScheduler" else ("img2img", "inpaint")
-    for kind, steps, strength in zip(kinds, (5, 4), (0.5, 0.8), strict=False):
-        pipes = pair(kind)
+    for kind, steps, strength in (("img2img", 5, 0.5), ("inpaint", 4, 0.8)):
+        pipes = pair(kind, "diffusers" if name == "KDPM2DiscreteScheduler" else None)
         solvers(pipes, name, config)
         call = {"prompt": RED, "image": pictures(), "num_inference_steps": steps}
         if kind == "inpaint":
             call |= {"mask_image": masks(), **SIZE}
         assert deviation(pipes, strength=strength, **call) <= LIMIT
+
+
+def test_lms_begins_in_the_middle_with_one_term_of_a_sum_of_four_there(solvers):
+    for kind in ("img2img", "inpaint"):
+        call = {"prompt": RED, "image": pictures(), "strength": 0.5, "num_inference_steps": 8}
+        if kind == "inpaint":
+            call |= {"mask_image": masks(), **SIZE}
+        for compat in (None, "diffusers"):
+            pipes = pair(kind, compat)
+            solvers(pipes, "LMSDiscreteScheduler", {})
+            apart = deviation(pipes, **call)
+            assert apart > 0.01 if compat is None else apart <= LIMIT
 
 
 @pytest.mark.parametrize(
