@@ -211,8 +211,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
 
         The levels are the peer's. The tensor that holds them remembers the clean latents of the
         picture besides, for the call; it is an attribute, so what is computed from the tensor (a
-        slice, a copy on another device) does not have it, and arrays of JAX cannot. The output
-        itself, whose `clean` they are, serves the call as well.
+        slice, a copy on another device) does not have it. The output itself, whose `clean` they
+        are, serves the call as well.
 
         Args:
             prompt: what the picture shows.
