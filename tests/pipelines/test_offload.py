@@ -186,7 +186,7 @@ CASES = {
     "DiffEdit": Case(
         diffedit,
         mask_invert_and_call,
-        [TEXT, TEXT, VAE, UNET, VAE, TEXT, UNET, *[VAE] * 3, TEXT, UNET, VAE],
+        [TEXT, TEXT, VAE, UNET, VAE, TEXT, UNET, *[VAE] * 2, TEXT, UNET, VAE],
     ),
     "DiffEdit as the peer": Case(
         lambda: diffedit("diffusers"),
