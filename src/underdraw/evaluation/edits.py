@@ -248,13 +248,16 @@ def _edited(
     before = np.stack([pair.before.rendering.image for pair in pairs])
     source = [pair.before.caption.text for pair in pairs]
     target = [pair.after.caption.text for pair in pairs]
+    from underdraw.pipelines.edit import reversible
+
     made = pipe.edit(before, source, target, seed=seed, output_type="np", **arguments)
     found = {"edits": made.images, "mask": np.asarray(made.mask_image, np.uint8)}
     named = ("num_inference_steps", "inpaint_strength")
     way = {name: arguments.get(name, default) for name, default in zip(named, _way(), strict=True)}
     free = np.ones(made.mask_image.shape[1:], np.float32)
     options = {"output_type": "np", **way}
-    back = pipe(source, free, made, guidance_scale=1.0, **options)
+    # With the solver of the inversion, which PNDM's levels would not fit.
+    back = reversible(pipe)(source, free, made, guidance_scale=1.0, **options)
     found["reconstruction"] = back.images
     clean = made.clean
     found["round_trip"] = pipe.decode_latents(clean, "np")[0]
