@@ -159,7 +159,12 @@ def test_warnings_of_ours_are_notes_and_others_silent(run, monkeypatch):
 
 
 def test_ctrl_c_in_a_process_ends_it_with_130(environment, tiny, tmp_path):
-    command = [sys.executable, "-m", "underdraw", "generate", "a sphere", "--count", "9999"]
+    # What starts the tests in the background ignores Ctrl-C, and its children inherit that.
+    listening = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('underdraw', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", listening, "generate", "a sphere", "--count", "9999"]
     process = subprocess.Popen(
         [*command, "--model", str(tiny), "--steps", "2", "--out", "made", "--dtype", "float32"],
         env=environment,
@@ -169,10 +174,13 @@ def test_ctrl_c_in_a_process_ends_it_with_130(environment, tiny, tmp_path):
         text=True,
     )
     end = time.monotonic() + 60
-    while not list(tmp_path.glob("made/*.png")) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        while not list(tmp_path.glob("made/*.png")) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "stopped: kept made/a-sphere-" in told.splitlines()[-1]
     assert "Traceback" not in told
