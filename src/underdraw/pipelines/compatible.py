@@ -186,17 +186,22 @@ class Familiar:
         latents: Array | None = None,
     ) -> Array:
         """What a run begins with: noise (or `latents`) times the scheduler's first noise level."""
-        factor, framework = self.vae_scale_factor, self._framework
-        shape = (batch_size, num_channels_latents, height // factor, width // factor)
-        drawn = calls.generators(generator, None, batch_size)
-        device = self.device if device is None else device
-        if latents is None:
-            like = framework.leaf(self.unet.conv_in).dtype if dtype is None else dtype
-            latents = framework.draw(shape, drawn, device, like)
-        else:
-            latents = framework.array(latents, device=device)
-        begin: Any = latents
+        shape = (batch_size, num_channels_latents, height, width)
+        begin: Any = self._first_noise(shape, dtype, device, generator, latents)
         return begin * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _first_noise(
+        self, shape: tuple[int, ...], dtype: Any, device: Any, generator: Any, latents: Any
+    ) -> Array:
+        """Noise for `shape`, whose sides are in pixels, or `latents` instead."""
+        *rows, height, width = shape
+        factor, framework = self.vae_scale_factor, self._framework
+        drawn = calls.generators(generator, None, shape[0])
+        device = self.device if device is None else device
+        if latents is not None:
+            return framework.array(latents, device=device)
+        like = framework.leaf(self.unet.conv_in).dtype if dtype is None else dtype
+        return framework.draw((*rows, height // factor, width // factor), drawn, device, like)
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray) -> list[Any]:

@@ -116,18 +116,13 @@ class InpaintLatents:
             if image is None:
                 raise InputError("return_image_latents=True; give image")
             clean = tiled(pipe, encoded(pipe, image, dtype, device, drawn), batch_size)
-        first = getattr(pipe.scheduler, "init_noise_sigma", 1.0)
         noise: Any
-        if latents is not None:
-            noise = pipe._framework.array(latents, device=device)
-            begin = noise * first
-        elif is_strength_max:
-            factor = pipe.vae_scale_factor
-            shape = (batch_size, num_channels_latents, height // factor, width // factor)
-            noise = pipe._framework.draw(shape, drawn, device or pipe.device, dtype or pipe.dtype)
-            begin = noise * first
-        else:
+        if latents is None and not is_strength_max:
             begin, noise = noised(pipe, clean, timestep, drawn)
+        else:
+            shape = (batch_size, num_channels_latents, height, width)
+            noise = pipe._first_noise(shape, dtype, device, drawn, latents)
+            begin = noise * getattr(pipe.scheduler, "init_noise_sigma", 1.0)
         made = (begin, *((noise,) if return_noise else ()))
         return (*made, clean) if return_image_latents else made
 
