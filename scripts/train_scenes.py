@@ -1,15 +1,16 @@
 """Train the scenes family stage by stage: `python scripts/train_scenes.py STAGE FOLDER [options]`.
 
-On several processes: `torchrun --standalone --nproc-per-node 2 scripts/train_scenes.py ...`.
+On several processes: `torchrun --standalone --nproc-per-node 2 -- scripts/train_scenes.py ...`.
 A stage that was interrupted goes on where it was when the same command is run again.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from underdraw.errors import UnderdrawError
-from underdraw.training.loop import Stopped
+from underdraw.training.loop import Stopped, shorter
 from underdraw.training.recipes import STAGES, ScenesRecipe, train_stage
 
 
@@ -19,13 +20,26 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--minutes", type=float, help="end the stage after this time")
     parser.add_argument("--start", help="a family to go on from, such as underdraw/scenes")
+    parser.add_argument("--learning-rate", type=float, help="the highest, of this stage")
+    parser.add_argument("--scenes", type=int, help="render so many instead of the recipe's")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--accelerator", action="store_true", help="large batches, drawn by other processes"
+    )
     arguments = parser.parse_args()
+    recipe = ScenesRecipe(start=arguments.start)
+    if arguments.accelerator:
+        recipe = recipe.on_accelerator()
+    if arguments.scenes is not None:
+        recipe = replace(recipe, scenes=arguments.scenes, views=min(recipe.views, arguments.scenes))
+    if arguments.learning_rate is not None:
+        own = shorter(recipe.run(arguments.stage), learning_rate=arguments.learning_rate)
+        recipe = replace(recipe, runs={**recipe.runs, arguments.stage: own})
     try:
         train_stage(
             arguments.stage,
             arguments.folder,
-            ScenesRecipe(start=arguments.start),
+            recipe,
             minutes=arguments.minutes,
             device=arguments.device,
         )

@@ -15,13 +15,13 @@ from underdraw.errors import InputError
 from underdraw.models import CLIPVisionModelWithProjection, UNet2DConditionModel
 from underdraw.models.grounding import Grounding
 from underdraw.networks.config import CLIPVisionConfig
-from underdraw.training.data import shuffled
+from underdraw.training.data import render_cache, shuffled
 from underdraw.training.grounding import (
     GroundingTask,
     GroundingTrainingConfig,
     new_part,
 )
-from underdraw.training.layouts import Layout
+from underdraw.training.layouts import GroundedScenes, Layout
 from underdraw.training.loop import Draw, Stopped, TrainingConfig, train
 from underdraw.training.truth import TruthHeads
 
@@ -124,7 +124,7 @@ def state(module: Any) -> dict[str, torch.Tensor]:
 
 def error(task: GroundingTask, batch: dict[str, Any]) -> float:
     with torch.no_grad():
-        return task.loss(batch)[1]["denoising"]
+        return float(task.loss(batch)[1]["denoising"])
 
 
 @pytest.mark.parametrize(("kind", "images"), [("text", 0.0), ("text-image", 0.5)])
@@ -212,7 +212,8 @@ def test_features_are_those_of_the_encoders() -> None:
     tokens = parts["tokenizer"](list(PATCHES.names), padding="max_length", max_length=77)
     with torch.no_grad():
         expected = parts["text_encoder"](torch.tensor(tokens["input_ids"])).pooler_output
-    rows = batch["phrases"][batch["present"] > 0]
+    said = task._phrase_features(batch["phrases"], batch["boxes"].shape[1])
+    rows = said[batch["present"] > 0]
     apart = torch.cdist(rows, expected).min(1).values
     assert apart.max() < 1e-5
     assert len(task._phrases) == 2
@@ -227,6 +228,60 @@ def test_features_are_those_of_the_encoders() -> None:
             red, blue = (cell[k].gt(0.9).float().mean() for k in (0, 2))
             assert (red > blue) == ("red" in phrase)
             assert max(red, blue) > 0.3
+
+
+def test_boxes_show_another_picture_of_their_thing() -> None:
+    asked = []
+
+    def another(index: int, box: np.ndarray, rng: np.random.Generator, size: int) -> Any:
+        asked.append((index, box.tolist(), size))
+        return None if len(asked) % 3 == 0 else torch.full((1, 3, size, size), 0.5)
+
+    parts = family()
+    config = replace(NOTHING, images=1.0, views=1.0)
+    task = GroundingTask(
+        part(parts), parts, PATCHES, config, PATCHES.latents(), scale=1.0, another=another
+    )
+    batch = draw(task, 6)
+    shown = torch.cat(batch["pictures"])
+    assert len(shown) == len(asked) > 3
+    # Where there is no other picture, the box itself is cut out.
+    for number, picture in enumerate(shown, 1):
+        assert bool((picture == 0.5).all()) == (number % 3 != 0)
+    indices = shuffled(len(PATCHES), 0, 6)
+    boxes = [(int(i), box.tolist()) for i in indices for box in PATCHES._boxes[int(i)]]
+    assert [(i, box) for i, box, _ in asked] == boxes
+    assert np.isfinite(error(task, batch))
+
+    task.config = replace(config, views=0.5)
+    asked.clear()
+    for seed in range(10):
+        draw(task, 6, seed)
+    assert 0.3 < len(asked) / (10 * len(shown)) < 0.7
+    with pytest.raises(InputError, match=r"views=1.0 needs `another`"):
+        make(parts, images=1.0, views=1.0)
+    with pytest.raises(InputError, match=r"views=1.5 must be in"):
+        replace(NOTHING, views=1.5)
+
+
+def test_some_captions_only_count() -> None:
+    parts = family()
+    task = make(parts, "text", counted=1.0, drop_boxes=0.5)
+    batch = draw(task, 12)
+    indices = shuffled(len(PATCHES), 0, 12)
+    for ids, i in zip(batch["ids"], indices, strict=True):
+        # As many as there are, also where boxes were left out.
+        told = " and ".join(["a thing"] * len(PATCHES._boxes[int(i)]))
+        assert torch.equal(ids, task._tokenize([told])[0])
+
+
+def test_scenes_know_what_stands_in_a_box(tmp_path: Path) -> None:
+    render_cache(tmp_path, 6, seed=2, size=64)
+    examples = GroundedScenes(tmp_path, held_back=1)
+    for i in range(5):
+        things = examples.scene(i).objects
+        found = [examples.thing(i, box) for box in examples.boxes(i)]
+        assert found == list(things)
 
 
 def test_steps_resume_to_the_same_bits(tmp_path: Path) -> None:

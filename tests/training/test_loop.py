@@ -80,6 +80,26 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path: Path, cut: i
     assert (tmp_path / "whole" / "curve.png").stat().st_size > 0
 
 
+def test_draws_of_other_processes_are_the_same(tmp_path: Path) -> None:
+    here, ahead, again = Line(), Line(), Line()
+    ahead.poison = again.poison = -2  # -1 is what no draw in this process looks like
+    expected = train(here, CONFIG, tmp_path / "here")
+    config = replace(CONFIG, workers=2)
+    with pytest.raises(Stopped):
+        train(ahead, config, tmp_path / "ahead", stop_after=3)
+    found = train(again, config, tmp_path / "ahead")
+    assert again.firsts == []  # nothing was drawn in this process
+    assert all(torch.equal(value, found.shadow[name]) for name, value in expected.shadow.items())
+
+
+def test_an_error_of_a_worker_is_the_runs(tmp_path: Path) -> None:
+    task = Line()
+    draw, task.poison = task.draw, -2
+    task.draw = lambda asked: draw(asked) if asked.first < 24 else 1 / 0  # type: ignore
+    with pytest.raises(ZeroDivisionError):
+        train(task, replace(CONFIG, workers=1), tmp_path)
+
+
 def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
     first, second = Line(), Line()
     train(first, CONFIG, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from underdraw.training.text_to_image import (
     save_family,
 )
 from underdraw.training.text_tower import TextTowerTask, initialise, loosely, scenes_tokenizer
+from underdraw.training.views import Views, render_views
 
 RUN = TrainingConfig(
     steps=40, batch=4, learning_rate=3e-3, warmup=4, ema=0.5, precision="float32", log_steps=5
@@ -85,6 +87,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> RenderedScenes:
     # Fixed here: what the tests learn from must not move with the recipe.
     render_cache(folder, 14, size=64, mix=(1,) * 7 + (2,) * 8 + (3,) * 3 + (4,) * 2)
     return RenderedScenes(folder, held_back=6)
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> Views:
+    folder = tmp_path_factory.mktemp("things") / "views"
+    render_views(folder, 12, seed=3, size=64)
+    return Views(folder)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +149,41 @@ def test_autoencoder_learns_and_previews(scenes: RenderedScenes, tmp_path: Path)
     assert psnr(vae, scenes.shown()) > before + 1
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.size == (6 * 64, 2 * 64)
+
+
+def test_a_decoder_is_asked_to_keep_changes_in_their_place(scenes, monkeypatch) -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(crop=32, local=1.0)
+    task = AutoencoderTask(AutoencoderKL(VAE), scenes, config)
+    batch = task.draw(Draw(0, 4, np.random.default_rng(0)))
+    windows = batch["window"]
+    assert windows.shape == (4, 1, 16, 16)
+    for window in windows[:, 0]:  # each is one rectangle, neither nothing nor all
+        rows, columns = (window.amax(axis).sum() for axis in (1, 0))
+        assert 0 < window.sum() == rows * columns < window.numel()
+
+    def moved(decode: Any) -> float:
+        said = SimpleNamespace(sample=None)
+
+        def answer(latents: torch.Tensor) -> Any:
+            said.sample = decode(latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3))
+            return said
+
+        monkeypatch.setattr(task.vae, "decode", answer)
+        return float(task.loss(batch)[1]["moved"])
+
+    assert moved(lambda x: x) == 0
+    lit = moved(lambda x: x + x.mean((1, 2, 3), keepdim=True))  # all over the picture
+    near = moved(lambda x: (x + x.roll(1, 3)) / 2)  # beside an edge
+    assert lit > 0 and near > 0
+    monkeypatch.undo()
+    plain = replace(config, local=0.0)
+    without = AutoencoderTask(task.vae, scenes, plain).loss(batch)
+    loss, told = task.loss(batch)
+    torch.testing.assert_close(loss, without[0] + told["moved"])
+    assert "moved" not in without[1]
+    loss.backward()
+    assert task.vae.decoder.conv_out.weight.grad.abs().max() > 0
 
 
 def test_psnr_of_known_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +294,7 @@ def test_denoiser_learns_what_stands_where(scenes, tokenizer, tmp_path: Path) ->
     loss, told = task.loss(batch)
     plain = TextToImageTask(parts, scenes, TextToImageConfig(), np.ascontiguousarray(latents))
     # The heads watch; what the network answers, and so its own loss, stays the same.
-    torch.testing.assert_close(plain.loss(batch)[0].item(), told["denoising"])
+    torch.testing.assert_close(plain.loss(batch)[0].detach(), told["denoising"])
     assert loss.item() > told["denoising"]
     train(task, replace(RUN, preview_minutes=1e9), tmp_path)
     assert task.loss(batch)[0].item() < 0.8 * loss.item()
@@ -364,6 +408,26 @@ def test_image_tower_meets_pooled_phrases_of_cut_out_things(
     assert all(torch.equal(p, before[name]) for name, p in text.state_dict().items())
     with pytest.raises(InputError, match=r"crops=0.5 needs rendered scenes; Colours"):
         ContrastiveTask(image, text, tokenizer, Colours(), ContrastiveConfig(crops=0.5))
+
+
+def test_image_tower_sees_things_alone(scenes, views, tokenizer, tmp_path: Path) -> None:
+    image = CLIPVisionModelWithProjection(replace(VISION, projection_dim=TEXT.hidden_size))
+    text = tower(CLIPTextModel, tokenizer)
+    config = ContrastiveConfig(crops=0.25, views=0.5)
+    task = ContrastiveTask(image, text, tokenizer, scenes, config, views=views)
+    batch = task.draw(Draw(0, 8, np.random.default_rng(3)))
+    pixels, said = views.told(4, np.random.default_rng(3), 64)
+    assert torch.equal(batch["pixels"][:4], pixels) and len(batch["pixels"]) == 8
+    length = batch["ids"].shape[1]
+    assert torch.equal(batch["ids"][:4, :length], padded(task._tokenize(said), length, tokenizer))
+    train(task, replace(RUN, steps=2, batch=8), tmp_path)
+    with pytest.raises(InputError, match=r"views=0.5 needs the argument"):
+        ContrastiveTask(image, text, tokenizer, scenes, config)
+
+
+def padded(ids: torch.Tensor, length: int, tokenizer: Any) -> torch.Tensor:
+    more = length - ids.shape[1]
+    return torch.nn.functional.pad(ids, (0, more), value=tokenizer.pad_token_id)
 
 
 def test_equal_words_are_both_right(scenes, tokenizer) -> None:

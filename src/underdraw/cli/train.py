@@ -180,7 +180,7 @@ def train_scenes(
     plan, stages = ScenesRecipe(), STAGES[recipe]
     own = stages if recipe is Recipe.family else stages[-1:]
     if scenes is not None:
-        plan = replace(plan, scenes=scenes)
+        plan = replace(plan, scenes=scenes, views=min(scenes, plan.views))
     plan = replace(
         plan,
         runs={

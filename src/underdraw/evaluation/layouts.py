@@ -9,9 +9,9 @@ import numpy as np
 
 from underdraw import scenes
 from underdraw.errors import InputError
-from underdraw.scenes import Camera, Mention, Scene, SceneObject
+from underdraw.scenes import Mention, Scene
 from underdraw.scenes.captions import listed
-from underdraw.scenes.layout import sample_floor, sample_kinds, sample_light
+from underdraw.scenes.layout import sample_kinds
 from underdraw.scenes.world import MAX_OBJECTS
 
 from .boxes import Wanted, wanted_in
@@ -80,7 +80,7 @@ def held_out_subjects(count: int = 128, seed: int = SEED) -> tuple[HeldOutLayout
         rng = scenes.scene_rng(seed + 2, number, "held_out")
         things = tuple(Mention(None, colour=o.colour, shape=o.shape) for o in layout.scene.objects)
         prompt = listed(["a thing"] * len(things))
-        views = tuple(_picture(alone(obj, rng)) for obj in layout.scene.objects)
+        views = tuple(_picture(scenes.alone(obj, rng)) for obj in layout.scene.objects)
         made.append(HeldOutLayout(prompt, layout.boxes, things, layout.scene, images=views))
     return tuple(made)
 
@@ -121,14 +121,6 @@ def held_out_holes(count: int = 64, seed: int = SEED) -> tuple[HeldOutHole, ...]
         new = HeldOutLayout(thing.phrase(), one, (thing,), scene, (thing.phrase(),))
         made.append(HeldOutHole(new, _picture(scene)))
     return tuple(made)
-
-
-def alone(obj: SceneObject, rng: np.random.Generator) -> Scene:
-    """The object by itself, large in the frame, from a random side, on a random floor."""
-    turned = replace(obj, position=(0.0, 0.0), rotation=float(rng.uniform(-0.75, 0.75)))
-    distance = max(5.0, 6.6 * obj.radius) * float(rng.uniform(1, 1.2))
-    camera = Camera(float(rng.uniform(0.35, 0.6)), distance, float(rng.uniform(-0.15, 0.15)))
-    return Scene((turned,), sample_floor(rng), sample_light(rng), camera)
 
 
 def _picture(scene: Scene) -> np.ndarray:

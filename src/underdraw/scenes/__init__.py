@@ -12,7 +12,7 @@ from .parsing import parse, words
 from .relations import box_relation, scene_relations
 from .render import Rendering, render
 from .stream import Sample, render_many, sample_at
-from .subjects import sample_subject, subject_scene, subject_view
+from .subjects import alone, sample_subject, subject_scene, subject_view
 from .world import Camera, Floor, Light, Scene, SceneObject, Texture
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Scene",
     "SceneObject",
     "Texture",
+    "alone",
     "box_relation",
     "caption",
     "describe",

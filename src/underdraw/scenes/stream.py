@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from underdraw.errors import InputError
 
@@ -60,7 +61,7 @@ def render_many(
         if not isinstance(value, int) or value < least:
             raise InputError(f"{name}={value!r} is not an integer of at least {least}")
     make = partial(_make, seed, height, width, objects, split)
-    return _show(_run(make, range(start, start + count), workers), count, progress)
+    return _show(in_order(make, range(start, start + count), workers), count, progress)
 
 
 def _make(
@@ -69,7 +70,10 @@ def _make(
     return sample_at(seed, index, height, width, count=objects, split=split)
 
 
-def _run(make: partial[Sample], indices: range, workers: int) -> Iterator[Sample]:
+def in_order(
+    make: Callable[[int], Any], indices: Iterable[int], workers: int
+) -> Generator[Any, None, None]:
+    """`map(make, indices)`, by so many processes that work ahead of the caller."""
     if workers == 1:
         yield from map(make, indices)
         return

@@ -1,4 +1,4 @@
-"""Subjects: things with a texture of their own, alone and among others.
+"""Subjects: things with a texture of their own, alone and among others; and plain things alone.
 
 A subject is a `SceneObject` with a `texture`; where it stands is up to each picture.
 """
@@ -50,6 +50,14 @@ def subject_view(subject: SceneObject, rng: np.random.Generator) -> Scene:
     turned = replace(subject, position=(0.0, 0.0), rotation=float(rng.uniform(-half, half)))
     distance = max(5.0, 6.6 * subject.radius) * float(rng.uniform(1, 1.2))
     camera = Camera(float(rng.uniform(0.3, 0.7)), distance, float(rng.uniform(-0.15, 0.15)))
+    return Scene((turned,), sample_floor(rng), sample_light(rng), camera)
+
+
+def alone(obj: SceneObject, rng: np.random.Generator) -> Scene:
+    """The object by itself, large in the frame, from a random side, on a random floor."""
+    turned = replace(obj, position=(0.0, 0.0), rotation=float(rng.uniform(-0.75, 0.75)))
+    distance = max(5.0, 6.6 * obj.radius) * float(rng.uniform(1, 1.2))
+    camera = Camera(float(rng.uniform(0.35, 0.6)), distance, float(rng.uniform(-0.15, 0.15)))
     return Scene((turned,), sample_floor(rng), sample_light(rng), camera)
 
 

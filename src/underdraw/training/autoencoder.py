@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from underdraw.errors import InputError
 from underdraw.models import AutoencoderKL
 from underdraw.training.data import Examples, shuffled, to_signed
-from underdraw.training.loop import Batch, Draw, resolve_precision
+from underdraw.training.loop import Batch, Draw, Figures, autocast, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,17 @@ class AutoencoderConfig:
     The loss is the mean absolute and squared error of images in [-1, 1], `gradient` times the
     absolute error of differences between neighbours, and `kl` times the mean divergence per number
     of the latents. `freeze_encoder` trains the decoder alone, so that latents stay valid.
+
+    `local` weighs what the decoder changes in one place of a picture when the latents of another
+    place are exchanged: normalisation sees the whole picture, and a decoder that nobody has told
+    otherwise lets what is painted into a hole shine on all that was to be kept.
     """
 
     crop: int | None = 64
     gradient: float = 0.25
     kl: float = 4e-4
     freeze_encoder: bool = False
+    local: float = 0.0
 
 
 class AutoencoderTask:
@@ -69,20 +76,44 @@ class AutoencoderTask:
         pixels = torch.stack(parts)
         c = self.vae.config
         latent = (len(pixels), c.latent_channels, *(side // c.factor for side in pixels.shape[2:]))
-        return {"pixels": pixels, "noise": torch.randn(latent, generator=draw.generator())}
+        made = {"pixels": pixels, "noise": torch.randn(latent, generator=draw.generator())}
+        if self.config.local:
+            made["window"] = _windows(len(pixels), latent[2:], draw.rng)
+        return made
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         pixels = batch["pixels"]
         latents = self.vae.encode(pixels).latent_dist
         mean, logvar = latents.mean.float(), latents.logvar.float()
         sample = mean + (0.5 * logvar).exp() * batch["noise"]
-        error = self.vae.decode(sample).sample.float() - pixels
+        decoded = self.vae.decode(sample).sample.float()
+        error = decoded - pixels
         slopes = error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         absolute = error.abs().mean()
         loss = absolute + error.square().mean() + self.config.gradient * slopes
-        extra = {"absolute": absolute.item(), "kl": kl.item()}
-        return loss + self.config.kl * kl, extra
+        told: Figures = {"absolute": absolute.detach(), "kl": kl.detach()}
+        loss = loss + self.config.kl * kl
+        if self.config.local:
+            moved = self._moved(sample, decoded.detach(), batch["window"])
+            told["moved"] = moved.detach()
+            loss = loss + self.config.local * moved
+        return loss, told
+
+    def _moved(self, latents: Tensor, decoded: Tensor, window: Tensor) -> Tensor:
+        """Mean absolute change of decoded pictures where windows `(n, 1, h, w)` get the latents of
+        the picture before; cells beside an edge count a quarter, something has to give there."""
+        mixed = torch.where(window > 0, latents.roll(1, 0), latents)
+        edge = F.max_pool2d(window, 3, 1, 1) + F.max_pool2d(1 - window, 3, 1, 1) > 1.5
+        side = decoded.shape[-1] // window.shape[-1]
+        inside, edge = (
+            part.float().repeat_interleave(side, 2).repeat_interleave(side, 3)
+            for part in (window, edge)
+        )
+        whole = torch.where(inside > 0, decoded.roll(1, 0), decoded)
+        change = (self.vae.decode(mixed).sample.float() - whole).abs().mean(1, keepdim=True)
+        weight = 1 - 0.75 * edge
+        return (change * weight).sum() / weight.sum()
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         if self.shown is None:
@@ -94,6 +125,19 @@ class AutoencoderTask:
         rows = [np.concatenate(list(part), 1) for part in (first, back.byte().cpu().numpy())]
         Image.fromarray(np.concatenate(rows, 0)).save(folder / "preview.png")
         return {"psnr": psnr(self.vae, self.shown)}
+
+
+def _windows(count: int, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """`(count, 1, *size)`: 1 in a rectangle of up to three quarters of each side, anywhere."""
+    made = torch.zeros(count, 1, *size)
+    for one in made:
+        low, high = [], []
+        for side in size:
+            length = int(rng.integers(1, max(2, 3 * side // 4 + 1)))
+            low.append(int(rng.integers(0, side - length + 1)))
+            high.append(low[-1] + length)
+        one[:, low[0] : high[0], low[1] : high[1]] = 1
+    return made
 
 
 @torch.no_grad()
@@ -108,7 +152,7 @@ def psnr(vae: Any, images: np.ndarray, batch: int = 8) -> float:
     found = []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        error = (reconstruct(vae, part) - to_signed(part).to(vae.device)) / 2
+        error = (reconstruct(vae, part).cpu() - to_signed(part)) / 2
         found += (-10 * error.square().mean((1, 2, 3)).log10()).tolist()
     return math.fsum(found) / len(found)
 
@@ -125,7 +169,7 @@ def encode_all(
     for start in range(len(parts[0]) if parts else 0, len(examples), batch):
         indices = np.arange(start, min(start + batch, len(examples)))
         pixels = examples.images(indices).to(vae.device)
-        with torch.autocast(vae.device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast(vae.device, dtype):
             mean = vae.encode(pixels).latent_dist.mode()
         parts.append(mean.float().cpu().numpy().astype(np.float16))
     beside = path.with_name(f".{path.name}.saving.npy")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from underdraw.errors import InputError
 from underdraw.training.data import Examples, RenderedScenes, shuffled
-from underdraw.training.loop import Batch, Draw
+from underdraw.training.loop import Batch, Draw, Figures
+from underdraw.training.views import Views
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -26,11 +27,12 @@ class ContrastiveConfig:
     """`temperature` is where the learned temperature starts; with `train_text` False only the text
     tower's projection, if it has one, is trained, so that what a denoiser was trained with stays as
     it is (Zhai et al. 2022, LiT). `crops` of the examples are cut-out things with their phrases
-    instead of whole pictures with captions."""
+    instead of whole pictures with captions, `views` of them things alone."""
 
     temperature: float = 0.07
     train_text: bool = False
     crops: float = 0.0
+    views: float = 0.0
 
 
 class ContrastiveTask:
@@ -49,6 +51,7 @@ class ContrastiveTask:
         config: ContrastiveConfig | None = None,
         shown: tuple[Tensor, list[str]] | None = None,
         seed: int = 0,
+        views: Views | None = None,
     ) -> None:
         self.config = config or ContrastiveConfig()
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
@@ -58,6 +61,9 @@ class ContrastiveTask:
                 f"crops={self.config.crops} needs rendered scenes; {type(examples).__name__} does "
                 "not know where things are"
             )
+        self.views = views
+        if self.config.views and views is None:
+            raise InputError(f"views={self.config.views} needs the argument `views`")
         if not self.config.train_text:
             self.text_encoder.text_model.requires_grad_(False)
         self.logits = _Scale(self.config.temperature)
@@ -67,18 +73,24 @@ class ContrastiveTask:
 
     def draw(self, draw: Draw) -> Batch:
         indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
-        things, whole = np.split(indices, [round(self.config.crops * draw.count)])
+        alone = round(self.config.views * draw.count)
+        ends = alone, alone + round(self.config.crops * draw.count)
+        _, things, whole = np.split(indices, ends)
         size, captions, pixels = self.image_encoder.config.image_size, [], []
+        if self.views is not None and alone:
+            seen, captions = self.views.told(alone, draw.rng, size)
+            pixels.append(seen)
         if len(things):
             assert isinstance(self.examples, RenderedScenes)
-            cut, captions = self.examples.cut_things(things, draw.rng, size)
+            cut, told = self.examples.cut_things(things, draw.rng, size)
             pixels.append(cut)
+            captions = captions + told
         if len(whole):
             captions = captions + self.examples.captions(whole, draw.rng)
             pixels.append(fitted(self.examples.images(whole), size))
         return {"pixels": torch.cat(pixels), "ids": self._tokenize(captions)}
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         images, texts = self.embed(batch["pixels"], batch["ids"])
         logits = images @ texts.T * self.logits.log_scale.exp().clamp(max=100)
         # Two images with the same words are both right.
@@ -87,7 +99,7 @@ class ContrastiveTask:
         target = same / same.sum(1, keepdim=True)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         found = same.gather(1, logits.argmax(1, keepdim=True))
-        return loss, {"matched": found.mean().item()}
+        return loss, {"matched": found.mean()}
 
     def embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings of images in [-1, 1] and of token ids, each `(batch, projection)`."""
@@ -135,5 +147,5 @@ def normalise(pixels: Tensor, size: int) -> Tensor:
     """Images in [-1, 1] to what the image tower expects, `(batch, 3, size, size)`."""
     pixels = fitted(pixels, size)
     shape = (1, 3, 1, 1)
-    mean, std = (torch.tensor(v, device=pixels.device).view(shape) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v).view(shape).to(pixels.device) for v in (MEAN, STD))
     return ((pixels + 1) / 2 - mean) / std

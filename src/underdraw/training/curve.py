@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 COLUMNS = ("step", "seconds", "images", "rate", "loss")
 
@@ -19,17 +20,18 @@ class Curve:
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
         self.rows: list[dict[str, float]] = []
-        self.pending: list[Mapping[str, float]] = []
+        self.pending: list[Mapping[str, Any]] = []
 
     def add(
-        self, step: int, seconds: float, images: int, rate: float, values: Mapping[str, float]
+        self, step: int, seconds: float, images: int, rate: float, values: Mapping[str, Any]
     ) -> None:
-        """Take in one step."""
+        """Take in one step; values are numbers, or tensors of one, read with their row."""
         self.pending.append(values)
         if step % self.every:
             return
         means = {
-            name: sum(row[name] for row in self.pending) / len(self.pending) for name in values
+            name: float(sum(row[name] for row in self.pending)) / len(self.pending)
+            for name in values
         }
         row = {"step": step, "seconds": round(seconds, 2), "images": images, "rate": rate, **means}
         self.rows.append(row)

@@ -7,11 +7,11 @@ state, so that a run can be resumed anywhere.
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from underdraw.scenes import (
     scene_rng,
     vocabulary,
 )
+from underdraw.scenes.stream import in_order
 from underdraw.weights.save import writing_folder
 
 SHARD = 4096
@@ -100,20 +101,16 @@ def render_cache(
     folder = Path(folder)
     shards = [range(s, min(s + SHARD, count)) for s in range(0, count, SHARD)]
     bar = tqdm(total=count, unit="scene", disable=None if progress is None else not progress)
+    places = {folder / f"{number:03d}": indices for number, indices in enumerate(shards)}
+    missing = {p: indices for p, indices in places.items() if not (p / "scenes.json").exists()}
     make = partial(_draw, seed, size, tuple(mix))
-    # Spawned, not forked: the caller may already run the threads of a framework.
-    context = multiprocessing.get_context("spawn")
-    with bar, context.Pool(workers) if workers > 1 else nullcontext() as pool:
-        for number, indices in enumerate(shards):
-            place = folder / f"{number:03d}"
-            if (place / "scenes.json").exists():
-                bar.update(len(indices))
-                continue
+    with bar, closing(in_order(make, chain(*missing.values()), workers)) as drawn:
+        bar.update(count - sum(map(len, missing.values())))
+        for place, indices in missing.items():
             images = np.empty((len(indices), size, size, 3), np.uint8)
             cells = np.empty((len(indices), size // CELL, size // CELL), np.uint8)
             facts = []
-            drawn = map(make, indices) if pool is None else pool.imap(make, indices, chunksize=32)
-            for k, (image, owners, fact) in enumerate(drawn):
+            for k, (image, owners, fact) in enumerate(islice(drawn, len(indices))):
                 images[k], cells[k] = image, owners
                 facts.append(fact)
                 bar.update()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from underdraw.errors import InputError
 from underdraw.models.grounding import Grounding
 from underdraw.networks.grounding_config import BOXES, INPAINTING_CHANNELS
+from underdraw.scenes.captions import listed
 from underdraw.training.clip import normalise
 from underdraw.training.data import cut, shuffled
 from underdraw.training.layouts import GroundedExamples, Layout
-from underdraw.training.loop import Batch, Draw
+from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.truth import Recorder, TruthHeads
 from underdraw.training.watched import Watched
 
 _PHRASES = 50_000
 """Phrases whose features are kept in memory."""
+Another = Callable[[int, np.ndarray, np.random.Generator, int], "Tensor | None"]
+"""`(index, box, rng, size)` to another picture of what stands in a box of an example, in [-1, 1],
+`(1, 3, size, size)`; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class GroundingTrainingConfig:
     with `drop_box`. (The original drops the caption of half of its examples and everything of a
     tenth.) With layers for pictures, a box has its picture with probability `images`, and of those
     with one, `images_only` have no phrase. A picture is the box itself, cut out `margin` times as
-    wide.
+    wide, or with probability `views` another one of the same thing, where a task can show one.
+    `counted` of the captions only count ("a thing and a thing") and leave the rest to the boxes.
 
     `early` 1 draws all noise levels alike, 2 draws a level as often as it is noisy: where things
     are is decided early. `inside` is how much more the error counts inside boxes; `attention`
@@ -52,6 +57,8 @@ class GroundingTrainingConfig:
     images: float = 0.5
     images_only: float = 0.6
     margin: tuple[float, float] = (1.0, 1.7)
+    views: float = 0.0
+    counted: float = 0.0
     image_norm: float = 28.7
     early: float = 1.5
     inside: float = 1.0
@@ -59,8 +66,8 @@ class GroundingTrainingConfig:
     truth: float = 0.0
 
     def __post_init__(self) -> None:
-        names = ("drop_all", "drop_caption", "drop_boxes", "drop_box", "images", "images_only")
-        for name in names:
+        drops = ("drop_all", "drop_caption", "drop_boxes", "drop_box")
+        for name in (*drops, "images", "images_only", "views", "counted"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)} must be in [0, 1]")
         if self.drop_all + self.drop_caption + self.drop_boxes > 1:
@@ -83,6 +90,7 @@ class GroundingTask:
         latents: `(len(examples), channels, h, w)`, unscaled means of the autoencoder.
         scale: `scaling_factor` of the autoencoder, where the family lacks it.
         heads: trained with the UNet (`training.truth`), for examples with `truth(indices)`.
+        another: shows a thing of an example once more; needed for `views`.
     """
 
     def __init__(
@@ -95,16 +103,20 @@ class GroundingTask:
         *,
         scale: float | None = None,
         heads: TruthHeads | None = None,
+        another: Another | None = None,
         seed: int = 0,
     ) -> None:
         self.config = config or GroundingTrainingConfig()
         self.grounding: Any = grounding
+        self.another = another
         self.family, self.examples, self.latents, self.seed = family, examples, latents, seed
         self.unet, self.heads = family["unet"], heads
         self.objective = Objective(self.config.objective)
         grounding.require_fit(self.unet)
         if grounding.config.kind not in BOXES:
             raise InputError(f"a grounding part for {grounding.config.kind!r} is not trained here")
+        if self.config.views and another is None:
+            raise InputError(f"views={self.config.views} needs `another`, which shows them")
         if latents is not None and len(latents) != len(examples):
             raise InputError(f"{len(latents)} latents for {len(examples)} examples")
         if family.get("vae") is None and (latents is None or scale is None):
@@ -144,6 +156,12 @@ class GroundingTask:
             layout.keep((rng.random(len(layout)) >= c.drop_box) & ~bare[i])
             for i, layout in enumerate(whole)
         ]
+        if c.counted:
+            mere = rng.random(count) < c.counted
+            captions = [
+                listed(["a thing"] * len(w)) if m and len(w) else text
+                for text, w, m in zip(captions, whole, mere, strict=True)
+            ]
         texts = ["" if drop else text for text, drop in zip(captions, no_caption, strict=True)]
         values: dict[str, Any] = self._clean(indices, generator)
         shape = values["clean" if "clean" in values else "posterior"].shape
@@ -184,7 +202,7 @@ class GroundingTask:
         made: dict[str, Any] = {
             "boxes": boxes,
             "present": present,
-            "phrases": self._features(layouts, most),
+            "phrases": [layout.phrases for layout in layouts],
         }
         if self.pictured:
             c = self.config
@@ -193,37 +211,44 @@ class GroundingTask:
             made["pictured"] = pictured
             made["named"] = present * (1 - pictured * alone)
             made["pictures"] = [
-                self._cut(int(i), layout.boxes[pictured[k, : len(layout)].numpy() > 0], rng)
+                self._shown(int(i), layout.boxes[pictured[k, : len(layout)].numpy() > 0], rng)
                 for k, (i, layout) in enumerate(zip(indices, layouts, strict=True))
             ]
         return made
 
-    def _cut(self, index: int, boxes: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def _shown(self, index: int, boxes: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Pictures of boxes as the image encoder takes them, `(n, 3, size, size)`."""
         size = self.family["image_encoder"].config.image_size
-        if not len(boxes):
-            return torch.zeros(0, 3, size, size)
+        made = [torch.zeros(0, 3, size, size)]
+        pixels: np.ndarray | None = None
+        for box in boxes:
+            view = None
+            if self.another is not None and rng.random() < self.config.views:
+                view = self.another(index, box, rng, size)
+            if view is None:
+                pixels = self._pixels(index) if pixels is None else pixels
+                view = cut(pixels, box, size, float(rng.uniform(*self.config.margin)))
+            made.append(view)
+        return torch.cat(made)
+
+    def _pixels(self, index: int) -> np.ndarray:
         (image,) = self.examples.images(np.array([index]))
-        levels = (image.permute(1, 2, 0) + 1) * 127.5
-        pixels = levels.round().byte().numpy()
-        low, high = self.config.margin
-        return torch.cat([cut(pixels, box, size, float(rng.uniform(low, high))) for box in boxes])
+        return ((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
 
     @torch.no_grad()
-    def _features(self, layouts: Sequence[Layout], most: int) -> Tensor:
+    def _phrase_features(self, said: Sequence[Sequence[str]], most: int) -> Tensor:
         """Pooled text features `(examples, most, width)`; those of a phrase are computed once."""
         encoder = self.family["text_encoder"]
-        told = {phrase for layout in layouts for phrase in layout.phrases}
         if len(self._phrases) > _PHRASES:
             self._phrases.clear()
-        if new := sorted(told - self._phrases.keys()):
+        if new := sorted({phrase for one in said for phrase in one} - self._phrases.keys()):
             pooled = encoder(self._tokenize(new).to(encoder.device)).pooler_output
-            self._phrases.update(zip(new, pooled.float().cpu(), strict=True))
-        features = torch.zeros(len(layouts), most, self.grounding.config.phrase_width)
-        for i, layout in enumerate(layouts):
-            for k, phrase in enumerate(layout.phrases):
-                features[i, k] = self._phrases[phrase]
-        return features
+            self._phrases.update(zip(new, pooled.float(), strict=True))
+        none = torch.zeros(self.grounding.config.phrase_width, device=encoder.device)
+        told = [[*(self._phrases[p] for p in one), *[none] * (most - len(one))] for one in said]
+        if not most:
+            return none.expand(len(said), 0, -1)
+        return torch.stack([torch.stack(one) for one in told])
 
     def _tokenize(self, texts: Sequence[str]) -> Tensor:
         length = self.family["text_encoder"].config.max_position_embeddings
@@ -259,13 +284,14 @@ class GroundingTask:
         return {"truth": torch.from_numpy(self.examples.truth(indices))}  # type: ignore
 
     # -- what it learns
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         with torch.no_grad():
             context = self.family["text_encoder"](batch["ids"]).last_hidden_state
             clean = self._latents(batch)
+            phrases = self._phrase_features(batch["phrases"], batch["boxes"].shape[1])
             pictures = self._picture_features(batch)
         tokens = self.grounding.boxes(
-            batch["boxes"], batch["present"], batch["phrases"], batch.get("named"), **pictures
+            batch["boxes"], batch["present"], phrases, batch.get("named"), **pictures
         )
         times = batch["timesteps"]
         noisy = self.objective.add_noise(clean, batch["noise"], times)
@@ -284,7 +310,8 @@ class GroundingTask:
         squared = (error.square() * (area / area.mean((1, 2, 3), keepdim=True))).mean((1, 2, 3))
         denoising = (squared * self.objective.weights(times)).mean()
         asked = torch.stack(watched.losses).mean()
-        told = {"denoising": denoising.item(), "asked": asked.item(), "gate": self._gate()}
+        told: Figures = {"denoising": denoising.detach(), "asked": asked.detach()}
+        told["gate"] = self._gate()
         loss = denoising + self.config.attention * asked
         if record is None or self.heads is None:
             return loss, told
@@ -303,7 +330,9 @@ class GroundingTask:
             return {}
         encoder, project = self.family["image_encoder"], self.family.get("image_project")
         present = batch["pictured"]
-        features = torch.zeros_like(batch["phrases"])
+        features = torch.zeros(
+            *present.shape, self.grounding.config.phrase_width, device=present.device
+        )
         pixels = torch.cat(batch["pictures"]).to(present.device)
         if len(pixels):
             embeds = encoder(normalise(pixels, encoder.config.image_size)).image_embeds
@@ -312,10 +341,10 @@ class GroundingTask:
             features[present > 0] = lengthened.to(features.dtype)
         return {"images": features, "image_present": present}
 
-    def _gate(self) -> float:
+    def _gate(self) -> Tensor:
         """How far the gates are open on average."""
         gates = [p for n, p in self.grounding.named_parameters() if "alpha_" in n]
-        return torch.stack([p.detach().float().tanh().abs() for p in gates]).mean().item()
+        return torch.stack([p.detach().float().tanh().abs() for p in gates]).mean()
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         return {}

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from underdraw.errors import InputError
+from underdraw.scenes import SceneObject
 from underdraw.training.data import Examples, RenderedScenes
 
 MOST = 30
@@ -94,3 +95,8 @@ class GroundedScenes(RenderedScenes):
             said = self.phrases(int(index), None if rng.random() < 0.5 else rng)
             found.append(Layout(said, boxes).keep(_areas(boxes) >= SMALLEST))
         return found
+
+    def thing(self, index: int, box: np.ndarray) -> SceneObject:
+        """What stands in a box of an example."""
+        away = np.abs(self.boxes(index) - box).sum(1)
+        return self.scene(index).objects[int(away.argmin())]

@@ -8,11 +8,12 @@ stopped and resumed gives the same bits as one that was not.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
@@ -31,6 +33,9 @@ SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Batch = Mapping[str, Any]
 """Tensors or lists by name, the examples along their first axis."""
+Figures = dict[str, "float | Tensor"]
+"""Numbers by name. Tensors with one number may stay on the device: to read one is to wait for it,
+and the loop reads all of a step at once."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class TrainingConfig:
     `batch` examples make one step, over all processes and all `accumulate` parts. The rate climbs
     over `warmup` steps and follows `schedule` down to zero over the last `decay` of the run. With
     `minutes` the run also ends after that time, and the schedule follows whichever of time and
-    steps is further on, so that it comes to its end on a machine of unknown speed.
+    steps is further on, so that it comes to its end on a machine of unknown speed. `workers`
+    processes draw the examples of coming steps, for accelerators that would wait for them.
     """
 
     steps: int
@@ -57,6 +63,7 @@ class TrainingConfig:
     precision: str = "auto"
     seed: int = 0
     minutes: float | None = None
+    workers: int = 0
     checkpoint_minutes: float = 3.0
     checkpoint_steps: int | None = None
     preview_minutes: float = 10.0
@@ -68,7 +75,13 @@ class TrainingConfig:
                 raise InputError(
                     f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, allowed))}"
                 )
-        for name, least in (("steps", 1), ("batch", 1), ("accumulate", 1), ("log_steps", 1)):
+        for name, least in (
+            ("steps", 1),
+            ("batch", 1),
+            ("accumulate", 1),
+            ("log_steps", 1),
+            ("workers", 0),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.batch % self.accumulate:
@@ -113,10 +126,11 @@ class Task(Protocol):
     """The networks whose parameters with `requires_grad` are trained, by name."""
 
     def draw(self, draw: Draw) -> Batch:
-        """The examples of a step, and everything random in it. Tensors on the host."""
+        """The examples of a step, and everything random in it. Tensors on the host; no device is
+        touched, since with `workers` another process may be the one that draws."""
         ...
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Mean loss over the batch, and what else is worth a column in the curve."""
         ...
 
@@ -208,7 +222,8 @@ class _Run:
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            foreach=True,
+            foreach=device.type != "cuda",
+            fused=device.type == "cuda",
         )
         self.precision = resolve_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(
@@ -217,6 +232,9 @@ class _Run:
         self.step, self.done, self.images = 0, 0.0, 0
         self.started = self.saved = self.previewed = time.monotonic()
         self.curve = Curve(folder, config.log_steps)
+        self.ahead: Iterator[Batch] | None = None
+        if config.workers and "fork" not in multiprocessing.get_all_start_methods():
+            raise InputError(f"workers={config.workers}: this system cannot fork; allowed: 0")
 
     @property
     def elapsed(self) -> float:
@@ -236,24 +254,19 @@ class _Run:
         if self.group.any(stop):
             return True, {}
         config, group = self.config, self.group
-        seed = [config.seed, self.step, group.rank]
-        rng = np.random.default_rng(seed)
-        torch.manual_seed(int(rng.integers(2**62)))  # for dropout inside networks
-        count = config.batch // group.size
-        first = self.step * config.batch + group.rank * count
-        batch = _to(self.task.draw(Draw(first, count, rng)), self.device)
-        total: dict[str, float] = {}
+        batch = _to(self.drawn(), self.device)
+        torch.manual_seed(self.stream(self.step)[0])  # for dropout inside networks
+        parts: list[Figures] = []
         self.optimizer.zero_grad()
-        for part in _split(batch, count, config.accumulate):
-            with torch.autocast(
-                self.device.type, self.precision, enabled=self.precision is not torch.float32
-            ):
+        for part in _split(batch, config.batch // group.size, config.accumulate):
+            with autocast(self.device, self.precision):
                 loss, extra = self.task.loss(part)
             self.scaler.scale(loss / config.accumulate).backward()
-            for name, value in {"loss": loss.item(), **extra}.items():
-                total[name] = total.get(name, 0.0) + value / config.accumulate
+            parts.append({"loss": loss, **extra})
+        total = _means(parts)
         mean = group.average_gradients(self.parameters, total["loss"])
         if not math.isfinite(mean):
+            first = self.numbers(self.step)[0]
             raise NonFiniteError(
                 f"step {self.step}: the loss is {mean}; no weight was changed. Lower "
                 f"learning_rate={config.learning_rate}, or look at examples {first} and on"
@@ -264,7 +277,7 @@ class _Run:
         self.scaler.unscale_(self.optimizer)
         if config.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-            total["gradient"] = norm.item()
+            total["gradient"] = norm.detach()  # read with a row of the curve, if at all
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -274,6 +287,39 @@ class _Run:
         if group.rank == 0:
             self.curve.add(self.step, self.elapsed, self.step * config.batch, rate, total)
         return False, total
+
+    def numbers(self, step: int) -> tuple[int, int]:
+        """The first example of this process's part of a step, and how many there are."""
+        count = self.config.batch // self.group.size
+        return step * self.config.batch + self.group.rank * count, count
+
+    def draw(self, step: int) -> Batch:
+        """What this process learns from in a step."""
+        return self.task.draw(Draw(*self.numbers(step), self.stream(step)[1]))
+
+    def stream(self, step: int) -> tuple[int, np.random.Generator]:
+        """A seed for what is random inside the networks at a step, and for its examples."""
+        rng = np.random.default_rng([self.config.seed, step, self.group.rank])
+        return int(rng.integers(2**62)), rng
+
+    def drawn(self) -> Batch:
+        """The examples of this step, drawn here and now or by workers before."""
+        if not self.config.workers:
+            return self.draw(self.step)
+        if self.ahead is None:
+            self.ahead = iter(
+                DataLoader(
+                    _Steps(self.draw),
+                    batch_size=None,
+                    sampler=range(self.step, self.config.steps),
+                    num_workers=self.config.workers,
+                    collate_fn=_as_drawn,
+                    pin_memory=self.device.type == "cuda",
+                    # Forked: a task is not to be copied, and the draws do not touch the device.
+                    multiprocessing_context="fork",
+                )
+            )
+        return next(self.ahead)
 
     def housekeeping(self) -> None:
         """Checkpoints and previews when they are due."""
@@ -350,8 +396,37 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Layers compute in `dtype` where that is faster and safe; in float32 nothing is changed."""
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+
+
 def _to(batch: Batch, device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
+
+
+def _means(parts: list[Figures]) -> dict[str, Any]:
+    """Means over the parts of a step."""
+    values = [torch.as_tensor(v).detach().float() for part in parts for v in part.values()]
+    device = next(iter(values)).device  # the loss's
+    read = torch.stack([v.to(device) for v in values]).view(len(parts), -1)
+    return dict(zip(parts[0], read.mean(0).cpu().tolist(), strict=True))
+
+
+class _Steps(Dataset):
+    """What is drawn for each step."""
+
+    def __init__(self, draw: Callable[[int], Batch]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.draw(step)
+
+
+def _as_drawn(batch: Any) -> Any:
+    return batch
 
 
 def _split(batch: dict[str, Any], count: int, parts: int) -> Iterator[dict[str, Any]]:

@@ -45,6 +45,7 @@ from underdraw.training.loop import TrainingConfig, train
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
+from underdraw.training.views import Views, render_views
 
 PROMPTS = (
     "a red sphere left of a blue cube",
@@ -101,20 +102,24 @@ class ScenesRecipe:
 
     start: str | None = None
     scenes: int = 57344
+    views: int = 8192
     seed: int = 20261121
     vae: VAEConfig = VAE
     text: CLIPTextConfig = TEXT
     unet: UNetConfig = UNET
     vision: CLIPVisionConfig = VISION
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(local=1.0))
     denoiser: TextToImageConfig = field(
         default_factory=lambda: TextToImageConfig(truth=0.03, prompts=PROMPTS)
     )
     grounding: GroundingTrainingConfig = field(
         # With a tenth of this attention, boxes were found by height alone: the error of a picture
         # drowns what tells a layer where it looks.
-        default_factory=lambda: GroundingTrainingConfig(early=2.0, attention=2.0, truth=0.1)
+        default_factory=lambda: GroundingTrainingConfig(
+            early=2.0, attention=2.0, truth=0.1, views=0.5, counted=0.15
+        )
     )
+    clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.4, views=0.3))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
             "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
@@ -136,6 +141,26 @@ class ScenesRecipe:
         """How the stage `name` is trained."""
         return self.runs[name]
 
+    def on_accelerator(self) -> ScenesRecipe:
+        """The same for one large accelerator beside some 16 cores: batches that fill it, drawn
+        ahead by other processes. Stages are to be ended by time."""
+        ahead = {"steps": 500_000, "workers": 14}
+        larger = {
+            "text": {"batch": 256},
+            "autoencoder": {"batch": 64, "learning_rate": 5e-4, "ema": 0.999},
+            "decoder": {"batch": 64, "ema": 0.999},
+            "denoiser": {"batch": 512, "learning_rate": 1e-3, "decay": 0.5},
+            "clip": {"batch": 512, "ema": 0.999},
+            "grounding": {"batch": 256, "warmup": 200, "ema": 0.998},
+        }
+        return replace(
+            self,
+            scenes=2 * self.scenes,
+            views=3 * self.views,
+            autoencoder=replace(self.autoencoder, crop=None),
+            runs={name: replace(self.runs[name], **ahead, **own) for name, own in larger.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Workshop:
@@ -148,6 +173,11 @@ class Workshop:
     def examples(self) -> RenderedScenes:
         """The rendered scenes."""
         return RenderedScenes(self.folder / "renders")
+
+    @property
+    def views(self) -> Views:
+        """Pictures of single things."""
+        return Views(self.folder / "views")
 
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer, which the stage "text" makes."""
@@ -173,18 +203,22 @@ class Workshop:
             self._fill(tower, "text", "text_encoder")
         return self._fill(tower, "denoiser", "text_encoder", optional=True)
 
-    def vae(self) -> Any:
-        """The autoencoder as far as it is trained; the stage "decoder" may have gone on with it."""
+    def vae(self, trained: bool = True) -> Any:
+        """The autoencoder, with starting weights or as far as it is trained; the stage "decoder"
+        may have gone on with it."""
+        torch.manual_seed(self.recipe.seed)
         vae = self._started(AutoencoderKL, "vae")
-        if vae is not None:
-            return self._fill(vae, "decoder", "vae", optional=True)
-        config = self.recipe.vae
-        facts = self.folder / "latents.json"
-        if facts.exists():
-            factor = json.loads(facts.read_text())["scaling_factor"]
-            config = replace(config, scaling_factor=factor)
-        vae = AutoencoderKL(config)
-        self._fill(vae, "autoencoder", "vae")
+        started = vae is not None
+        if vae is None:
+            config = self.recipe.vae
+            facts = self.folder / "latents.json"
+            if facts.exists():
+                factor = json.loads(facts.read_text())["scaling_factor"]
+                config = replace(config, scaling_factor=factor)
+            vae = AutoencoderKL(config)
+        if not trained:
+            return vae
+        self._fill(vae, "autoencoder", "vae", optional=started)
         return self._fill(vae, "decoder", "vae", optional=True)
 
     def unet(self, trained: bool = True) -> Any:
@@ -205,19 +239,27 @@ class Workshop:
             "tokenizer": self.tokenizer(),
             "unet": self.unet(trained),
         }
-        if trained and (self.folder / "clip" / checkpoints.NAME).exists():
-            tower: Any = CLIPVisionModelWithProjection(self.recipe.vision)
-            found["image_encoder"] = self._fill(tower, "clip", "image_encoder")
+        there = self.recipe.start is not None or (self.folder / "clip" / checkpoints.NAME).exists()
+        if trained and there and (tower := self.image_encoder()) is not None:
+            found["image_encoder"] = tower
             found["feature_extractor"] = self.image_processor()
         return found
+
+    def image_encoder(self, trained: bool = True) -> Any:
+        """The image tower, with starting weights or as far as it is trained; None where there is
+        neither."""
+        torch.manual_seed(self.recipe.seed)
+        tower = self._started(CLIPVisionModelWithProjection, "image_encoder", optional=True)
+        there = (self.folder / "clip" / checkpoints.NAME).exists()
+        if tower is None and trained and not there:
+            return None
+        tower = tower or CLIPVisionModelWithProjection(self.recipe.vision)
+        return self._fill(tower, "clip", "image_encoder", optional=True) if trained else tower
 
     def grounding(self, trained: bool = True) -> Any:
         """The layers for boxes, trained or with starting weights."""
         torch.manual_seed(self.recipe.seed)
-        try:
-            part = self._started(Grounding, "grounding")
-        except NotFoundError:  # what the recipe starts with has none
-            part = None
+        part = self._started(Grounding, "grounding", optional=True)
         part = part or new_part(self.unet(), "text-image")
         return self._fill(part, "grounding", "grounding") if trained else part
 
@@ -236,11 +278,17 @@ class Workshop:
         size = self.recipe.vision.image_size
         return CLIPImageProcessor(size, (size, size), MEAN, STD)
 
-    def _started(self, kind: Any, name: str) -> Any:
-        """The network the recipe starts with, in float32; None without a start."""
+    def _started(self, kind: Any, name: str, optional: bool = False) -> Any:
+        """The network the recipe starts with, in float32; None without a start, and for what is
+        `optional` where that has none."""
         if self.recipe.start is None:
             return None
-        return kind.from_pretrained(self.recipe.start, subfolder=name, dtype="float32")
+        try:
+            return kind.from_pretrained(self.recipe.start, subfolder=name, dtype="float32")
+        except NotFoundError:
+            if optional:
+                return None
+            raise
 
     def _needs(self, stage: str, name: str) -> Path:
         path = self.folder / stage / name
@@ -293,15 +341,19 @@ def _train(shop: Workshop, stage: str, task: Any, minutes: float | None, where: 
     train(task, shorter(shop.recipe.run(stage), minutes=minutes), shop.folder / stage, **where)
 
 
+def _on(device: str, family: dict[str, Any]) -> dict[str, Any]:
+    """The family with its networks, trained or not, on a device."""
+    return {
+        name: part.to(device) if isinstance(part, torch.nn.Module) else part
+        for name, part in family.items()
+    }
+
+
 def _renders(shop: Workshop, minutes: float | None, where: dict) -> None:
     recipe = shop.recipe
-    render_cache(
-        shop.folder / "renders",
-        recipe.scenes,
-        seed=recipe.seed,
-        workers=os.cpu_count() or 1,
-        progress=where["progress"],
-    )
+    how = {"seed": recipe.seed, "workers": os.cpu_count() or 1, "progress": where["progress"]}
+    render_views(shop.folder / "views", recipe.views, **how)
+    render_cache(shop.folder / "renders", recipe.scenes, **how)
 
 
 def _text(shop: Workshop, minutes: float | None, where: dict) -> None:
@@ -317,23 +369,23 @@ def _text(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _autoencoder(shop: Workshop, minutes: float | None, where: dict) -> None:
-    torch.manual_seed(shop.recipe.seed)
-    vae: Any = AutoencoderKL(shop.recipe.vae)
     examples = shop.examples
+    vae = shop.vae(trained=False)
     task = AutoencoderTask(vae, examples, shop.recipe.autoencoder, examples.shown())
     _train(shop, "autoencoder", task, minutes, where)
 
 
 def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
     examples = shop.examples
-    config = AutoencoderConfig(crop=None, kl=0.0, freeze_encoder=True)
+    config = replace(shop.recipe.autoencoder, crop=None, kl=0.0, freeze_encoder=True)
     task = AutoencoderTask(shop.vae(), examples, config, examples.shown())
     _train(shop, "decoder", task, minutes, where)
 
 
 def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
     vae = shop.vae().to(where["device"]).eval()
-    latents = encode_all(vae, shop.examples, shop.folder / "latents.npy")
+    batch = 32 if vae.device.type == "cpu" else 512
+    latents = encode_all(vae, shop.examples, shop.folder / "latents.npy", batch)
     if shop.recipe.start is None:
         facts = {"scaling_factor": round(scaling_factor(latents), 5)}
         (shop.folder / "latents.json").write_text(json.dumps(facts))
@@ -341,33 +393,43 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
     latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
-    task = TextToImageTask(shop.family(trained=False), shop.examples, shop.recipe.denoiser, latents)
+    family = _on(where["device"], shop.family(trained=False))
+    task = TextToImageTask(family, shop.examples, shop.recipe.denoiser, latents)
     _train(shop, "denoiser", task, minutes, where)
 
 
 def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
     examples, text = shop.examples, shop.text_encoder()
-    torch.manual_seed(shop.recipe.seed)
-    image: Any = CLIPVisionModelWithProjection(shop.recipe.vision)
+    image = shop.image_encoder(trained=False)
     held, rng = np.arange(-examples.held_back, 0), np.random.default_rng(0)
     shown = examples.images(held), examples.captions(held, rng)
-    config = ContrastiveConfig(crops=0.6)
-    task = ContrastiveTask(image, text, shop.tokenizer(), examples, config, shown)
+    task = ContrastiveTask(
+        image,
+        text.to(where["device"]),
+        shop.tokenizer(),
+        examples,
+        shop.recipe.clip,
+        shown,
+        views=shop.views,
+    )
     _train(shop, "clip", task, minutes, where)
 
 
 def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
     latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
-    family = {
-        name: part.to(where["device"]) if isinstance(part, torch.nn.Module) else part
-        for name, part in shop.family().items()
-    }
+    family = _on(where["device"], shop.family())
     if "image_encoder" not in family:
         raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")
     part, heads = shop.grounding(trained=False), shop.heads()
     config = replace(shop.recipe.grounding, truth=shop.recipe.grounding.truth if heads else 0.0)
-    examples = GroundedScenes(shop.folder / "renders")
-    task = GroundingTask(part, family, examples, config, latents, heads=heads)
+    examples, views = GroundedScenes(shop.folder / "renders"), shop.views
+    if heads is not None:
+        heads.to(where["device"])
+
+    def another(index: int, box: np.ndarray, rng: np.random.Generator, size: int) -> Any:
+        return views.of(examples.thing(index, box), rng, size)
+
+    task = GroundingTask(part, family, examples, config, latents, heads=heads, another=another)
     _train(shop, "grounding", task, minutes, where)
 
 

@@ -16,7 +16,7 @@ from underdraw.errors import InputError
 from underdraw.networks.sites import NO_SITES
 from underdraw.pipelines.advice import Advice
 from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
-from underdraw.training.loop import Batch, Draw
+from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.truth import Recorder, TruthHeads
 
@@ -126,7 +126,7 @@ class TextToImageTask:
         options = {"padding": "max_length", "truncation": True, "max_length": length}
         return torch.as_tensor(np.array(self.tokenizer(texts, **options)["input_ids"]))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         with torch.set_grad_enabled(self.config.train_text):
             context = self.text_encoder(batch["ids"]).last_hidden_state
         if "clean" in batch:
@@ -145,7 +145,7 @@ class TextToImageTask:
         if heads is None or record is None:
             return loss, {}
         told, figures = heads(record.seen, batch["truth"])
-        return loss + self.config.truth * told, {"denoising": loss.item(), **figures}
+        return loss + self.config.truth * told, {"denoising": loss.detach(), **figures}
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         if self.config.prompts:

@@ -24,7 +24,7 @@ from underdraw.scenes import Caption, vocabulary
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.text.vocabulary import train_vocabulary
 from underdraw.training.data import RenderedScenes, shuffled
-from underdraw.training.loop import Batch, Draw
+from underdraw.training.loop import Batch, Draw, Figures
 
 MENTIONS = 4
 _KINDS = {
@@ -124,7 +124,7 @@ class TextTowerTask:
             "around": around,
         }
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         hidden = self.tower(batch["ids"]).last_hidden_state.float()
         end, facts = batch["end"], batch["facts"]
         rows = torch.arange(len(end), device=end.device)
@@ -154,7 +154,7 @@ class TextTowerTask:
         batch = self.ask(np.repeat(held, 4), np.random.default_rng(1), full=True)
         device = self.tower.device
         moved = {name: value.to(device) for name, value in batch.items()}
-        return {"captions_right": self.loss(moved)[1]["right"]}
+        return {"captions_right": float(self.loss(moved)[1]["right"])}
 
 
 def loosely(text: str, rng: np.random.Generator) -> str:
@@ -184,7 +184,7 @@ def _answers(said: Caption, boxes: np.ndarray) -> tuple[np.ndarray, ...]:
     return facts, places, there, around
 
 
-def _grade(answers: Tensor, batch: Batch) -> tuple[Tensor, float]:
+def _grade(answers: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Loss of answers `(batch, mentions, ...)`, and the share of captions all right."""
     *parts, boxes = answers.float().split((*_SIZES, 4), -1)
     facts = batch["facts"]
@@ -193,4 +193,4 @@ def _grade(answers: Tensor, batch: Batch) -> tuple[Tensor, float]:
     for j, part in enumerate(parts):
         loss = loss + F.cross_entropy(part.flatten(0, 1), facts[..., j].flatten())
         right &= part.argmax(-1) == facts[..., j]
-    return loss, right.all(1).float().mean().item()
+    return loss, right.all(1).float().mean()

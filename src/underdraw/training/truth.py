@@ -79,12 +79,13 @@ class TruthHeads(nn.Module):
         last = len(unet.block_out_channels) - 1
         return cls({f"up_blocks.{last - 1}": deep, f"up_blocks.{last}": wide}, kinds)
 
-    def forward(self, seen: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, seen: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over places, and of the last place the share of filled cells told all right and
         how far off its cells' own places are (1: it does not know them). `truth (batch, questions,
         rows, columns)`, int64."""
-        total, right, lost = torch.zeros((), device=truth.device), 0.0, 0.0
+        total = right = lost = torch.zeros((), device=truth.device)
         filled = truth[:, 0] > 0
+        here, bare = filled.float(), (~filled).float()
         where = places_of(*truth.shape[2:]).to(truth.device)
         for place, features in seen.items():
             told = F.pixel_shuffle(self.heads[place.replace(".", "_")](features), self.finest)
@@ -96,11 +97,16 @@ class TruthHeads(nn.Module):
             for question, part in enumerate(parts):
                 each = F.cross_entropy(part, truth[:, question], reduction="none")
                 # Empty cells are many and easy: each side counts as a whole.
-                total = total + each[filled].mean() if bool(filled.any()) else total
+                total = total + _share(each, here)
                 if question == 0:
-                    total = total + each[~filled].mean()
+                    total = total + _share(each, bare)
                 correct &= part.argmax(1) == truth[:, question]
-            right = correct[filled].float().mean().item() if bool(filled.any()) else 1.0
-            off = 2 * (at - where).square().mean()
-            total, lost = total + len(WAVES) * off, off.item()
-        return total / len(seen), {"cells_right": right, "cells_lost": lost}
+            right = _share(correct.float(), here)
+            lost = 2 * (at - where).square().mean()
+            total = total + len(WAVES) * lost
+        return total / len(seen), {"cells_right": right.detach(), "cells_lost": lost.detach()}
+
+
+def _share(values: Tensor, cells: Tensor) -> Tensor:
+    """The mean over some cells, 0 where there are none; asks the device for nothing."""
+    return (values * cells).sum() / cells.sum().clamp(min=1)

@@ -1,0 +1,67 @@
+"""The stages of the scenes family, one step each, on an accelerator that is only pretended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipelines.elsewhere import DEVICE, Accelerator, There
+
+from underdraw.models.grounding import Grounding
+from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+from underdraw.training import checkpoints
+from underdraw.training.recipes import ScenesRecipe, train_stage
+from underdraw.training.views import Views
+
+STAGES = ("autoencoder", "latents", "denoiser", "clip", "grounding")
+
+
+def to_host(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: to_host(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [to_host(one) for one in value]
+    return value.held if isinstance(value, There) else value
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ScenesRecipe:
+    """That for an accelerator, as small as it goes."""
+    found = ScenesRecipe(start="underdraw/scenes").on_accelerator()
+    assert found.runs["denoiser"].workers > 1
+    small = {"steps": 1, "batch": 2, "workers": 1, "log_steps": 1, "precision": "float32"}
+    runs = {name: replace(run, **small) for name, run in found.runs.items()}
+    denoiser = replace(found.denoiser, prompts=found.denoiser.prompts[:1], preview_steps=2)
+    return replace(found, scenes=70, views=9, runs=runs, denoiser=denoiser)
+
+
+def test_every_stage_runs_where_devices_cannot_be_mixed(
+    recipe: ScenesRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The pretended device's tensors cannot be written as they are, those of a real one can.
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", lambda path, state: save(path, to_host(state)))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    train_stage("renders", tmp_path, recipe)
+    assert len(Views(tmp_path / "views")) == 9
+    for stage in STAGES:
+        with Accelerator():
+            train_stage(stage, tmp_path, recipe, device=str(DEVICE))
+    train_stage("export", tmp_path, recipe)
+    made = StableDiffusionPipeline.from_pretrained(tmp_path / "export", dtype="float32")
+    shipped = StableDiffusionPipeline.from_pretrained("underdraw/scenes", dtype="float32")
+    for name in ("vae", "unet", "image_encoder"):
+        changed = [
+            not torch.equal(a, b)
+            for a, b in zip(
+                getattr(made, name).state_dict().values(),
+                getattr(shipped, name).state_dict().values(),
+                strict=True,
+            )
+        ]
+        assert any(changed), name
+    layers = Grounding.from_pretrained(tmp_path / "export", subfolder="grounding")
+    assert layers.config.kind == "text-image"
