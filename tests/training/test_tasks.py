@@ -22,6 +22,7 @@ from underdraw.models import (
     UNet2DConditionModel,
 )
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from underdraw.training import autoencoder
 from underdraw.training.autoencoder import (
     AutoencoderConfig,
     AutoencoderTask,
@@ -207,6 +208,27 @@ def test_frozen_encoder_keeps_latents_valid(scenes: RenderedScenes, tmp_path: Pa
     after = vae.state_dict()
     changed = {name.split(".")[0] for name, p in after.items() if (p != before[name]).any()}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_encoding_that_was_interrupted_goes_on(scenes, tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    vae, path = AutoencoderKL(VAE), tmp_path / "latents.npy"
+    whole = encode_all(vae, scenes, tmp_path / "whole.npy", batch=2)
+    monkeypatch.setattr(autoencoder, "_KEEP", 0.0)
+    encode, calls = vae.encode, []
+
+    def interrupted(pixels: torch.Tensor) -> Any:
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    monkeypatch.setattr(vae, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encode_all(vae, scenes, path, batch=2)
+    assert len(np.load(path)) == 4
+    np.testing.assert_array_equal(encode_all(vae, scenes, path, batch=2), whole)
+    assert sum(calls[3:]) == len(scenes) - 4
 
 
 def test_latents_are_kept_and_completed(scenes: RenderedScenes, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,23 +160,46 @@ def psnr(vae: Any, images: np.ndarray, batch: int = 8) -> float:
 
 @torch.no_grad()
 def encode_all(
-    vae: Any, examples: Examples, path: str | Path, batch: int = 32, precision: str = "auto"
+    vae: Any,
+    examples: Examples,
+    path: str | Path,
+    batch: int = 32,
+    precision: str = "auto",
+    progress: bool | None = False,
 ) -> np.ndarray:
     """Latents of all examples (their means, not scaled) as float16 `(n, channels, h, w)`, kept in
-    the file `path`. Where it holds some already, only those that are missing are computed."""
+    the file `path` minute by minute. Where it holds some already, only those that are missing are
+    computed. `progress` shows a bar; None: where standard error is a terminal."""
+    from tqdm import tqdm
+
     path = Path(path)
     parts = [np.load(path)] if path.exists() else []
     dtype = resolve_precision(precision, vae.device)
-    for start in range(len(parts[0]) if parts else 0, len(examples), batch):
-        indices = np.arange(start, min(start + batch, len(examples)))
-        pixels = examples.images(indices).to(vae.device)
-        with autocast(vae.device, dtype):
-            mean = vae.encode(pixels).latent_dist.mode()
-        parts.append(mean.float().cpu().numpy().astype(np.float16))
+    first, saved = len(parts[0]) if parts else 0, time.monotonic()
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(examples), initial=first, unit="image", disable=hidden) as bar:
+        for start in range(first, len(examples), batch):
+            indices = np.arange(start, min(start + batch, len(examples)))
+            pixels = examples.images(indices).to(vae.device)
+            with autocast(vae.device, dtype):
+                mean = vae.encode(pixels).latent_dist.mode()
+            parts.append(mean.float().cpu().numpy().astype(np.float16))
+            bar.update(len(indices))
+            if time.monotonic() - saved > _KEEP:
+                _keep(path, parts)
+                saved = time.monotonic()
+    _keep(path, parts)
+    return np.load(path, mmap_mode="r")
+
+
+_KEEP = 60.0
+"""Seconds after which what was encoded since is written."""
+
+
+def _keep(path: Path, parts: list[np.ndarray]) -> None:
     beside = path.with_name(f".{path.name}.saving.npy")
     np.save(beside, np.concatenate(parts))
     beside.replace(path)
-    return np.load(path, mmap_mode="r")
 
 
 def scaling_factor(latents: np.ndarray) -> float:

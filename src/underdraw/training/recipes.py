@@ -119,7 +119,7 @@ class ScenesRecipe:
             early=2.0, attention=2.0, truth=0.1, views=0.5, counted=0.15
         )
     )
-    clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.4, views=0.3))
+    clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.3, views=0.5))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
             "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
@@ -385,7 +385,8 @@ def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
 def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
     vae = shop.vae().to(where["device"]).eval()
     batch = 32 if vae.device.type == "cpu" else 512
-    latents = encode_all(vae, shop.examples, shop.folder / "latents.npy", batch)
+    path, bar = shop.folder / "latents.npy", where["progress"]
+    latents = encode_all(vae, shop.examples, path, batch, progress=bar)
     if shop.recipe.start is None:
         facts = {"scaling_factor": round(scaling_factor(latents), 5)}
         (shop.folder / "latents.json").write_text(json.dumps(facts))
