@@ -1,9 +1,10 @@
-"""Make the README's pictures of the shipped family: docs/pictures/scenes.png and grounding.png.
+"""Make pictures of the shipped family in docs/pictures: scenes.png, grounding.png and shown.png.
 
     python scripts/readme_pictures.py [--second FOLDER]
 
 `grounding.png` shows layouts (left), what comes of them (middle), and, with `--second`, the same
-layouts on another UNet of the same widths, given as a pipeline folder (right).
+layouts on another UNet of the same widths, given as a pipeline folder (right). `shown.png` has
+pictures in the boxes: things alone, which the scenes are to hold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from underdraw import Box, PerImage, StableDiffusionPipeline
+from underdraw import Box, PerImage, StableDiffusionPipeline, scenes
+from underdraw.scenes.captions import listed
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 PROMPTS = {
@@ -44,6 +46,17 @@ LAYOUTS = (
         "a red cylinder": (0.60, 0.56, 0.84, 0.90),
     },
 )
+SHOWN = (
+    {
+        ("torus", "yellow", "metal"): (0.08, 0.30, 0.42, 0.62),
+        ("cube", "purple", "rubber"): (0.58, 0.32, 0.90, 0.68),
+    },
+    {
+        ("cylinder", "cyan", "metal"): (0.36, 0.20, 0.66, 0.58),
+        ("sphere", "red", "metal"): (0.08, 0.48, 0.34, 0.76),
+        ("cone", "green", "rubber"): (0.68, 0.46, 0.94, 0.82),
+    },
+)
 COLOURS = ("#d81b60", "#1e88e5", "#ffb300", "#00897b")
 STEPS = 30
 
@@ -67,6 +80,23 @@ def drawn(layout: dict[str, tuple[float, ...]], side: int) -> np.ndarray:
         words = phrase.replace("a ", "", 1).replace("an ", "", 1).split()
         pen.multiline_text((corners[0] + 6, corners[1] + 4), "\n".join(words), fill=colour)
     return np.asarray(page.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def alone(shape: str, colour: str, material: str, seed: int) -> np.ndarray:
+    """A picture of one thing."""
+    thing = scenes.SceneObject(shape, colour, material, "large", (0.0, 0.0))
+    scene = scenes.alone(thing, scenes.scene_rng(20261121, seed, "held_out"))
+    return np.round(scenes.render(scene).image * 255).astype(np.uint8)
+
+
+def placed(boxes: list[Box], side: int) -> np.ndarray:
+    """A layout with the pictures in its boxes."""
+    page = Image.new("RGB", (side, side), "#f4f4f4")
+    for box in boxes:
+        left, top, right, bottom = (round(value * side) for value in box.box)
+        picture = Image.fromarray(np.asarray(box.image))
+        page.paste(picture.resize((right - left, bottom - top)), (left, top))
+    return np.asarray(page)
 
 
 def pictures(pipe: StableDiffusionPipeline, prompts: list[str], **call: object) -> list[np.ndarray]:
@@ -97,6 +127,19 @@ def main() -> None:
         ):
             row.append(image)
     sheet(rows).save(PICTURES / "grounding.png", optimize=True)
+
+    told = [
+        [Box(None, box, alone(*thing, seed)) for seed, (thing, box) in enumerate(layout.items())]
+        for layout in SHOWN
+    ]
+    prompts = [listed(["a thing"] * len(boxes)) for boxes in told]
+    made = pictures(pipe, prompts, seed=11, controls=[PerImage(*told)])
+    row = [
+        part
+        for boxes, image in zip(told, made, strict=True)
+        for part in (placed(boxes, 128), image)
+    ]
+    sheet([row]).save(PICTURES / "shown.png", optimize=True)
 
 
 if __name__ == "__main__":
