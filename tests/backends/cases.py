@@ -259,6 +259,14 @@ CASES = [
         lambda nn, p, x: nn.permute(x, (0, 2, 1)).reshape(3, 5, 2, -1),
         normal(3, 4, 5),
     ),
+    case("tokens", "of an image", lambda nn, p, x: nn.tokens(x), normal(3, 4, 5, 7)),
+    case(
+        "image",
+        "of other channels",
+        lambda nn, p, x, like: nn.image(x, like),
+        normal(3, 35, 4),
+        normal(3, 2, 5, 7),
+    ),
     case(
         "concat",
         "channels",

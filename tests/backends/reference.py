@@ -109,6 +109,13 @@ class Reference:
     def permute(self, x, axes):
         return x.transpose(axes)
 
+    def tokens(self, x):
+        return np.stack([x[:, :, i, j] for i in range(x.shape[2]) for j in range(x.shape[3])], 1)
+
+    def image(self, x, like):
+        rows = np.split(x, like.shape[2], axis=1)
+        return np.stack([row.swapaxes(1, 2) for row in rows], axis=2)
+
     def concat(self, xs, axis):
         return np.concatenate(xs, axis)
 

@@ -133,6 +133,14 @@ class Operations(Protocol):
     def permute(self, x: Array, axes: Sequence[int]) -> Array:
         """Axes in the given order."""
 
+    def tokens(self, x: Array) -> Array:
+        """An image's positions as tokens `(batch, height * width, channels)`, row after row.
+
+        Where memory has an order it follows: a token's channels lie side by side."""
+
+    def image(self, x: Array, like: Array) -> Array:
+        """The inverse of `tokens`: an image as high, as wide and in memory as `like`."""
+
     def concat(self, xs: Sequence[Array], axis: int) -> Array:
         """Join along an existing axis."""
 

@@ -154,6 +154,12 @@ class Jax:
     def permute(self, x: Array, axes: Sequence[int]) -> Array:
         return jnp.transpose(x, axes)
 
+    def tokens(self, x: Array) -> Array:
+        return jnp.transpose(x.reshape(*x.shape[:2], -1), (0, 2, 1))
+
+    def image(self, x: Array, like: Array) -> Array:
+        return jnp.transpose(x, (0, 2, 1)).reshape(x.shape[0], -1, *like.shape[2:])
+
     def concat(self, xs: Sequence[Array], axis: int) -> Array:
         return jnp.concatenate(tuple(xs), axis)
 

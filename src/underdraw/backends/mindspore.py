@@ -138,6 +138,12 @@ class MindSpore:
             parts.append(_attention(q[:, heads], k[:, heads], v[:, heads], part))
         return ops.cat(parts, 1)
 
+    def tokens(self, x: Tensor) -> Tensor:
+        return ops.permute(x.reshape(*x.shape[:2], -1), (0, 2, 1))
+
+    def image(self, x: Tensor, like: Tensor) -> Tensor:
+        return ops.permute(x, (0, 2, 1)).reshape(x.shape[0], -1, *like.shape[2:])
+
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
         return ops.cat(tuple(xs), axis)
 

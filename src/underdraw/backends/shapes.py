@@ -161,6 +161,13 @@ class Shapes:
     def permute(self, x: Shape, axes: Sequence[int]) -> Shape:
         return Shape(*(x.shape[a] for a in axes))
 
+    def tokens(self, x: Shape) -> Shape:
+        batch, channels, height, width = x.shape
+        return Shape(batch, height * width, channels)
+
+    def image(self, x: Shape, like: Shape) -> Shape:
+        return Shape(x.shape[0], x.shape[2], *like.shape[2:])
+
     def concat(self, xs: Sequence[Shape], axis: int) -> Shape:
         sizes = list(xs[0].shape)
         sizes[axis] = sum(x.shape[axis] for x in xs)

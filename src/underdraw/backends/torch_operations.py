@@ -113,6 +113,14 @@ class Torch:
             )
         return torch.cat(parts, 1)
 
+    def tokens(self, x: Tensor) -> Tensor:
+        # One copy here, else one in each normalisation of what is a view, and slow sums.
+        return x.flatten(2).mT.contiguous()
+
+    def image(self, x: Tensor, like: Tensor) -> Tensor:
+        x = x.mT.unflatten(2, like.shape[2:])
+        return x if like.stride(1) == 1 else x.contiguous()
+
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(tuple(xs), axis)
 

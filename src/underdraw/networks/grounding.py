@@ -174,23 +174,31 @@ def fuse(
         x: `(rows, positions, width)` of the picture. It asks; picture and tokens answer.
         kv: keys and values of the tokens; one row serves all.
     """
-    rows, positions, width = x.shape
     h = nn.layer_norm(p.norm1, x)
-    own = keys_values(nn, p.attn, h, width, heads)
-    if kv[0].shape[0] != rows:
-        k, v = (nn.expand(part, (rows, *part.shape[1:])) for part in kv)
-    else:
-        k, v = kv
-    mask = None
-    if bias is not None:
-        mask = nn.concat((nn.arange(positions, x) * 0, bias), 0)
-        mask = nn.cast(mask, x)[None, None, None]
-    joined = nn.concat((own[0], k), 2), nn.concat((own[1], v), 2)
-    x = x + _gate(nn, p, "alpha_attn", x, strength) * attention(
-        nn, p.attn, h, joined, heads, mask=mask
-    )
-    h = feed_forward(nn, p.ff, nn.layer_norm(p.norm2, x))
-    return x + _gate(nn, p, "alpha_dense", x, strength) * h
+    joined = _joined(nn, p.attn, h, kv, heads)
+    h = attention(nn, p.attn, h, joined, heads, mask=_mask(nn, x, bias))
+    del joined  # twice the size of the picture, and the widest layer comes next
+    x = x + _gate(nn, p, "alpha_attn", x, strength) * h
+    h = nn.layer_norm(p.norm2, x)
+    return x + _gate(nn, p, "alpha_dense", x, strength) * feed_forward(nn, p.ff, h)
+
+
+def _joined(
+    nn: Operations, p: Node, x: Array, kv: tuple[Array, Array], heads: int
+) -> tuple[Array, Array]:
+    """Keys and values of the picture, behind them those of the tokens."""
+    own = keys_values(nn, p, x, x.shape[-1], heads)
+    each = (nn.expand(part, (x.shape[0], *part.shape[1:])) for part in kv)
+    k, v = (nn.concat(pair, 2) for pair in zip(own, each, strict=True))
+    return k, v
+
+
+def _mask(nn: Operations, x: Array, bias: Array | None) -> Array | None:
+    """Added to the scores of all keys: 0 for the picture's, which count once."""
+    if bias is None:
+        return None
+    mask = nn.concat((nn.arange(x.shape[1], x) * 0, bias), 0)
+    return nn.cast(mask, x)[None, None, None]
 
 
 def _gate(nn: Operations, p: Node, name: str, x: Array, strength: Strength) -> Array:
