@@ -28,6 +28,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     recipe = ScenesRecipe(start=arguments.start)
+    trains = arguments.stage in recipe.runs
+    if arguments.learning_rate is not None and not trains:
+        parser.error(f"--learning-rate: {arguments.stage} trains nothing")
+    if arguments.accelerator and trains and arguments.minutes is None:
+        parser.error("--accelerator needs --minutes: its stages end by time")
     if arguments.accelerator:
         recipe = recipe.on_accelerator()
     if arguments.scenes is not None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +21,8 @@ from torch import nn
 from underdraw.errors import InputError, NonFiniteError, NotFoundError, WeightError
 from underdraw.training import checkpoints
 from underdraw.training.ema import Average
-from underdraw.training.loop import Stopped, TrainingConfig, train
+from underdraw.training.loop import Stopped, TrainingConfig, _means, _Run, train
+from underdraw.training.parallel import Group
 
 CONFIG = TrainingConfig(
     steps=7, batch=6, learning_rate=1e-2, warmup=2, precision="float32", seed=3, log_steps=2
@@ -92,6 +98,76 @@ def test_draws_of_other_processes_are_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(value, found.shadow[name]) for name, value in expected.shadow.items())
 
 
+def test_no_worker_outlives_a_run(tmp_path: Path) -> None:
+    task, before = Line(), set(multiprocessing.active_children())
+    task.poison = -2
+    long = replace(CONFIG, steps=1000, workers=2)
+    with pytest.raises(Stopped):
+        train(task, long, tmp_path, stop_after=2)
+    assert set(multiprocessing.active_children()) <= before
+    task.poison = 0
+    with pytest.raises(NonFiniteError):  # an error ends them, too
+        task.firsts = [0]
+        train(task, long, tmp_path)
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_signal_to_all_processes_saves_first(tmp_path: Path) -> None:
+    """As `timeout`, Slurm and service managers send it."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from dataclasses import replace; from test_loop import CONFIG, Line, train\n"
+        "class Slow(Line):\n"
+        "    def draw(self, draw):\n"
+        "        time.sleep(0.5)\n"
+        "        return super().draw(draw)\n"
+        "task = Slow(); task.poison = -2\n"
+        f"train(task, replace(CONFIG, steps=1000, workers=2, log_steps=1), {str(tmp_path)!r})\n"
+    )
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.Popen(
+            [sys.executable, str(script)], stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while "step 2" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM)
+        run.wait(60)
+    assert "Stopped: stopped before step" in (tmp_path / "log").read_text()
+    assert checkpoints.load(tmp_path / "state.pt")["step"] >= 2
+
+
+def test_bad_input_in_a_worker_reads_as_it_would_here(tmp_path: Path) -> None:
+    def refuse(asked: Any) -> Any:
+        raise InputError("folder/metadata.jsonl:7 is not JSON")
+
+    task = Line()
+    task.draw = refuse  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"^folder/metadata.jsonl:7 is not JSON$"):
+        train(task, replace(CONFIG, workers=1), tmp_path)
+
+
+def test_figures_are_matched_by_name() -> None:
+    told = _means([{"loss": torch.tensor(1.0), "a": 10, "b": 20}, {"b": 40, "loss": 3, "a": 30}])
+    assert told == {"loss": 2, "a": 20, "b": 30}
+    with pytest.raises(InputError, match="different figures"):
+        _means([{"loss": 1.0}, {"loss": 1.0, "a": 2.0}])
+
+
+def test_how_a_device_steps_is_not_read_from_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(Line(), CONFIG, tmp_path, stop_after=2)
+    state = checkpoints.load(tmp_path / "state.pt")
+    for part in state["optimizer"]["param_groups"]:
+        part.update(foreach=False, fused=True)  # as an accelerator would have it
+    checkpoints.save(tmp_path / "state.pt", state)
+    task = Line()
+    run = _Run(task, CONFIG, tmp_path, torch.device("cpu"), Group())
+    run.restore(checkpoints.load(tmp_path / "state.pt"))
+    assert [(g["foreach"], g["fused"]) for g in run.optimizer.param_groups] == [(True, False)]
+
+
 def test_an_error_of_a_worker_is_the_runs(tmp_path: Path) -> None:
     task = Line()
     draw, task.poison = task.draw, -2
@@ -124,9 +200,6 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path, parts: int) -> 
 
 def test_processes_share_a_step(tmp_path: Path) -> None:
     """Two processes with `torchrun`'s variables take the same steps to the same weights."""
-    import subprocess
-    import sys
-
     script = tmp_path / "run.py"
     script.write_text(
         "import sys, torch; torch.set_num_threads(1)\n"

@@ -177,6 +177,16 @@ def test_a_decoder_is_asked_to_keep_changes_in_their_place(scenes, monkeypatch) 
     lit = moved(lambda x: x + x.mean((1, 2, 3), keepdim=True))  # all over the picture
     near = moved(lambda x: (x + x.roll(1, 3)) / 2)  # beside an edge
     assert lit > 0 and near > 0
+    # Beside an edge a change counts a quarter of what it counts elsewhere.
+    grown = [torch.nn.functional.max_pool2d(part, 3, 1, 1) for part in (windows, 1 - windows)]
+    edge = (grown[0] + grown[1] == 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    answers = iter([torch.zeros(4, 3, 32, 32), edge.expand(-1, 3, -1, -1).float()])
+    share = edge.float().mean().item()
+    expected = 0.25 * share / (0.25 * share + 1 - share)
+    assert moved(lambda x: next(answers)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match=r"local=1.0 needs two pictures"):
+        one = {name: value[:1] for name, value in batch.items()}
+        AutoencoderTask(AutoencoderKL(VAE), scenes, config).loss(one)
     monkeypatch.undo()
     plain = replace(config, local=0.0)
     without = AutoencoderTask(task.vae, scenes, plain).loss(batch)
@@ -226,9 +236,11 @@ def test_encoding_that_was_interrupted_goes_on(scenes, tmp_path: Path, monkeypat
     monkeypatch.setattr(vae, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         encode_all(vae, scenes, path, batch=2)
-    assert len(np.load(path)) == 4
+    assert not path.exists()  # nobody takes a part for the whole
+    calls.append(0)
     np.testing.assert_array_equal(encode_all(vae, scenes, path, batch=2), whole)
     assert sum(calls[3:]) == len(scenes) - 4
+    assert [one.name for one in tmp_path.glob(".*")] == []
 
 
 def test_latents_are_kept_and_completed(scenes: RenderedScenes, tmp_path: Path) -> None:
@@ -443,6 +455,8 @@ def test_image_tower_sees_things_alone(scenes, views, tokenizer, tmp_path: Path)
     length = batch["ids"].shape[1]
     assert torch.equal(batch["ids"][:4, :length], padded(task._tokenize(said), length, tokenizer))
     train(task, replace(RUN, steps=2, batch=8), tmp_path)
+    with pytest.raises(InputError, match=r"crops=0.7 and views=0.6 must be shares"):
+        ContrastiveConfig(crops=0.7, views=0.6)
     with pytest.raises(InputError, match=r"views=0.5 needs the argument"):
         ContrastiveTask(image, text, tokenizer, scenes, config)
 

@@ -73,7 +73,7 @@ def _make(
 def in_order(
     make: Callable[[int], Any], indices: Iterable[int], workers: int
 ) -> Generator[Any, None, None]:
-    """`map(make, indices)`, by so many processes that work ahead of the caller."""
+    """`map(make, indices)`, by so many processes that work ahead of the caller, without limit."""
     if workers == 1:
         yield from map(make, indices)
         return

@@ -30,7 +30,8 @@ class AutoencoderConfig:
 
     `local` weighs what the decoder changes in one place of a picture when the latents of another
     place are exchanged: normalisation sees the whole picture, and a decoder that nobody has told
-    otherwise lets what is painted into a hole shine on all that was to be kept.
+    otherwise lets what is painted into a hole shine on all that was to be kept. Pictures exchange
+    with their neighbours in the batch: a part of a step needs two.
     """
 
     crop: int | None = 64
@@ -104,6 +105,11 @@ class AutoencoderTask:
     def _moved(self, latents: Tensor, decoded: Tensor, window: Tensor) -> Tensor:
         """Mean absolute change of decoded pictures where windows `(n, 1, h, w)` get the latents of
         the picture before; cells beside an edge count a quarter, something has to give there."""
+        if len(latents) < 2:
+            raise InputError(
+                f"local={self.config.local} needs two pictures in every part of a step; "
+                "raise batch, or lower accumulate"
+            )
         mixed = torch.where(window > 0, latents.roll(1, 0), latents)
         edge = F.max_pool2d(window, 3, 1, 1) + F.max_pool2d(1 - window, 3, 1, 1) > 1.5
         side = decoded.shape[-1] // window.shape[-1]
@@ -168,12 +174,14 @@ def encode_all(
     progress: bool | None = False,
 ) -> np.ndarray:
     """Latents of all examples (their means, not scaled) as float16 `(n, channels, h, w)`, kept in
-    the file `path` minute by minute. Where it holds some already, only those that are missing are
-    computed. `progress` shows a bar; None: where standard error is a terminal."""
+    the file `path`. Where it holds some already, only those that are missing are computed; of an
+    interrupted run, what was done a minute before is beside it and is not computed again.
+    `progress` shows a bar; None: where standard error is a terminal."""
     from tqdm import tqdm
 
     path = Path(path)
-    parts = [np.load(path)] if path.exists() else []
+    partial = path.with_name(f".{path.name}.partial.npy")
+    parts = [np.load(kept) for kept in (partial, path) if kept.exists()][:1]
     dtype = resolve_precision(precision, vae.device)
     first, saved = len(parts[0]) if parts else 0, time.monotonic()
     hidden = None if progress is None else not progress
@@ -186,9 +194,10 @@ def encode_all(
             parts.append(mean.float().cpu().numpy().astype(np.float16))
             bar.update(len(indices))
             if time.monotonic() - saved > _KEEP:
-                _keep(path, parts)
+                _keep(partial, parts)
                 saved = time.monotonic()
     _keep(path, parts)
+    partial.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
 

@@ -34,6 +34,12 @@ class ContrastiveConfig:
     crops: float = 0.0
     views: float = 0.0
 
+    def __post_init__(self) -> None:
+        if min(self.crops, self.views) < 0 or self.crops + self.views > 1:
+            raise InputError(
+                f"crops={self.crops} and views={self.views} must be shares, together at most 1"
+            )
+
 
 class ContrastiveTask:
     """`Task` for `CLIPVisionModelWithProjection` and a text tower.

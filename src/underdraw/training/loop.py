@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from underdraw.errors import InputError, NonFiniteError
+from underdraw.errors import InputError, NonFiniteError, UnderdrawError
 from underdraw.training import checkpoints
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
@@ -126,8 +126,9 @@ class Task(Protocol):
     """The networks whose parameters with `requires_grad` are trained, by name."""
 
     def draw(self, draw: Draw) -> Batch:
-        """The examples of a step, and everything random in it. Tensors on the host; no device is
-        touched, since with `workers` another process may be the one that draws."""
+        """The examples of a step, and everything random in it, drawn by `draw.rng` and
+        `draw.generator()`, never by global generators. Tensors on the host; no device is touched,
+        since with `workers` another process may be the one that draws."""
         ...
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -179,7 +180,7 @@ def train(
     if resume and (folder / checkpoints.NAME).exists():
         run.restore(checkpoints.load(folder / checkpoints.NAME))
     bar = _bar(config, run.step, progress, group)
-    with bar, _signals() as signalled:
+    with bar, _signals() as signalled, closing(run):
         while run.progress() < 1:
             asked = bool(signalled) or run.step == stop_after
             stop, values = run.advance(asked)
@@ -313,13 +314,21 @@ class _Run:
                     batch_size=None,
                     sampler=range(self.step, self.config.steps),
                     num_workers=self.config.workers,
+                    worker_init_fn=_begin_worker,
                     collate_fn=_as_drawn,
                     pin_memory=self.device.type == "cuda",
                     # Forked: a task is not to be copied, and the draws do not touch the device.
                     multiprocessing_context="fork",
                 )
             )
-        return next(self.ahead)
+        batch = next(self.ahead)
+        if isinstance(batch, UnderdrawError):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self.ahead = None
 
     def housekeeping(self) -> None:
         """Checkpoints and previews when they are due."""
@@ -366,6 +375,9 @@ class _Run:
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
         self.average.load_state_dict(state["average"])
+        kinds = {name: self.optimizer.defaults[name] for name in ("foreach", "fused")}
+        for part in state["optimizer"]["param_groups"]:
+            part.update(kinds)  # those of this device
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.done = state["step"], state["elapsed"]
@@ -408,11 +420,14 @@ def _to(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 
 def _means(parts: list[Figures]) -> dict[str, Any]:
-    """Means over the parts of a step."""
-    values = [torch.as_tensor(v).detach().float() for part in parts for v in part.values()]
-    device = next(iter(values)).device  # the loss's
+    """Means over the parts of a step, which must tell the same things."""
+    names = list(parts[0])
+    if any(set(part) != set(names) for part in parts):
+        raise InputError(f"parts of a step tell different figures: {[sorted(p) for p in parts]}")
+    values = [torch.as_tensor(part[name]).detach().float() for part in parts for name in names]
+    device = values[0].device  # the loss's
     read = torch.stack([v.to(device) for v in values]).view(len(parts), -1)
-    return dict(zip(parts[0], read.mean(0).cpu().tolist(), strict=True))
+    return dict(zip(names, read.mean(0).cpu().tolist(), strict=True))
 
 
 class _Steps(Dataset):
@@ -421,8 +436,19 @@ class _Steps(Dataset):
     def __init__(self, draw: Callable[[int], Batch]) -> None:
         self.draw = draw
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.draw(step)
+    def __getitem__(self, step: int) -> Batch | UnderdrawError:
+        try:
+            return self.draw(step)
+        except UnderdrawError as error:  # raised, it would come with the worker's traceback in it
+            return error
+
+
+def _begin_worker(number: int) -> None:
+    """Signals are for the process that trains: it ends the workers when it has saved. Tensors go
+    there by name, not by open file: a batch may hold more of them than a process may open."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    torch.multiprocessing.set_sharing_strategy("file_system")
 
 
 def _as_drawn(batch: Any) -> Any:

@@ -241,10 +241,9 @@ class Workshop:
             "tokenizer": self.tokenizer(),
             "unet": self.unet(trained),
         }
-        there = self.recipe.start is not None or (self.folder / "clip" / checkpoints.NAME).exists()
-        if trained and there and (tower := self.image_encoder()) is not None:
+        if trained and (tower := self.image_encoder()) is not None:
             found["image_encoder"] = tower
-            found["feature_extractor"] = self.image_processor()
+            found["feature_extractor"] = image_processor(tower)
         return found
 
     def image_encoder(self, trained: bool = True) -> Any:
@@ -274,11 +273,6 @@ class Workshop:
         heads = TruthHeads.for_unet(self.recipe.unet, TRUTH)
         heads.load_state_dict(raw)
         return heads
-
-    def image_processor(self) -> Any:
-        """What turns pictures into the image tower's input."""
-        size = self.recipe.vision.image_size
-        return CLIPImageProcessor(size, (size, size), MEAN, STD)
 
     def _started(self, kind: Any, name: str, optional: bool = False) -> Any:
         """The network the recipe starts with, in float32; None without a start, and for what is
@@ -312,6 +306,12 @@ class Workshop:
             }
             module.load_state_dict({**own, **mean})
         return module
+
+
+def image_processor(tower: Any) -> Any:
+    """What turns pictures into an image tower's input."""
+    size = tower.config.image_size
+    return CLIPImageProcessor(size, (size, size), MEAN, STD)
 
 
 def train_stage(
@@ -413,7 +413,7 @@ def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
         examples,
         shop.recipe.clip,
         shown,
-        views=shop.views,
+        views=shop.views if shop.recipe.clip.views else None,
     )
     _train(shop, "clip", task, minutes, where)
 
@@ -425,12 +425,13 @@ def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
         raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")
     part, heads = shop.grounding(trained=False), shop.heads()
     config = replace(shop.recipe.grounding, truth=shop.recipe.grounding.truth if heads else 0.0)
-    examples, views = GroundedScenes(shop.folder / "renders"), shop.views
+    examples = GroundedScenes(shop.folder / "renders")
+    views = shop.views if config.views else None
     if heads is not None:
         heads.to(where["device"])
 
     def another(index: int, box: np.ndarray, rng: np.random.Generator, size: int) -> Any:
-        return views.of(examples.thing(index, box), rng, size)
+        return views and views.of(examples.thing(index, box), rng, size)
 
     task = GroundingTask(part, family, examples, config, latents, heads=heads, another=another)
     _train(shop, "grounding", task, minutes, where)

@@ -17,7 +17,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from underdraw.errors import NotFoundError
+from underdraw.errors import InputError, NotFoundError
 from underdraw.scenes import Scene, SceneObject, alone, phrases, render, scene_rng, vocabulary
 from underdraw.scenes.layout import pick
 from underdraw.scenes.stream import in_order
@@ -37,14 +37,14 @@ def render_views(
     workers: int = 1,
     progress: bool | None = False,
 ) -> None:
-    """Render `count` random things, each alone; nothing is done where `folder` is there already.
+    """Render `count` random things, each alone; nothing is done where there are as many already.
 
     `images.npy`, uint8 `(count, size, size, 3)`, and `things.json`. About 6 ms each and worker.
     """
     from tqdm import tqdm
 
     folder = Path(folder)
-    if (folder / "things.json").exists():
+    if (folder / "things.json").exists() and len(Views(folder)) >= count:
         return
     images, things = np.empty((count, size, size, 3), np.uint8), []
     bar = tqdm(total=count, unit="view", disable=None if progress is None else not progress)
@@ -77,9 +77,13 @@ class Views:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         if not (folder / "things.json").exists():
-            raise NotFoundError(f"{folder} holds no views; make them with render_views")
+            raise NotFoundError(
+                f"{folder} holds no views; make them with render_views, or the stage 'renders'"
+            )
         self._images = np.load(folder / "images.npy", mmap_mode="r")
         facts = json.loads((folder / "things.json").read_text())
+        if not facts:
+            raise InputError(f"{folder} holds no view; count must be at least 1")
         self.things = [SceneObject(**fact, position=(0.0, 0.0)) for fact in facts]
         by_kind: dict[Kind, list[int]] = defaultdict(list)
         for number, thing in enumerate(self.things):
