@@ -134,13 +134,14 @@ PROMPTS = ["a red sphere", "blue", "the table", "a green cube left of the red"]
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 def test_a_batch_of_layouts_is_the_single_runs(pipe, guidance):
-    """The same bits where the plain network gives them, too (on most machines, under guidance);
-    else what its matrix products of another size round otherwise."""
+    """Up to rounding: beside images with more boxes a row has null tokens that a run of its own
+    counts as one, and guidance raises what the sums of a softmax round (3.4e-6 on one processor,
+    under 1e-6 on another, with the same code)."""
     call = {**SIZE, "num_inference_steps": 4, "guidance_scale": guidance}
     batch = run(pipe, PROMPTS, controls=[PerImage(*LAYOUTS)], seed=[5, 6, 7, 8], **call)
     for i, (prompt, layout) in enumerate(zip(PROMPTS, LAYOUTS, strict=True)):
         alone = run(pipe, prompt, controls=layout, seed=5 + i, **call)
-        assert (batch[i] - alone[0]).abs().max() <= 1e-6 * alone.abs().max()
+        assert (batch[i] - alone[0]).abs().max() <= 1e-5 * alone.abs().max()
     plain = run(pipe, PROMPTS, seed=[5, 6, 7, 8], **call)
     assert [torch.equal(a, b) for a, b in zip(batch, plain, strict=True)] == [
         False,
@@ -156,7 +157,7 @@ def test_strengths_per_image(pipe):
     batch = run(pipe, PROMPTS[:2], controls=[each], **call)
     for i, layout in enumerate(each.each):
         alone = run(pipe, PROMPTS[i], controls=[layout], seed=5 + i, num_inference_steps=4)
-        assert (batch[i] - alone[0]).abs().max() <= 1e-6 * alone.abs().max()
+        assert (batch[i] - alone[0]).abs().max() <= 1e-5 * alone.abs().max()
 
 
 def test_two_threads_share_a_model(pipe):

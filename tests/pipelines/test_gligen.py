@@ -104,7 +104,7 @@ def test_boxes_per_image_and_per_prompt(pipe):
     for i, (boxes, phrases) in enumerate(layouts):
         alone = {"gligen_boxes": boxes, "gligen_phrases": phrases, "seed": 4 + i}
         single = run(pipe, prompts[i], **{**call, **alone})
-        assert (batch[i] - single[0]).abs().max() <= 1e-6 * single.abs().max()
+        assert (batch[i] - single[0]).abs().max() <= 1e-5 * single.abs().max()
     twice = run(pipe, prompts, **{**call, "seed": 4}, num_images_per_prompt=2)
     assert twice.shape[0] == 6 and (twice[0] - batch[0]).abs().max() <= 1e-5
     told, against = pipe.encode_prompt(prompts)

@@ -32,7 +32,7 @@ def recipe() -> ScenesRecipe:
     """That for an accelerator, as small as it goes."""
     found = ScenesRecipe(start="underdraw/scenes").on_accelerator()
     assert found.runs["denoiser"].workers > 1
-    small = {"steps": 1, "batch": 2, "workers": 1, "log_steps": 1, "precision": "float32"}
+    small = {"steps": 1, "batch": 2, "workers": 0, "log_steps": 1, "precision": "float32"}
     runs = {name: replace(run, **small) for name, run in found.runs.items()}
     denoiser = replace(found.denoiser, prompts=found.denoiser.prompts[:1], preview_steps=2)
     return replace(found, scenes=70, views=9, runs=runs, denoiser=denoiser)

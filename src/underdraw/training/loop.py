@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -444,10 +445,10 @@ class _Steps(Dataset):
 
 
 def _begin_worker(number: int) -> None:
-    """Signals are for the process that trains: it ends the workers when it has saved. Tensors go
-    there by name, not by open file: a batch may hold more of them than a process may open."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    """Signals to the group of processes (Ctrl-C, `timeout`) are for the one that trains: it ends
+    the workers when it has saved. Tensors go there by name, not by open file: a batch may hold more
+    of them than a process may open."""
+    os.setpgrp()
     torch.multiprocessing.set_sharing_strategy("file_system")
 
 
