@@ -20,10 +20,10 @@ import numpy as np
 from timing import SD15_TEXT, SD15_UNET, SD15_VAE
 
 from underdraw import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
-from underdraw.solvers.schedulers import PNDMScheduler
+from underdraw.formats.stored import StoredTensor
+from underdraw.schedulers import PNDMScheduler
 from underdraw.text.vocabulary import END, START, train_vocabulary
 from underdraw.weights import save
-from underdraw.weights.files import StoredTensor
 
 COMPONENTS = (
     ("unet", UNet2DConditionModel, SD15_UNET, "diffusers"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from underdraw import StableDiffusionDiffEditPipeline, StableDiffusionPipeline
 from underdraw.evaluation import held_out_pairs
-from underdraw.pipelines.images import grid, to_pil
+from underdraw.pictures.writing import grid, to_pil
 
 PAIRS = (1, 5, 7)  # of `held_out_pairs`: edits that succeed, as two of three do
 

@@ -298,9 +298,7 @@ def diffedit() -> Any:
     found = pipe.generate_mask(photo(1), **texts, seed=3, num_maps_per_mask=3)
     inverted = pipe.invert("a red sphere", photo(1), num_inference_steps=8, decode_latents=True)
     guided = pipe.invert("a red sphere", photo(1), num_inference_steps=8, guidance_scale=3.0)
-    regular = pipe.invert(
-        "a red sphere", photo(1), num_inference_steps=4, num_reg_steps=1, seed=5
-    )
+    regular = pipe.invert("a red sphere", photo(1), num_inference_steps=4, num_reg_steps=1, seed=5)
     solved = pipe.invert("a red sphere", photo(1), num_inference_steps=4, method="fixed-point")
     made = pipe(
         "a blue cube",

@@ -69,7 +69,7 @@ def test_editors_see_what_users_get():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == {(module, name) for name, module in underdraw._HOMES.items()}
+    assert seen == {(module, name) for name, module in underdraw.HOMES.items()}
 
 
 def test_an_unknown_name_is_an_attribute_error():

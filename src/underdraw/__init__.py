@@ -7,17 +7,17 @@ is first used, so `import underdraw` costs milliseconds and loads no framework.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from underdraw.names import HOMES, __version__ as __version__
+
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the table below
     from underdraw.controls.attention_edit import (
         AttentionEdit as AttentionEdit,
     )
     from underdraw.controls.boxes import (
         Box as Box,
-        Style as Style,
-    )
-    from underdraw.controls.grounding import (
         Layout as Layout,
         PerImage as PerImage,
+        Style as Style,
     )
     from underdraw.controls.maps import (
         CannyMap as CannyMap,
@@ -55,30 +55,30 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.pipelines.base import (
         DiffusionPipeline as DiffusionPipeline,
     )
-    from underdraw.pipelines.diffedit import (
-        DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,
-        DiffEditOutput as DiffEditOutput,
-        StableDiffusionDiffEditPipeline as StableDiffusionDiffEditPipeline,
-    )
-    from underdraw.pipelines.gligen import (
-        StableDiffusionGLIGENPipeline as StableDiffusionGLIGENPipeline,
-    )
-    from underdraw.pipelines.gligen_text_image import (
-        StableDiffusionGLIGENTextImagePipeline as StableDiffusionGLIGENTextImagePipeline,
-    )
-    from underdraw.pipelines.img2img import (
-        StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
-    )
-    from underdraw.pipelines.inpaint import (
-        StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
-    )
-    from underdraw.pipelines.processor import (
+    from underdraw.pipelines.components.processor import (
         CLIPProcessor as CLIPProcessor,
     )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
     )
-    from underdraw.solvers.schedulers import (
+    from underdraw.pipelines.stable_diffusion_diffedit import (
+        DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,
+        DiffEditOutput as DiffEditOutput,
+        StableDiffusionDiffEditPipeline as StableDiffusionDiffEditPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_gligen import (
+        StableDiffusionGLIGENPipeline as StableDiffusionGLIGENPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_gligen_text_image import (
+        StableDiffusionGLIGENTextImagePipeline as StableDiffusionGLIGENTextImagePipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_img2img import (
+        StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_inpaint import (
+        StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
+    )
+    from underdraw.schedulers import (
         DDIMInverseScheduler as DDIMInverseScheduler,
         DDIMScheduler as DDIMScheduler,
         DDPMScheduler as DDPMScheduler,
@@ -101,83 +101,13 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         CLIPTokenizer as CLIPTokenizer,
     )
 
-__version__ = "0.1.0"
-
-_MODULES = {
-    "underdraw.controls.attention_edit": ("AttentionEdit",),
-    "underdraw.controls.boxes": ("Box", "Style"),
-    "underdraw.controls.grounding": ("Layout", "PerImage"),
-    "underdraw.controls.maps": (
-        "CannyMap",
-        "DepthMap",
-        "HEDMap",
-        "Keypoints",
-        "NormalMap",
-        "SemanticMap",
-    ),
-    "underdraw.controls.null_text": ("NullText",),
-    "underdraw.controls.region": ("Region",),
-    "underdraw.errors": (
-        "ControlError",
-        "InputError",
-        "InputTypeError",
-        "NonFiniteError",
-        "NotFoundError",
-        "UnderdrawError",
-        "WeightError",
-    ),
-    "underdraw.models": (
-        "AutoencoderKL",
-        "CLIPImageProcessor",
-        "CLIPImageProjection",
-        "CLIPTextModel",
-        "CLIPTextModelWithProjection",
-        "CLIPVisionModelWithProjection",
-        "StableDiffusionSafetyChecker",
-        "UNet2DConditionModel",
-    ),
-    "underdraw.pipelines.base": ("DiffusionPipeline",),
-    "underdraw.pipelines.diffedit": (
-        "DiffEditInversionPipelineOutput",
-        "DiffEditOutput",
-        "StableDiffusionDiffEditPipeline",
-    ),
-    "underdraw.pipelines.gligen": ("StableDiffusionGLIGENPipeline",),
-    "underdraw.pipelines.gligen_text_image": ("StableDiffusionGLIGENTextImagePipeline",),
-    "underdraw.pipelines.img2img": ("StableDiffusionImg2ImgPipeline",),
-    "underdraw.pipelines.inpaint": ("StableDiffusionInpaintPipeline",),
-    "underdraw.pipelines.processor": ("CLIPProcessor",),
-    "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
-    "underdraw.solvers.schedulers": (
-        "DDIMInverseScheduler",
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepInverseScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LCMScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "TCDScheduler",
-        "UniPCMultistepScheduler",
-    ),
-    "underdraw.text.tokenizer": ("CLIPTokenizer",),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from underdraw import backends
 from underdraw.backends.layout import Layout
-from underdraw.weights.files import stored
+from underdraw.formats.stored import stored
 
 INSTALLED = backends.installed()
 HALVES = {

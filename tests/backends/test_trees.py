@@ -20,7 +20,7 @@ from underdraw import backends
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.backends.node import Node, at, grow, walk
 from underdraw.errors import InputError
-from underdraw.weights.files import StoredTensor, stored
+from underdraw.formats.stored import StoredTensor, stored
 
 LAYOUT = Layout(
     {

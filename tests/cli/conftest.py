@@ -72,7 +72,7 @@ def tiny(tmp_path_factory):
 def advised(tiny, tmp_path_factory):
     """The same pipeline, whose makers advise a guidance of 3.25."""
     from underdraw import StableDiffusionPipeline
-    from underdraw.pipelines.advice import Advice
+    from underdraw.pipelines.components.advice import Advice
 
     folder = tmp_path_factory.mktemp("models") / "advised"
     pipe = StableDiffusionPipeline.from_pretrained(tiny)

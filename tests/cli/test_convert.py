@@ -9,8 +9,8 @@ import torch
 
 from underdraw.cli.dtypes import cast, to_bfloat16, widened
 from underdraw.errors import WeightError
+from underdraw.formats.stored import stored
 from underdraw.weights import files, folders, save, single_file
-from underdraw.weights.files import stored
 
 
 def tensors_of(folder):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from underdraw.cli import solvers
 from underdraw.errors import InputError
-from underdraw.pipelines.images import read_metadata, save_png
+from underdraw.pictures.writing import read_metadata, save_png
 
 QUICK = ("--steps", 2, "--dtype", "float32", "--height", 40, "--width", 72)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from underdraw.cli.boxes import read_boxes, read_layout
 from underdraw.errors import InputError, InputTypeError, NotFoundError
-from underdraw.pipelines.images import read_metadata
+from underdraw.pictures.writing import read_metadata
 
 CALL = ("generate", "a table", "--seed", "3", "--steps", "3")
 BOXES = ("--box", "a red sphere", "0.1", "0.2", "0.4", "0.6", "--box", "a cube", "0", "0", "1", "1")

@@ -8,8 +8,8 @@ import pytest
 
 from underdraw.cli import sources
 from underdraw.cli.inspection import count_non_finite
+from underdraw.formats.stored import stored
 from underdraw.weights import files, save
-from underdraw.weights.files import stored
 
 
 def change(path, edit):

@@ -11,13 +11,12 @@ from backends.harness import give, take
 from pipelines import tiny
 from pipelines.tiny import run
 
-from underdraw import backends
+from underdraw import backends, schedulers
 from underdraw.controls import AttentionEdit, Call, Control, Run
 from underdraw.controls.local_blend import grid
 from underdraw.controls.region import Region
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import Sites
-from underdraw.solvers import schedulers
 from underdraw.solvers.table import State, advance
 
 RED = "a red sphere left of a blue cube"

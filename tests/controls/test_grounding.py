@@ -99,7 +99,7 @@ def counted_hooks():
     """How often a fuser acts, while this is on."""
     from contextlib import contextmanager
 
-    from underdraw.networks.grounding import Fusers
+    from underdraw.networks.gligen.grounding import Fusers
 
     @contextmanager
     def counting():

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from pipelines import tiny
 
+from underdraw import schedulers
 from underdraw.controls.control import Control
 from underdraw.controls.region import Region
 from underdraw.errors import InputError, InputTypeError
-from underdraw.solvers import schedulers
 
 HEIGHT, WIDTH = 48, 72  # never square: swapped axes must fail
 CALL = {"num_inference_steps": 4, "height": HEIGHT, "width": WIDTH}

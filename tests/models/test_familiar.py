@@ -6,7 +6,7 @@ from models.test_objects import MAKE
 
 from underdraw.errors import InputTypeError
 from underdraw.models import CLIPImageProcessor
-from underdraw.models.familiar import LOADING, SAVING
+from underdraw.models.keywords import LOADING, SAVING
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from networks.configs import BASE, BATCH, SIZE, TOKENS
 from networks.programs import Arrays
 
 from underdraw.backends.layout import Layout
-from underdraw.networks import grounding, grounding_maps, grounding_sites, unet
+from underdraw.networks import unet
 from underdraw.networks.config import read
-from underdraw.networks.grounding_config import ATTENTION_TYPES, MAPS, GroundingConfig
+from underdraw.networks.gligen import grounding, maps as grounding_maps, sites as grounding_sites
+from underdraw.networks.gligen.config import ATTENTION_TYPES, MAPS, GroundingConfig
 
 WIDTH = BASE["cross_attention_dim"]
 SMALL = {

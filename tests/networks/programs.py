@@ -8,7 +8,7 @@ import numpy as np
 from backends.harness import give, run, take, tree
 from networks.configs import BATCH, SIZE, TOKENS, UNetCase
 
-from underdraw.networks import clip, clip_layout, safety, unet, vae, vision as image_tower
+from underdraw.networks import clip, safety, unet, vae, vision as image_tower
 from underdraw.networks.config import read
 from underdraw.networks.sites import NO_SITES, Sites
 
@@ -108,12 +108,12 @@ def run_text(
     name: str, fields: dict[str, Any], tensors: Arrays, ids: np.ndarray, keep: Any = None
 ) -> Arrays:
     config = read(clip.CLIPTextConfig, fields)
-    p = tree(name, clip_layout.text_layout(config, projection=True), tensors)
+    p = tree(name, clip.text_layout(config, projection=True), tensors)
     mask = [] if keep is None else [give(name, np.where(keep, 0.0, -1e9)[:, None, None])]
 
     def program(nn: Any, p: Any, ids: Any, mask: Any = None) -> Any:
         out = clip.text(nn, p, config, ids, mask=mask)
-        return _named(out, clip_layout.text_projection(nn, p, config, out.pooled))
+        return _named(out, clip.text_projection(nn, p, config, out.pooled))
 
     found = run(name, program, p, [give(name, ids), *mask], compiled=True)
     return {key: take(name, value) for key, value in found.items()}

@@ -25,9 +25,10 @@ from networks.grounded import (
 from underdraw import backends
 from underdraw.backends.shapes import Shape, trace
 from underdraw.errors import ControlError, InputError
-from underdraw.networks import grounding, grounding_maps, grounding_sites, unet
+from underdraw.networks import unet
 from underdraw.networks.config import read
-from underdraw.networks.grounding_config import KINDS, MAPS, GroundingConfig
+from underdraw.networks.gligen import grounding, maps as grounding_maps, sites as grounding_sites
+from underdraw.networks.gligen.config import KINDS, MAPS, GroundingConfig
 
 TEXT = Grounded("text")
 

@@ -9,7 +9,7 @@ from networks.programs import unet_config
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Shape, trace
 from underdraw.errors import InputError
-from underdraw.networks import clip, clip_layout, unet, vae, vision as image_tower
+from underdraw.networks import clip, unet, vae, vision as image_tower
 from underdraw.networks.config import read
 
 
@@ -45,8 +45,8 @@ def test_vae_at_two_sizes(name):
 def test_clip_at_two_sizes():
     c = read(clip.CLIPTextConfig, TEXT)
     other = trace(lambda nn, p: clip.text(nn, p, c, Shape(3, 9)))
-    assert other == clip_layout.text_layout(c)
-    whole = clip_layout.text_layout(c, projection=True)
+    assert other == clip.text_layout(c)
+    whole = clip.text_layout(c, projection=True)
     assert set(whole.leaves) - set(other.leaves) == {"text_projection"}
     v = read(clip.CLIPVisionConfig, VISION)
     assert trace(

@@ -14,7 +14,8 @@ from backends.harness import give, tree, values
 from networks.grounded import Grounded, box_inputs, call_inputs
 
 from underdraw.backends.torch_operations import Torch
-from underdraw.networks import grounding, unet
+from underdraw.networks import unet
+from underdraw.networks.gligen import grounding
 from underdraw.networks.sites import Sites
 
 CASE = Grounded("text")

@@ -7,7 +7,7 @@ from pipelines import tiny
 
 from underdraw import StableDiffusionPipeline
 from underdraw.errors import InputError, InputTypeError
-from underdraw.pipelines.advice import Advice, read_advice
+from underdraw.pipelines.components.advice import Advice, read_advice
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from pipelines import tiny
 from pipelines.tiny import run
 
-from underdraw import StableDiffusionPipeline
+from underdraw import StableDiffusionPipeline, schedulers
 from underdraw.controls import Control
 from underdraw.errors import (
     ControlError,
@@ -16,7 +16,6 @@ from underdraw.errors import (
     NonFiniteError,
     UnderdrawError,
 )
-from underdraw.solvers import schedulers
 
 NAN, INF = float("nan"), float("inf")
 VALUE, TYPE = InputError, InputTypeError

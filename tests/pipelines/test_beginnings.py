@@ -11,12 +11,12 @@ from underdraw import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    schedulers,
 )
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.networks.sites import Sites
-from underdraw.pipelines.record import repeat
-from underdraw.solvers import schedulers
+from underdraw.pipelines.call.record import repeat
 
 HEIGHT, WIDTH = 48, 72
 SIZE = {"height": HEIGHT, "width": WIDTH}

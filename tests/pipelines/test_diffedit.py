@@ -7,9 +7,14 @@ from PIL import Image
 from pipelines import tiny
 
 import underdraw
-from underdraw import InputError, InputTypeError, StableDiffusionDiffEditPipeline, WeightError
-from underdraw.models.pictures import read_pictures
-from underdraw.solvers import schedulers
+from underdraw import (
+    InputError,
+    InputTypeError,
+    StableDiffusionDiffEditPipeline,
+    WeightError,
+    schedulers,
+)
+from underdraw.pictures.reading import read_pictures
 
 HEIGHT, WIDTH = 40, 56
 SIZE = (HEIGHT // 8, WIDTH // 8)

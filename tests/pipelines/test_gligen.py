@@ -18,7 +18,7 @@ from underdraw.models import (
     CLIPImageProjection,
     CLIPVisionModelWithProjection,
 )
-from underdraw.pipelines.record import repeat
+from underdraw.pipelines.call.record import repeat
 
 BOXES = [[0.1, 0.2, 0.5, 0.6], [0.5, 0.45, 1.0, 1.0]]
 PHRASES = ["red sphere", "a blue cube on the table"]

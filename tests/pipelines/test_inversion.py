@@ -8,8 +8,8 @@ from pipelines import tiny
 
 from underdraw.controls import AttentionEdit
 from underdraw.errors import InputError, InputTypeError
-from underdraw.pipelines.diffedit import StableDiffusionDiffEditPipeline
 from underdraw.pipelines.inversion import ddim, invert_pictures
+from underdraw.pipelines.stable_diffusion_diffedit import StableDiffusionDiffEditPipeline
 from underdraw.sampling.inversion import FixedPoint, NullTextInversion, finish
 
 PROMPTS = ["a red sphere", "blue cube"]

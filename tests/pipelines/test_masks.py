@@ -7,7 +7,8 @@ from PIL import Image
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
-from underdraw.pipelines import masks, regularise
+from underdraw.pictures import pasting as masks
+from underdraw.pipelines.stable_diffusion_diffedit import regularise
 
 TORCH = backends.get("torch")
 NN = TORCH.operations

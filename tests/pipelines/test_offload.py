@@ -22,14 +22,13 @@ from pipelines.elsewhere import DEVICE, Accelerator, There
 from pipelines.test_beginnings import masked, picture
 
 import underdraw
-from underdraw import Box, CannyMap, Keypoints, Region
+from underdraw import Box, CannyMap, Keypoints, Region, schedulers
 from underdraw.backends import hardware
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.models import AutoencoderKL, CLIPImageProcessor, StableDiffusionSafetyChecker
+from underdraw.pipelines.call.stream import fit_colours
 from underdraw.pipelines.inversion import invert_pictures
-from underdraw.pipelines.streaming import fit_colours
 from underdraw.sampling.inversion import FixedPoint, finish
-from underdraw.solvers import schedulers
 
 SIZE = {"height": 24, "width": 40}
 PROMPTS = ["a red sphere", "blue cube on the table"]

@@ -6,8 +6,7 @@ import torch
 from pipelines import tiny
 from pipelines.tiny import run, together
 
-from underdraw import StableDiffusionPipeline
-from underdraw.solvers import schedulers
+from underdraw import StableDiffusionPipeline, schedulers
 
 PROMPTS = ["a red sphere", "blue cube on the table", "green", ""]
 SOLVERS = {

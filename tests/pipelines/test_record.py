@@ -7,11 +7,11 @@ import pytest
 import torch
 from pipelines import tiny
 
+from underdraw import schedulers
 from underdraw.controls import Control
 from underdraw.errors import InputError, InputTypeError
-from underdraw.pipelines.images import read_metadata
-from underdraw.pipelines.record import repeat
-from underdraw.solvers import schedulers
+from underdraw.pictures.writing import read_metadata
+from underdraw.pipelines.call.record import repeat
 
 
 def same(a, b):

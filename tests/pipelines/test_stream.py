@@ -10,13 +10,12 @@ from PIL import Image
 from pipelines import tiny
 
 import underdraw
-from underdraw import StableDiffusionPipeline, scenes
+from underdraw import StableDiffusionPipeline, scenes, schedulers
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.networks.sites import Sites
-from underdraw.pipelines.images import METADATA
-from underdraw.pipelines.streaming import fit_colours
-from underdraw.solvers import schedulers
+from underdraw.pictures.writing import METADATA
+from underdraw.pipelines.call.stream import fit_colours
 
 CALL = {"height": 40, "width": 72, "num_inference_steps": 3, "seed": 5}
 SOLVERS = {
@@ -143,7 +142,7 @@ def test_cheap_previews_show_the_colours():
         z = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
     colours = fit_colours(pipe)
     assert colours.shape == (pipe.vae.config.latent_channels + 1, 3)
-    from underdraw.pipelines.streaming import coloured
+    from underdraw.pipelines.call.stream import coloured
 
     (shown,) = coloured(pipe, z, colours)
     small = Image.fromarray((image * 255).astype(np.uint8)).resize((16, 16), Image.Resampling.BOX)

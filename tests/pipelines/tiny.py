@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from underdraw import StableDiffusionPipeline
+from underdraw import StableDiffusionPipeline, schedulers
 from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from underdraw.solvers import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.text.vocabulary import train_vocabulary
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pipelines import tiny
 
+from underdraw import schedulers
 from underdraw.controls import Control, NullText
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.sampling.foreign import ForeignSolver
 from underdraw.sampling.inversion import (
     FixedPoint,
     Inversion,
@@ -22,7 +22,7 @@ from underdraw.sampling.inversion import (
     reconstruction,
 )
 from underdraw.sampling.loop import Denoiser, sample
-from underdraw.solvers import schedulers
+from underdraw.schedulers.foreign import ForeignSolver
 
 STEPS, GUIDANCE = 3, 5.0
 SHAPE = (2, 4, 5, 9)

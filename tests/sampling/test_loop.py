@@ -7,10 +7,10 @@ import pytest
 import torch
 from pipelines import tiny
 
+from underdraw import schedulers
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.sampling.foreign import ForeignSolver
 from underdraw.sampling.loop import CHUNK, Change, Denoiser, sample
-from underdraw.solvers import schedulers
+from underdraw.schedulers.foreign import ForeignSolver
 
 SHAPE = (2, 4, 5, 9)
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from underdraw import schedulers
 from underdraw.errors import InputError, InputTypeError, NotFoundError, UnderdrawError
-from underdraw.solvers import schedulers
 from underdraw.solvers.schedule import noise_schedule
 
 CONSTRUCTION = [

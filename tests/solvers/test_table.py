@@ -5,9 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from underdraw import backends
+from underdraw import backends, schedulers
 from underdraw.errors import InputError
-from underdraw.solvers import schedulers
 from underdraw.solvers.stacking import split_state, stack_rows, stack_states
 from underdraw.solvers.table import State, advance, clean_image
 

@@ -7,6 +7,7 @@ import torch
 from networks.configs import BASE
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats.stored import stored
 from underdraw.models import (
     CLIPImageProjection,
     Grounding,
@@ -14,9 +15,9 @@ from underdraw.models import (
     load_grounding,
     save_grounding,
 )
-from underdraw.networks.grounding_config import KINDS, MAPS
+from underdraw.networks.gligen.config import KINDS, MAPS
 from underdraw.weights import key_tables as keys, single_file
-from underdraw.weights.files import open_checkpoint, stored
+from underdraw.weights.files import open_checkpoint
 from underdraw.weights.save import save_tensors
 
 ENCODER = {"resize": 32, "backbone_widths": (4, 6, 8), "backbone_depths": (1, 1, 1)}

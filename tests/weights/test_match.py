@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from underdraw.errors import WeightError
-from underdraw.weights.files import stored
+from underdraw.formats.stored import stored
 from underdraw.weights.match import match, match_network
 
 A = stored(np.zeros((3, 4), "f4"))

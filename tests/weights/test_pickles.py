@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from weights.cases import TENSORS, assert_same
 
 from underdraw.errors import WeightError
-from underdraw.weights import pickle_machine
+from underdraw.formats import pickle_machine
 from underdraw.weights.files import open_checkpoint, open_tensors
 
 BOTH = pytest.mark.parametrize("legacy", [False, True])
@@ -348,7 +348,7 @@ def test_broken_programs_are_one_error(tmp_path, program):
 
 
 def test_an_inflating_program_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("underdraw.weights.pickles.MAX_PROGRAM", 1 << 16)
+    monkeypatch.setattr("underdraw.formats.pickles.MAX_PROGRAM", 1 << 16)
     program = b"\x80\x02" + b"N0" * (1 << 16) + b"}."
     path = zipped(tmp_path / "x.bin", program, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(WeightError, match="is no checkpoint's"):

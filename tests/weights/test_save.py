@@ -13,8 +13,9 @@ import safetensors.torch
 from weights.cases import TENSORS, assert_same
 
 from underdraw.errors import InputError
+from underdraw.formats.stored import StoredTensor
 from underdraw.weights import save
-from underdraw.weights.files import StoredTensor, open_checkpoint, open_tensors
+from underdraw.weights.files import open_checkpoint, open_tensors
 
 
 def all_kinds(tmp_path):

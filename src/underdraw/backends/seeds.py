@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from underdraw.backends.torch_operations import Generators
+from underdraw.backends.torch_operations import Generators, seeded
 from underdraw.errors import InputError, InputTypeError
 
 
@@ -26,6 +26,15 @@ def seeds_of(generators: Generators, count: int) -> list[int | None]:
             seed = seed if torch.equal(fresh.get_state(), one.get_state()) else None
         seeds.append(seed)
     return seeds
+
+
+def generators(generator: Any, seed: Any, count: int) -> Any:
+    """What draws the noise of `count` images: a generator, a list with one per image, or None."""
+    if seed is None:
+        return check_generators(generator, count)
+    if generator is not None:
+        raise InputError("generator and seed are both given; only one of them can be")
+    return seeded(seed, count)
 
 
 def check_generators(generator: Any, count: int) -> Generators:

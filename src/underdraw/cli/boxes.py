@@ -105,8 +105,7 @@ def _placed(entry: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 def controls_of(layout: Mapping[str, Any]) -> list[Any]:
     """The control of a layout."""
-    from underdraw.controls.boxes import Box, Style
-    from underdraw.controls.grounding import Layout
+    from underdraw.controls.boxes import Box, Layout, Style
 
     parts: list[Any] = []
     for i, entry in enumerate(layout["boxes"]):

@@ -17,7 +17,7 @@ from underdraw.errors import InputError, NotFoundError, WeightError
 
 if TYPE_CHECKING:
     from underdraw.cli.sources import Source
-    from underdraw.weights.files import StoredTensor
+    from underdraw.formats.stored import StoredTensor
 
 IN_SINGLE_FILES = ("unet", "vae", "text_encoder")
 FILE_SUFFIX = ".safetensors"
@@ -219,7 +219,7 @@ def single_file_index(source: Source) -> dict[str, Any]:
 
 
 def load_vocabulary(source: Source, tokenizer: str | None) -> Any:
-    from underdraw.pipelines.single_file import NoVocabularyError, load_tokenizer
+    from underdraw.pipelines.components.single_file import NoVocabularyError, load_tokenizer
     from underdraw.weights.single_file import Tokenizer
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from underdraw.errors import WeightError
-from underdraw.weights.files import NUMPY_DTYPES, StoredTensor
+from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 

@@ -116,7 +116,7 @@ def edit(
     if made.nsfw_content_detected and made.nsfw_content_detected[0]:
         tell("note: the safety checker withheld this picture")
     if show_mask:
-        from underdraw.pipelines.images import save_png
+        from underdraw.pictures.writing import save_png
 
         for name, shown in pictures_of_mask(image, made).items():
             beside = path.with_stem(f"{path.stem}-{name}")
@@ -137,7 +137,7 @@ def pictures_of_mask(image: Any, made: Any) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from underdraw.pipelines.images import grid
+    from underdraw.pictures.writing import grid
 
     after = made.images[0]
     cells = Image.fromarray(np.uint8(255) * made.mask_image[0].astype(np.uint8))

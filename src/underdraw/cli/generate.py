@@ -200,7 +200,7 @@ def recorded(path: Path, given: dict[str, Any]) -> Request:
 
     Raises InputError where the picture cannot be made again from what it holds.
     """
-    from underdraw.pipelines.images import read_metadata
+    from underdraw.pictures.writing import read_metadata
 
     record = read_metadata(path)
     if isinstance(record.get("sheet"), list):
@@ -230,7 +230,8 @@ def recorded(path: Path, given: dict[str, Any]) -> Request:
 def load(request: Request, solver: str | None) -> Any:
     """The pipeline of a request."""
     from underdraw.cli import loading, solvers
-    from underdraw.pipelines.base import Settings, scheduler_class
+    from underdraw.pipelines.components.registry import scheduler_class
+    from underdraw.pipelines.components.settings import Settings
 
     loading_options = dict(request.loading)
     grounding = loading_options.pop("grounding", None)
@@ -264,7 +265,7 @@ def make(
     `preview` steps as it is then."""
     import inspect
 
-    from underdraw.pipelines.images import METADATA
+    from underdraw.pictures.writing import METADATA
 
     allowed = inspect.signature(type(pipe).__call__).parameters
     if unknown := sorted(set(request.call) - set(allowed)):

@@ -11,8 +11,8 @@ import numpy as np
 
 from underdraw.cli.sources import NETWORKS, Source
 from underdraw.errors import UnderdrawError, WeightError
+from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor
 from underdraw.networks.config import read
-from underdraw.weights.files import NUMPY_DTYPES, StoredTensor
 from underdraw.weights.known_keys import FOLDERS, SINGLE_FILE, Known, reason
 from underdraw.weights.match import match_network
 

@@ -36,7 +36,7 @@ def load_pipeline(
 
     # A name of nothing is told before a framework is imported, which takes seconds.
     if is_single_file(model):
-        from underdraw.pipelines.single_file import find
+        from underdraw.pipelines.components.single_file import find
 
         find(model)
     else:
@@ -49,7 +49,7 @@ def load_pipeline(
     device = hardware.resolve_device(device)
     how = {"dtype": dtype, "device": device}
     if is_single_file(model):
-        from underdraw.pipelines.single_file import NoVocabularyError
+        from underdraw.pipelines.components.single_file import NoVocabularyError
 
         given = {"tokenizer": tokenizer} if tokenizer else {}
         try:

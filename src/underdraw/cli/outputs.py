@@ -35,7 +35,7 @@ class Target:
 
     def write(self, index: int, image: Any, record: dict[str, Any]) -> Path:
         """Write a picture with its metadata and return where; its preview goes."""
-        from underdraw.pipelines.images import save_png
+        from underdraw.pictures.writing import save_png
 
         path = self.place(index)
         save_png(image, path, record)
@@ -46,7 +46,7 @@ class Target:
 
     def write_preview(self, index: int, image: Any, record: dict[str, Any]) -> None:
         """Write a picture that is being made beside the place where it will be."""
-        from underdraw.pipelines.images import save_png
+        from underdraw.pictures.writing import save_png
 
         if index not in self.previews:
             path = self.place(index)
@@ -55,7 +55,7 @@ class Target:
 
     def write_beside(self, path: Path, what: str, image: Any) -> Path:
         """Write another view of the picture at `path` beside it, and return where."""
-        from underdraw.pipelines.images import save_png
+        from underdraw.pictures.writing import save_png
 
         place = free(path.with_stem(f"{path.stem}-{what}"))
         save_png(image, place, {"view": what, "of": path.name})
@@ -72,7 +72,7 @@ class Target:
         import typer
         from PIL import Image
 
-        from underdraw.pipelines.images import grid, save_png
+        from underdraw.pictures.writing import grid, save_png
 
         pictures = [Image.open(path) for path in self.written]
         if self.file and self.out is not None:

@@ -60,7 +60,7 @@ def scenes(
     pictures = [enlarged(cell, height * scale, width * scale) for row in rows for cell in row]
     across = max(1, 6 // len(rows[0])) * len(rows[0])
     sheet = draw.contact_sheet(pictures, across)
-    from underdraw.pipelines.images import save_png
+    from underdraw.pictures.writing import save_png
 
     save_png(sheet, out)
     for i, text in enumerate(captions):

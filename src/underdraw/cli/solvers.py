@@ -42,7 +42,7 @@ def make_solver(name: str, config: Any) -> Any:
 
     A noise grid may follow: "euler_karras", "dpm++_beta". Raises InputError, listing all names.
     """
-    from underdraw.solvers import schedulers
+    from underdraw import schedulers
 
     plain, _, last = name.lower().replace("-", "_").rpartition("_")
     grid = GRIDS.get(last)

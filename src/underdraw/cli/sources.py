@@ -10,9 +10,9 @@ from typing import Any
 
 from underdraw import models
 from underdraw.errors import NotFoundError, UnderdrawError, WeightError
+from underdraw.formats.stored import StoredTensor
 from underdraw.models.base import Model
 from underdraw.weights import files, folders, hub, single_file
-from underdraw.weights.files import StoredTensor
 
 NETWORKS: dict[str, type[Model]] = {
     name: cls
@@ -221,7 +221,7 @@ def _facts(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_scheduler(source: Source, part: str) -> None:
-    from underdraw.pipelines.base import scheduler_class
+    from underdraw.pipelines.components.registry import scheduler_class
 
     kind = str(source.scheduler.get("_class_name"))
     made = scheduler_class(kind).from_config(source.scheduler)

@@ -1,35 +1,40 @@
-"""Boxes that hold a phrase or an image, and a style: the values of grounded generation.
+"""Boxes that hold a phrase or an image, a style, and layouts of them: grounded generation.
 
-Li et al. 2023 (GLIGEN). How they act is in `controls.grounding`.
+Li et al. 2023 (GLIGEN). The boxes of an image share one attention, so those that a run is given
+form one `Layout`; `PerImage` gives every image of a batch its own. Their tokens, and what each
+layer makes of them, are computed once per run (`controls.grounding`). Under guidance the
+unconditional half sees null tokens, as in training without boxes.
+
+The trained part is the pipeline's (`load_grounding`). Nothing is set on a model, and a call in
+which the strength is 0 is a plain call.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
-from underdraw.controls.control import Control, Part
-from underdraw.controls.pictures import as_picture
-from underdraw.errors import InputError, InputTypeError
+from underdraw.backends.contract import Array, Operations
+from underdraw.controls.control import Call, Control, Part, Run
+from underdraw.controls.grounding import Corners, Entry, prepare
+from underdraw.controls.strength import Strength, as_strength
+from underdraw.errors import ControlError, InputError, InputTypeError
+from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.pictures.reading import as_picture
 
+PHRASES = Strength(0.3, 0.0, 0.7)
+IMAGES = Strength(1.0, 0.0, 0.0)
+"""Over a run, as in the original."""
+IMAGE_NORM = 28.7
+"""Length of image features, about that of phrases'."""
 MOST = 30
 """Boxes of one image: the layers were trained with as many tokens."""
 NOWHERE = (0.0, 1.0, 0.0, 1.0)
 """The box without extent under which the layers know a style."""
-
-Corners = tuple[float, float, float, float]
-"""`(x_min, y_min, x_max, y_max)`: fractions of the image's width and height."""
-
-
-class Entry(NamedTuple):
-    """One thing that is grounded. None: the layers' null feature stands for it."""
-
-    phrase: str | None
-    image: Any
-    box: Corners
 
 
 class Grounded(Part):
@@ -40,8 +45,6 @@ class Grounded(Part):
     @staticmethod
     def whole(parts: Sequence[Any]) -> Control:
         """The layout of the boxes that a run was given."""
-        from underdraw.controls.grounding import one_layout
-
         return one_layout(parts)
 
 
@@ -141,3 +144,123 @@ def check_parts(name: str, boxes: Any, most: int = MOST) -> tuple[Grounded, ...]
     if len(parts) > most:
         raise InputError(f"{name} has {len(parts)} entries; allowed: at most {most}")
     return parts
+
+
+# -- layouts: the boxes of an image, which share one attention
+def one_layout(parts: Sequence[Any]) -> Control:
+    """The control of all boxes, styles and layouts that a run was given."""
+    if all(isinstance(part, Grounded) for part in parts):
+        return Layout(tuple(parts))
+    if len(parts) > 1:
+        raise ControlError(
+            f"controls holds {len(parts)} layouts, boxes or styles that do not go together; put "
+            "all boxes of an image into one Layout, layouts of several images into one PerImage"
+        )
+    return parts[0]
+
+
+class _Acting(Part, ABC):
+    """What layouts for one image and for each image do alike."""
+
+    whole = staticmethod(Grounded.whole)
+
+    @abstractmethod
+    def layouts(self, images: int) -> Sequence[Layout]:
+        """One layout for all images, or one per image."""
+
+    def prepare(self, run: Run) -> Any:
+        """Tokens of all images, and what the layers make of them."""
+        layouts = self.layouts(run.batch)
+        if not any(layout.acts for layout in layouts):
+            return None
+        return prepare(run, layouts)
+
+    def before_call(
+        self, nn: Operations, carry: Any, latents: Array, call: Call
+    ) -> tuple[Array, Sites, Any]:
+        """Latents as they are; the layers act as strongly as this call asks."""
+        sites = NO_SITES if carry is None else carry.sites(nn, call, latents.shape[0])
+        return latents, sites, carry
+
+
+@dataclass(frozen=True)
+class Layout(_Acting):
+    """Boxes and styles, the same for every image of a call.
+
+    Args:
+        boxes: at most 30 `Box` and `Style`. Without any, the image is a plain one.
+        strength: (on, decay, off), see `Strength`; by default that of the original, (0.3, 0, 0.7)
+            for phrases and (1, 0, 0) as soon as an image is among them.
+        image_norm: the length which image features are brought to.
+
+    Raises:
+        InputError, InputTypeError: more than 30, something else in it, no such strength.
+    """
+
+    boxes: Sequence[Grounded] = ()
+    strength: Strength | tuple[float, float, float] | None = None
+    image_norm: float = IMAGE_NORM
+
+    def __post_init__(self) -> None:
+        boxes = check_parts("Layout", self.boxes)
+        object.__setattr__(self, "boxes", boxes)
+        default = IMAGES if any(b.entry.image is not None for b in boxes) else PHRASES
+        strength = default if self.strength is None else as_strength(self.strength)
+        object.__setattr__(self, "strength", strength)
+
+    @property
+    def acts(self) -> bool:
+        """Whether the layers do anything."""
+        return bool(self.boxes)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The tokens, in order."""
+        return tuple(box.entry for box in self.boxes)
+
+    def layouts(self, images: int) -> Sequence[Layout]:
+        """Itself."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Nothing(Layout):
+    """No boxes, but layers that act on null tokens alone, which is no plain image: what the peer
+    makes of empty lists."""
+
+    @property
+    def acts(self) -> bool:
+        """It always does."""
+        return True
+
+
+@dataclass(frozen=True, init=False)
+class PerImage(_Acting):
+    """A layout for each image of a call: `PerImage([Box(...), Box(...)], [Box(...)], [])`.
+
+    Args:
+        each: lists of boxes and styles, or `Layout`; as many as the call makes images, those of one
+            prompt next to each other. An empty one leaves its image plain.
+
+    Raises:
+        InputError, InputTypeError: there are none, or one of them is no layout.
+    """
+
+    each: tuple[Layout, ...]
+
+    def __init__(self, *each: Layout | Sequence[Grounded]) -> None:
+        if not each:
+            raise InputError("PerImage has no layouts; give one per image")
+        made = [
+            layout if isinstance(layout, Layout) else Layout(check_parts(f"PerImage[{i}]", layout))
+            for i, layout in enumerate(each)
+        ]
+        object.__setattr__(self, "each", tuple(made))
+
+    def layouts(self, images: int) -> Sequence[Layout]:
+        """One per image; InputError where their numbers differ."""
+        if len(self.each) != images:
+            raise InputError(
+                f"PerImage has {len(self.each)} layouts; the call makes {images} images"
+            )
+        return self.each

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
-from underdraw.controls.pictures import as_picture
 from underdraw.controls.ready import Ready, attached_network
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.errors import InputError, InputTypeError
-from underdraw.networks.grounding_config import KEYPOINTS
+from underdraw.networks.gligen.config import KEYPOINTS
 from underdraw.networks.sites import Sites
+from underdraw.pictures.reading import as_picture
 
 People = Sequence[Sequence[Sequence[float]]]
 """People of one image: 17 points each, `(x, y)`."""
@@ -112,8 +113,6 @@ class Map(_Grounding):
 
     def _pixels(self, image: Any, network: Any, height: int, width: int) -> np.ndarray:
         """`(channels, height, width)` as the layers take it."""
-        from PIL import Image
-
         sized = image.resize((width, height), Image.Resampling.BICUBIC)
         return (np.asarray(sized, np.float32) / 127.5 - 1).transpose(2, 0, 1)
 
@@ -164,8 +163,6 @@ class SemanticMap(Map):
     kind, usual = "semantic", Strength(0.7, 0.0, 0.3)
 
     def _read(self, name: str, image: Any) -> Any:
-        from PIL import Image
-
         if isinstance(image, Image.Image):
             image = np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
         if hasattr(image, "detach"):  # a tensor

@@ -12,7 +12,7 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Run
 from underdraw.controls.strength import Strength
 from underdraw.errors import InputError
-from underdraw.networks.grounding import Constants, Tokens
+from underdraw.networks.gligen.grounding import Constants, Tokens
 from underdraw.networks.sites import NO_SITES, Sites
 
 

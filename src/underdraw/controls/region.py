@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Call, Control, Run
 from underdraw.errors import InputError, InputTypeError
-from underdraw.models.pictures import read_masks, read_pictures, shrunk
+from underdraw.pictures.reading import read_masks, read_pictures, shrunk
 
 
 class _Known(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from underdraw import scenes
 from underdraw.errors import InputError
@@ -72,8 +73,6 @@ def evaluate_autoencoder(
     for name, value in (("count", count), ("batch", batch)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} is not an integer of at least 1")
-    from tqdm import tqdm
-
     evaluator = evaluator or load_evaluator()
     there_and_back = vae if not hasattr(vae, "encode") else through(vae)
     ratios: list[float] = []

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from underdraw.errors import InputError, NotFoundError, WeightError
 from underdraw.scenes import Mention
 from underdraw.scenes.vocabulary import RELATIONS, check_choice
 
 from .images import as_images
+from .network import ATTRIBUTES, UNIT, Network, cell_centres, split
 
 if TYPE_CHECKING:
     from .network import Network
@@ -117,8 +119,6 @@ class Evaluator:
         import torch
         from torch.nn import functional as F
 
-        from .network import ATTRIBUTES, UNIT, cell_centres, split
-
         height, width = images.shape[2:]
         scale = SIDE / min(height, width)
         seen = (round(height * scale), round(width * scale))
@@ -155,8 +155,6 @@ class Evaluator:
 
 
 def _detection(score: float, box: list[float], foot: list[float], told: dict) -> Detection:
-    from .network import ATTRIBUTES
-
     said = {name: ATTRIBUTES[name][int(told[name].argmax())] for name in ATTRIBUTES}
     second = None
     if said["texture"] != "plain":
@@ -191,10 +189,6 @@ def load_evaluator(path: str | os.PathLike | None = None) -> Evaluator:
 def _load(path: str) -> Evaluator:
     if not os.path.isfile(path):
         raise NotFoundError(f"{path}: there are no evaluator weights")
-    from safetensors import SafetensorError, safe_open
-
-    from .network import Network
-
     try:
         with safe_open(path, "pt") as file:
             widths = json.loads((file.metadata() or {})["widths"])

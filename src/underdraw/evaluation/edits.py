@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from underdraw import scenes
 from underdraw.errors import InputError
+from underdraw.pictures.pasting import paste
+from underdraw.pictures.writing import grid, to_pil
+from underdraw.pipelines.diffedit.edit import EditSettings, reversible
+from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from underdraw.scenes import PAIR_KINDS, Pair
 from underdraw.scenes.captions import describe
 
@@ -201,8 +206,6 @@ def evaluate_editing(
 
     Raises InputError for numbers below 1, and a folder of another run.
     """
-    from tqdm import tqdm
-
     if not isinstance(batch, int) or batch < 1:
         raise InputError(f"batch={batch!r} is not an integer of at least 1")
     evaluator = evaluator or load_evaluator()
@@ -248,8 +251,6 @@ def _edited(
     before = np.stack([pair.before.rendering.image for pair in pairs])
     source = [pair.before.caption.text for pair in pairs]
     target = [pair.after.caption.text for pair in pairs]
-    from underdraw.pipelines.edit import reversible
-
     made = pipe.edit(before, source, target, seed=seed, output_type="np", **arguments)
     found = {"edits": made.images, "mask": np.asarray(made.mask_image, np.uint8)}
     named = ("num_inference_steps", "inpaint_strength")
@@ -262,9 +263,6 @@ def _edited(
     clean = made.clean
     found["round_trip"] = pipe.decode_latents(clean, "np")[0]
     if compare:
-        from underdraw.pipelines.edit import EditSettings
-        from underdraw.pipelines.img2img import StableDiffusionImg2ImgPipeline
-
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         plain = other(
             target,
@@ -281,8 +279,6 @@ def _edited(
 
 
 def _way() -> tuple[int, float]:
-    from underdraw.pipelines.edit import EditSettings
-
     return EditSettings().steps, EditSettings().strength
 
 
@@ -293,8 +289,6 @@ def _report(
     settings: dict[str, Any],
     folder: Path | None,
 ) -> EditingReport:
-    from underdraw.pipelines.masks import paste
-
     real = np.stack([pair.after.rendering.image for pair in pairs])
     before = np.stack([pair.before.rendering.image for pair in pairs])
     size = before.shape[1:3]
@@ -339,8 +333,6 @@ def _small(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def _sheet(pairs: Sequence[Pair], made: dict[str, np.ndarray], most: int = 16) -> Any:
     """Before, found mask, edit, img2img, the real change: a row per pair."""
-    from underdraw.pipelines.images import grid, to_pil
-
     shown: list[Any] = []
     for i, pair in enumerate(pairs[:most]):
         before, real = pair.before.rendering.image, pair.after.rendering.image

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from underdraw import scenes
 from underdraw.scenes import vocabulary
@@ -97,8 +98,6 @@ def render_examples(
 
     An interrupted run leaves whole chunks only and the next one goes on from them.
     """
-    from tqdm import tqdm
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-count // CHUNK))

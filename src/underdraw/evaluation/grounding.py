@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from underdraw import scenes
+from underdraw.controls.boxes import Box, Layout, PerImage
+from underdraw.controls.region import Region
 from underdraw.errors import InputError
+from underdraw.scenes.draw import contact_sheet, draw_boxes
 
 from .boxes import BOX_ROWS, BoxScores, score_boxes
 from .detector import Evaluator, load_evaluator
@@ -172,8 +175,6 @@ def evaluate_grounding(
 def pipeline_generator(pipe: Any, *, steps: int = 20, **arguments: Any) -> Generate:
     """`generate` by a pipeline with grounding weights; `arguments`, such as `guidance_scale`, go to
     its call, and `strength` (on, decay, off) to the layouts."""
-    from underdraw.controls.grounding import PerImage
-
     strength = arguments.pop("strength", None)
 
     def generate(layouts: Sequence[HeldOutLayout], seeds: Sequence[int]) -> Any:
@@ -193,9 +194,6 @@ def pipeline_generator(pipe: Any, *, steps: int = 20, **arguments: Any) -> Gener
 
 def pipeline_filler(pipe: Any, *, steps: int = 20, **arguments: Any) -> Fill:
     """`fill` by a pipeline with grounding weights, as `pipeline_generator`."""
-    from underdraw.controls.grounding import PerImage
-    from underdraw.controls.region import Region
-
     strength = arguments.pop("strength", None)
 
     def fill(holes: Sequence[HeldOutHole], seeds: Sequence[int]) -> Any:
@@ -215,9 +213,6 @@ def pipeline_filler(pipe: Any, *, steps: int = 20, **arguments: Any) -> Fill:
 
 
 def _as_control(layout: HeldOutLayout, strength: Any) -> Any:
-    from underdraw.controls.boxes import Box
-    from underdraw.controls.grounding import Layout
-
     corners = [tuple(box) for box in layout.boxes.tolist()]
     named = zip(layout.phrases, corners, strict=False)
     shown = zip(layout.images, corners, strict=False)
@@ -258,8 +253,6 @@ def _sheet(
     shown: np.ndarray | None,
 ) -> None:
     """Rows of eight: drawn by boxes, the same with the boxes, and by the prompt alone."""
-    from underdraw.scenes.draw import contact_sheet, draw_boxes
-
     cells: list[Any] = []
     for start in range(0, len(wanted), 8):
         some = range(start, min(start + 8, len(wanted)))

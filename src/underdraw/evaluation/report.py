@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from underdraw.errors import InputError
 
@@ -45,8 +47,6 @@ def generate_kept(
 
     Each batch is kept in `folder`, and what that holds is not made again.
     """
-    from tqdm import tqdm
-
     pictures: dict[int, np.ndarray] = {}
     if folder is not None:
         for i in range(len(items)):
@@ -100,8 +100,6 @@ def _picture_path(folder: Path, number: int) -> Path:
 
 
 def _keep(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
     partial = path.with_suffix(".tmp")
     Image.fromarray(picture).save(partial, "PNG")
     os.replace(partial, path)
@@ -111,8 +109,6 @@ def _read(path: Path) -> np.ndarray | None:
     """A kept picture; None where there is none, or one that cannot be read."""
     if not path.exists():
         return None
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))

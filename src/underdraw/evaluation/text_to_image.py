@@ -13,13 +13,15 @@ import numpy as np
 
 from underdraw.errors import InputError
 from underdraw.models.base import Model
-from underdraw.pipelines.base import DiffusionPipeline, uncompiled
+from underdraw.pipelines.base import DiffusionPipeline
+from underdraw.pipelines.components.registry import uncompiled
 from underdraw.scenes import Caption
 
 from .detector import Evaluator
 from .images import as_images
 from .judging import CaptionReport, score_captions
 from .report import SHEET, claim, generate_kept, write_report
+from .sheet import judged_sheet
 from .staging import as_captions, held_out_captions
 
 
@@ -86,8 +88,6 @@ def evaluate_text_to_image(
     )
     if place is not None:
         write_report(place, report)
-        from .sheet import judged_sheet
-
         partial = place / f"{SHEET}.tmp"
         judged_sheet(pictures, report.judgements).save(partial, "PNG")
         os.replace(partial, place / SHEET)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -212,8 +213,6 @@ def _epoch(
 
 def save(network: Network, path: Path, config: TrainConfig) -> None:
     """In half precision, with the settings that made it in the header."""
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
     save_file(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,9 +19,12 @@ from underdraw import backends
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.errors import InputError, InputTypeError, WeightError
-from underdraw.models.familiar import SAVING, drop_neutral
+from underdraw.formats.stored import stored
+from underdraw.models.keywords import SAVING, drop_neutral
 from underdraw.models.outputs import DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
+from underdraw.weights import folders, hub as hubs, save
+from underdraw.weights.match import match_network
 
 Self = TypeVar("Self", bound="Model")
 
@@ -98,16 +102,12 @@ class Model:
         cls, name_or_path: str | Path, *, subfolder: str | None = None, **hub: Any
     ) -> dict[str, Any]:
         """The parsed `config.json`, for `from_config`; arguments as in `from_pretrained`."""
-        from underdraw.weights import folders, hub as hubs
-
         hub = drop_neutral(f"{cls.__name__}.load_config", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", weights=False, **hub)
         return folders.read_config(path, subfolder or "")
 
     def save_config(self, folder: str | Path, **familiar: Any) -> None:
         """Write `config.json` alone; what else the folder holds stays."""
-        from underdraw.weights import save
-
         drop_neutral(f"{type(self).__name__}.save_config", familiar, SAVING, ())
         Path(folder).mkdir(parents=True, exist_ok=True)
         save.write_json(Path(folder) / "config.json", self.export_config())
@@ -144,8 +144,6 @@ class Model:
             WeightError: the weights are damaged, or do not fit the config.
             InputTypeError: a keyword is not known, or not supported at this value.
         """
-        from underdraw.weights import folders, hub as hubs
-
         hub = drop_neutral(f"{cls.__name__}.from_pretrained", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", variant=variant, **hub)
         raw, tensors = folders.open_component(path, subfolder or "", variant, use_safetensors)
@@ -165,8 +163,6 @@ class Model:
         check: bool = False,
     ) -> Self:
         """A model from a parsed `config.json` and the `StoredTensor`s that were found, by name."""
-        from underdraw.weights.match import match_network
-
         config = read(cls.config_class, cls.adapt_config(dict(raw_config)))
         layout = cls.layout(config)
         fitting = match_network(cls.network, layout.shapes, tensors, cls.__name__)
@@ -187,8 +183,6 @@ class Model:
             InputTypeError: the object has no `config` and `state_dict`.
             WeightError: its parameters are not those of this network.
         """
-        from underdraw.weights.files import stored
-
         config = getattr(module, "config", None)
         if config is None or not callable(getattr(module, "state_dict", None)):
             raise InputTypeError(f"{type(module).__name__} cannot serve as {cls.__name__}")
@@ -225,8 +219,6 @@ class Model:
 
     def stored_tensors(self) -> dict[str, Any]:
         """Parameters by published name as `weights.files.StoredTensor`s, on the host."""
-        from underdraw.weights.files import stored
-
         tensors = {}
         for name, value in self._framework.named_tensors(self):
             dtype, array = self._framework.to_bits(value)
@@ -249,8 +241,6 @@ class Model:
             is_main_process: False writes nothing: of several processes one saves.
             familiar: the peer's keywords at values that change nothing (`models.familiar`).
         """
-        from underdraw.weights import save
-
         drop_neutral(f"{type(self).__name__}.save_pretrained", familiar, SAVING, ())
         if not is_main_process:
             return
@@ -285,8 +275,6 @@ class Model:
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""
-        from math import prod
-
         return sum(prod(shape) for shape in self.layout(self.config).shapes.values())
 
 

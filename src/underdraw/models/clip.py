@@ -10,7 +10,7 @@ from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
-from underdraw.networks import clip, clip_layout, vision
+from underdraw.networks import clip, vision
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig
 
 
@@ -23,7 +23,7 @@ class CLIPTextModel(Model):
 
     @classmethod
     def layout(cls, config: CLIPTextConfig) -> Layout:
-        return clip_layout.text_layout(config)
+        return clip.text_layout(config)
 
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
 
     @classmethod
     def layout(cls, config: CLIPTextConfig) -> Layout:
-        return clip_layout.text_layout(config, projection=True)
+        return clip.text_layout(config, projection=True)
 
     def forward(
         self,
@@ -108,7 +108,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
         """As `CLIPTextModel`, first field `text_embeds (batch, projection_dim)`."""
         _refuse(position_ids=position_ids, output_attentions=output_attentions or None)
         out = self.encode(input_ids, attention_mask)
-        embeds = clip_layout.text_projection(self.nn, self, self.config, out.pooled)
+        embeds = clip.text_projection(self.nn, self, self.config, out.pooled)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPTextModelOutput(embeds, out.last, states)
         return result.to_tuple() if return_dict is False else result

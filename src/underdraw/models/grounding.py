@@ -10,13 +10,13 @@ import numpy as np
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
+from underdraw.formats.stored import stored
 from underdraw.models.base import Model
-from underdraw.networks import grounding, grounding_maps, grounding_sites
 from underdraw.networks.config import UNetConfig
-from underdraw.networks.grounding import Constants, Strength, Tokens
-from underdraw.networks.grounding_config import BOXES, KEYPOINTS, MAPS, GroundingConfig
+from underdraw.networks.gligen import grounding, maps as grounding_maps, sites as grounding_sites
+from underdraw.networks.gligen.config import BOXES, KEYPOINTS, MAPS, GroundingConfig
+from underdraw.networks.gligen.grounding import Constants, Strength, Tokens
 from underdraw.networks.sites import Sites
-from underdraw.weights.files import stored
 
 Self = TypeVar("Self", bound="Grounding")
 

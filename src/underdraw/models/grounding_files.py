@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.models.base import Model
-from underdraw.models.familiar import drop_neutral
 from underdraw.models.grounding import Grounding
+from underdraw.models.keywords import drop_neutral
+from underdraw.weights import hub as hubs, save
+from underdraw.weights.grounding import METADATA, read_grounding
 
 
 def load_grounding(
@@ -45,9 +47,6 @@ def load_grounding(
         WeightError: it holds no grounding layers, not all of them, or something unknown.
         InputError: it was trained for another UNet, or `kind` is not right.
     """
-    from underdraw.weights import hub as hubs
-    from underdraw.weights.grounding import read_grounding
-
     hub = drop_neutral("load_grounding", hub)
     path = Path(source)
     if not path.is_file():
@@ -78,9 +77,6 @@ def save_grounding(grounding: Grounding, target: str | os.PathLike[str]) -> None
 
     Either is atomic: an interruption leaves what was there before.
     """
-    from underdraw.weights import save
-    from underdraw.weights.grounding import METADATA
-
     if Path(target).suffix != ".safetensors":
         grounding.save_pretrained(Path(target))
         return

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
-from underdraw.models.familiar import SAVING, drop_neutral
+from underdraw.models.keywords import SAVING, drop_neutral
+from underdraw.weights import folders, hub as hubs, save
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -42,8 +44,6 @@ class CLIPImageProcessor:
         cls, name_or_path: str | Path, subfolder: str | None = None, **hub: Any
     ) -> CLIPImageProcessor:
         """From a folder or Hub id that holds `preprocessor_config.json`."""
-        from underdraw.weights import folders, hub as hubs
-
         hub = drop_neutral("CLIPImageProcessor.from_pretrained", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", **hub)
         return cls.from_config(
@@ -52,8 +52,6 @@ class CLIPImageProcessor:
 
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write `preprocessor_config.json`, which the peer reads."""
-        from underdraw.weights import save
-
         drop_neutral("CLIPImageProcessor.save_pretrained", familiar, SAVING, ())
         with save.writing_folder(folder) as place:
             save.write_json(place / "preprocessor_config.json", self.to_dict())
@@ -94,8 +92,6 @@ class CLIPImageProcessor:
         return ProcessedImages(pixels)
 
     def _one(self, image: Any) -> np.ndarray:
-        from PIL import Image
-
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
                 image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)

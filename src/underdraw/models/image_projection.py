@@ -12,6 +12,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Shape, trace
 from underdraw.models.base import Model
 from underdraw.networks.config import Config
+from underdraw.weights.grounding import read_projection
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,6 @@ class CLIPImageProjection(Model):
         Raises:
             NotFoundError, WeightError: no such file, or not one square matrix.
         """
-        from underdraw.weights.grounding import read_projection
-
         matrix = read_projection(path)
         weight = matrix.derive(matrix.shape, lambda array: array.T.copy())
         config = {"hidden_size": matrix.shape[0]}

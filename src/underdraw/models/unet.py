@@ -12,8 +12,9 @@ from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
-from underdraw.networks import grounding, grounding_sites, unet
-from underdraw.networks.grounding_config import INPAINTING_CHANNELS, GroundingConfig
+from underdraw.networks import unet
+from underdraw.networks.gligen import grounding, sites as grounding_sites
+from underdraw.networks.gligen.config import INPAINTING_CHANNELS, GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
 
 

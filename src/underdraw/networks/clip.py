@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from underdraw.backends.contract import Array, Node, Operations
+from underdraw.backends.layout import Layout
+from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig
 from underdraw.networks.layers import activation, merge_heads, split_heads
+from underdraw.networks.program import Program
 
 
 class TextOutput(NamedTuple):
@@ -91,3 +95,26 @@ def text(
 def final_norm(nn: Operations, p: Node, config: CLIPTextConfig, x: Array) -> Array:
     """The norm after the last layer; `clip_skip` applies it to an earlier one."""
     return nn.layer_norm(p.text_model.final_layer_norm, x, config.layer_norm_eps)
+
+
+def text_projection(nn: Operations, p: Node, config: CLIPTextConfig, pooled: Array) -> Array:
+    """Pooled text to the space shared with images, `(batch, projection_dim)`."""
+    return nn.linear(p.text_projection, pooled, config.projection_dim, bias=False)
+
+
+@cache
+def text_layout(config: CLIPTextConfig, projection: bool = False) -> Layout:
+    """Names and shapes of the text tower's parameters, with its projection or without."""
+
+    def program(nn: Shapes, p: Path) -> None:
+        out = text(nn, p, config, Shape(1, 2))
+        if projection:
+            text_projection(nn, p, config, out.pooled)
+
+    return trace(program)
+
+
+TEXT = Program("clip.text", text)
+EMBED_TOKENS = Program("clip.embed_tokens", embed_tokens)
+FINAL_NORM = Program("clip.final_norm", final_norm)
+TEXT_PROJECTION = Program("clip.text_projection", text_projection)

@@ -8,6 +8,7 @@ from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.networks.config import CLIPVisionConfig
+from underdraw.networks.program import Program
 from underdraw.networks.vision import vision, visual_projection
 
 CONCEPTS, SPECIAL = 17, 3
@@ -57,3 +58,6 @@ def layout(config: CLIPVisionConfig) -> Layout:
         concept_scores(nn, p, config, Shape(1, config.num_channels, side, side))
 
     return trace(program)
+
+
+CONCEPT_SCORES = Program("safety.scores", concept_scores)

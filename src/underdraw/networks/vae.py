@@ -9,6 +9,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.networks.config import VAEConfig
 from underdraw.networks.layers import activation, attention, keys_values, resnet
+from underdraw.networks.program import Program
 
 EPS = 1e-6
 
@@ -85,3 +86,7 @@ def layout(config: VAEConfig) -> Layout:
         decode(nn, p, config, Shape(1, config.latent_channels, 2, 2))
 
     return trace(encoder) | trace(decoder)
+
+
+ENCODE = Program("vae.encode", encode)
+DECODE = Program("vae.decode", decode)

@@ -10,6 +10,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.networks.clip import transformer_layer
 from underdraw.networks.config import CLIPVisionConfig
+from underdraw.networks.program import Program
 
 
 class VisionOutput(NamedTuple):
@@ -65,3 +66,7 @@ def vision_layout(config: CLIPVisionConfig, projection: bool = True) -> Layout:
             visual_projection(nn, p, config, out.pooled)
 
     return trace(program)
+
+
+VISION = Program("vision", vision)
+VISUAL_PROJECTION = Program("vision.projection", visual_projection)

@@ -4,57 +4,34 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from underdraw import models
+from underdraw import checks, schedulers
 from underdraw.errors import InputError, InputTypeError, UnderdrawError
-from underdraw.models import familiar
+from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
 from underdraw.models.vae import Tiling
-from underdraw.pipelines import calls
-from underdraw.pipelines.advice import Advice, read_advice
-from underdraw.pipelines.processor import CLIPProcessor
-from underdraw.sampling.foreign import METHODS as SCHEDULER_METHODS
-from underdraw.solvers import schedulers
-from underdraw.text.tokenizer import CLIPTokenizer
-
-if TYPE_CHECKING:
-    from underdraw.pipelines.streaming import Stream
-
-MODELS: Mapping[str, type[Model]] = {
-    "unet": models.UNet2DConditionModel,
-    "vae": models.AutoencoderKL,
-    "text_encoder": models.CLIPTextModel,
-    "image_encoder": models.CLIPVisionModelWithProjection,
-    "image_project": models.CLIPImageProjection,
-    "safety_checker": models.StableDiffusionSafetyChecker,
-}
-"""The class of each component that is a network."""
-
-SCHEDULERS = ("scheduler", "inverse_scheduler")
-LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
-# Where the peer keeps these classes.
-LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
-READERS: Mapping[str, Any] = {
-    "tokenizer": CLIPTokenizer,
-    "processor": CLIPProcessor,
-    "feature_extractor": models.CLIPImageProcessor,
-}
-"""The class of each component that prepares texts or pictures."""
-NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How one pipeline runs its networks; two pipelines on shared weights may differ."""
-
-    attention_slice: int | str | None = None
-    vae_slicing: bool = False
-    vae_tiling: bool = False
+from underdraw.pipelines.call import calls
+from underdraw.pipelines.call.stream import Stream
+from underdraw.pipelines.components.advice import Advice, read_advice
+from underdraw.pipelines.components.registry import (
+    LIBRARIES,
+    MODELS,
+    NEUTRAL,
+    READERS,
+    SCHEDULERS,
+    listed_class,
+    scheduler_class,
+    uncompiled,
+)
+from underdraw.pipelines.components.settings import Settings
+from underdraw.pipelines.components.single_file import load
+from underdraw.schedulers.foreign import METHODS as SCHEDULER_METHODS
+from underdraw.weights import folders, hub as hubs, save
 
 
 class DiffusionPipeline(calls.Calls):
@@ -227,8 +204,6 @@ class DiffusionPipeline(calls.Calls):
             NotFoundError: there is no such folder, repository, component or variant.
             WeightError: weights are damaged or do not fit their config.
         """
-        from underdraw.weights import folders, hub as hubs
-
         if cls is DiffusionPipeline:
             access = {name: options[name] for name in familiar.HUB if name in options}
             cls = listed_class(hubs.resolve(name_or_path, weights=False, **access))
@@ -310,8 +285,6 @@ class DiffusionPipeline(calls.Calls):
             WeightError: it is damaged, or no such checkpoint.
             InputError: a component is neither in the file nor given.
         """
-        from underdraw.pipelines.single_file import load
-
         if cls is DiffusionPipeline:
             raise InputTypeError(
                 "a single file does not name its pipeline; use one's own from_single_file, as "
@@ -333,8 +306,6 @@ class DiffusionPipeline(calls.Calls):
         An interrupted save leaves what was there before. `options` are the peer's keywords at
         values that change nothing (`models.familiar`).
         """
-        from underdraw.weights import save
-
         call = f"{type(self).__name__}.save_pretrained"
         familiar.drop_neutral(call, options, familiar.SAVING, ())
 
@@ -374,8 +345,6 @@ class DiffusionPipeline(calls.Calls):
 
         Errors are those of the call, raised where the first step is asked for.
         """
-        from underdraw.pipelines.streaming import Stream
-
         return Stream(self, args, kwargs)
 
     # -- how it runs ------------------------------------------------------------------------------
@@ -384,7 +353,7 @@ class DiffusionPipeline(calls.Calls):
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
             raise InputError(f"slice_size={slice_size!r}; allowed: 'auto', 'max', a number, None")
         if slice_size is not None and not isinstance(slice_size, str):
-            calls.whole("slice_size", slice_size)
+            checks.whole("slice_size", slice_size)
         self.settings = replace(self.settings, attention_slice=slice_size)
 
     def disable_attention_slicing(self) -> None:
@@ -423,11 +392,6 @@ class DiffusionPipeline(calls.Calls):
     vae: Any
 
 
-def uncompiled(value: Any) -> Any:
-    """What `torch.compile` wrapped, or the value itself."""
-    return getattr(value, "_orig_mod", value)
-
-
 def component(name: str) -> property:
     """The attribute of a component: what is assigned is checked as the constructor checks it."""
 
@@ -438,28 +402,3 @@ def component(name: str) -> property:
 
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
-
-
-def scheduler_class(name: str) -> Any:
-    """The scheduler of a familiar class name."""
-    found = getattr(schedulers, name, None)
-    if not (isinstance(found, type) and issubclass(found, schedulers.Scheduler)):
-        raise InputError(
-            f"scheduler {name!r} is not known; allowed: {', '.join(sorted(schedulers.__all__))}"
-        )
-    return found
-
-
-def listed_class(folder: Path) -> Any:
-    """The pipeline class which the `model_index.json` of a folder names."""
-    import underdraw
-    from underdraw.weights import folders
-
-    name = folders.read_model_index(folder).get("_class_name")
-    found = getattr(underdraw, name, None) if isinstance(name, str) else None
-    if not isinstance(found, type) or not issubclass(found, DiffusionPipeline):
-        known = [name for name in underdraw.__all__ if name.endswith("DiffusionPipeline")]
-        raise InputError(
-            f"{folder} is of a {name!r}, which is not known; there are {', '.join(known)}"
-        )
-    return found

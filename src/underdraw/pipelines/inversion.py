@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from underdraw.errors import InputError
-from underdraw.models.pictures import read_pictures
-from underdraw.pipelines.request import Request
+from underdraw.pictures.reading import read_pictures
+from underdraw.pipelines.call.request import Request
 from underdraw.sampling import inversion as steps
 from underdraw.sampling.inversion import Inversion, Method
-from underdraw.solvers.schedulers import DDIMScheduler, Scheduler
+from underdraw.schedulers import DDIMScheduler, Scheduler
 
 
 def invert_pictures(

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.pipelines import calls, images
+from underdraw.pictures import writing as images
 from underdraw.pipelines.base import DiffusionPipeline
-from underdraw.pipelines.compatible import Familiar
-from underdraw.pipelines.groundable import Groundable
-from underdraw.pipelines.request import Plan, Request
+from underdraw.pipelines.call import calls
+from underdraw.pipelines.call.request import Plan, Request
+from underdraw.pipelines.components.adapters import Groundable
+from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.text.prompts import encode_prompts
 
 
@@ -63,7 +65,7 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
         )
         if self.safety_checker is not None and self.feature_extractor is None:
             raise InputTypeError("feature_extractor=None; the safety checker needs one")
-        self.compat = calls.choice("compat", compat, (None, "diffusers"))
+        self.compat = checks.choice("compat", compat, (None, "diffusers"))
         self.requires_safety_checker = requires_safety_checker
 
     def _accept(self, name: str, value: Any) -> Any:
@@ -164,11 +166,11 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
                     f"{name} and {name}_embeds are both given; only one of them can be"
                 )
         if embeds is not None:
-            calls.array("prompt_embeds", embeds, (None, None, width), framework)
+            checks.array("prompt_embeds", embeds, (None, None, width), framework)
         if against is not None:
             tokens = None if embeds is None else embeds.shape[1]
             count = embeds.shape[0] if embeds is not None else len(prompts or ())
-            calls.array("negative_prompt_embeds", against, (count, tokens, width), framework)
+            checks.array("negative_prompt_embeds", against, (count, tokens, width), framework)
 
     def _negative_like(self, context: Array, negatives: list[str]) -> Array:
         """The context of negative prompts beside a given one."""
@@ -225,7 +227,7 @@ class LatentPipeline(Groundable, DiffusionPipeline, Familiar):
             raise InputError(
                 f"guidance_scale has {len(scale)} entries; the call makes {count} images"
             )
-        values = np.array([[[[calls.number("guidance_scale", value)]]] for value in scale])
+        values = np.array([[[[checks.number("guidance_scale", value)]]] for value in scale])
         if self._distilled:
             return values
         # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.

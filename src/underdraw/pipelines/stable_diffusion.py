@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
-from underdraw.pipelines import calls, compatible
-from underdraw.pipelines.images import StableDiffusionPipelineOutput
+from underdraw.pipelines.call import calls
+from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
+from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
@@ -97,7 +99,7 @@ class StableDiffusionPipeline(LatentPipeline):
         height, width = self._check_size(height, width, latents)
         shape = self._latent_shape(plan.count, height, width)
         if latents is not None:
-            calls.array("latents", latents, shape, self._framework)
+            checks.array("latents", latents, shape, self._framework)
             noise = self._framework.array(latents, device=self.device)
         else:
             noise = self._noise(plan, shape)

@@ -27,8 +27,8 @@ import numpy as np
 from underdraw.backends.contract import Array
 from underdraw.controls.null_text import NullText
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.sampling.foreign import Solver
 from underdraw.sampling.loop import Denoiser, sample
+from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import OUTPUT, Table, X
 
 

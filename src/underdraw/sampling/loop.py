@@ -19,7 +19,7 @@ from underdraw.errors import NonFiniteError
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
 from underdraw.networks.sites import NO_SITES, Sites
-from underdraw.sampling.foreign import Solver
+from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import State
 
 CHUNK = 64

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
 from underdraw.errors import InputError
 
 from .captions import Caption, caption
@@ -85,6 +87,4 @@ def in_order(
 def _show(samples: Iterator[Sample], count: int, progress: bool) -> Iterator[Sample]:
     if not progress:
         return samples
-    from tqdm import tqdm
-
     return iter(tqdm(samples, total=count, unit="scene"))

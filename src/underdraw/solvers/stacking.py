@@ -1,36 +1,14 @@
-"""Parts of runs: tables that begin in the middle, and one batch whose images stand at different
-rows, of different solvers too."""
+"""One batch whose images stand at different rows, of different solvers too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from underdraw.errors import InputError
-from underdraw.solvers.table import Row, State, Table, Terms
-
-
-def tail(table: Table, begin: int) -> Table:
-    """The run that starts at model call `begin` with nothing remembered (image-to-image).
-
-    It has `len(table) - begin` calls at the same timesteps. Where `begin` lies inside a step, the
-    calls up to the next step leave `x` as it is.
-
-    Raises:
-        InputError: `begin` is not a call of this table.
-    """
-    if not 0 <= begin < len(table):
-        raise InputError(f"begin={begin} must be between 0 and {len(table) - 1}")
-    if begin == 0:
-        return table
-    if table.restart is not None:
-        return table.restart(begin=begin)
-    columns = ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "weights", "pushes")
-    names = (*columns, "draws", "steps")
-    return replace(table, **{name: getattr(table, name)[begin:] for name in names})
+from underdraw.solvers.table import Row, State, Terms
 
 
 def stack_rows(backend: Any, rows: Sequence[Row], like: Any = None) -> Row:

@@ -13,7 +13,7 @@ it, and `clean` where nothing bounds it, into `x` and `output` according to the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -164,10 +164,23 @@ class Table:
         return clean * float(self.alpha[index]) + noise * float(self.sigma[index])
 
     def tail(self, begin: int) -> Table:
-        """The run from model call `begin` on, see `stacking.tail`."""
-        from underdraw.solvers.stacking import tail
+        """The run that starts at model call `begin` with nothing remembered (image-to-image).
 
-        return tail(self, begin)
+        It has `len(self) - begin` calls at the same timesteps. Where `begin` lies inside a step,
+        the calls up to the next step leave `x` as it is.
+
+        Raises:
+            InputError: `begin` is not a call of this table.
+        """
+        if not 0 <= begin < len(self):
+            raise InputError(f"begin={begin} must be between 0 and {len(self) - 1}")
+        if begin == 0:
+            return self
+        if self.restart is not None:
+            return self.restart(begin=begin)
+        columns = ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "weights", "pushes")
+        names = (*columns, "draws", "steps")
+        return replace(self, **{name: getattr(self, name)[begin:] for name in names})
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from underdraw.backends.contract import Array
+from underdraw.backends.seeds import global_seed
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.text.prompts import encode_prompts
 
@@ -109,8 +110,6 @@ def sentences(
         raise InputError(f"instruction={instruction!r:.80} does not hold {{concept}}")
     if count < 1:
         raise InputError(f"count={count} is too small; allowed: 1 or more")
-    from underdraw.backends.seeds import global_seed
-
     asked = tokenizer(instruction.replace("{concept}", concept.strip()), return_tensors="pt")
     with global_seed(seed):
         ids = model.generate(

@@ -9,6 +9,7 @@ from typing import Any
 
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.text import vocabulary
+from underdraw.weights import hub
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -95,8 +96,6 @@ class StoredTokenizer:
         Raises:
             NotFoundError, WeightError: nothing of that name, or its files are not a tokenizer's.
         """
-        from underdraw.weights import hub
-
         where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         place = hub.resolve(name, subfolder=subfolder or "", weights=False, **where)
         folder = Path(place, subfolder or "")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from underdraw.errors import InputError, NotFoundError
@@ -107,8 +108,6 @@ class GroundedFolder:
         return float(at[0] * (width - side)), float(at[1] * (height - side)), side
 
     def _open(self, index: int) -> np.ndarray:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
         picture, view = self._view(index)
         try:
             with Image.open(picture.path) as file:
@@ -124,8 +123,6 @@ class GroundedFolder:
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height, read from the head of the file."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(path) as file:
             return file.size

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from underdraw.errors import InputError
 from underdraw.models import AutoencoderKL
@@ -125,8 +127,6 @@ class AutoencoderTask:
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         if self.shown is None:
             return {}
-        from PIL import Image
-
         first = self.shown[:8]
         back = ((reconstruct(self.vae, first) + 1) * 127.5).round().permute(0, 2, 3, 1)
         rows = [np.concatenate(list(part), 1) for part in (first, back.byte().cpu().numpy())]
@@ -177,8 +177,6 @@ def encode_all(
     the file `path`. Where it holds some already, only those that are missing are computed; of an
     interrupted run, what was done a minute before is beside it and is not computed again.
     `progress` shows a bar; None: where standard error is a terminal."""
-    from tqdm import tqdm
-
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial.npy")
     parts = [np.load(kept) for kept in (partial, path) if kept.exists()][:1]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw
+
 COLUMNS = ("step", "seconds", "images", "rate", "loss")
 
 
@@ -80,8 +82,6 @@ class Curve:
 
 def draw(rows: list[dict[str, float]], path: Path, width: int = 640, height: int = 360) -> None:
     """The loss over the images seen, on a logarithmic scale."""
-    from PIL import Image, ImageDraw
-
     points = [(r["images"], r["loss"]) for r in rows if r.get("loss", 0) > 0]
     if len(points) < 2:
         return

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from tqdm import tqdm
 
 from underdraw.errors import InputError, NotFoundError
 from underdraw.scenes import (
@@ -96,8 +98,6 @@ def render_cache(
     size / 8, size / 8)`, the object that fills most of each cell (0: none); and `NNN/scenes.json`,
     so that captions can be drawn anew each time. About 10 ms per scene of 128 x 128 and worker.
     """
-    from tqdm import tqdm
-
     folder = Path(folder)
     shards = [range(s, min(s + SHARD, count)) for s in range(0, count, SHARD)]
     bar = tqdm(total=count, unit="scene", disable=None if progress is None else not progress)
@@ -305,8 +305,6 @@ class CaptionedFolder:
         return [choices[int(rng.integers(len(choices)))] for choices in texts]
 
     def _open(self, name: str) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
-
         try:
             with Image.open(self.folder / name) as file:
                 image = file.convert("RGB")

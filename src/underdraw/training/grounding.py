@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from underdraw.errors import InputError
 from underdraw.models.grounding import Grounding
-from underdraw.networks.grounding_config import BOXES, INPAINTING_CHANNELS
+from underdraw.networks.gligen.config import BOXES, INPAINTING_CHANNELS
 from underdraw.scenes.captions import listed
 from underdraw.training.clip import normalise
 from underdraw.training.data import cut, shuffled

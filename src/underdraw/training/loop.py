@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from underdraw.errors import InputError, NonFiniteError, UnderdrawError
 from underdraw.training import checkpoints
@@ -484,8 +485,6 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _bar(config: TrainingConfig, step: int, wanted: bool | None, group: Group) -> Any:
-    from tqdm import tqdm
-
     shown = sys.stderr.isatty() if wanted is None else wanted
     return tqdm(total=config.steps, initial=step, unit="step", disable=group.rank > 0 or not shown)
 

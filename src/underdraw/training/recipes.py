@@ -41,7 +41,7 @@ from underdraw.training.clip import MEAN, STD, ContrastiveConfig, ContrastiveTas
 from underdraw.training.data import TRUTH, RenderedScenes, render_cache
 from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
 from underdraw.training.layouts import GroundedScenes
-from underdraw.training.loop import TrainingConfig, train
+from underdraw.training.loop import TrainingConfig, shorter, train
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
@@ -338,8 +338,6 @@ def train_stage(
 
 
 def _train(shop: Workshop, stage: str, task: Any, minutes: float | None, where: dict) -> None:
-    from underdraw.training.loop import shorter
-
     train(task, shorter(shop.recipe.run(stage), minutes=minutes), shop.folder / stage, **where)
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from underdraw.errors import InputError
 from underdraw.networks.sites import NO_SITES
-from underdraw.pipelines.advice import Advice
+from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+from underdraw.schedulers import DPMSolverMultistepScheduler
 from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
@@ -168,8 +171,6 @@ class TextToImageTask:
 
 def scheduler_for(objective: ObjectiveConfig) -> Any:
     """The solver that goes with a trained family: DPM-Solver++ of second order."""
-    from underdraw.solvers.schedulers import DPMSolverMultistepScheduler
-
     return DPMSolverMultistepScheduler(
         num_train_timesteps=objective.num_train_timesteps,
         beta_start=objective.beta_start,
@@ -183,8 +184,6 @@ def scheduler_for(objective: ObjectiveConfig) -> Any:
 
 def make_pipeline(family: dict[str, Any], objective: ObjectiveConfig) -> Any:
     """`StableDiffusionPipeline` over the networks of a family."""
-    from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
-
     names = ("vae", "text_encoder", "tokenizer", "unet", "image_encoder", "feature_extractor")
     parts = {name: family[name] for name in names if family.get(name) is not None}
     return StableDiffusionPipeline(**parts, scheduler=scheduler_for(objective))
@@ -201,8 +200,6 @@ def draw_grid(
     seed: int = 0,
 ) -> None:
     """Draw one image per prompt, image i from seed `seed + i`, and save them as one picture."""
-    from PIL import Image
-
     made = pipeline(
         list(prompts),
         num_inference_steps=steps,

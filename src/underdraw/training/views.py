@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from underdraw.errors import InputError, NotFoundError
 from underdraw.scenes import Scene, SceneObject, alone, phrases, render, scene_rng, vocabulary
@@ -41,8 +42,6 @@ def render_views(
 
     `images.npy`, uint8 `(count, size, size, 3)`, and `things.json`. About 6 ms each and worker.
     """
-    from tqdm import tqdm
-
     folder = Path(folder)
     if (folder / "things.json").exists() and len(Views(folder)) >= count:
         return

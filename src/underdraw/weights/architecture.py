@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from underdraw.errors import WeightError
-from underdraw.weights.files import StoredTensor
+from underdraw.formats.stored import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
 

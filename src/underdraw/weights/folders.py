@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import NotFoundError, WeightError
-from underdraw.weights.files import StoredTensor, looks_like, open_tensors
+from underdraw.formats.stored import StoredTensor, looks_like
+from underdraw.weights.files import open_tensors
 
 MODEL_INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

@@ -17,21 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from underdraw.errors import InputError, WeightError
+from underdraw.formats.pickles import read_pickle
+from underdraw.formats.stored import Checkpoint, StoredTensor
 from underdraw.networks import unet as network
 from underdraw.networks.config import UNetConfig, read
-from underdraw.networks.grounding_config import (
+from underdraw.networks.gligen.config import (
     ATTENTION_TYPES,
     INPAINTING_CHANNELS,
     KINDS,
     MAPS,
     GroundingConfig,
 )
-from underdraw.networks.grounding_sites import layout
+from underdraw.networks.gligen.sites import layout
 from underdraw.weights import architecture, folders, key_tables as keys, single_file
-from underdraw.weights.files import Checkpoint, StoredTensor, map_file, open_checkpoint
+from underdraw.weights.files import map_file, open_checkpoint
 from underdraw.weights.known_keys import GROUNDING_FILE, reason
 from underdraw.weights.match import match
-from underdraw.weights.pickles import read_pickle
 
 Tensors = Mapping[str, StoredTensor]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from underdraw.errors import WeightError
-from underdraw.weights.files import StoredTensor
+from underdraw.formats.stored import StoredTensor
 from underdraw.weights.known_keys import FOLDERS, Known, Rename, Rules, reason
 
 SHOWN = 5  # names per kind of fault in an error message

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from underdraw.errors import InputError
+from underdraw.formats.safetensors import DTYPES
+from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, stored
 from underdraw.weights import folders
-from underdraw.weights.files import NUMPY_DTYPES, StoredTensor, stored
-from underdraw.weights.safetensors import DTYPES
 
 CODES = {ours: theirs for theirs, ours in DTYPES.items()}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, WeightError
+from underdraw.formats.stored import Checkpoint, StoredTensor
 from underdraw.weights import architecture, key_tables as keys, text_towers
-from underdraw.weights.files import Checkpoint, StoredTensor, open_checkpoint
+from underdraw.weights.files import open_checkpoint
 from underdraw.weights.known_keys import FOLDERS, SINGLE_FILE, reason
 
 Component = tuple[dict[str, Any], dict[str, StoredTensor]]

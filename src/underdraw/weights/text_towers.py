@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import WeightError
+from underdraw.formats.stored import StoredTensor
 from underdraw.weights import key_tables as keys
-from underdraw.weights.files import StoredTensor
 from underdraw.weights.known_keys import FOLDERS
 
 Tensors = Mapping[str, StoredTensor]

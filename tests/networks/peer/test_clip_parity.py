@@ -93,8 +93,8 @@ def safety_tensors(fields, image):
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_safety_checker(backend):
+    from underdraw.formats.stored import stored
     from underdraw.models import StableDiffusionSafetyChecker
-    from underdraw.weights.files import stored
 
     fields = VISIONS["quick-gelu"]
     image = np.random.default_rng(5).standard_normal((9, 3, 20, 20)).astype(np.float32)

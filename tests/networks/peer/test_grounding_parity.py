@@ -10,8 +10,8 @@ from networks.peer import oracle
 
 from underdraw.networks import unet
 from underdraw.networks.config import read
-from underdraw.networks.grounding_config import GroundingConfig
-from underdraw.networks.grounding_sites import layout
+from underdraw.networks.gligen.config import GroundingConfig
+from underdraw.networks.gligen.sites import layout
 
 NAMES = {
     "text": {

@@ -4,7 +4,7 @@ import diffusers
 from diffusers.utils import logging
 from pipelines import tiny
 
-from underdraw.pipelines.advice import Advice
+from underdraw.pipelines.components.advice import Advice
 
 
 def test_the_peer_reads_it_without_a_word(tmp_path, caplog):

@@ -10,7 +10,7 @@ from pipelines.peer import beginnings
 from pipelines.peer.beginnings import as_numpy, as_tensor, deviation, masks, pair, pictures
 from pipelines.peer.test_peer_images import SOLVERS
 
-from underdraw.solvers import schedulers
+from underdraw import schedulers
 
 LIMIT = 1e-4
 RED, BLUE = "a red sphere", "blue cube on the table"

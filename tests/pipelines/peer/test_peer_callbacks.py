@@ -11,7 +11,7 @@ from pipelines.peer import oracle
 from pipelines.peer.oracle import images, pair
 
 import underdraw
-from underdraw.solvers import schedulers
+from underdraw import schedulers
 
 LIMIT = 1e-4
 NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds"]

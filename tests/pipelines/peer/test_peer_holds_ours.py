@@ -12,7 +12,7 @@ from pipelines import tiny
 from pipelines.peer import oracle
 from pipelines.peer.oracle import images, pair
 
-from underdraw.solvers import schedulers
+from underdraw import schedulers
 from underdraw.text.tokenizer import CLIPTokenizer
 
 CALL = {"prompt": ["a red sphere", "blue cube"], "seeds": (1, 2), "height": 40, "width": 72}

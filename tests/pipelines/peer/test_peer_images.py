@@ -9,7 +9,7 @@ import torch
 from pipelines.peer import oracle
 from pipelines.peer.oracle import deviation, images, pair
 
-from underdraw.solvers import schedulers
+from underdraw import schedulers
 
 LIMIT = 1e-4
 RED, BLUE = "a red sphere", "blue cube on the table"

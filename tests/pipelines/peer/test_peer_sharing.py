@@ -11,8 +11,8 @@ from pipelines.peer import oracle
 from pipelines.peer.oracle import images, pair
 
 import underdraw
+from underdraw import schedulers
 from underdraw.models import CLIPImageProcessor, StableDiffusionSafetyChecker, UNet2DConditionModel
-from underdraw.solvers import schedulers
 
 LIMIT = 1e-4
 CALL = {"prompt": ["a red sphere", "blue cube"], "seeds": (1, 2), "height": 40, "width": 72}

@@ -14,8 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-from underdraw import backends
-from underdraw.solvers import schedulers
+from underdraw import backends, schedulers
 from underdraw.solvers.table import State, advance
 
 diffusers.utils.logging.set_verbosity_error()

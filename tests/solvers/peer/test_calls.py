@@ -10,8 +10,8 @@ import pytest
 import torch
 from solvers.peer.oracle import GRIDS, SD, SHAPE, distance, peer, quiet
 
+from underdraw import schedulers
 from underdraw.errors import InputError, InputTypeError
-from underdraw.solvers import schedulers
 
 NAMES = tuple(schedulers.__all__)
 

@@ -8,9 +8,8 @@ import torch
 from solvers.peer.oracle import SD, SHAPE, distance, network, peer, peer_run, quiet
 
 import underdraw
-from underdraw import backends
+from underdraw import backends, schedulers
 from underdraw.errors import InputError
-from underdraw.solvers import schedulers
 from underdraw.solvers.table import State, advance
 
 NAMES = tuple(schedulers.__all__)

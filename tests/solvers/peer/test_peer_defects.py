@@ -5,8 +5,8 @@ import pytest
 import torch
 from solvers.peer.oracle import SD, SHAPE, distance, our_run, peer, peer_run, quiet
 
+from underdraw import schedulers
 from underdraw.errors import InputError
-from underdraw.solvers import schedulers
 from underdraw.solvers.dpm_solver import integrals
 from underdraw.solvers.lms import adams_coefficients
 

@@ -5,8 +5,8 @@ import pytest
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from underdraw.formats.stored import stored
 from underdraw.weights import folders, save
-from underdraw.weights.files import stored
 
 
 def small_vae():

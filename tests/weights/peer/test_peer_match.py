@@ -14,7 +14,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from underdraw.weights.files import stored
+from underdraw.formats.stored import stored
 from underdraw.weights.folders import open_component
 from underdraw.weights.match import match_network
 

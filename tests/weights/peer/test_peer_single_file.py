@@ -12,10 +12,10 @@ from diffusers.loaders import single_file_utils as peer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats.stored import Checkpoint, StoredTensor, stored
 from underdraw.networks import clip, clip_layout, unet, vae
 from underdraw.networks.config import read as read_config
 from underdraw.weights import single_file
-from underdraw.weights.files import Checkpoint, StoredTensor, stored
 from underdraw.weights.match import match_network
 from underdraw.weights.save import save_tensors
 

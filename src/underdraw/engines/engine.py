@@ -1,0 +1,51 @@
+"""What an engine is: it answers the questions of a run, each a call of a network program.
+
+The loop and the calls around it ask; they never call a network themselves. Everything that a call
+needs is in the question, so an engine may compile the program, capture it, run it on another
+machine, or answer the questions of several runs with one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from underdraw.backends.contract import Operations
+from underdraw.networks.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One call of a network program."""
+
+    program: Program
+    model: Any
+    """The network: parameters and config (`models.base.Model`)."""
+    inputs: tuple[Any, ...]
+    """What follows the config in the program's arguments: trees of arrays and frozen values."""
+    nn: Operations
+    """The operations of the network's backend, with the settings of the pipeline that asks."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs network programs."""
+
+    def run(self, question: Question) -> Any:
+        """The outputs of `question.program` for its inputs."""
+        ...
+
+
+class Eager:
+    """Runs each program as it is written, on every backend: the default."""
+
+    def run(self, question: Question) -> Any:
+        """The outputs, computed at once."""
+        model = question.model
+        return question.program(question.nn, model, model.config, *question.inputs)
+
+    def __repr__(self) -> str:
+        return "Eager()"
+
+
+EAGER = Eager()

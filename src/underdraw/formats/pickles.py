@@ -1,0 +1,286 @@
+"""PyTorch checkpoints (`torch.save`, zip files and the older form) read without running them.
+
+A pickle is a program. `weights/pickle_machine.py` carries it out over a closed world of plain
+values and stubs; this file knows the two containers, and turns what came out into tensors that
+are views of the mapped file (storage offsets, strides and shared storages included).
+"""
+
+import mmap
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from underdraw.errors import WeightError
+from underdraw.formats.pickle_machine import (
+    LazyTensor,
+    PickleError,
+    Storage,
+    Stub,
+    run,
+)
+from underdraw.formats.stored import (
+    NUMPY_DTYPES,
+    Checkpoint,
+    StoredTensor,
+    Window,
+    looks_like,
+    view,
+)
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+MAX_PROGRAM = 1 << 28  # no checkpoint has a pickle (names and shapes only) of 256 MB
+MAX_DEPTH = 64  # of dictionaries inside dictionaries
+
+
+def read_pickle(path: Path, mapped: mmap.mmap) -> Checkpoint:
+    """Tensors of a mapped `torch.save` file by name.
+
+    A Lightning checkpoint's `state_dict` is taken out of its wrapping; of other nested
+    dictionaries the names are joined by dots (`model.conv_in.weight`).
+    """
+    try:
+        if mapped[:4] == b"PK\x03\x04":
+            root, locate = _read_zip(mapped)
+        elif mapped[:1] == b"\x80":
+            root, locate = _read_legacy(mapped)
+        else:
+            what = looks_like(mapped[:512]) or "something unknown"
+            raise WeightError(f"{path}: not a PyTorch checkpoint but {what}")
+        lazy, metadata = _collect(root)
+        tensors = {name: _stored(path, name, t, locate) for name, t in lazy.items()}
+    except PickleError as error:
+        raise WeightError(f"{path}: {error}") from error
+    return Checkpoint(tensors, metadata)
+
+
+# ---- containers -------------------------------------------------------------------------------
+
+
+class _ZipStorages:
+    """Finds the bytes of a storage in the archive: in the map itself where they are stored plain,
+    inflated at each reading where somebody compressed them."""
+
+    def __init__(self, mapped: mmap.mmap, archive: zipfile.ZipFile, folder: str):
+        self.mapped, self.archive, self.folder = mapped, archive, folder
+
+    def __call__(self, storage: Storage) -> Any:
+        name = f"{self.folder}data/{storage.key}"
+        try:
+            info = self.archive.getinfo(name)
+        except KeyError:
+            raise PickleError(f"damaged: the archive has no entry {name!r}") from None
+        if info.file_size != storage.nbytes:
+            raise PickleError(
+                f"damaged: {name!r} has {info.file_size:,} bytes, its tensors need "
+                f"{storage.nbytes:,}"
+            )
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            return lambda: (bytearray(_entry(self.archive, name, storage.nbytes)), 0)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise PickleError(f"entry {name!r} is compressed in a way that torch never uses")
+        start = self._start(info)
+        return lambda: (self.mapped, start)
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
+        # The local header repeats name and extra field with lengths of its own (torch pads there).
+        at = info.header_offset
+        local = self.mapped[at : at + 30]
+        if local[:4] != b"PK\x03\x04":
+            raise PickleError(f"damaged: no entry begins where {info.filename!r} should")
+        start = at + 30 + int.from_bytes(local[26:28], "little")
+        start += int.from_bytes(local[28:30], "little")
+        if info.flag_bits & 1 or start + info.file_size > len(self.mapped):
+            raise PickleError(f"damaged: entry {info.filename!r} is encrypted or cut off")
+        return start
+
+
+def _read_zip(mapped: mmap.mmap) -> tuple[Any, Any]:
+    try:
+        archive = zipfile.ZipFile(Window(mapped))  # type: ignore[arg-type]
+        names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
+        raise PickleError(
+            "truncated or damaged: a zip archive (torch.save) without its list of contents; "
+            "download or copy it again"
+        ) from error
+    programs = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+    folder = programs[0][: -len("data.pkl")] if len(programs) == 1 else ""
+    if f"{folder}constants.pkl" in names:
+        raise PickleError("a TorchScript program (torch.jit.save), not a checkpoint of tensors")
+    if len(programs) != 1:
+        raise PickleError(f"a zip archive, but not one of torch.save: {len(programs)} data.pkl")
+    if f"{folder}byteorder" in names:
+        order = _entry(archive, f"{folder}byteorder")
+        if order != b"little":
+            raise PickleError(f"written on a big-endian machine (byteorder {order[:16]!r})")
+    root, _ = run(_entry(archive, programs[0]), 0, _zip_storage)
+    return root, _ZipStorages(mapped, archive, folder)
+
+
+def _entry(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
+    info = archive.getinfo(name)
+    if info.file_size > (MAX_PROGRAM if limit is None else limit):
+        raise PickleError(f"entry {name!r} of {info.file_size:,} bytes is no checkpoint's")
+    try:
+        return archive.read(info)
+    except Exception as error:  # zlib, lzma and CRC errors have no common base
+        raise PickleError(f"damaged: entry {name!r} cannot be read: {error}") from error
+
+
+def _read_legacy(mapped: mmap.mmap) -> tuple[Any, Any]:
+    magic, at = run(mapped, 0, _no_storage)
+    if magic != LEGACY_MAGIC:
+        raise PickleError(
+            "a pickle, but not one of torch.save; tensors in other pickles are not read"
+        )
+    protocol, at = run(mapped, at, _no_storage)
+    system, at = run(mapped, at, _no_storage)
+    if protocol != LEGACY_PROTOCOL:
+        raise PickleError(f"torch.save protocol {protocol!r}; known is {LEGACY_PROTOCOL}")
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        raise PickleError("written on a big-endian machine")
+    sizes: dict[str, Storage] = {}
+
+    def storage(saved: Any) -> Any:
+        if isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module":
+            return saved[1]  # a class, with its source code beside it
+        found = _legacy_storage(saved)
+        return sizes.setdefault(found.key, found)
+
+    root, at = run(mapped, at, storage)
+    keys, at = run(mapped, at, _no_storage)
+    if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys):
+        raise PickleError("damaged: no list of storages after the tensors")
+    starts: dict[str, int] = {}
+    for key in map(str, keys):
+        if key not in sizes:
+            raise PickleError(f"damaged: storage {key!r} belongs to no tensor")
+        count = int.from_bytes(mapped[at : at + 8], "little")
+        if at + 8 + sizes[key].nbytes > len(mapped):
+            raise PickleError("truncated: the file ends inside its tensors; copy it again")
+        if count != sizes[key].count:
+            raise PickleError(
+                f"damaged: storage {key!r} holds {count:,} numbers, "
+                f"{sizes[key].count:,} were announced"
+            )
+        starts[key] = at + 8
+        at += 8 + sizes[key].nbytes
+
+    def locate(storage: Storage) -> Any:
+        if storage.key not in starts:
+            raise PickleError(f"damaged: storage {storage.key!r} is missing")
+        start = starts[storage.key]
+        return lambda: (mapped, start)
+
+    return root, locate
+
+
+# ---- what persistent ids mean -----------------------------------------------------------------
+
+
+def _zip_storage(saved: Any) -> Storage:
+    """('storage', type, key, location, count)."""
+    if not isinstance(saved, tuple) or len(saved) != 5 or saved[0] != "storage":
+        raise PickleError(f"damaged: a persistent id that is no storage: {type(saved).__name__}")
+    return Storage.named(saved[1], saved[2], saved[4])
+
+
+def _legacy_storage(saved: Any) -> Storage:
+    """The same and a sixth: None, or (key, offset, count) of a view, which only PyTorch before
+    0.4 wrote."""
+    if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
+        raise PickleError("damaged or too old: a persistent id that is no storage")
+    if len(saved) == 6 and saved[5] is not None:
+        raise PickleError("storage views of PyTorch before 0.4 are not read")
+    return Storage.named(saved[1], saved[2], saved[4])
+
+
+def _no_storage(saved: Any) -> Storage:
+    raise PickleError("damaged: a tensor where none can be")
+
+
+# ---- from values to named tensors -------------------------------------------------------------
+
+
+def _collect(root: Any) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
+    metadata: dict[str, Any] = {}
+    root = _items(root)
+    if isinstance(root, dict):
+        plain = (str, int, float, bool)
+        metadata = {k: v for k, v in root.items() if type(k) is str and type(v) in plain}
+        inner = _items(root.get("state_dict"))
+        if isinstance(inner, dict):
+            root = inner
+    elif isinstance(root, LazyTensor):
+        return {"": root}, metadata
+    tensors = {} if isinstance(root, Stub) else _flatten(root)
+    if not tensors:
+        kind = f"an object of {root.name!r}" if isinstance(root, Stub) else "no named tensors"
+        raise PickleError(f"holds {kind}; a dictionary of tensors (a state dict) was expected")
+    return tensors, metadata
+
+
+def _items(value: Any) -> Any:
+    """Subclasses of dict come as stubs with items; what they hold counts, not what they are."""
+    return value.items if isinstance(value, Stub) and value.items else value
+
+
+def _flatten(root: Any) -> dict[str, LazyTensor]:
+    """Walk dictionaries, lists and what stubs were given; each container once, so that loops and
+    towers of references end."""
+    tensors: dict[str, LazyTensor] = {}
+    seen: set[int] = set()
+    stack: list[tuple[str, Any, int]] = [("", root, 0)]
+    while stack:
+        name, value, depth = stack.pop()
+        if isinstance(value, LazyTensor):
+            if name in tensors:
+                raise PickleError(f"two tensors are called {name!r}")
+            tensors[name] = value
+            continue
+        if isinstance(value, Stub):
+            children = list(value.parts())
+        elif isinstance(value, dict):
+            children = list(value.items())
+        elif isinstance(value, (list, tuple)):
+            children = list(enumerate(value))
+        else:
+            continue
+        if id(value) in seen or depth >= MAX_DEPTH:
+            continue
+        seen.add(id(value))
+        prefix = f"{name}." if name else ""
+        stack += [(f"{prefix}{key}", part, depth + 1) for key, part in reversed(children)]
+    return tensors
+
+
+def _stored(path: Path, name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:
+    storage, dtype = tensor.storage, tensor.dtype
+    itemsize = NUMPY_DTYPES[dtype].itemsize
+    count = storage.nbytes // itemsize
+    size, stride, first = tensor.size, tensor.stride, tensor.offset
+    empty = 0 in size
+    last = first + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if not empty and last >= count:
+        raise PickleError(
+            f"damaged: tensor {name!r} of shape {list(size)} reaches number {last:,} of a "
+            f"storage of {count:,}"
+        )
+    source = locate(storage)
+
+    def load() -> np.ndarray:
+        if empty:
+            return np.empty(size, NUMPY_DTYPES[dtype])
+        try:
+            buffer, start = source()
+        except PickleError as error:  # only compressed entries are read this late
+            raise WeightError(f"{path}: {error}") from error
+        # Only the span this tensor touches: a copy of unaligned numbers then stays small.
+        flat = view(buffer, dtype, last - first + 1, start + first * itemsize)
+        strides = tuple(step * itemsize for step in stride)
+        return np.lib.stride_tricks.as_strided(flat, size, strides)
+
+    return StoredTensor(dtype, size, load)

@@ -1,0 +1,72 @@
+"""Where each public name lives, and the version."""
+
+__version__ = "0.1.0"
+
+MODULES = {
+    "underdraw.controls.attention_edit": ("AttentionEdit",),
+    "underdraw.controls.boxes": ("Box", "Layout", "PerImage", "Style"),
+    "underdraw.controls.maps": (
+        "CannyMap",
+        "DepthMap",
+        "HEDMap",
+        "Keypoints",
+        "NormalMap",
+        "SemanticMap",
+    ),
+    "underdraw.controls.null_text": ("NullText",),
+    "underdraw.controls.region": ("Region",),
+    "underdraw.errors": (
+        "ControlError",
+        "InputError",
+        "InputTypeError",
+        "NonFiniteError",
+        "NotFoundError",
+        "UnderdrawError",
+        "WeightError",
+    ),
+    "underdraw.models": (
+        "AutoencoderKL",
+        "CLIPImageProcessor",
+        "CLIPImageProjection",
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "CLIPVisionModelWithProjection",
+        "StableDiffusionSafetyChecker",
+        "UNet2DConditionModel",
+    ),
+    "underdraw.pipelines.base": ("DiffusionPipeline",),
+    "underdraw.pipelines.stable_diffusion_diffedit": (
+        "DiffEditInversionPipelineOutput",
+        "DiffEditOutput",
+        "StableDiffusionDiffEditPipeline",
+    ),
+    "underdraw.pipelines.stable_diffusion_gligen": ("StableDiffusionGLIGENPipeline",),
+    "underdraw.pipelines.stable_diffusion_gligen_text_image": (
+        "StableDiffusionGLIGENTextImagePipeline",
+    ),
+    "underdraw.pipelines.stable_diffusion_img2img": ("StableDiffusionImg2ImgPipeline",),
+    "underdraw.pipelines.stable_diffusion_inpaint": ("StableDiffusionInpaintPipeline",),
+    "underdraw.pipelines.components.processor": ("CLIPProcessor",),
+    "underdraw.pipelines.stable_diffusion": ("StableDiffusionPipeline",),
+    "underdraw.schedulers": (
+        "DDIMInverseScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    ),
+    "underdraw.text.tokenizer": ("CLIPTokenizer",),
+}
+HOMES = {name: module for module, names in MODULES.items() for name in names}

@@ -1,0 +1,107 @@
+"""The peer's callbacks as a consumer of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from underdraw import checks
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError, InputTypeError
+from underdraw.pipelines.call.request import Request
+from underdraw.sampling.loop import Change, Denoiser, Step
+
+
+class Callbacks:
+    """Calls both kinds of callback after a model call.
+
+    `callback_on_step_end` is `f(pipe, step, timestep, tensors)` and may return changed tensors;
+    `callback_on_step_end_tensor_inputs` names those it gets. `callback` is the older kind,
+    `f(step, timestep, latents)` after every `callback_steps` steps.
+    """
+
+    def __init__(self, pipe: Any, request: Request) -> None:
+        every, names = request.callback_steps, request.callback_on_step_end_tensor_inputs
+        on_step_end, callback = request.callback_on_step_end, request.callback
+        every = 1 if every is None else checks.whole("callback_steps", every)
+        for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
+            if value is not None and not callable(value):
+                raise InputTypeError(f"{name}={value!r} cannot be called")
+        names = getattr(on_step_end, "tensor_inputs", names)  # the peer's callback objects
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise InputTypeError(f"callback_on_step_end_tensor_inputs={names!r} is not a list")
+        for name in names:
+            checks.choice("callback_on_step_end_tensor_inputs", name, pipe._callback_tensor_inputs)
+        self.pipe, self.every = pipe, every
+        self.on_step_end, self.wanted, self.callback = on_step_end, tuple(names), callback
+        self.own: dict[str, Array] = {}
+        """Further tensors of the pipeline by name, as callbacks left them."""
+        self.altered = False
+        """Whether a callback changed anything so far."""
+
+    def begin(self, denoise: Denoiser, negative: Array | None) -> None:
+        """Before the first call of a run; `negative` is its unconditional context."""
+        self.denoise, self.negative = denoise, negative
+
+    def __call__(self, step: Step, ends: bool) -> Change:
+        # For calls from inside of a callback, which leave this run's state as it was.
+        self.pipe._run.watched = True
+        try:
+            return self._tell(step, ends)
+        finally:
+            self.pipe._run.watched = False
+
+    def _tell(self, step: Step, ends: bool) -> Change:
+        change = Change()
+        i, latents = step.index, step.latents
+        if self.on_step_end is not None:
+            held = {
+                "latents": self.denoise.nn.cast(latents, self.denoise.context),
+                "prompt_embeds": self.denoise.context,
+                "negative_prompt_embeds": self.negative,
+                **self.own,
+            }
+            told = {name: held[name] for name in self.wanted}
+            told = self.on_step_end(self.pipe, i, self._time(step.timestep), told)
+            told = {} if told is None else told
+            change = self._change(told, held)
+            self.altered = self.altered or any(told[name] is not held[name] for name in told)
+            self.negative = told.get("negative_prompt_embeds", self.negative)
+            latents = latents if change.latents is None else change.latents
+        if ends:
+            self.note(i, step.timestep, latents)
+        return change
+
+    def note(self, index: int, timestep: float, latents: Array) -> None:
+        """Tell the older kind of callback that a step has ended with the model call `index`."""
+        if self.callback is not None and index % self.every == 0:
+            order = getattr(self.pipe.scheduler, "order", 1)
+            self.callback(index // order, self._time(timestep), latents)
+
+    def _change(self, told: Any, held: Mapping[str, Any]) -> Change:
+        """What a callback returned, as the loop takes it."""
+        where, framework = "callback_on_step_end's", self.pipe._framework
+        if not isinstance(told, dict):
+            raise InputTypeError(f"{where} result is {told!r:.100}; a dict or None is needed")
+        for name, value in told.items():
+            checks.choice(f"{where} dict", name, list(held))
+            old = held[name]
+            if value is old:
+                continue
+            if name in self.own:
+                self.own[name] = checks.array(f"{where} {name}", value, old.shape, framework)
+                continue
+            shape = old.shape if name == "latents" else (None, None, old.shape[2])
+            checks.array(f"{where} {name}", value, shape, framework)
+            rows, images = value.shape[0], held["latents"].shape[0]
+            if rows not in (images, 2 * images):
+                raise InputError(
+                    f"{where} {name} has {rows} rows; allowed: {images}, or with the "
+                    f"unconditional half {2 * images}"
+                )
+        return Change(told.get("latents"), told.get("prompt_embeds"))
+
+    def _time(self, timestep: float) -> Array:
+        """A time for callbacks: a whole number where the solver's times are."""
+        whole = getattr(self.pipe.scheduler, "whole", False)
+        return self.pipe._framework.array(int(timestep) if whole else timestep)

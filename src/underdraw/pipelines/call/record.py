@@ -1,0 +1,140 @@
+"""What is written into a picture so that it can be made again, and how to read it as a call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from inspect import signature
+from typing import Any
+
+from underdraw.backends import seeds
+from underdraw.backends.hardware import has_channels_last
+from underdraw.errors import InputError, InputTypeError
+from underdraw.names import __version__
+from underdraw.pictures.writing import METADATA
+from underdraw.pipelines.call.request import Plan
+from underdraw.pipelines.components.registry import scheduler_class
+from underdraw.pipelines.components.settings import Settings
+
+
+def annotate(pipe: Any, made: Sequence[Any], plan: Plan, own: Any) -> None:
+    """Write into each PIL image how it was made; the rest as for `describe_call`. `own` may be a
+    function of the image's index."""
+    for index, image in enumerate(made):
+        mine: Any = own(index) if callable(own) else own
+        image.info[METADATA] = describe_call(pipe, index, plan, mine)
+
+
+def seeds_of(generators: Any, count: int) -> list[int | None]:
+    """Which seeds make the images of a batch again; to be asked before anything is drawn."""
+    return seeds.seeds_of(generators, count)
+
+
+def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> str:
+    """JSON of the call that makes image `index` of a batch alone.
+
+    `own` are arguments of this pipeline alone, by name. `missing` lists what JSON cannot hold:
+    arrays, pictures and controls the caller passed, what a callback changed, and the seed of an
+    image that had none of its own.
+    """
+    request, scale = plan.request, plan.guidance
+    seed = plan.seeds[index]
+    if request.seed is None and pipe.dtype != pipe._framework.float32:
+        seed = None  # a seed draws in float32
+    names = ("num_inference_steps", "timesteps", "sigmas", "guidance_rescale", "eta", "clip_skip")
+    takes = signature(type(pipe).__call__).parameters
+    shared = {name: _plain(getattr(request, name)) for name in names if name in takes}
+    altered = plan.watch is not None and plan.watch.altered
+    altered = altered or pipe._interrupt or pipe.guidance_scale is not scale
+    given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    given |= {"controls": request.controls or None, **own}
+    given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
+
+    def of_image(texts: list[str] | None) -> str | None:
+        return texts[index * len(texts) // plan.count] if texts else None
+
+    call = {
+        "prompt": of_image(plan.prompts),
+        "negative_prompt": of_image(plan.negatives if plan.guided else None),
+        "guidance_scale": float(scale.reshape(-1)[index]) if hasattr(scale, "shape") else scale,
+        **shared,
+        **{name: _plain(value) for name, value in given.items() if _is_plain(value)},
+    }
+    missing = [name for name, value in given.items() if value is not None and name not in call]
+    return json.dumps(
+        {
+            "underdraw": _version(),
+            "pipeline": type(pipe).__name__,
+            "model": pipe.source,
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "channels_last": _channels_last(pipe),
+            "compat": pipe.compat,
+            "settings": {**asdict(pipe.settings), "vae_tiling": pipe._tiling is not None},
+            "scheduler": {
+                **_plain(dict(getattr(pipe.scheduler, "config", {}))),
+                "_class_name": type(pipe.scheduler).__name__,
+            },
+            "call": {name: value for name, value in call.items() if value is not None},
+            "missing": missing,
+        },
+        sort_keys=True,
+    )
+
+
+def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
+    """The PIL image that `metadata` describes, made again: the same bits on the same machine where
+    the image had been a call's only one. `pipe` itself stays as it is.
+
+    Args:
+        pipe: a pipeline with the weights that made the picture.
+        metadata: what `images.read_metadata` gives, or the text an image carries in its `info`.
+        changes: arguments of the call to use instead, or those that could not be recorded.
+
+    Raises:
+        InputError, InputTypeError: it is no such metadata, of another kind of pipeline, or lacks
+            something that `changes` does not give.
+    """
+    try:
+        found = json.loads(metadata) if isinstance(metadata, str) else metadata
+        call, missing = {**found["call"]}, set(found["missing"])
+        kind, compat, config = found["pipeline"], found["compat"], found["scheduler"]
+        settings = Settings(**found["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputTypeError(f"metadata={metadata!r:.100} is not what a picture holds") from error
+    if kind != type(pipe).__name__:
+        raise InputError(f"metadata is of a {kind}; pipe is a {type(pipe).__name__}")
+    if lacking := sorted(missing - set(changes)):
+        raise InputError(f"metadata lacks {', '.join(lacking)}; give them as arguments")
+    scheduler = scheduler_class(config.get("_class_name", "")).from_config(config)
+    made = type(pipe).from_pipe(pipe, scheduler=scheduler)
+    made.compat, made.settings = compat, settings
+    made._progress_bar_config = pipe._progress_bar_config
+    return made(**{**call, **changes}).images[0]
+
+
+def _channels_last(pipe: Any) -> list[str]:
+    """Names of the networks that are laid out so, on which the last bits depend."""
+    return sorted(name for name, part in pipe.components.items() if has_channels_last(part))
+
+
+def _is_plain(value: Any) -> bool:
+    """A text or a number, or lists of them, not empty."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_is_plain(item) or item is None for item in value)
+    return isinstance(value, str | int | float)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _version() -> str:
+    return __version__

@@ -1,0 +1,65 @@
+"""Which class each component is of, and which class a folder names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from underdraw import models, schedulers
+from underdraw.errors import InputError
+from underdraw.models import keywords as familiar
+from underdraw.models.base import Model
+from underdraw.names import HOMES
+from underdraw.pipelines.components.processor import CLIPProcessor
+from underdraw.text.tokenizer import CLIPTokenizer
+from underdraw.weights import folders
+
+MODELS: Mapping[str, type[Model]] = {
+    "unet": models.UNet2DConditionModel,
+    "vae": models.AutoencoderKL,
+    "text_encoder": models.CLIPTextModel,
+    "image_encoder": models.CLIPVisionModelWithProjection,
+    "image_project": models.CLIPImageProjection,
+    "safety_checker": models.StableDiffusionSafetyChecker,
+}
+"""The class of each component that is a network."""
+
+SCHEDULERS = ("scheduler", "inverse_scheduler")
+LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
+# Where the peer keeps these classes.
+LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
+READERS: Mapping[str, Any] = {
+    "tokenizer": CLIPTokenizer,
+    "processor": CLIPProcessor,
+    "feature_extractor": models.CLIPImageProcessor,
+}
+"""The class of each component that prepares texts or pictures."""
+NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
+
+
+def uncompiled(value: Any) -> Any:
+    """What `torch.compile` wrapped, or the value itself."""
+    return getattr(value, "_orig_mod", value)
+
+
+def scheduler_class(name: str) -> Any:
+    """The scheduler of a familiar class name."""
+    found = getattr(schedulers, name, None)
+    if not (isinstance(found, type) and issubclass(found, schedulers.Scheduler)):
+        raise InputError(
+            f"scheduler {name!r} is not known; allowed: {', '.join(sorted(schedulers.__all__))}"
+        )
+    return found
+
+
+def listed_class(folder: Path) -> Any:
+    """The pipeline class which the `model_index.json` of a folder names."""
+    name = folders.read_model_index(folder).get("_class_name")
+    known = [known for known in sorted(HOMES) if known.endswith("Pipeline")]
+    if not isinstance(name, str) or name not in known:
+        raise InputError(
+            f"{folder} is of a {name!r}, which is not known; there are {', '.join(known)}"
+        )
+    return getattr(import_module(HOMES[name]), name)

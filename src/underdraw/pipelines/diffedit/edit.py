@@ -1,0 +1,292 @@
+"""An edit in one call: mask, inversion and decoding, which may be interrupted and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from underdraw import checks
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError, NonFiniteError, WeightError
+from underdraw.models.outputs import Output
+from underdraw.pictures.pasting import paste as paste_back
+from underdraw.pictures.reading import read_mask
+from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.call.request import Request
+from underdraw.schedulers import DDIMScheduler, Scheduler
+from underdraw.weights.files import open_checkpoint
+from underdraw.weights.save import save_tensors
+
+METADATA = "underdraw_edit"
+LEVELS, MASK = "latents", "mask"
+
+
+@dataclass
+class DiffEditOutput(Output):
+    """What `edit` returns."""
+
+    images: Any
+    """A list of PIL images, or an array, as `output_type` says."""
+    mask_image: np.ndarray
+    """Integers 0 and 1, `(images, height / 8, width / 8)`: 1 where the picture was to change."""
+    latents: Array
+    """Of the inversion, as `invert` gives them."""
+    nsfw_content_detected: list[bool] | None = None
+    clean: Array | None = None
+    """Of the picture, as `invert` gives them."""
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What an edit takes besides pictures and texts.
+
+    Args:
+        steps: of the way from picture to noise, were it gone whole.
+        strength: the part of it that is gone: more changes more, and forgets more.
+        guidance: how strongly to follow the target, above 1. Inversion takes none.
+        maps, mask_strength, threshold: `num_maps_per_mask`, `mask_encode_strength` and
+            `mask_thresholding_ratio` of `generate_mask`, where guidance cannot matter: both texts
+            have one negative prompt.
+    """
+
+    steps: int = 50
+    strength: float = 0.8
+    guidance: float = 7.5
+    maps: int = 5
+    mask_strength: float = 0.5
+    threshold: float = 2.5
+
+
+class Kept:
+    """The file of an edit: its mask, and the levels of the inversion made so far.
+
+    `of` is what the edit depends on up to its inversion; the file of another edit is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, of: dict[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        # Settings may be numbers of numpy.
+        self.of = json.dumps(of, sort_keys=True, default=lambda value: value.tolist())
+        self.mask: np.ndarray | None = None
+        self.levels: list[np.ndarray] = []
+        if self.path is None:
+            return
+        if self.path.suffix != ".safetensors":
+            raise InputError(f"keep={str(path)!r} must end with .safetensors")
+        if self.path.exists():
+            self._read(self.path)
+        elif not self.path.parent.is_dir():
+            raise InputError(f"keep={str(path)!r}: there is no folder {self.path.parent}")
+
+    def write(self) -> None:
+        """Write what there is, whole or not at all."""
+        if self.path is None or self.mask is None:
+            return
+        tensors = {MASK: self.mask}
+        if self.levels:
+            tensors[LEVELS] = np.stack(self.levels)
+        save_tensors(self.path, tensors, {METADATA: self.of})
+
+    def _read(self, path: Path) -> None:
+        held = open_checkpoint(path)
+        written = held.metadata.get(METADATA)
+        if written is None or MASK not in held.tensors:
+            raise WeightError(f"keep={str(path)!r} holds something else than an edit")
+        if written != self.of:
+            raise InputError(
+                f"keep={str(path)!r} holds {_difference(written, self.of)}; name another file, or "
+                "remove it"
+            )
+        self.mask = np.array(held.tensors[MASK].load())
+        if LEVELS in held.tensors:
+            self.levels = list(np.array(held.tensors[LEVELS].load()))
+
+
+def _difference(written: str, wanted: str) -> str:
+    """In what two descriptions of edits differ, in words."""
+    try:
+        old, new = json.loads(written), json.loads(wanted)
+        names = [name for name in new if old.get(name) != new[name]]
+    except (ValueError, AttributeError):
+        names = []
+    return f"an edit with another {', '.join(names)}" if names else "another edit"
+
+
+def fingerprint(*arrays: Any) -> str:
+    """A short name for the numbers of numpy arrays."""
+    told = hashlib.sha256()
+    for array in arrays:
+        told.update(repr((array.shape, array.dtype.str)).encode())
+        told.update(np.ascontiguousarray(array).tobytes())
+    return told.hexdigest()[:16]
+
+
+def reversible(pipe: Any) -> Any:
+    """The pipeline itself if its scheduler can go the way of an inversion; else one on the same
+    networks with DDIM instead (PNDM, which most checkpoints name, asks twice at one time; Heun
+    twice a step; ancestral solvers add noise)."""
+    scheduler = pipe.scheduler
+    if pipe.inverse_scheduler is not None:
+        return pipe
+    if isinstance(scheduler, Scheduler):
+        table = scheduler.make_table(10)
+        single = len(set(table.steps.tolist())) == len(table)
+        if single and not table.draws.any() and (np.diff(table.sigma / table.alpha) < 0).all():
+            return pipe
+    config = dict(scheduler.config)
+    told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
+    return type(pipe).from_pipe(pipe, scheduler=DDIMScheduler.from_config(config, **told))
+
+
+def edit(
+    pipe: Any,
+    image: Any,
+    source: str | Sequence[str] | None,
+    target: str | Sequence[str] | None,
+    source_embeds: Array | None,
+    target_embeds: Array | None,
+    negative: str | Sequence[str] | None,
+    mask_image: Any,
+    settings: EditSettings,
+    seed: int | Sequence[int],
+    output_type: str,
+    paste: bool,
+    keep: str | os.PathLike[str] | None,
+    callback: Callable[..., Any] | None,
+    controls: Sequence[Any],
+) -> DiffEditOutput:
+    """What `StableDiffusionDiffEditPipeline.edit` does."""
+
+    pipe = reversible(pipe)
+    nn, framework = pipe._operations, pipe._framework
+    pictures = pipe._pictures(image)
+    requests = [
+        Request(source, None, source_embeds, pictures=pictures.shape[0]),
+        Request(
+            target,
+            negative,
+            target_embeds,
+            pictures=pictures.shape[0],
+            guidance_scale=settings.guidance,
+            num_inference_steps=settings.steps,
+            strength=checks.number("inpaint_strength", settings.strength, 0.0, 1.0),
+            output_type=output_type,
+            seed=seed,
+            callback=callback,
+            controls=controls,
+        ),
+    ]
+    told = [
+        pipe._side(request, name)
+        for request, name in zip(requests, ("source_", "target_"), strict=True)
+    ]
+    count = max(found[2] for found in told)
+    if source is not None and told[0][0] == told[1][0]:
+        raise InputError(f"source and target are both {source!r}; nothing would change")
+    # What decoding would refuse, before the mask and the inversion are made.
+    decoding = replace(requests[1], pictures=count)
+    guided = pipe._named("inpaint_strength", lambda: pipe._plan(decoding)).guided
+    texts = [
+        pipe._contexts(request, prompts, negatives, needed, count)
+        for request, (prompts, negatives, _), needed in zip(
+            requests, told, (False, guided), strict=True
+        )
+    ]
+    (source_embeds, _), (target_embeds, against) = texts
+    pixels = framework.to_numpy(pictures)
+    clean = pipe._encode(pictures, None, False, count)
+    if not framework.is_finite(clean):
+        raise NonFiniteError("vae: encoding gave NaN or infinity")
+    scheme = pipe.scheduler if pipe.inverse_scheduler is None else pipe.inverse_scheduler
+    kept = Kept(
+        keep,
+        {
+            "picture": fingerprint(pixels),
+            "source": fingerprint(framework.to_numpy(source_embeds)),
+            "target": fingerprint(framework.to_numpy(target_embeds)),
+            "model": pipe.source,
+            "solver": {name: str(value) for name, value in sorted(scheme.config.items())},
+            "settings": {
+                field.name: getattr(settings, field.name)
+                for field in fields(settings)
+                if field.name != "guidance"  # of the decoding alone
+            },
+            "seed": list(seed) if isinstance(seed, Sequence) else seed,
+            "mask": "found" if mask_image is None else "given",
+        },
+    )
+    way: dict[str, Any] = {"num_inference_steps": settings.steps}
+    size = tuple(clean.shape[2:])
+    if mask_image is not None:
+        given = read_mask(nn, mask_image, count, size, pipe.vae.config.factor)
+        kept.mask = framework.to_numpy(given)[:, 0].astype(np.int64)
+    elif kept.mask is None:
+        kept.mask = pipe.generate_mask(
+            clean,
+            target_prompt_embeds=target_embeds,
+            source_prompt_embeds=source_embeds,
+            num_maps_per_mask=settings.maps,
+            mask_encode_strength=settings.mask_strength,
+            mask_thresholding_ratio=settings.threshold,
+            guidance_scale=1.0,
+            seed=seed,
+            **way,
+        )
+    found: Any = kept.mask
+    way["inpaint_strength"] = settings.strength
+    levels = [framework.array(level, device=pipe.device) for level in kept.levels]
+
+    def note(_: int, __: Any, latents: Array) -> None:
+        kept.levels.append(framework.to_numpy(latents))
+
+    try:
+        inverted = pipe.invert(
+            image=clean, prompt_embeds=source_embeds, callback=note, done=levels, **way
+        )
+    finally:
+        kept.write()  # also when it was interrupted
+    made = pipe(
+        mask_image=found,
+        image_latents=inverted,
+        guidance_scale=settings.guidance,
+        prompt_embeds=target_embeds,
+        negative_prompt_embeds=against,
+        output_type=output_type,
+        seed=seed,
+        callback=callback,
+        controls=controls,
+        **way,
+    )
+    images = made.images
+    if paste and output_type != "latent":
+        images = _pasted(image, pixels, images, found, output_type, framework)
+    flags = made.nsfw_content_detected
+    return DiffEditOutput(images, found, inverted.latents, flags, inverted.clean)
+
+
+def _pasted(
+    image: Any, pixels: np.ndarray, made: Any, mask: np.ndarray, output_type: str, framework: Any
+) -> Any:
+    """The results with everything outside the masks as the caller gave it."""
+
+    if output_type == "pil":
+        given = list(image) if isinstance(image, list | tuple) else [image]
+        if not all(isinstance(one, Image.Image) for one in given):
+            given = to_pil(pixels.transpose(0, 2, 3, 1) / 2 + 0.5)
+        given = given * (len(made) // len(given))
+        return [paste_back(*three) for three in zip(given, made, mask, strict=True)]
+    shown = (pixels.transpose(0, 2, 3, 1) / 2 + 0.5).astype(np.float32)
+    after = made if output_type == "np" else framework.to_numpy(made).transpose(0, 2, 3, 1)
+    shown = np.broadcast_to(shown, after.shape)
+    pasted = np.stack([paste_back(*three) for three in zip(shown, after, mask, strict=True)])
+    if output_type == "np":
+        return pasted
+    return framework.array(pasted.transpose(0, 3, 1, 2), device=made.device)

@@ -1,0 +1,267 @@
+"""What code written for the peer reads from a pipeline; answers to what is done otherwise here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import ImageFilter
+
+from underdraw import checks
+from underdraw.backends import seeds
+from underdraw.backends.contract import Array
+from underdraw.errors import InputError
+from underdraw.pictures import reading as pictures, writing as images
+from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.components.offload import enable
+from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
+
+
+def refuse(image: Any, embeds: Any, attention: Any) -> None:
+    """Arguments of the peer's call whose work controls do here; empty ones pass, and a `scale` of
+    LoRA layers, of which there are none."""
+    if isinstance(attention, Mapping) and set(attention) == {"scale"}:
+        scale = attention["scale"]
+        if isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale):
+            attention = None
+    given = {
+        "ip_adapter_image": image,
+        "ip_adapter_image_embeds": embeds,
+        "cross_attention_kwargs": attention or None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name}={value!r:.100} is not taken; allowed: None. What acts on attention is "
+                "given as controls=[...]"
+            )
+
+
+def no_texts(pipe: Any, prompts: Any) -> InputError:
+    """The error of a call that has to encode a text in a pipeline which cannot."""
+    lacking = [name for name in ("text_encoder", "tokenizer") if getattr(pipe, name) is None]
+    what = "prompt" if prompts is not None else "negative_prompt (an empty one if none is given)"
+    return InputError(
+        f"{' and '.join(lacking)}=None, so {what} cannot be encoded; give prompt_embeds, and "
+        "negative_prompt_embeds or guidance_scale=1"
+    )
+
+
+class ImageProcessor:
+    """Pictures to what the autoencoder takes, and back; of masks with `mask`."""
+
+    def __init__(self, framework: Any, factor: int, place: Any, mask: bool = False) -> None:
+        self.framework, self.vae_scale_factor, self.place = framework, factor, place
+        self.mask = mask
+
+    def preprocess(
+        self,
+        image: Any,
+        height: int | None = None,
+        width: int | None = None,
+        crops_coords: tuple[int, int, int, int] | None = None,
+    ) -> Array:
+        """Float32 `(images, 3, height, width)` in [-1, 1], or masks `(masks, 1, height, width)`.
+
+        Arguments are those of `models.pictures.read_pictures` and `read_masks`; the size is by
+        default that of the first picture, rounded down to multiples of the autoencoder's factor.
+        """
+        crop = None if crops_coords is None else pictures.Crop(*crops_coords)
+        if self.mask:
+            side = getattr(image, "size", None) if hasattr(image, "convert") else None
+            side = (image.shape[-1], image.shape[-2]) if side is None else side
+            wide, high = (n - n % self.vae_scale_factor for n in side)
+            read = pictures.read_masks(
+                "mask", image, self.framework, height or high, width or wide, crop
+            )
+        else:
+            read = pictures.read_pictures(
+                "image",
+                image,
+                self.framework,
+                height,
+                width,
+                factor=self.vae_scale_factor,
+                crop=crop,
+            )
+        return self.framework.array(read, device=self.place)
+
+    @staticmethod
+    def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> pictures.Crop:
+        """The part of a picture around what is set in a PIL mask (`models.pictures`)."""
+        return pictures.crop_around(mask_image, width, height, pad)
+
+    @staticmethod
+    def blur(image: Any, blur_factor: int = 4) -> Any:
+        """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
+
+    def postprocess(self, image: Array, output_type: str = "pil") -> Any:
+        """Decoded images `(images, 3, height, width)` near [-1, 1] as "pil", "np", "pt", "latent"
+        (as they are)."""
+        checks.choice("output_type", output_type, images.OUTPUT_TYPES)
+        if output_type == "latent":
+            return image
+        return images.to_output(image, output_type, self.framework)
+
+
+class Familiar:
+    """Attributes of the peer's pipelines that user code reads."""
+
+    vae: Any
+    unet: Any
+    scheduler: Any
+    components: Any
+    source: Any
+    device: Any
+    _run: Any
+    _framework: Any
+    _offload: Any
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        *("latents", "prompt_embeds", "negative_prompt_embeds")
+    ]
+    """Names of the tensors that `callback_on_step_end` may ask for and change."""
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels to one latent, along each side."""
+        return self.vae.config.factor
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """Pictures in and out."""
+        return ImageProcessor(self._framework, self.vae_scale_factor, self.device)
+
+    @property
+    def mask_processor(self) -> ImageProcessor:
+        """Masks in."""
+        return ImageProcessor(self._framework, self.vae_scale_factor, self.device, mask=True)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What `model_index.json` says: (library, class) of each component, and the switches."""
+        listed: dict[str, Any] = {"_class_name": type(self).__name__}
+        for name, value in self.components.items():
+            kind = (LIBRARIES.get(name, "transformers"), type(uncompiled(value)).__name__)
+            listed[name] = (None, None) if value is None else kind
+        listed["requires_safety_checker"] = vars(self)["requires_safety_checker"]
+        return MappingProxyType({**listed, "_name_or_path": self.source})
+
+    @property
+    def name_or_path(self) -> str | None:
+        """Where the pipeline was loaded from."""
+        return self.source
+
+    @property
+    def _execution_device(self) -> Any:
+        return self.device
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Of the run in progress in this thread, or of the last one."""
+        return getattr(self._run, "skip", None)
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Of the run in progress in this thread, or of the last one."""
+        return getattr(self._run, "rescale", 0.0)
+
+    @property
+    def cross_attention_kwargs(self) -> None:
+        """None: attention is steered by controls."""
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        dtype: Any = None,
+        device: Any = None,
+        generator: Any = None,
+        latents: Array | None = None,
+    ) -> Array:
+        """What a run begins with: noise (or `latents`) times the scheduler's first noise level."""
+        shape = (batch_size, num_channels_latents, height, width)
+        begin: Any = self._first_noise(shape, dtype, device, generator, latents)
+        return begin * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _first_noise(
+        self, shape: tuple[int, ...], dtype: Any, device: Any, generator: Any, latents: Any
+    ) -> Array:
+        """Noise for `shape`, whose sides are in pixels, or `latents` instead."""
+        *rows, height, width = shape
+        factor, framework = self.vae_scale_factor, self._framework
+        drawn = seeds.generators(generator, None, shape[0])
+        device = self.device if device is None else device
+        if latents is not None:
+            return framework.array(latents, device=device)
+        like = framework.leaf(self.unet.conv_in).dtype if dtype is None else dtype
+        return framework.draw((*rows, height // factor, width // factor), drawn, device, like)
+
+    @staticmethod
+    def numpy_to_pil(images: np.ndarray) -> list[Any]:
+        """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
+        return to_pil(images[None] if images.ndim == 3 else images)
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keep networks in host memory, each on an accelerator only while a call uses it.
+
+        The largest network then decides how much of the accelerator's memory a call needs, besides
+        what it computes; moving them costs time. The UNet comes once per call and stays for all its
+        steps, together with grounding weights where controls are given; texts, pictures and phrases
+        are encoded before. `pipe.device` tells where calls compute. Pipelines made of this one by
+        `from_pipe` do the same with the networks they share, several threads may call them, and
+        after each call, also one that failed or was closed, everything is back in host memory.
+
+        Networks called by hand (`pipe.vae.decode(...)`, in a callback, too) are in host memory;
+        `pipe.decode_latents` and `pipe.encode_prompt` bring them themselves.
+
+        So far it was tested without a real accelerator: on the CPU under another name, and with
+        tensors that only pretend to be elsewhere.
+
+        Args:
+            gpu_id: the index of the accelerator, 0 if not given.
+            device: such as "cuda:1"; by default the fastest accelerator.
+
+        Raises:
+            InputError: there is no accelerator or no such device, networks are not on PyTorch, or
+                a call is in progress on another device.
+        """
+        enable(self, gpu_id, device)
+
+    def disable_model_cpu_offload(self) -> None:
+        """No longer move networks: they stay in host memory, from where `pipe.to(device)` takes
+        them. Pipelines that share them (`from_pipe`) are not changed."""
+        self.maybe_free_model_hooks()
+        self._offload = None
+
+    remove_all_hooks = disable_model_cpu_offload
+
+    def maybe_free_model_hooks(self) -> None:
+        """Bring home what an interrupted call has left on the accelerator; calls do so at their
+        end, so this is for code written for the peer."""
+        if self._offload is not None:
+            self._offload.bring_home()
+
+    def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Raises InputError: it comes with a later release."""
+        raise InputError(
+            "moving single layers comes with a later release; enable_model_cpu_offload() moves "
+            "whole networks, and dtype='float16', enable_attention_slicing() and "
+            "enable_vae_tiling() save memory, too"
+        )
+
+    def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
+        """Raises InputError: it comes with a later release."""
+        raise InputError(
+            "other implementations of attention come with a later release; PyTorch's fused one is "
+            "used already, without a call"
+        )
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Nothing: it is never on."""

@@ -1,0 +1,153 @@
+"""The peer's public methods of the GLIGEN pipelines besides their call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from underdraw import backends
+from underdraw.backends.contract import Array
+from underdraw.controls.features import image_features, phrase_features
+from underdraw.errors import InputError
+
+
+def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """Float32 `(height, width)`: 1 inside of any box, 0 elsewhere.
+
+    Sides are rounded down, as the peer does; a box with an area covers at least one place.
+    """
+    mask = np.zeros((height, width), np.float32)
+    for x0, y0, x1, y1 in boxes:
+        if x0 < x1 and y0 < y1:
+            left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
+            right, bottom = max(int(x1 * width), left + 1), max(int(y1 * height), top + 1)
+            mask[top:bottom, left:right] = 1
+    return mask
+
+
+class FamiliarGLIGEN:
+    """Methods of both pipelines."""
+
+    fuser_enabled: bool = True
+    """Whether boxes act in the calls of this pipeline."""
+
+    def enable_fuser(self, enabled: bool = True) -> None:
+        """Let boxes act in the calls of this pipeline, or not: then they are plain calls.
+
+        Nothing is switched on the UNet, so others that share it notice nothing. (The peer's calls
+        enable it again by themselves.)
+        """
+        self.fuser_enabled = bool(enabled)
+
+    def draw_inpaint_mask_from_boxes(
+        self, boxes: Sequence[Sequence[float]], size: tuple[int, int]
+    ) -> Any:
+        """A PyTorch mask of `size (height, width)`: 0 inside of the boxes, 1 elsewhere."""
+        return backends.get("torch").array(1 - box_mask(boxes, *size))
+
+    def crop(self, im: Any, new_width: int, new_height: int) -> Any:
+        """The middle of a PIL image."""
+        width, height = im.size
+        left, top = (width - new_width) / 2, (height - new_height) / 2
+        return im.crop((left, top, left + new_width, top + new_height))
+
+    def target_size_center_crop(self, im: Any, new_hw: int) -> Any:
+        """The largest square in the middle of a PIL image, resized to `new_hw` pixels."""
+        return cut_to(im, new_hw, new_hw)
+
+
+def cut_to(picture: Any, height: int, width: int) -> Any:
+    """The largest part around the middle of a PIL image that has the proportions of a size,
+    resized to it."""
+    wide, high = picture.size
+    if (wide, high) == (width, height):
+        return picture
+    part_wide, part_high = min(wide, high * width / height), min(high, wide * height / width)
+    left, top = (wide - part_wide) / 2, (high - part_high) / 2
+    if (part_wide, part_high) != (wide, high):
+        picture = picture.crop((left, top, left + part_wide, top + part_high))
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+class FamiliarTextImage:
+    """Methods of the pipeline with images."""
+
+    text_encoder: Any
+    device: Any
+    _framework: Any
+
+    def complete_mask(self, has_mask: Any, max_objs: int, device: Any) -> Array:
+        """`(1, max_objs)`: the given number, or numbers followed by ones; None is all ones."""
+        if has_mask is None or not isinstance(has_mask, list | tuple):
+            row = [1.0 if has_mask is None else float(has_mask)] * max_objs
+        else:
+            row = [*map(float, has_mask), *[1.0] * (max_objs - len(has_mask))]
+        if len(row) != max_objs:
+            raise InputError(f"has_mask has {len(row)} entries; allowed: at most {max_objs}")
+        return self._framework.array([row], dtype=self.text_encoder.dtype, device=device)
+
+    def get_clip_feature(
+        self, input: Any, normalize_constant: float, device: Any, is_image: bool = False
+    ) -> Array | None:
+        """Features `(1, width)` of a phrase, or of a picture brought to a length; None of None."""
+        if input is None:
+            return None
+        with self._framework.no_grad():
+            if is_image:
+                found = image_features(self, [input]) * normalize_constant
+            else:
+                found = phrase_features(self, [input])
+        return self._framework.array(found, device=device)
+
+    def get_cross_attention_kwargs_with_grounded(
+        self,
+        hidden_size: int,
+        gligen_phrases: Sequence[str | None] | None,
+        gligen_images: Sequence[Any] | None,
+        gligen_boxes: Sequence[Sequence[float]],
+        input_phrases_mask: Any,
+        input_images_mask: Any,
+        repeat_batch: int,
+        normalize_constant: float,
+        max_objs: int,
+        device: Any,
+    ) -> dict[str, Array]:
+        """What the peer's position network takes for the boxes, padded to `max_objs`.
+
+        Calls here do without it; code that builds its own loop may use it.
+        """
+        count = len(gligen_boxes)
+        phrases = list(gligen_phrases or [None] * count)
+        pictures = list(gligen_images or [None] * count)
+        filled = self.get_cross_attention_kwargs_without_grounded(
+            hidden_size, repeat_batch, max_objs, device
+        )
+        for i, (box, phrase, picture) in enumerate(
+            zip(gligen_boxes, phrases, pictures, strict=True)
+        ):
+            filled["boxes"][:, i] = self._framework.array(box, device=device)
+            filled["masks"][:, i] = 1
+            for name, given, shown in (("phrases", phrase, False), ("image", picture, True)):
+                feature = self.get_clip_feature(given, normalize_constant, device, shown)
+                if feature is not None:
+                    filled[f"{name}_embeddings"][:, i] = feature
+                    filled[f"{name}_masks"][:, i] = 1
+        for name, mask in (("phrases", input_phrases_mask), ("image", input_images_mask)):
+            filled[f"{name}_masks"] *= self.complete_mask(mask, max_objs, device)
+        return filled
+
+    def get_cross_attention_kwargs_without_grounded(
+        self, hidden_size: int, repeat_batch: int, max_objs: int, device: Any
+    ) -> dict[str, Array]:
+        """The same without boxes: all zeros."""
+        sizes = {"boxes": (4,), "masks": (), "phrases_masks": (), "image_masks": ()}
+        sizes |= dict.fromkeys(("phrases_embeddings", "image_embeddings"), (hidden_size,))
+        zeros = {name: np.zeros((repeat_batch, max_objs, *size)) for name, size in sizes.items()}
+        dtype = self.text_encoder.dtype
+        return {
+            name: self._framework.array(value, dtype=dtype, device=device)
+            for name, value in zeros.items()
+        }

@@ -1,0 +1,166 @@
+"""GLIGEN's inpainting: what lies outside of the boxes is kept from a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from underdraw import backends
+from underdraw.backends.contract import Array, Operations
+from underdraw.controls.boxes import Layout
+from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.region import Region
+from underdraw.errors import InputError
+from underdraw.networks.gligen.grounding import Constants
+from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.pictures.pasting import paste
+from underdraw.pictures.reading import as_picture, read_masks, read_pictures, shrunk
+from underdraw.pipelines.diffusers.gligen import box_mask, cut_to
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Pictures of a call, ready: their size is that of the result."""
+
+    pictures: Sequence[Any]
+    """PIL images, one for all or one per image."""
+    pixels: np.ndarray
+    """Where to paint anew, `(1 or images, height, width)` of 0 and 1, in pixels."""
+    inside: Array
+    """The same for latents, `(1 or images, 1, height / 8, width / 8)`."""
+
+    def encoded(self, pipe: Any, sample: bool = False) -> Array:
+        """Latents of the pictures, times `scaling_factor`: the mean, or as the peer a sample."""
+        framework, vae = pipe._framework, pipe.vae
+        pixels = read_pictures("gligen_inpaint_image", list(self.pictures), framework)
+        with framework.no_grad(), pipe._borrowed(vae):
+            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
+            found = vae.encode(pixels).latent_dist
+            latents = found.sample() if sample else found.mean
+            return framework.operations.float32(latents) * vae.config.scaling_factor
+
+    def paste_back(self, made: Any, framework: Any) -> Any:
+        """Images of any output type but latents, with the pictures' own pixels outside."""
+        if isinstance(made, list):
+            return [
+                paste(self._of(self.pictures, i), one, self._of(self.pixels, i))
+                for i, one in enumerate(made)
+            ]
+        numpy = isinstance(made, np.ndarray)
+        pixels = made if numpy else framework.to_numpy(made).transpose(0, 2, 3, 1)
+        pasted = []
+        for i, one in enumerate(pixels):
+            before = np.asarray(self._of(self.pictures, i), one.dtype) / one.dtype.type(255)
+            pasted.append(np.where(self._of(self.pixels, i)[:, :, None] > 0, one, before))
+        stacked = np.stack(pasted)
+        if numpy:
+            return stacked
+        return framework.array(stacked.transpose(0, 3, 1, 2), dtype=made.dtype, device=made.device)
+
+    @staticmethod
+    def _of(each: Any, index: int) -> Any:
+        return each[index if len(each) > 1 else 0]
+
+
+def read_inpainting(
+    pipe: Any,
+    image: Any,
+    mask: Any,
+    layouts: Sequence[Layout],
+    count: int,
+    prompts: int,
+    size: tuple[int, int],
+) -> Inpainting:
+    """Pictures and masks of a call of `count` images of `size (height, width)`, as many for each of
+    `prompts`.
+
+    Raises:
+        InputError, InputTypeError: they are no pictures or masks, or not 1, `prompts` or `count`.
+    """
+    height, width = size
+    framework = pipe._framework
+    several = isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
+    given = list(image) if several else [image]
+    if len(given) not in (1, prompts, count):
+        raise InputError(
+            f"gligen_inpaint_image has {len(given)} pictures; allowed: 1 or {count}, one per image"
+        )
+    given = [one for one in given for _ in range(count // len(given) if len(given) > 1 else 1)]
+    pictures = [cut_to(as_picture("gligen_inpaint_image", one), height, width) for one in given]
+    if mask is None:
+        factor = pipe.vae.config.factor
+        drawn, cells = (
+            np.stack([box_mask([e.box for e in layout.entries], high, wide) for layout in layouts])
+            for high, wide in (size, (height // factor, width // factor))
+        )
+        return Inpainting(pictures, drawn, framework.array(cells[:, None], device=pipe.device))
+    masks = list(mask) if isinstance(mask, list | tuple) else [mask]
+    # A picture of a mask is cut as the picture beside it.
+    masks = [cut_to(one, height, width) if hasattr(one, "crop") else one for one in masks]
+    read = read_masks("gligen_inpaint_mask", masks, framework, height, width)
+    if read.shape[0] not in (1, prompts, count):
+        raise InputError(
+            f"gligen_inpaint_mask has {read.shape[0]} masks; allowed: 1 or {count}, one per image"
+        )
+    if read.shape[0] > 1:
+        read = framework.array(framework.to_numpy(read).repeat(count // read.shape[0], 0))
+    inside = shrunk(framework.operations, read, pipe.vae.config.factor)
+    pixels = framework.to_numpy(read)[:, 0]
+    return Inpainting(pictures, pixels, framework.array(inside, device=pipe.device))
+
+
+@dataclass(frozen=True, eq=False)
+class KnownChannels(Control):
+    """Shows an inpainting network what is kept: the picture's latents outside, and where that is.
+
+    Args:
+        known: clean latents `(1 or images, 4, height, width)`.
+        outside: 1 where they are kept, `(1 or images, 1, height, width)`.
+        network: grounding weights with a first convolution of their own, lifted off an inpainting
+            UNet; None where the UNet itself takes the further channels.
+    """
+
+    known: Array
+    outside: Array
+    network: Any = None
+
+    def prepare(self, run: Run) -> Array:
+        """The further channels, a row per image."""
+        nn, images = run.nn, run.batch
+        parts = (self.known * self.outside, self.outside)
+        rows = max(part.shape[0] for part in parts)
+        grown = [nn.expand(part, (rows, *part.shape[1:])) for part in parts]
+        extra = nn.concat(grown, 1)
+        return nn.expand(extra, (images, *extra.shape[1:]))
+
+    def before_call(
+        self, nn: Operations, carry: Array, latents: Array, call: Call
+    ) -> tuple[Array, Sites, Any]:
+        """Latents as they are; the channels join them inside the call."""
+        extra = nn.concat((carry, carry), 0) if call.guided else carry
+        if self.network is not None:
+            return latents, self.network.sites(Constants({}, None), 0.0, extra), carry
+
+        def widen(nn: Operations, x: Array) -> Array:
+            return nn.concat((x, nn.cast(extra, x)), 1)
+
+        return latents, Sites(model_input=(widen,)), carry
+
+
+class PeersRegion(Region):
+    """Blends as the peer does: before each call with fresh noise from PyTorch's global stream, one
+    for the whole batch, and not after the last call, so that the background drifts."""
+
+    def before_call(
+        self, nn: Any, carry: Any, latents: Array, call: Call
+    ) -> tuple[Array, Any, Any]:
+        framework = backends.get(nn.name)
+        noise = framework.draw((1, *latents.shape[1:]), None, latents.device, latents.dtype)
+        known = carry.solver.noised(call.index, carry.clean, noise)
+        return self._blend(carry, latents, known), NO_SITES, carry
+
+    def after_step(self, nn: Any, carry: Any, latents: Array, call: Call) -> tuple[Array, Any]:
+        return latents, carry

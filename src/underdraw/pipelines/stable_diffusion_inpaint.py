@@ -1,0 +1,224 @@
+"""`StableDiffusionInpaintPipeline`: make a part of a picture anew (Rombach et al. 2022, 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from underdraw import checks
+from underdraw.backends.contract import Array
+from underdraw.controls.control import Control
+from underdraw.controls.inpainting import InpaintingChannels
+from underdraw.controls.region import Region
+from underdraw.errors import InputError
+from underdraw.pictures.pasting import overlaid
+from underdraw.pictures.reading import crop_around, nearest, read_masks, read_pictures
+from underdraw.pipelines.call import calls
+from underdraw.pipelines.call.latents import (
+    Changeable,
+    check_crop,
+    encode,
+    for_each,
+    late_levels,
+    pasted,
+    posterior_noise,
+)
+from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
+from underdraw.pipelines.call.request import Plan
+from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers.latents import InpaintLatents
+from underdraw.pipelines.latent import LatentPipeline
+from underdraw.sampling.loop import Step
+from underdraw.schedulers import KDPM2DiscreteScheduler
+
+TENSORS = ("mask", "masked_image_latents")
+
+
+class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
+    """A picture, a mask and a text to a picture that is new inside the mask.
+
+    Two kinds of UNets do it. One made for it has nine input channels: it sees the mask and the
+    masked picture. With any other, latents outside the mask follow the picture (`Region`).
+    Components are those of `StableDiffusionPipeline`; make one of a pipeline that is loaded already
+    with `from_pipe`.
+    """
+
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        *LatentPipeline._callback_tensor_inputs,
+        *TENSORS,
+    ]
+
+    @calls.streamed
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Array | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | Sequence[float] = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Any = None,
+        latents: Array | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: Callable[..., Any] | None = None,
+        callback_steps: int | None = 1,
+        *,
+        guidance_rescale: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        controls: Sequence[Control] = (),
+        paste_back: bool = False,
+    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+        """Make images.
+
+        Args:
+            image: as in `StableDiffusionImg2ImgPipeline`, resized to `height` and `width`.
+            mask_image: white (1) where the picture is made anew: a PIL picture, an array `(height,
+                width)`, `(masks, height, width)` or `(masks, 1, height, width)` in [0, 1], or a
+                list of these; one for all pictures, or one per picture. From 0.5 on counts as 1.
+            masked_image_latents: for UNets of nine channels, clean latents of the masked picture
+                `(1 or pictures, 4, height / 8, width / 8)`, instead of those encoded from `image`.
+            height, width: of the result, by default the trained size.
+            padding_mask_crop: work on the part around the mask only, with so many pixels of the
+                picture on each side, at the whole `height` and `width`, and put it back into the
+                picture. `image` and `mask_image` are one PIL picture each.
+            strength: as there; 1 begins with noise alone.
+            latents: noise to use instead of drawing it, `(images, 4, height / 8, width / 8)`.
+            paste_back: outside the mask give the very pixels of `image`, which the autoencoder
+                does not keep; PIL images then have the size of the PIL picture.
+            callback_on_step_end: may also get and change `mask` and `masked_image_latents`, which
+                under guidance have twice as many rows as images.
+
+        The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
+        """
+        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        for name, value in (("image", image), ("mask_image", mask_image)):
+            if value is None:
+                raise InputError(f"{name}=None; give a picture")
+        if paste_back and output_type == "latent":
+            raise InputError("paste_back=True with output_type='latent'; pixels are pasted")
+        height, width = self._check_size(height, width, latents)
+        crop = None
+        if padding_mask_crop is not None:
+            check_crop(image, mask_image, output_type)
+            padding = checks.whole("padding_mask_crop", padding_mask_crop, 0)
+            crop = crop_around(mask_image, width, height, padding)
+        framework, factor = self._framework, self.vae.config.factor
+        channels = self.vae.config.latent_channels
+        pictures = read_pictures(
+            "image", image, framework, height, width, crop=crop, latent_channels=channels
+        )
+        mask = read_masks("mask_image", mask_image, framework, height, width, crop)
+        given = 1
+        if masked_image_latents is not None:
+            known = (None, channels, height // factor, width // factor)
+            checks.array("masked_image_latents", masked_image_latents, known, framework)
+            given = masked_image_latents.shape[0]
+        counts = {"image": pictures.shape[0], "mask_image": mask.shape[0]}
+        counts["masked_image_latents"] = given
+        most = max(counts.values())
+        for name, number in counts.items():
+            if number not in (1, most):
+                raise InputError(f"{name} holds {number}; allowed: 1, or {most} as the others")
+        plan = self._plan(calls.asked(locals(), pictures=most, strength=strength))
+        shape = self._latent_shape(plan.count, height, width, (0, channels + 1))
+        if latents is not None:
+            checks.array("latents", latents, shape, framework)
+        if pictures.shape[1] == channels and tuple(pictures.shape[2:]) != shape[2:]:
+            raise InputError(f"image has shape {tuple(pictures.shape)}; needed is {shape}")
+        sees = self.unet.config.in_channels != channels
+        if sees and pictures.shape[1] == channels and masked_image_latents is None:
+            raise InputError(
+                "image is latents, so it cannot be masked; give masked_image_latents, too"
+            )
+
+        alike = self.compat == "diffusers"
+        clean = None
+        if not sees or (latents is None and strength < 1):
+            clean = encode(self, plan, pictures, alike)
+        noise = self._noise(plan, shape) if latents is None else latents
+        noise = self._operations.float32(framework.array(noise, device=self.device))
+        if strength == 1 or (latents is not None and (clean is None or alike)):
+            begin = noise * plan.solver.initial_sigma
+        else:
+            begin = plan.solver.noised(0, clean, noise)
+        small = framework.array(nearest(framework.to_numpy(mask), *shape[2:]), device=self.device)
+        small = for_each(self, small, plan.count)
+        masked = self._masked(plan, pictures, mask, masked_image_latents, sees, shape)
+        if sees:
+            own: Control = InpaintingChannels(small, masked)
+        else:
+            own = Region(small, latents=clean, noise=noise)
+            if alike and isinstance(self.scheduler, KDPM2DiscreteScheduler):
+                own = Region(small, trail=late_levels(plan.solver, clean, noise))
+        made = yield from self._denoising(plan, begin, [self._watched(plan, own, small, masked)])
+        images, flags = self._decode(plan, made)
+        if crop is not None:
+            images = [overlaid(image, one, mask_image, crop) for one in images]
+        elif paste_back:
+            images = pasted(self, plan, images, image, mask_image, pictures)
+        arguments = {
+            "image": image,
+            "mask_image": mask_image,
+            "masked_image_latents": masked_image_latents,
+            "height": height,
+            "width": width,
+            "padding_mask_crop": padding_mask_crop,
+            "strength": strength,
+            "latents": latents,
+            "paste_back": paste_back,
+        }
+        return self._output(plan, images, flags, arguments)
+
+    def _masked(
+        self, plan: Plan, pictures: Array, mask: Array, given: Any, sees: bool, shape: Any
+    ) -> Array | None:
+        """Latents of the masked pictures, where anybody looks at them."""
+        framework = self._framework
+        if given is not None:
+            latents = self._operations.float32(framework.array(given, device=self.device))
+            return for_each(self, latents, plan.count)
+        if pictures.shape[1] == shape[1]:
+            return None
+        rows = max(pictures.shape[0], mask.shape[0])
+        if sees or (plan.watch is not None and "masked_image_latents" in plan.watch.wanted):
+            pixels = pictures * framework.array(mask < 0.5, dtype=pictures.dtype)
+            return encode(self, plan, pixels, self.compat == "diffusers")
+        # The peer encodes them anyway, so that its solvers go on with later numbers of a generator.
+        posterior_noise(self, plan, (rows, *shape[1:]), self.compat == "diffusers")
+        return None
+
+    def _watched(self, plan: Plan, own: Control, mask: Array, masked: Array | None) -> Control:
+        """The pipeline's control; where callbacks look at its tensors, as these leave them."""
+        watch = plan.watch
+        if watch is None or not set(watch.wanted) & set(TENSORS):
+            return own
+        times, concat = 1 + plan.guided, self._operations.concat
+        held = {"mask": mask} if masked is None else {"mask": mask, "masked_image_latents": masked}
+        watch.own = {name: concat((value,) * times, 0) for name, value in held.items()}
+
+        def changed(carry: Any) -> Any:
+            found = {name: value[-plan.count :] for name, value in watch.own.items()}
+            carry = carry._replace(mask=found["mask"])
+            if hasattr(carry, "masked"):
+                carry = carry._replace(masked=found["masked_image_latents"])
+            return carry
+
+        return Changeable(own, changed)
