@@ -40,7 +40,7 @@ class Ready:
     ) -> Ready:
         """Let the layers read tokens whose rows are one for all images, or one per image, and last
         the unconditional one; `extra` has no such last row."""
-        nn, constants = run.nn, network.constants(tokens)
+        nn, constants = run.nn, network.constants(tokens, run.ask)
 
         def each(x: Array) -> Array:
             return nn.expand(x, (run.batch, *x.shape[1:]))
@@ -70,13 +70,13 @@ class Ready:
         return self.network.sites(constants, strength, extra)
 
 
-def attached_network(pipeline: Any, what: str, *kinds: str) -> Any:
+def attached_network(components: Any, what: str, *kinds: str) -> Any:
     """The first of the attached grounding weights of some kinds.
 
     Raises:
         InputError: there are none; `what` says what would need them.
     """
-    there = pipeline.groundings
+    there = components.groundings
     for kind in kinds:
         if kind in there:
             return there[kind]
