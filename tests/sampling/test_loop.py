@@ -9,7 +9,8 @@ from pipelines import tiny
 
 from underdraw import schedulers
 from underdraw.controls.run import Conditioning, Run
-from underdraw.engines.engine import EAGER, answered
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.sampling.denoiser import CHUNK
 from underdraw.sampling.loop import Change, sample

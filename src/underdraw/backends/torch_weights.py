@@ -221,3 +221,14 @@ def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]
         value, rest = function(x)
     (found,) = torch.autograd.grad(value, x)
     return found, tuple(part.detach() for part in rest)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled by `torch.compile`, with its default settings."""
+    return torch.compile(function)
+
+
+def compiler_of(model: Any) -> Callable[..., Any] | None:
+    """What compiles functions as `torch.compile` was told to compile this network; None for one
+    that was not wrapped by it."""
+    return getattr(model, "dynamo_ctx", None) if hasattr(model, "_orig_mod") else None

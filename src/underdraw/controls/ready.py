@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Ready:
         keys = {at: (rows(k), rows(v)) for at, (k, v) in constants.keys.items()}
         if extra is not None:
             extra = nn.concat((each(extra), each(extra)), 0)
-        return cls(network, Constants(keys, constants.bias), strengths, extra)
+        return cls(network, replace(constants, keys=keys), strengths, extra)
 
     def sites(self, nn: Operations, call: Call, images: int) -> Sites:
         """What acts in a call; nothing where the strength of all images is 0."""

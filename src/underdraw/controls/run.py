@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from underdraw.backends.contract import Array, Operations
-from underdraw.engines.engine import EAGER, Engine, Question
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine, Question
 from underdraw.networks.program import Program
 
 

@@ -38,21 +38,6 @@ class Engine(Protocol):
         ...
 
 
-class Eager:
-    """Runs each program as it is written, on every backend: the default."""
-
-    def run(self, question: Question) -> Any:
-        """The outputs, computed at once."""
-        model = question.model
-        return question.program(question.nn, model, model.config, *question.inputs)
-
-    def __repr__(self) -> str:
-        return "Eager()"
-
-
-EAGER = Eager()
-
-
 def answer(engine: Engine, question: Question) -> Any:
     """What an engine answers; nothing is recorded for gradients."""
     with question.model._framework.no_grad():

@@ -186,12 +186,13 @@ class Sites:
             or self.beside_cross_attention
         )
 
-    def owned(self, owner: int) -> Sites:
-        """The same, with hooks that know whose they are: extra outputs then tell it."""
+    def owned(self, name: Callable[[Any], Any]) -> Sites:
+        """The same, with hooks that know whose they are: extra outputs then tell it. `name` gives
+        the owner from the one that a hook has so far, None at first."""
         changes = {
-            name: tuple(_owned(hook, owner) for hook in getattr(self, name))
-            for name in HOOKS
-            if getattr(self, name)
+            site: tuple(_owned(hook, name) for hook in getattr(self, site))
+            for site in HOOKS
+            if getattr(self, site)
         }
         return replace(self, **changes) if changes else self
 
@@ -201,11 +202,11 @@ HOOKS = tuple(f.name for f in fields(Sites) if f.default == ())
 NO_SITES = Sites()
 
 
-def _owned(hook: Any, owner: int) -> Any:
+def _owned(hook: Any, name: Callable[[Any], Any]) -> Any:
     if isinstance(hook, UpTo | OnRows):
-        return replace(hook, hook=_owned(hook.hook, owner))
+        return replace(hook, hook=_owned(hook.hook, name))
     if is_dataclass(hook) and not isinstance(hook, type) and hasattr(hook, "owner"):
-        return replace(hook, owner=owner)
+        return replace(hook, owner=name(hook.owner))
     return hook
 
 
@@ -247,8 +248,14 @@ def apply(
         y = hook(nn, place, x)
         if isinstance(y, Observed):
             y, extra = y
+            owner = getattr(hook, "owner", None)
+            if extras is not None and owner is None:
+                raise ControlError(
+                    f"{hook!r} at '{place}' tells something; such a hook is a dataclass with a "
+                    "field `owner: int | None = owner_field()`, and acts in a loop, which sets it"
+                )
             if extras is not None:
-                extras.append(Extra(getattr(hook, "owner", None), place, extra))
+                extras.append(Extra(owner, place, extra))
         check(hook, place, y, x.shape)
         x = y
     return x

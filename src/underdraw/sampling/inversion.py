@@ -26,7 +26,8 @@ import numpy as np
 
 from underdraw.backends.contract import Array
 from underdraw.controls.null_text import NullText
-from underdraw.engines.engine import EAGER, answered
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import sample

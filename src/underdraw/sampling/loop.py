@@ -107,7 +107,7 @@ def _before(
         x, acts, carries[i] = kept(nn, control, "before_call", told, 3, state.x)
         state = state if x is state.x else state._replace(x=x)
         if acts is not NO_SITES:
-            acts = acts.owned(i)
+            acts = acts.owned(lambda _, number=i: number)
             sites = acts if sites is NO_SITES else sites + acts
     return state, sites
 
@@ -129,7 +129,7 @@ def _during(
         asked = Asked(inputs.x, call.timestep, context, run.ask)
         told = control.during_call(run.nn, carries[i], asked, call)
         acts, carries[i] = kept_sites(control, told)
-        inputs = inputs._replace(sites=inputs.sites + acts.owned(i))
+        inputs = inputs._replace(sites=inputs.sites + acts.owned(lambda _, number=i: number))
     return replace(question, inputs=inputs)
 
 
