@@ -425,3 +425,12 @@ def register_output(kind: type[Any]) -> None:
     static = [f.name for f in fields(kind) if f.metadata.get("static")]
     names = [f.name for f in fields(kind) if f.name not in static]
     jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=static)
+
+
+networks_are_values = True
+"""Networks are pytrees, so what was compiled for one serves all of its config."""
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled by `jax.jit`."""
+    return jax.jit(function)
