@@ -74,6 +74,10 @@ class AdaptedLeaf:
             raise AttributeError(name)
         return getattr(self._layer, name)
 
+    def with_layer(self, layer: Any) -> AdaptedLeaf:
+        """The same delta over another layer."""
+        return AdaptedLeaf(layer, self._delta, self._path)
+
     def linear(self, nn: Any, x: Array, width: int, bias: bool) -> Array:
         """As the operation."""
         return self._run(nn, Leaf("linear", (width, x.shape[-1]), bias), x)
