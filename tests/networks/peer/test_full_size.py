@@ -8,7 +8,7 @@ from networks.configs import CLIP_L, SD15_UNET, SD_VAE
 from networks.peer import oracle
 
 from underdraw import backends
-from underdraw.networks import clip, clip_layout, unet, vae
+from underdraw.networks import clip, unet, vae
 from underdraw.networks.config import read
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_vae():
 @torch.no_grad()
 def test_text():
     config = read(clip.CLIPTextConfig, CLIP_L)
-    layout = clip_layout.text_layout(config, projection=True)
+    layout = clip.text_layout(config, projection=True)
     tensors = drawn(layout)
     nn, p = backends.get("torch").operations, tree("torch", layout, tensors)
     ids = torch.from_numpy(np.random.default_rng(3).integers(1000, 49000, (3, 77)))
