@@ -8,7 +8,7 @@ from PIL import Image
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures import pasting as masks
-from underdraw.pipelines.stable_diffusion_diffedit import regularise
+from underdraw.pipelines.diffedit import regularise
 
 TORCH = backends.get("torch")
 NN = TORCH.operations
