@@ -1,6 +1,6 @@
 """Prompt-to-prompt against a plain loop that edits the probabilities of two runs by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +16,7 @@ from underdraw.controls import AttentionEdit, Call, Control, Run
 from underdraw.controls.local_blend import grid
 from underdraw.controls.region import Region
 from underdraw.errors import ControlError, InputError, InputTypeError
-from underdraw.networks.sites import Sites
+from underdraw.networks.sites import Sites, apply
 from underdraw.solvers.table import State, advance
 
 RED = "a red sphere left of a blue cube"
@@ -342,16 +342,21 @@ def test_the_same_on_every_backend(name):
     expected = None
     for backend in ("torch", name):
         nn = backends.get(backend).operations
-        pipeline = SimpleNamespace(tokenizer=tiny.tokenizer(), compat=None)
+        components = SimpleNamespace(tokenizer=tiny.tokenizer(), compat=None)
+        model = SimpleNamespace(_framework=backends.get(backend))
         x = give(backend, latents)
-        carry = edit.prepare(Run(nn, pipeline, 2, x, 4, [RED, PURPLE]))
+        run = Run(
+            nn, model, range(4), None, prompts=[RED, PURPLE], components=components, latents=x
+        )
+        carry = edit.prepare(run)
         told = []
         for index in (0, 1, 2):
             call = Call(index, 4, 500.0, True)
             x, sites, carry = edit.before_call(nn, carry, x, call)
-            p = nn.softmax(give(backend, asks))
-            told += [hook(nn, "", p) for hook in (*sites.cross_attention, *sites.self_attention)]
-            x, carry = edit.after_step(nn, carry, x * 1.0, call)
+            p, extras = nn.softmax(give(backend, asks)), []
+            for hook in (*sites.cross_attention, *sites.self_attention):
+                told.append(apply(nn, (hook,), "", p, extras))
+            x, carry = edit.after_step(nn, carry, x * 1.0, replace(call, extras=tuple(extras)))
             told.append(x)
         told = [take(backend, value) for value in told]
         if expected is not None:

@@ -9,7 +9,11 @@ from pipelines import tiny
 
 from underdraw import schedulers
 from underdraw.controls import Control, NullText
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
+from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.inversion import (
     FixedPoint,
     Inversion,
@@ -21,7 +25,7 @@ from underdraw.sampling.inversion import (
     reconstruct,
     reconstruction,
 )
-from underdraw.sampling.loop import Denoiser, sample
+from underdraw.sampling.loop import sample
 from underdraw.schedulers.foreign import ForeignSolver
 
 STEPS, GUIDANCE = 3, 5.0
@@ -52,10 +56,13 @@ def solver_of(pipe, name="DDIMScheduler", steps=STEPS, **options):
 
 def denoiser(pipe, solver, guidance=1.0, prompts=PROMPTS):
     context, negative = pipe.encode_prompt(prompts, negative_prompt="the table")
-    both = torch.cat((negative, context))
-    times = [solver.timestep(i) for i in range(len(solver))]
-    context = both if guidance > 1 else context
-    return Denoiser(pipe.unet, pipe.unet.nn, context, times, lambda: guidance)
+    conditioning = Conditioning(context, negative if guidance > 1 else None)
+    return Denoiser(Run(pipe.unet.nn, pipe.unet, solver, conditioning, guidance))
+
+
+def downwards(pipe, solver, begin):
+    """The steps of a run."""
+    return answered(sample(denoiser(pipe, solver).run, begin), EAGER)
 
 
 def inverted(pipe, method, guidance=1.0, solver=None, **options):
@@ -68,7 +75,7 @@ def test_plain_inversion_is_the_inverse_solver(pipe):
     found = inverted(pipe, "plain")
     scheduler = schedulers.DDIMInverseScheduler(**tiny.SCHEDULE, clip_sample=False)
     table = scheduler.make_table(STEPS)
-    run = sample(denoiser(pipe, table), table, clean(), lambda: None)
+    run = downwards(pipe, table, clean())
     for mine, step in zip(found.latents[1:], run, strict=True):
         torch.testing.assert_close(mine, step.latents, rtol=1e-5, atol=1e-5)
     assert found.residuals == found.negatives == found.controls == ()
@@ -83,7 +90,7 @@ def test_a_fixed_point_leads_back_where_plain_inversion_does_not(pipe):
     assert torch.equal(exact.latents[0], clean()) and len(exact.latents) == STEPS + 1
     # Each level is where the solver passes on its way down.
     solver = solver_of(pipe)
-    run = sample(denoiser(pipe, solver), solver, exact.noise, lambda: None)
+    run = downwards(pipe, solver, exact.noise)
     for level, step in zip(exact.latents[-2::-1], run, strict=True):
         torch.testing.assert_close(step.latents, level, rtol=1e-4, atol=1e-4)
 

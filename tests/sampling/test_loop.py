@@ -8,8 +8,12 @@ import torch
 from pipelines import tiny
 
 from underdraw import schedulers
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.sampling.loop import CHUNK, Change, Denoiser, sample
+from underdraw.sampling.denoiser import CHUNK
+from underdraw.sampling.loop import Change, sample
 from underdraw.schedulers.foreign import ForeignSolver
 
 SHAPE = (2, 4, 5, 9)
@@ -23,14 +27,19 @@ def pipe():
 def begin(pipe, scheduler=None, steps=4, guidance=3.0, draw=None, **options):
     scheduler = scheduler or pipe.scheduler
     solver = scheduler.make_table(steps)
-    context, negative = pipe.encode_prompt(["a red sphere", "blue cube"])
-    whole = torch.cat((negative, context))
-    times = [solver.timestep(i) for i in range(len(solver))]
-    denoise = Denoiser(pipe.unet, pipe.unet.nn, whole, times, lambda: guidance, **options)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=g) * solver.initial_sigma
     noise = torch.Generator().manual_seed(1)
-    return sample(denoise, solver, x, draw or (lambda: torch.randn(SHAPE, generator=noise)))
+    draw = draw or (lambda: torch.randn(SHAPE, generator=noise))
+    return loop(pipe, solver, x, guidance=guidance, draw=draw, **options)
+
+
+def loop(pipe, solver, x, prompts=("a red sphere", "blue cube"), **options):
+    """The steps of a run, whose questions are answered."""
+    context, negative = pipe.encode_prompt(list(prompts))
+    conditioning = options.pop("conditioning", Conditioning(context, negative))
+    run = Run(pipe.unet.nn, pipe.unet, solver, conditioning, **options)
+    return answered(sample(run, x), EAGER)
 
 
 def last(run):
@@ -131,11 +140,11 @@ def test_nothing_remembers_the_first_context_when_another_takes_its_place(pipe):
     for in_place in (False, True):
         solver = pipe.scheduler.make_table(3)
         context, negative = pipe.encode_prompt("a red sphere")
-        whole = torch.cat((negative, context))
-        denoise = Denoiser(pipe.unet, pipe.unet.nn, whole, list(solver.timesteps), lambda: 4.0)
+        told = Conditioning(torch.cat((negative, context)))
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 14
-        run = sample(denoise, solver, x, lambda: None)
+        run = loop(pipe, solver, x, conditioning=told, guidance=4.0)
         next(run)
+        whole = told.context
         run.send(Change(context=whole.mul_(2) if in_place else whole * 2))
         finals.append(next(run).latents)
     assert torch.equal(*finals)
@@ -183,13 +192,9 @@ def test_our_own_scheduler_also_quacks(pipe):
     """Through the methods of the familiar classes, and as a table: the same latents."""
     scheduler = schedulers.DPMSolverMultistepScheduler(**tiny.SCHEDULE)
     solver = ForeignSolver(scheduler, 4)
-    context, negative = pipe.encode_prompt(["a red sphere", "blue cube"])
-    times = [solver.timestep(i) for i in range(len(solver))]
-    whole = torch.cat((negative, context))
-    denoise = Denoiser(pipe.unet, pipe.unet.nn, whole, times, lambda: 3.0)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=g) * solver.initial_sigma
-    steps = list(sample(denoise, solver, x, lambda: None))
+    steps = list(loop(pipe, solver, x, guidance=3.0))
     expected = last(begin(pipe, schedulers.DPMSolverMultistepScheduler(**tiny.SCHEDULE)))
     assert (steps[-1].latents - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(step.clean().shape == SHAPE for step in steps)

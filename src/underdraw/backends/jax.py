@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from underdraw.backends import tree
+from underdraw.backends.adapted import Adapted, AdaptedLeaf
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
 from underdraw.errors import InputError
@@ -43,6 +45,8 @@ class Jax:
     name: str = "jax"
 
     def linear(self, p: Any, x: Array, width: int, bias: bool = True) -> Array:
+        if isinstance(p, AdaptedLeaf):
+            return p.linear(self, x, width, bias)
         y = jnp.matmul(x, p.weight.T, precision=self.precision)
         return y + p.bias if bias else y
 
@@ -57,6 +61,8 @@ class Jax:
         bias: bool = True,
         groups: int = 1,
     ) -> Array:
+        if isinstance(p, AdaptedLeaf):
+            return p.conv2d(self, x, width, kernel, stride, padding, bias, groups)
         side = kernel // 2 if padding is None else padding
         y = lax.conv_general_dilated(
             x,
@@ -70,14 +76,20 @@ class Jax:
         return y + p.bias[:, None, None] if bias else y
 
     def group_norm(self, p: Any, x: Array, groups: int, eps: float = 1e-5) -> Array:
+        if isinstance(p, AdaptedLeaf):
+            return p.group_norm(self, x, groups, eps)
         shape = (1, -1, *(1 for _ in x.shape[2:]))
         y = _normalise(x.reshape(x.shape[0], groups, -1), eps).reshape(x.shape)
         return (y * p.weight.reshape(shape) + p.bias.reshape(shape)).astype(x.dtype)
 
     def layer_norm(self, p: Any, x: Array, eps: float = 1e-5) -> Array:
+        if isinstance(p, AdaptedLeaf):
+            return p.layer_norm(self, x, eps)
         return (_normalise(x, eps) * p.weight + p.bias).astype(x.dtype)
 
     def embedding(self, p: Any, ids: Array, count: int, width: int) -> Array:
+        if isinstance(p, AdaptedLeaf):
+            return p.embedding(self, ids, count, width)
         # An id that is out of range gives NaN: compiled code cannot raise, and the nearest row
         # would be a silent mistake.
         return jnp.take(p.weight, ids, axis=0, mode="fill")
@@ -85,7 +97,8 @@ class Jax:
     def parameter(
         self, p: Any, name: str, shape: tuple[int, ...], start: float | None = None
     ) -> Array:
-        return getattr(p, name)
+        value = getattr(p, name)
+        return value.parameter(self, shape) if isinstance(value, AdaptedLeaf) else value
 
     silu = staticmethod(jax.nn.silu)
     tanh = staticmethod(jnp.tanh)
@@ -212,6 +225,19 @@ def _node(names: tuple[str, ...], children: Iterable[Any]) -> Node:
 
 
 jax.tree_util.register_pytree_with_keys(Node, _children_with_keys, _node, _children)
+
+
+def _adapted_children(p: Adapted) -> tuple[tuple[Any, list[Any]], tuple[tree.Structure, str]]:
+    leaves, structure = tree.flatten(p._deltas)
+    return (p._node, leaves), (structure, p._path)
+
+
+def _adapted(fixed: tuple[tree.Structure, str], children: Iterable[Any]) -> Adapted:
+    node, leaves = children
+    return Adapted(node, tree.unflatten(fixed[0], leaves), fixed[1])
+
+
+jax.tree_util.register_pytree_node(Adapted, _adapted_children, _adapted)
 
 
 class Root(BaseRoot):
@@ -399,3 +425,12 @@ def register_output(kind: type[Any]) -> None:
     static = [f.name for f in fields(kind) if f.metadata.get("static")]
     names = [f.name for f in fields(kind) if f.name not in static]
     jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=static)
+
+
+networks_are_values = True
+"""Networks are pytrees, so what was compiled for one serves all of its config."""
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled by `jax.jit`."""
+    return jax.jit(function)

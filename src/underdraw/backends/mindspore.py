@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from underdraw.backends.adapted import AdaptedLeaf
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
 from underdraw.errors import InputError
@@ -39,6 +40,8 @@ class MindSpore:
     name: str = "mindspore"
 
     def linear(self, p: Any, x: Tensor, width: int, bias: bool = True) -> Tensor:
+        if isinstance(p, AdaptedLeaf):
+            return p.linear(self, x, width, bias)
         return ops.dense(x, p.weight, p.bias if bias else None)
 
     def conv2d(
@@ -52,6 +55,8 @@ class MindSpore:
         bias: bool = True,
         groups: int = 1,
     ) -> Tensor:
+        if isinstance(p, AdaptedLeaf):
+            return p.conv2d(self, x, width, kernel, stride, padding, bias, groups)
         side = kernel // 2 if padding is None else padding
         if _on_cpu():
             y = _convolve(x, p.weight, stride, side, groups)
@@ -60,21 +65,28 @@ class MindSpore:
         return ops.conv2d(x, p.weight, offset, stride, "pad", side, 1, groups)
 
     def group_norm(self, p: Any, x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
+        if isinstance(p, AdaptedLeaf):
+            return p.group_norm(self, x, groups, eps)
         y = ops.group_norm(x.float(), groups, p.weight.float(), p.bias.float(), eps)
         return y.astype(x.dtype)
 
     def layer_norm(self, p: Any, x: Tensor, eps: float = 1e-5) -> Tensor:
+        if isinstance(p, AdaptedLeaf):
+            return p.layer_norm(self, x, eps)
         # The functional form has no kernel on CPU.
         norm = ops.LayerNorm(-1, -1, eps)
         return norm(x.float(), p.weight.float(), p.bias.float())[0].astype(x.dtype)
 
     def embedding(self, p: Any, ids: Tensor, count: int, width: int) -> Tensor:
+        if isinstance(p, AdaptedLeaf):
+            return p.embedding(self, ids, count, width)
         return ops.gather(p.weight, ids, 0)
 
     def parameter(
         self, p: Any, name: str, shape: tuple[int, ...], start: float | None = None
     ) -> Tensor:
-        return getattr(p, name)
+        value = getattr(p, name)
+        return value.parameter(self, shape) if isinstance(value, AdaptedLeaf) else value
 
     silu = staticmethod(ops.silu)
     gelu = staticmethod(ops.gelu)

@@ -15,6 +15,8 @@ from underdraw.backends.torch_operations import (
 )
 from underdraw.backends.torch_weights import (
     build_root as build_root,
+    compiled as compiled,
+    compiler_of as compiler_of,
     draw_like as draw_like,
     dtype_of as dtype_of,
     gradient as gradient,

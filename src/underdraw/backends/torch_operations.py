@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from underdraw.backends.adapted import AdaptedLeaf
+from underdraw.backends.deltas import Arrays
 from underdraw.errors import InputError, InputTypeError
 
 
@@ -29,7 +31,11 @@ class Torch:
 
     def linear(self, p: Any, x: Tensor, width: int, bias: bool = True) -> Tensor:
         w = _plain(p, nn.Linear)
-        return _compute(F.linear, x, w) if w else p(x)
+        if w:
+            return _compute(F.linear, x, w)
+        if isinstance(p, AdaptedLeaf):
+            return p.linear(self, x, width, bias)
+        return _compute(F.linear, x, vars(p)) if isinstance(p, Arrays) else p(x)
 
     def conv2d(
         self,
@@ -43,25 +49,43 @@ class Torch:
         groups: int = 1,
     ) -> Tensor:
         w = _plain(p, nn.Conv2d)
-        if not w or p.padding_mode != "zeros":
+        if w and p.padding_mode == "zeros":
+            return _compute(F.conv2d, x, w, p.stride, p.padding, p.dilation, p.groups)
+        if isinstance(p, AdaptedLeaf):
+            return p.conv2d(self, x, width, kernel, stride, padding, bias, groups)
+        if not isinstance(p, Arrays):
             return p(x)
-        return _compute(F.conv2d, x, w, p.stride, p.padding, p.dilation, p.groups)
+        side = kernel // 2 if padding is None else padding
+        return _compute(F.conv2d, x, vars(p), stride, side, 1, groups)
 
     def group_norm(self, p: Any, x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
         w = _plain(p, nn.GroupNorm)
-        return torch.group_norm(x, p.num_groups, w["weight"], w["bias"], p.eps) if w else p(x)
+        if w:
+            return torch.group_norm(x, p.num_groups, w["weight"], w["bias"], p.eps)
+        if isinstance(p, AdaptedLeaf):
+            return p.group_norm(self, x, groups, eps)
+        return F.group_norm(x, groups, p.weight, p.bias, eps) if isinstance(p, Arrays) else p(x)
 
     def layer_norm(self, p: Any, x: Tensor, eps: float = 1e-5) -> Tensor:
         w = _plain(p, nn.LayerNorm)
-        return torch.layer_norm(x, p.normalized_shape, w["weight"], w["bias"], p.eps) if w else p(x)
+        if w:
+            return torch.layer_norm(x, p.normalized_shape, w["weight"], w["bias"], p.eps)
+        if isinstance(p, AdaptedLeaf):
+            return p.layer_norm(self, x, eps)
+        if isinstance(p, Arrays):
+            return F.layer_norm(x, x.shape[-1:], p.weight, p.bias, eps)
+        return p(x)
 
     def embedding(self, p: Any, ids: Tensor, count: int, width: int) -> Tensor:
-        return p(ids)
+        if isinstance(p, AdaptedLeaf):
+            return p.embedding(self, ids, count, width)
+        return F.embedding(ids, p.weight) if isinstance(p, Arrays) else p(ids)
 
     def parameter(
         self, p: Any, name: str, shape: tuple[int, ...], start: float | None = None
     ) -> Tensor:
-        return getattr(p, name)
+        value = getattr(p, name)
+        return value.parameter(self, shape) if isinstance(value, AdaptedLeaf) else value
 
     silu = staticmethod(F.silu)
     gelu = staticmethod(F.gelu)

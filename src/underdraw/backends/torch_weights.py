@@ -201,13 +201,13 @@ def register_output(kind: type[Any]) -> None:
     pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=name)
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`; what it computes inside is not kept for the gradient but computed again (Chen
-    et al. 2016). Gradients flow into what the function encloses, too."""
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`function(*arguments)`; what it computes inside is not kept for the gradient but computed
+    again (Chen et al. 2016). Gradients flow into what the function encloses, too."""
     if not torch.is_grad_enabled():
-        return function(x)
+        return function(*arguments)
     # Nothing inside a network is random, so no random state has to be put back.
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 Function = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
@@ -221,3 +221,14 @@ def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]
         value, rest = function(x)
     (found,) = torch.autograd.grad(value, x)
     return found, tuple(part.detach() for part in rest)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled by `torch.compile`, with its default settings."""
+    return torch.compile(function)
+
+
+def compiler_of(model: Any) -> Callable[..., Any] | None:
+    """What compiles functions as `torch.compile` was told to compile this network; None for one
+    that was not wrapped by it."""
+    return getattr(model, "dynamo_ctx", None) if hasattr(model, "_orig_mod") else None

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from underdraw import backends
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
 from underdraw.controls.local_blend import attention_to, high
 from underdraw.errors import ControlError, InputError, InputTypeError
-from underdraw.networks.sites import NO_SITES, Sites, UpTo
+from underdraw.networks.sites import NO_SITES, Observed, Sites, UpTo, owner_field
 from underdraw.text.alignment import Words, align, find, words
 
 Range = float | tuple[float, float]
@@ -126,14 +125,12 @@ class AttentionEdit(Control):
                     f"AttentionEdit(source={self.source}, targets={self.targets}): there is no "
                     f"prompt {row}; the call has {count}, counted from 0"
                 )
-        tokenizer = getattr(run.pipeline, "tokenizer", None)
+        tokenizer = getattr(run.components, "tokenizer", None)
         if tokenizer is None:
             raise InputError("tokenizer=None; an attention edit needs one to find words")
-        plain = getattr(run.pipeline, "compat", None) == "diffusers"
+        plain = getattr(run.components, "compat", None) == "diffusers"
         read = {row: words(tokenizer, prompts[row], plain) for row in {self.source, *self.targets}}
-        array = partial(
-            backends.get(run.nn.name).array, device=getattr(run.latents, "device", None)
-        )
+        array = partial(run.framework.array, device=getattr(run.latents, "device", None))
         source = read[self.source]
         edits = [self._edit(tokenizer, source, read[row], row, array) for row in self.targets]
         return _Carry(run.batch, run.batch // count, tuple(edits), array)
@@ -175,74 +172,29 @@ class AttentionEdit(Control):
             first = carry.rows(latents, self.source)
             latents = _replaced(nn, latents, {carry.start(row): first for row in self.targets})
         progress, offset = call.progress, carry.batch if call.guided else 0
-        factors = [edit.factors(progress, carry.array) for edit in carry.edits]
-        acts = any(taken is not None or weights is not None for taken, weights in factors)
-        seen: list[_Seen] = []
-        cross = partial(self._cross, carry, factors, offset, seen if self.blend else None)
+        source = carry.start(self.source, offset)
+        targets = tuple(
+            edit.at(progress, carry.start(edit.row, offset), carry.array) for edit in carry.edits
+        )
+        acts = any(target.takes or target.weights is not None for target in targets)
+        cross = CrossEdit(source, carry.images, targets, self.positions, bool(self.blend))
         sites = NO_SITES
         if acts:
             sites = Sites(cross_attention=(cross,))
         elif self.blend:
             sites = Sites(cross_attention=(UpTo(self.positions, cross),))
         if _within(self.self_attention, progress) and set(self.targets) != {self.source}:
-            hook = UpTo(self.positions, partial(self._self, carry, offset))
+            starts = tuple(target.start for target in targets)
+            hook = UpTo(self.positions, SelfEdit(source, starts, carry.images))
             sites = sites + Sites(self_attention=(hook,))
-        return latents, sites, carry._replace(seen=seen)
-
-    def _self(self, carry: _Carry, offset: int, nn: Operations, place: str, x: Array) -> Array:
-        """Self-attention of the targets is the source's."""
-        source = carry.rows(x, self.source, offset)
-        return _replaced(nn, x, {carry.start(row, offset): source for row in self.targets})
-
-    def _cross(
-        self,
-        carry: _Carry,
-        factors: Sequence[tuple[Array | None, Array | None]],
-        offset: int,
-        seen: list[_Seen] | None,
-        nn: Operations,
-        place: str,
-        x: Array,
-    ) -> Array:
-        """Cross-attention of the targets, from the source's: eq. 6 to 8."""
-        source, edited = carry.rows(x, self.source, offset), {}
-        for number, (edit, (taken, weights)) in enumerate(zip(carry.edits, factors, strict=True)):
-            own = carry.rows(x, edit.row, offset)
-            images, heads, queries, keys = own.shape
-            if keys % edit.tokens:
-                raise ControlError(
-                    f"AttentionEdit: the context has {keys} tokens, prompt {edit.row} has windows "
-                    f"of {edit.tokens}; give `prompts` as the texts the embeddings were made from"
-                )
-            # Shorter prompts of a call repeat their windows; copies take from copies.
-            split = (images, heads, queries, keys // edit.tokens, edit.tokens)
-            own, made = own.reshape(*split), source.reshape(*split)
-            before = made
-            if taken is None:
-                made = own
-            else:
-                if edit.mapping is not None:
-                    made = nn.matmul(made, nn.cast(edit.mapping, x))
-                if taken is not ALL:
-                    taken = nn.cast(taken, x)
-                    made = made * taken + own * (1 - taken)
-            if weights is not None:
-                made = made * nn.cast(weights, x)
-            if seen is not None and queries <= self.positions:
-                maps = [
-                    None if mark is None else attention_to(nn, mark, map_)
-                    for mark, map_ in zip(edit.marks, (before, made), strict=True)
-                ]
-                seen.append(_Seen(number, queries, maps[0], maps[1]))
-            edited[carry.start(edit.row, offset)] = made.reshape(images, heads, queries, keys)
-        return _replaced(nn, x, edited)
+        return latents, sites, carry
 
     def after_step(
         self, nn: Operations, carry: _Carry, latents: Array, call: Call
     ) -> tuple[Array, _Carry]:
         if not self.blend:
-            return latents, carry._replace(seen=[])
-        carry = carry.remember()
+            return latents, carry
+        carry = carry.remember([seen for extra in call.extras for seen in extra.value])
         if not carry.maps:
             raise ControlError(
                 f"AttentionEdit(positions={self.positions}): no cross-attention of this UNet is as "
@@ -263,10 +215,106 @@ class AttentionEdit(Control):
         return _replaced(nn, latents, edited), carry
 
 
-ALL: Any = object()
-"""Every token takes from the source, so nothing has to be mixed."""
+# -- inside a call ---------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class SelfEdit:
+    """The hook on self-attention: that of the targets is the source's."""
+
+    source: int
+    """The first row of the source."""
+    targets: tuple[int, ...]
+    """The first row of each target."""
+    images: int
+    """Rows of each."""
+
+    def __call__(self, nn: Operations, place: str, x: Array) -> Array:
+        rows = x[self.source : self.source + self.images]
+        return _replaced(nn, x, dict.fromkeys(self.targets, rows))
 
 
+class Target(NamedTuple):
+    """What happens to the cross-attention of one target in a call."""
+
+    start: int
+    """Its first row."""
+    tokens: int
+    mapping: Array | None
+    """`(tokens, tokens)`, source by target; None where each takes from the same position."""
+    takes: str
+    """From the source: "all" tokens, "some" (`taken`), or none, ""."""
+    taken: Array | None
+    """By token, the share taken from the source."""
+    weights: Array | None
+    """By token, the factor on its attention."""
+    marks: tuple[Array | None, ...]
+    """`(tokens, 1)`, 1 at the words of `blend`, in the source and in the target."""
+
+
+class Seen(NamedTuple):
+    """Attention to the words of `blend` in one layer, each `(images, positions)`."""
+
+    target: int
+    """Which of the targets."""
+    positions: int
+    at_source: Array | None
+    at_target: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEdit:
+    """The hook on cross-attention: that of the targets, from the source's (eq. 6 to 8)."""
+
+    source: int
+    """The first row of the source."""
+    images: int
+    """Rows of each."""
+    targets: tuple[Target, ...]
+    positions: int
+    looks: bool
+    """Whether attention to the words of `blend` is told, in layers of at most `positions`."""
+    owner: int | None = owner_field()
+
+    def __call__(self, nn: Operations, place: str, x: Array) -> Array | Observed:
+        source, edited = x[self.source : self.source + self.images], {}
+        looks, seen = self.looks and x.shape[2] <= self.positions, []
+        for number, target in enumerate(self.targets):
+            own = x[target.start : target.start + self.images]
+            images, heads, queries, keys = own.shape
+            if keys % target.tokens:
+                raise ControlError(
+                    f"AttentionEdit: the context has {keys} tokens, a prompt has windows of "
+                    f"{target.tokens}; give `prompts` as the texts the embeddings were made from"
+                )
+            # Shorter prompts of a call repeat their windows; copies take from copies.
+            split = (images, heads, queries, keys // target.tokens, target.tokens)
+            own, before = own.reshape(*split), source.reshape(*split)
+            after = _taken(nn, target, before, own)
+            if target.weights is not None:
+                after = after * nn.cast(target.weights, x)
+            if looks:
+                maps = [
+                    None if mark is None else attention_to(nn, mark, map_)
+                    for mark, map_ in zip(target.marks, (before, after), strict=True)
+                ]
+                seen.append(Seen(number, queries, maps[0], maps[1]))
+            edited[target.start] = after.reshape(images, heads, queries, keys)
+        value = _replaced(nn, x, edited)
+        return Observed(value, tuple(seen)) if looks else value
+
+
+def _taken(nn: Operations, target: Target, source: Array, own: Array) -> Array:
+    """The attention of a target with what it takes from the source."""
+    if not target.takes:
+        return own
+    if target.mapping is not None:
+        source = nn.matmul(source, nn.cast(target.mapping, source))
+    if target.takes == "all":
+        return source
+    share = nn.cast(target.taken, source)
+    return source * share + own * (1 - share)
+
+
+# -- what a run remembers --------------------------------------------------------------------------
 class _Edit(NamedTuple):
     """What is known of one target before the run."""
 
@@ -280,23 +328,14 @@ class _Edit(NamedTuple):
     marks: tuple[Array | None, ...]
     """`(tokens, 1)`, 1 at the words of `blend`, in the source and in the target."""
 
-    def factors(
-        self, progress: float, array: Callable[..., Array]
-    ) -> tuple[Array | None, Array | None]:
-        """By token, the share taken from the source and the weight; None where that is nothing."""
+    def at(self, progress: float, start: int, array: Callable[..., Array]) -> Target:
+        """What happens at a call, to the rows from `start` on."""
         on = (self.ranges[:, 0] <= progress) & (progress < self.ranges[:, 1])
         taken, weights = self.taken & on, np.where(on, self.weights, 1).astype(np.float32)
-        some = ALL if taken.all() else array(taken.astype(np.float32)) if taken.any() else None
-        return some, array(weights) if (weights != 1).any() else None
-
-
-class _Seen(NamedTuple):
-    """Attention to the words of `blend` in one layer, each `(images, positions)`."""
-
-    edit: int
-    positions: int
-    source: Array | None
-    target: Array | None
+        takes = "all" if taken.all() else "some" if taken.any() else ""
+        share = array(taken.astype(np.float32)) if takes == "some" else None
+        factors = array(weights) if (weights != 1).any() else None
+        return Target(start, self.tokens, self.mapping, takes, share, factors, self.marks)
 
 
 class _Carry(NamedTuple):
@@ -305,7 +344,6 @@ class _Carry(NamedTuple):
     """Of each prompt; they stand next to each other."""
     edits: tuple[_Edit, ...]
     array: Callable[..., Array]
-    seen: Sequence[_Seen] = ()
     maps: tuple[tuple[Array | None, Array | None], ...] = ()
     """By edit, sums over layers and calls of what was seen in the source and the target."""
 
@@ -316,15 +354,15 @@ class _Carry(NamedTuple):
         first = self.start(row, offset)
         return x[first : first + self.images]
 
-    def remember(self) -> _Carry:
+    def remember(self, told: Sequence[Seen]) -> _Carry:
         """With what this call has seen in its largest layers."""
-        largest = max((seen.positions for seen in self.seen), default=0)
+        largest = max((seen.positions for seen in told), default=0)
         maps = list(self.maps or [(None, None)] * len(self.edits))
-        for seen in self.seen:
+        for seen in told:
             if seen.positions == largest:
-                old = maps[seen.edit]
-                maps[seen.edit] = (_plus(old[0], seen.source), _plus(old[1], seen.target))
-        return self._replace(seen=(), maps=tuple(maps) if largest else ())
+                old = maps[seen.target]
+                maps[seen.target] = (_plus(old[0], seen.at_source), _plus(old[1], seen.at_target))
+        return self._replace(maps=tuple(maps) if largest else ())
 
 
 def _replaced(nn: Operations, x: Array, rows: Mapping[int, Array]) -> Array:

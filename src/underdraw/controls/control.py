@@ -8,34 +8,16 @@ bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from underdraw.backends.contract import Array, Operations
+from underdraw.controls.run import Run
 from underdraw.errors import ControlError
-from underdraw.networks.sites import NO_SITES, Sites, check
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known before the first model call."""
-
-    nn: Operations
-    pipeline: Any
-    """The components: `unet`, `vae`, `text_encoder`, `tokenizer`, ..."""
-    batch: int
-    """Images of this run. Under guidance the UNet sees twice as many rows, unconditional first."""
-    latents: Array
-    """The latents the run begins with, `(batch, channels, height, width)`."""
-    calls: int
-    prompts: Sequence[str] | None = None
-    """Texts of the call, where it has any; the images of a prompt stand next to each other."""
-    solver: Any = None
-    """What is stepped by: `solver.noised(index, clean, noise)` are latents as they are at a call,
-    of index `calls` those after the last one."""
-    draw: Callable[[], Array] | None = None
-    """Fresh standard normal noise of the shape of `latents`, from the generators of the call."""
+from underdraw.networks.program import Ask, directly
+from underdraw.networks.sites import NO_SITES, Extra, Sites, check
+from underdraw.text.words import Words
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,9 @@ class Call:
     count: int
     timestep: float
     guided: bool
-    """Whether rows are doubled for classifier-free guidance."""
+    """Whether rows are doubled for classifier-free guidance, unconditional rows first."""
+    extras: tuple[Extra, ...] = ()
+    """In `after_step`: what this control's own hooks told inside the call (`sites.Observed`)."""
 
     @property
     def progress(self) -> float:
@@ -54,11 +38,30 @@ class Call:
         return self.index / self.count
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A model call that is about to be made, as `during_call` sees it. Rows are those of the call:
+    under guidance twice the images."""
+
+    sample: Array
+    """Latents scaled for the network, in its dtype, `(rows, channels, height, width)`."""
+    timestep: float
+    context: Array
+    """Of the texts, `(rows, tokens, width)`."""
+    ask: Ask = directly
+    """Has a program run on a network of the control's own."""
+
+
 class Control:
-    """Base with the four moments of a control; override those that matter.
+    """Base with the moments of a control, in the order in which things happen; override those that
+    matter.
 
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
+
+    def words(self, nn: Operations, words: Words) -> Words:
+        """Before the texts are encoded: token embeddings may be replaced or added."""
+        return words
 
     def prepare(self, run: Run) -> Any:
         """Once per run, before the first call: encode phrases, images, maps. Returns the carry."""
@@ -69,6 +72,13 @@ class Control:
     ) -> tuple[Array, Sites, Any]:
         """The latents from which this call starts, what acts inside it, and the new carry."""
         return latents, NO_SITES, carry
+
+    def during_call(
+        self, nn: Operations, carry: Any, asked: Asked, call: Call
+    ) -> tuple[Sites, Any]:
+        """What else acts inside this call, found with a network of the control's own, and the new
+        carry."""
+        return NO_SITES, carry
 
     def after_step(
         self, nn: Operations, carry: Any, latents: Array, call: Call
@@ -103,6 +113,11 @@ def joined(controls: Sequence[Control]) -> list[Control]:
     return run
 
 
+def of_words(controls: Sequence[Control]) -> list[Control]:
+    """The controls that act on token embeddings; without any, a text is encoded as ever."""
+    return [control for control in controls if type(control).words is not Control.words]
+
+
 def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:
     """What a control returned, after checking that it keeps its contract; latents first."""
     if not isinstance(told, tuple) or len(told) != parts or not hasattr(told[0], "shape"):
@@ -112,3 +127,13 @@ def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array
         )
     check(control, moment, told[0], x.shape)
     return told if told[0] is x else (nn.float32(told[0]), *told[1:])
+
+
+def kept_sites(control: Control, told: Any) -> tuple[Sites, Any]:
+    """What a control returned from `during_call`, checked likewise."""
+    if not isinstance(told, tuple) or len(told) != 2 or not isinstance(told[0], Sites):
+        raise ControlError(
+            f"{control!r} at 'during_call' returned {type(told).__name__}; "
+            "a tuple of Sites and carry is needed"
+        )
+    return told

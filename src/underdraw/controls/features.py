@@ -9,17 +9,17 @@ import numpy as np
 
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
-from underdraw.networks import clip
+from underdraw.networks import clip, image_projection
 
 
-def phrase_features(pipeline: Any, phrases: Sequence[str]) -> Array:
+def phrase_features(components: Any, phrases: Sequence[str]) -> Array:
     """The text encoder's pooled output of each phrase, `(phrases, width)`.
 
     Raises:
         InputError: the pipeline has no text encoder, or a phrase is longer than its window.
     """
-    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
-    lacking = [name for name in ("text_encoder", "tokenizer") if getattr(pipeline, name) is None]
+    encoder, tokenizer = components.text_encoder, components.tokenizer
+    lacking = [name for name in ("text_encoder", "tokenizer") if getattr(components, name) is None]
     if lacking:
         raise InputError(f"{' and '.join(lacking)}=None; the phrases of boxes are encoded by them")
     rows = [tokenizer([phrase]).input_ids[0] for phrase in phrases]
@@ -35,12 +35,12 @@ def phrase_features(pipeline: Any, phrases: Sequence[str]) -> Array:
         row[: len(known)] = known
     # Tokens see only those before them, so the pooled end token does not notice the padding.
     framework = encoder._framework
-    with pipeline._borrowed(encoder):
+    with components.borrow(encoder):
         ids = framework.array(ids, device=framework.device_of(encoder))
-        return clip.text(framework.operations, encoder, encoder.config, ids).pooled
+        return components.ask(clip.TEXT, encoder, ids).pooled
 
 
-def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
+def image_features(components: Any, pictures: Sequence[Any]) -> Array:
     """CLIP's embedding of each picture in the space of phrase features, `(pictures, width)`.
 
     Projected by a matrix of its own (`image_project`) and brought to length 1, float32.
@@ -48,7 +48,7 @@ def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
     Raises:
         InputError: the pipeline lacks one of the networks.
     """
-    encoder, project, processor = sight = pipeline.sight
+    encoder, project, processor = sight = components.sight
     lacking = [name for name, part in sight._asdict().items() if part is None]
     if lacking:
         raise InputError(
@@ -58,11 +58,13 @@ def image_features(pipeline: Any, pictures: Sequence[Any]) -> Array:
     pixels = processor(images=list(pictures), return_tensors="np")["pixel_values"]
     framework = encoder._framework
     nn = framework.operations
-    with pipeline._borrowed(encoder):
+    with components.borrow(encoder):
         pixels = framework.array(np.asarray(pixels), dtype=encoder.dtype, device=encoder.device)
-        features = encoder(pixels).image_embeds
+        features = encoder.encode(pixels, components.ask)[1]
     if (layer := getattr(project, "project", None)) is not None:  # else they are as phrases are
         features = nn.cast(features, framework.leaf(layer))
-    with pipeline._borrowed(project):
-        features = nn.float32(project(features))
+        features = components.ask(image_projection.PROJECT, project, features)
+    else:
+        features = project(features)
+    features = nn.float32(features)
     return features / nn.norm(features)

@@ -30,32 +30,34 @@ class Entry(NamedTuple):
 
 
 def prepare(run: Run, layouts: Sequence[Any]) -> Ready:
-    """Encode what is in the boxes, then let the layers read it."""
-    entries = [layout.entries for layout in layouts]
-    network = boxes_network(run.pipeline, any(e.image is not None for one in entries for e in one))
+    """Encode what is in the boxes of each image, then let the layers read it."""
+    components, entries = run.components, [layout.entries for layout in layouts]
+    pictured = any(entry.image is not None for one in entries for entry in one)
+    network = boxes_network(components, pictured)
     # The last row stays empty: the unconditional one, whose tokens are the same for all images.
     # A few equal sizes: then an image with so many boxes or fewer gives the same bits in any batch.
     most = -(-max(1, *map(len, entries)) // TOGETHER) * TOGETHER
     most = min(most, network.config.limit)
     table = Table(len(entries) + 1, most, network.config.phrase_width)
-    table.fill_boxes(entries, run.pipeline)
-    table.fill_images(entries, run.pipeline, [layout.image_norm for layout in layouts])
+    table.fill_boxes(entries, components)
+    table.fill_images(entries, components, [layout.image_norm for layout in layouts])
     images = (table.images, table.image_present) if table.image_present.any() else (None, None)
     strengths = [as_strength(one.strength) if one.acts else NEVER for one in layouts]
     numbers = (table.boxes, table.present, table.phrases, table.phrase_present)
-    with run.pipeline._borrowed(network):
-        return Ready.of(run, network, network.boxes(*numbers, *images), strengths)
+    with components.borrow(network):
+        tokens = network.boxes(*numbers, *images, ask=run.ask)
+        return Ready.of(run, network, tokens, strengths)
 
 
-def boxes_network(pipeline: Any, images: bool) -> Any:
+def boxes_network(components: Any, images: bool) -> Any:
     """The attached grounding weights that know boxes, and images where there are some.
 
     Raises:
         InputError: there are none, or none of that kind.
     """
     if images:
-        return attached_network(pipeline, "images in boxes and styles", "text-image")
-    return attached_network(pipeline, "boxes", "text", "text-image")
+        return attached_network(components, "images in boxes and styles", "text-image")
+    return attached_network(components, "boxes", "text", "text-image")
 
 
 class Table:
@@ -68,12 +70,12 @@ class Table:
             np.zeros((rows, most), np.float32) for _ in "bpi"
         )
 
-    def fill_boxes(self, entries: Sequence[Sequence[Entry]], pipeline: Any) -> None:
+    def fill_boxes(self, entries: Sequence[Sequence[Entry]], components: Any) -> None:
         """Boxes, and the features of their phrases."""
         spoken = list(
             dict.fromkeys(e.phrase for one in entries for e in one if e.phrase is not None)
         )
-        features = self._features(pipeline, phrase_features(pipeline, spoken)) if spoken else ()
+        features = self._features(components, phrase_features(components, spoken)) if spoken else ()
         for i, one in enumerate(entries):
             for j, entry in enumerate(one):
                 self.boxes[i, j], self.present[i, j] = entry.box, 1
@@ -82,7 +84,7 @@ class Table:
                     self.phrase_present[i, j] = 1
 
     def fill_images(
-        self, entries: Sequence[Sequence[Entry]], pipeline: Any, norms: Sequence[float]
+        self, entries: Sequence[Sequence[Entry]], components: Any, norms: Sequence[float]
     ) -> None:
         """Features of the images in boxes, brought to a length per row."""
         places = [
@@ -93,15 +95,15 @@ class Table:
         ]
         if not places:
             return
-        shown = image_features(pipeline, [image for _, _, image in places])
-        for (i, j, _), feature in zip(places, self._features(pipeline, shown), strict=True):
+        shown = image_features(components, [image for _, _, image in places])
+        for (i, j, _), feature in zip(places, self._features(components, shown), strict=True):
             self.images[i, j], self.image_present[i, j] = feature * norms[i], 1
 
-    def _features(self, pipeline: Any, features: Array) -> np.ndarray:
+    def _features(self, components: Any, features: Array) -> np.ndarray:
         found, width = features.shape[1], self.phrases.shape[2]
         if found != width:
             raise InputError(
                 f"features of width {found}; the grounding weights take {width}: they were trained "
                 "with another text or image encoder"
             )
-        return pipeline._framework.to_numpy(features)
+        return components.framework.to_numpy(features)

@@ -37,7 +37,7 @@ class InpaintingChannels(Control):
 
     def prepare(self, run: Run) -> Channels:
         framework, (images, channels, height, width) = (
-            run.pipeline.unet._framework,
+            run.framework,
             run.latents.shape,
         )
 
@@ -68,9 +68,16 @@ class InpaintingChannels(Control):
         self, nn: Any, carry: Channels, latents: Array, call: Call
     ) -> tuple[Array, Sites, Channels]:
         added = nn.concat(tuple(carry), 1)
+        return latents, Sites(model_input=(FurtherChannels(added),)), carry
 
-        def join(nn: Operations, x: Array) -> Array:
-            rows = nn.concat((added,) * (x.shape[0] // added.shape[0]), 0)
-            return nn.concat((x, nn.cast(rows, x)), 1)
 
-        return latents, Sites(model_input=(join,)), carry
+@dataclass(frozen=True, eq=False)
+class FurtherChannels:
+    """The hook `model_input`: channels beside those of the latents."""
+
+    added: Array
+    """`(images, channels, height, width)`; under guidance both halves get them."""
+
+    def __call__(self, nn: Operations, x: Array) -> Array:
+        rows = nn.concat((self.added,) * (x.shape[0] // self.added.shape[0]), 0)
+        return nn.concat((x, nn.cast(rows, x)), 1)

@@ -70,10 +70,10 @@ class Keypoints(_Grounding):
 
     def prepare(self, run: Run) -> Ready:
         """Tokens of the points, and what the layers make of them."""
-        network = attached_network(run.pipeline, "keypoints", "keypoints")
+        network = attached_network(run.components, "keypoints", "keypoints")
         _check_count("Keypoints has people", len(self.people), run.batch)
-        with run.pipeline._borrowed(network):
-            tokens = network.keypoints([*self.people, ()])
+        with run.components.borrow(network):
+            tokens = network.keypoints([*self.people, ()], run.ask)
             return Ready.of(run, network, tokens, [as_strength(self.strength)])
 
 
@@ -118,17 +118,17 @@ class Map(_Grounding):
 
     def prepare(self, run: Run) -> Ready:
         """Tokens of the maps, and their input channels."""
-        name, factor = type(self).__name__, run.pipeline.vae.config.factor
-        network = attached_network(run.pipeline, name, self.kind)
+        name, factor = type(self).__name__, run.components.vae.config.factor
+        network = attached_network(run.components, name, self.kind)
         _check_count(f"{name} has pictures", len(self.image), run.batch)
         height, width = run.latents.shape[2:]
         size = (height * factor, width * factor)
         maps = np.stack([self._pixels(image, network, *size) for image in self.image])
         present = np.ones(len(maps) + 1, np.float32)
         present[-1] = 0
-        with run.pipeline._borrowed(network):
-            tokens = network.maps(np.concatenate((maps, maps[-1:])), present)
-            extra = network.map_channels(maps, height, width)
+        with run.components.borrow(network):
+            tokens = network.maps(np.concatenate((maps, maps[-1:])), present, run.ask)
+            extra = network.map_channels(maps, height, width, run.ask)
             return Ready.of(run, network, tokens, [as_strength(self.strength)], extra)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import lcm
-from typing import Any
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
@@ -53,16 +51,22 @@ class NullText(Control):
         if not call.guided:
             return latents, NO_SITES, carry
         number = 0 if len(self.contexts) == 1 else call.index - call.count
-        hook = partial(unconditional, self.contexts[number])
-        return latents, Sites(context=(hook,)), carry
+        return latents, Sites(context=(Unconditional(self.contexts[number]),)), carry
 
 
-def unconditional(negative: Array, nn: Any, context: Array) -> Array:
-    """A guided context with `negative (1 or images, tokens, width)` as its first half. The shorter
-    of the two is repeated, which attention to it does not notice."""
-    half = context.shape[0] // 2
-    conditional = context[half:]
-    negative = nn.cast(nn.expand(negative, (half, *negative.shape[1:])), context)
-    tokens = lcm(negative.shape[1], conditional.shape[1])
-    parts = (negative, conditional)
-    return nn.concat([nn.concat((x,) * (tokens // x.shape[1]), 1) for x in parts], 0)
+@dataclass(frozen=True, eq=False)
+class Unconditional:
+    """The hook `context`: another first half of a guided context. The shorter of the two is
+    repeated, which attention to it does not notice."""
+
+    negative: Array
+    """`(1 or images, tokens, width)`"""
+
+    def __call__(self, nn: Operations, context: Array) -> Array:
+        half = context.shape[0] // 2
+        conditional = context[half:]
+        negative = nn.expand(self.negative, (half, *self.negative.shape[1:]))
+        negative = nn.cast(negative, context)
+        tokens = lcm(negative.shape[1], conditional.shape[1])
+        parts = (negative, conditional)
+        return nn.concat([nn.concat((x,) * (tokens // x.shape[1]), 1) for x in parts], 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Ready:
     ) -> Ready:
         """Let the layers read tokens whose rows are one for all images, or one per image, and last
         the unconditional one; `extra` has no such last row."""
-        nn, constants = run.nn, network.constants(tokens)
+        nn, constants = run.nn, network.constants(tokens, run.ask)
 
         def each(x: Array) -> Array:
             return nn.expand(x, (run.batch, *x.shape[1:]))
@@ -51,7 +51,7 @@ class Ready:
         keys = {at: (rows(k), rows(v)) for at, (k, v) in constants.keys.items()}
         if extra is not None:
             extra = nn.concat((each(extra), each(extra)), 0)
-        return cls(network, Constants(keys, constants.bias), strengths, extra)
+        return cls(network, replace(constants, keys=keys), strengths, extra)
 
     def sites(self, nn: Operations, call: Call, images: int) -> Sites:
         """What acts in a call; nothing where the strength of all images is 0."""
@@ -70,13 +70,13 @@ class Ready:
         return self.network.sites(constants, strength, extra)
 
 
-def attached_network(pipeline: Any, what: str, *kinds: str) -> Any:
+def attached_network(components: Any, what: str, *kinds: str) -> Any:
     """The first of the attached grounding weights of some kinds.
 
     Raises:
         InputError: there are none; `what` says what would need them.
     """
-    there = pipeline.groundings
+    there = components.groundings
     for kind in kinds:
         if kind in there:
             return there[kind]

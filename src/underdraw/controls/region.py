@@ -35,14 +35,14 @@ class Region(Control):
         Region(inside, trail=inverted)               # what an inversion recorded
 
     It acts in any pipeline and beside other controls. To get back the very pixels outside the mask,
-    which no autoencoder keeps, use `pipelines.masks.paste` on the result.
+    which no autoencoder keeps, use `pictures.pasting.paste` on the result.
 
     Args:
         mask: 1 (white) where the run is free. An array of the backend `(1 or images, 1, height,
             width)` of the latents' size, in [0, 1], which blends softly between; or, of the
-            picture's size, PIL pictures or arrays as `models.pictures.read_masks` takes them: a
+            picture's size, PIL pictures or arrays as `pictures.reading.read_masks` takes them: a
             latent is free if at least half of its pixels are.
-        image: the known picture, or one per image, as `models.pictures.read_pictures` takes them;
+        image: the known picture, or one per image, as `pictures.reading.read_pictures` takes them;
             the pipeline's autoencoder encodes them (the mean of its distribution) at the size of
             the run.
         latents: instead, clean latents `(1 or images, channels, height, width)` as the UNet sees
@@ -75,7 +75,7 @@ class Region(Control):
             raise InputError("Region has trail and noise; a trail needs none")
 
     def prepare(self, run: Run) -> _Known:
-        framework = run.pipeline.unet._framework
+        framework = run.framework
         shape, device = tuple(run.latents.shape), getattr(run.latents, "device", None)
 
         def fitting(name: str, value: Any) -> Array:
@@ -142,7 +142,7 @@ class Region(Control):
                     f"{float(mask.max()):g}; allowed: 0 to 1"
                 )
         else:
-            factor = run.pipeline.vae.config.factor
+            factor = run.components.vae.config.factor
             height, width = shape[2] * factor, shape[3] * factor
             pixels = read_masks("Region's mask", mask, framework, height, width)
             mask = shrunk(nn, pixels, factor)
@@ -154,11 +154,8 @@ class Region(Control):
         return mask
 
     def _encoded(self, run: Run, framework: Any, shape: tuple[int, ...]) -> Array:
-        vae = run.pipeline.vae
-        height, width = shape[2] * vae.config.factor, shape[3] * vae.config.factor
+        components = run.components
+        factor = components.vae.config.factor
+        height, width = shape[2] * factor, shape[3] * factor
         pixels = read_pictures("Region's image", self.image, framework, height, width)
-        settings = run.pipeline.settings
-        with run.pipeline._borrowed(vae):
-            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
-            found = vae.encode_with(pixels, settings.vae_slicing, run.pipeline._tiling)
-        return run.nn.float32(found.mean) * vae.config.scaling_factor
+        return components.scaled(run.nn.float32(components.encode(pixels).mean))

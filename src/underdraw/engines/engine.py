@@ -7,8 +7,10 @@ machine, or answer the questions of several runs with one call.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from underdraw.backends.contract import Operations
 from underdraw.networks.program import Program
@@ -36,16 +38,29 @@ class Engine(Protocol):
         ...
 
 
-class Eager:
-    """Runs each program as it is written, on every backend: the default."""
-
-    def run(self, question: Question) -> Any:
-        """The outputs, computed at once."""
-        model = question.model
-        return question.program(question.nn, model, model.config, *question.inputs)
-
-    def __repr__(self) -> str:
-        return "Eager()"
+def answer(engine: Engine, question: Question) -> Any:
+    """What an engine answers; nothing is recorded for gradients."""
+    with question.model._framework.no_grad():
+        return engine.run(question)
 
 
-EAGER = Eager()
+Made = TypeVar("Made")
+
+
+def answered(asking: Generator[Any, Any, Made], engine: Engine) -> Generator[Any, Any, Made]:
+    """A run whose questions are answered by an engine; everything else it yields is handed out, and
+    what is sent back goes in.
+
+    An error of the engine ends the run, as if it had been raised where the run asked.
+    """
+    reply: Any = None
+    with closing(asking):
+        while True:
+            try:
+                handed = asking.send(reply)
+            except StopIteration as end:
+                return end.value
+            if isinstance(handed, Question):
+                reply = answer(engine, handed)
+            else:
+                reply = yield handed

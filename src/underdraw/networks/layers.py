@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from underdraw.backends.contract import Array, Node, Operations
-from underdraw.networks.sites import NO_SITES, Sites, apply, check, wanting
+from underdraw.networks.sites import NO_SITES, Extras, Hook, OnRows, Sites, apply, check, wanting
+
+KeysValues = tuple[Array, Array]
+"""Keys and values `(batch, heads, tokens, d)` of an attention."""
 
 
 def timestep_embedding(
@@ -67,35 +73,105 @@ def keys_values(
     return k, split_heads(nn, nn.linear(p.to_v, context, width, bias), heads)
 
 
+@dataclass(frozen=True)
+class SideBySide:
+    """Keys and values of several runs in one call, whose numbers of tokens differ."""
+
+    parts: tuple[KeysValues, ...]
+    """Of consecutive rows."""
+
+    def rows(self, start: int, stop: int) -> KeysValues:
+        """Those of some rows, all of one part."""
+        first = 0
+        for k, v in self.parts:
+            last = first + k.shape[0]
+            if first <= start and stop <= last:
+                return k[start - first : stop - first], v[start - first : stop - first]
+            first = last
+        raise ValueError(f"rows {start} to {stop} lie in no single part")
+
+    def starts(self) -> list[int]:
+        """The first row of each part."""
+        return [sum(k.shape[0] for k, _ in self.parts[:i]) for i in range(len(self.parts))]
+
+
 def attention(
     nn: Operations,
     p: Node,
     x: Array,
-    kv: tuple[Array, Array],
+    kv: KeysValues | SideBySide,
     heads: int,
     place: str = "",
-    on_probabilities: tuple = (),
-    beside: tuple = (),
+    on_probabilities: tuple[Hook, ...] = (),
+    beside: tuple[Hook, ...] = (),
     bias: bool = False,
     mask: Array | None = None,
+    extras: Extras | None = None,
 ) -> Array:
     """Multi-head attention of `x (batch, tokens, width)` over ready keys and values."""
     width = x.shape[-1]
-    k, v = kv
     q = split_heads(nn, nn.linear(p.to_q, x, width, bias), heads)
-    if on_probabilities:
-        on_probabilities = wanting(on_probabilities, x.shape[1])
-    if on_probabilities:
-        scores = nn.matmul(q * (width // heads) ** -0.5, nn.permute(k, (0, 1, 3, 2)))
-        probabilities = nn.softmax(scores if mask is None else scores + mask)
-        h = nn.matmul(apply(nn, on_probabilities, place, probabilities), v)
+    hooks = wanting(on_probabilities, x.shape[1]) if on_probabilities else ()
+    if isinstance(kv, SideBySide) or any(isinstance(hook, OnRows) for hook in hooks):
+        h = _attend_by_rows(nn, q, kv, place, hooks, extras)
     else:
-        h = nn.attention(q, k, v, mask)
+        h = _attend(nn, q, kv, place, hooks, mask, extras)
     for hook in beside:
         extra = hook(nn, place, q)
         check(hook, place, extra, h.shape)
         h = h + extra
     return nn.linear(p.to_out[0], merge_heads(nn, h), width)
+
+
+def _attend(
+    nn: Operations,
+    q: Array,
+    kv: KeysValues,
+    place: str,
+    hooks: tuple[Hook, ...],
+    mask: Array | None,
+    extras: Extras | None,
+) -> Array:
+    """`(batch, heads, queries, d)`; where hooks act, the probabilities are laid open."""
+    k, v = kv
+    if not hooks:
+        return nn.attention(q, k, v, mask)
+    scores = nn.matmul(q * q.shape[-1] ** -0.5, nn.permute(k, (0, 1, 3, 2)))
+    probabilities = nn.softmax(scores if mask is None else scores + mask)
+    return nn.matmul(apply(nn, hooks, place, probabilities, extras), v)
+
+
+def _attend_by_rows(
+    nn: Operations,
+    q: Array,
+    kv: KeysValues | SideBySide,
+    place: str,
+    hooks: tuple[Hook, ...],
+    extras: Extras | None,
+) -> Array:
+    """Rows of several runs attend by themselves: to as many tokens as their run has, with its
+    hooks. The products around attention, which cost more, are those of all rows together."""
+    rows = q.shape[0]
+    borders = {0, rows, *(kv.starts() if isinstance(kv, SideBySide) else ())}
+    borders |= {at for hook in hooks if isinstance(hook, OnRows) for at in (hook.start, hook.stop)}
+    parts = []
+    for start, stop in pairwise(sorted(borders)):
+        here = kv.rows(start, stop) if isinstance(kv, SideBySide) else _rows(kv, start, stop)
+        acting = tuple(_of_rows(hook, start, stop) for hook in hooks)
+        acting = tuple(hook for hook in acting if hook is not None)
+        parts.append(_attend(nn, q[start:stop], here, place, acting, None, extras))
+    return nn.concat(parts, 0)
+
+
+def _rows(kv: KeysValues, start: int, stop: int) -> KeysValues:
+    return kv[0][start:stop], kv[1][start:stop]
+
+
+def _of_rows(hook: Hook, start: int, stop: int) -> Any:
+    """What of a hook acts on these rows, all or none of which are its own."""
+    if not isinstance(hook, OnRows):
+        return hook
+    return hook.hook if hook.start <= start and stop <= hook.stop else None
 
 
 def feed_forward(nn: Operations, p: Node, x: Array) -> Array:
@@ -106,46 +182,42 @@ def feed_forward(nn: Operations, p: Node, x: Array) -> Array:
     return nn.linear(p.net[2], h, width)
 
 
-Context = Array | Mapping[str, tuple[Array, Array]]
-"""Text context `(batch, tokens, width)`, or its keys and values for each attention by place."""
-
-
-def context_keys_values(
-    nn: Operations, p: Node, context: Context, place: str, width: int, heads: int
-) -> tuple[Array, Array]:
-    """Looked up where they were computed before the loop, else computed."""
-    if isinstance(context, Mapping):
-        return context[place]
-    return keys_values(nn, p, context, width, heads)
+BlockContext = Array | tuple[KeysValues | SideBySide | None, KeysValues | SideBySide]
+"""Text context `(batch, tokens, width)`, or the keys and values of a block's two attentions to it;
+None where the first attends to the picture."""
 
 
 def transformer_block(
     nn: Operations,
     p: Node,
     x: Array,
-    context: Context,
+    context: BlockContext,
     heads: int,
     place: str,
     sites: Sites = NO_SITES,
     only_cross: bool = False,
     mask: Array | None = None,
+    extras: Extras | None = None,
 ) -> Array:
     """Self-attention, cross-attention, feed-forward; each normalised and residual."""
     width, first, second = x.shape[-1], f"{place}.attn1", f"{place}.attn2"
-    crossing = sites.cross_attention, sites.beside_cross_attention
+
+    def to_context(p: Node, number: int) -> Any:
+        if isinstance(context, tuple):
+            return context[number]
+        return keys_values(nn, p, context, width, heads)
+
     h = nn.layer_norm(p.norm1, x)
-    if only_cross:
-        kv = context_keys_values(nn, p.attn1, context, first, width, heads)
-        x = x + attention(nn, p.attn1, h, kv, heads, first, sites.cross_attention)
-    else:
-        kv = keys_values(nn, p.attn1, h, width, heads)
-        x = x + attention(nn, p.attn1, h, kv, heads, first, sites.self_attention)
+    kv = to_context(p.attn1, 0) if only_cross else keys_values(nn, p.attn1, h, width, heads)
+    hooks = sites.cross_attention if only_cross else sites.self_attention
+    x = x + attention(nn, p.attn1, h, kv, heads, first, hooks, extras=extras)
     del h, kv  # held while fusers work, they cost 15 % more page faults
     if sites.after_self_attention:
-        x = apply(nn, sites.after_self_attention, place, x)
-    kv = context_keys_values(nn, p.attn2, context, second, width, heads)
+        x = apply(nn, sites.after_self_attention, place, x, extras)
+    kv = to_context(p.attn2, 1)
     h = nn.layer_norm(p.norm2, x)
-    x = x + attention(nn, p.attn2, h, kv, heads, second, *crossing, mask=mask)
+    hooks, beside = sites.cross_attention, sites.beside_cross_attention
+    x = x + attention(nn, p.attn2, h, kv, heads, second, hooks, beside, mask=mask, extras=extras)
     return x + feed_forward(nn, p.ff, nn.layer_norm(p.norm3, x))
 
 
@@ -153,17 +225,18 @@ def spatial_transformer(
     nn: Operations,
     p: Node,
     x: Array,
-    context: Context,
+    contexts: Sequence[BlockContext],
     heads: int,
-    depth: int,
     groups: int,
     linear: bool,
     place: str,
     sites: Sites = NO_SITES,
     only_cross: bool = False,
     mask: Array | None = None,
+    extras: Extras | None = None,
 ) -> Array:
-    """Transformer blocks over the positions of an image `(batch, channels, height, width)`.
+    """Transformer blocks over the positions of an image `(batch, channels, height, width)`, one for
+    each of `contexts`.
 
     `linear` says whether the projections around them are linear (SD 2) or 1 x 1 convolutions (SD
     1); they compute the same, but their weights are stored in different shapes.
@@ -173,10 +246,10 @@ def spatial_transformer(
     h = nn.tokens(h if linear else nn.conv2d(p.proj_in, h, channels, 1))
     if linear:
         h = nn.linear(p.proj_in, h, channels)
-    for i in range(depth):
+    for i, context in enumerate(contexts):
         at = f"{place}.transformer_blocks.{i}"
         block = p.transformer_blocks[i]
-        h = transformer_block(nn, block, h, context, heads, at, sites, only_cross, mask)
+        h = transformer_block(nn, block, h, context, heads, at, sites, only_cross, mask, extras)
     if linear:
         h = nn.linear(p.proj_out, h, channels)
     h = nn.image(h, x)

@@ -1,21 +1,48 @@
-"""The typed places inside a UNet call where a control may act."""
+"""The typed places inside a UNet call where a control may act.
+
+What acts there is data: a frozen dataclass with arrays as fields and a method, so that an engine
+can see its arrays (`backends.tree`). A plain function works, too; an engine that compiles then
+compiles for each new one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NamedTuple
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.errors import ControlError
 
-Hook = Callable[[Operations, str, Array], Array]
+Hook = Callable[[Operations, str, Array], Any]
 """`(nn, place, value) -> value` of the same shape; `place` is a path of the parameter tree:
 `down_blocks.0` of a block, `down_blocks.0.attentions.1.transformer_blocks.0` of the tokens in it,
 the same with `.attn1` or `.attn2` of one attention. Where a level attends to the context only
-(`only_cross_attention`), `attn1` is cross-attention, too."""
+(`only_cross_attention`), `attn1` is cross-attention, too. A hook that wants to know something after
+the call returns `Observed(value, extra)`."""
 Join = Callable[[Operations, str, Array, Array], tuple[Array, Array]]
 """`(nn, place, hidden, skip) -> (hidden, skip)`."""
+
+
+class Observed(NamedTuple):
+    """What a hook returns that tells something: the value that goes on, and an extra output."""
+
+    value: Array
+    extra: Any
+    """A tree of arrays."""
+
+
+class Extra(NamedTuple):
+    """An extra output of a call."""
+
+    owner: Any
+    """The field `owner` of the hook that gave it; the loop sets it to the control's number."""
+    place: str
+    value: Any
+
+
+Extras = list[Extra]
+"""Collected while a program runs: a list of its own for each run of it."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +53,85 @@ class UpTo:
     queries: int
     hook: Hook
 
-    def __call__(self, nn: Operations, place: str, x: Array) -> Array:
+    def __call__(self, nn: Operations, place: str, x: Array) -> Any:
         return self.hook(nn, place, x)
+
+    @property
+    def owner(self) -> Any:
+        """That of the hook."""
+        return getattr(self.hook, "owner", None)
+
+
+@dataclass(frozen=True)
+class OnRows:
+    """A hook that acts on rows `start` to `stop` of a call alone; the others stay as they are."""
+
+    start: int
+    stop: int
+    hook: Any
+
+    @property
+    def owner(self) -> Any:
+        """That of the hook."""
+        return getattr(self.hook, "owner", None)
+
+    @property
+    def queries(self) -> int | None:
+        """As many as the hook wants at most; None: any number."""
+        return getattr(self.hook, "queries", None)
+
+    def of(self, x: Array) -> Array:
+        """The rows."""
+        return x[self.start : self.stop]
+
+    def put(self, nn: Operations, x: Array, rows: Array) -> Array:
+        """`x` with these rows in place of its own."""
+        parts = (x[: self.start], rows, x[self.stop :])
+        return nn.concat([part for part in parts if part.shape[0]], 0)
+
+    def __call__(self, nn: Operations, place: str, x: Array) -> Any:
+        extra, value = None, self.hook(nn, place, self.of(x))
+        if isinstance(value, Observed):
+            value, extra = value
+        check(self.hook, place, value, self.of(x).shape)
+        value = self.put(nn, x, value)
+        return value if extra is None else Observed(value, extra)
+
+
+@dataclass(frozen=True)
+class BesideOnRows(OnRows):
+    """The same for `beside_cross_attention`: nothing is added to the other rows."""
+
+    def __call__(self, nn: Operations, place: str, x: Array) -> Array:
+        return self.put(nn, x * 0, self.hook(nn, place, self.of(x)))
+
+
+@dataclass(frozen=True)
+class JoinOnRows(OnRows):
+    """The same for `join`."""
+
+    def __call__(self, nn: Operations, place: str, x: Array, skip: Array) -> Any:  # type: ignore[override]
+        hidden, skipped = self.hook(nn, place, self.of(x), self.of(skip))
+        check(self.hook, place, hidden, self.of(x).shape)
+        check(self.hook, place, skipped, self.of(skip).shape)
+        return self.put(nn, x, hidden), self.put(nn, skip, skipped)
+
+
+@dataclass(frozen=True)
+class ConvOnRows(OnRows):
+    """The same for `conv_in`: the other rows meet the UNet's own first convolution, or what
+    replaces it for them."""
+
+    width: int
+    kernel: int
+    other: Any = None
+
+    def __call__(self, nn: Operations, p: Any, x: Array) -> Array:  # type: ignore[override]
+        if self.other is None:
+            plain = nn.conv2d(p, x, self.width, self.kernel)
+        else:
+            plain = self.other(nn, p, x)
+        return self.put(nn, plain, self.hook(nn, p, self.of(x)))
 
 
 @dataclass(frozen=True)
@@ -65,25 +169,50 @@ class Sites:
         """
         if self.conv_in is not None and other.conv_in is not None:
             raise ControlError("two controls replace the first convolution; only one can")
-        merged = {
-            name: getattr(self, name) + getattr(other, name)
-            for name in (
-                "context",
-                "model_input",
-                "after_self_attention",
-                "self_attention",
-                "cross_attention",
-                "beside_cross_attention",
-                "down",
-                "join",
-            )
-        }
         return Sites(
-            **merged,
+            **{name: getattr(self, name) + getattr(other, name) for name in HOOKS},
             down_residuals=_sum(self.down_residuals, other.down_residuals, _sum_each),
             mid_residual=_sum(self.mid_residual, other.mid_residual, lambda a, b: a + b),
             conv_in=self.conv_in or other.conv_in,
         )
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether anything acts inside transformer blocks."""
+        return bool(
+            self.after_self_attention
+            or self.self_attention
+            or self.cross_attention
+            or self.beside_cross_attention
+        )
+
+    def owned(self, name: Callable[[Any], Any]) -> Sites:
+        """The same, with hooks that know whose they are: extra outputs then tell it. `name` gives
+        the owner from the one that a hook has so far, None at first."""
+        changes = {
+            site: tuple(_owned(hook, name) for hook in getattr(self, site))
+            for site in HOOKS
+            if getattr(self, site)
+        }
+        return replace(self, **changes) if changes else self
+
+
+HOOKS = tuple(f.name for f in fields(Sites) if f.default == ())
+"""The sites that hold several hooks."""
+NO_SITES = Sites()
+
+
+def _owned(hook: Any, name: Callable[[Any], Any]) -> Any:
+    if isinstance(hook, UpTo | OnRows):
+        return replace(hook, hook=_owned(hook.hook, name))
+    if is_dataclass(hook) and not isinstance(hook, type) and hasattr(hook, "owner"):
+        return replace(hook, owner=name(hook.owner))
+    return hook
+
+
+def owner_field() -> Any:
+    """The field `owner` of a hook that tells something: `owner: int | None = owner_field()`."""
+    return field(default=None, metadata={"static": True})
 
 
 def _sum(a: Any, b: Any, add: Callable[[Any, Any], Any]) -> Any:
@@ -96,10 +225,7 @@ def _sum_each(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-NO_SITES = Sites()
-
-
-def check(who: Any, place: str, returned: Array, shape: Sequence[int]) -> None:
+def check(who: Any, place: str, returned: Any, shape: Sequence[int]) -> None:
     """Raise a `ControlError` unless what a hook returned has the shape that its site carries."""
     if tuple(returned.shape) != tuple(shape):
         raise ControlError(
@@ -110,13 +236,26 @@ def check(who: Any, place: str, returned: Array, shape: Sequence[int]) -> None:
 
 def wanting(hooks: tuple[Hook, ...], queries: int) -> tuple[Hook, ...]:
     """The hooks that act on attention from so many positions."""
-    return tuple(h for h in hooks if not isinstance(h, UpTo) or queries <= h.queries)
+    most = (getattr(hook, "queries", None) for hook in hooks)
+    return tuple(h for h, m in zip(hooks, most, strict=True) if m is None or queries <= m)
 
 
-def apply(nn: Operations, hooks: tuple[Hook, ...], place: str, x: Array) -> Array:
+def apply(
+    nn: Operations, hooks: tuple[Hook, ...], place: str, x: Array, extras: Extras | None = None
+) -> Array:
     """Run the hooks of one site in order, checking that each keeps the shape."""
     for hook in hooks:
         y = hook(nn, place, x)
+        if isinstance(y, Observed):
+            y, extra = y
+            owner = getattr(hook, "owner", None)
+            if extras is not None and owner is None:
+                raise ControlError(
+                    f"{hook!r} at '{place}' tells something; such a hook is a dataclass with a "
+                    "field `owner: int | None = owner_field()`, and acts in a loop, which sets it"
+                )
+            if extras is not None:
+                extras.append(Extra(owner, place, extra))
         check(hook, place, y, x.shape)
         x = y
     return x
@@ -130,3 +269,7 @@ def add_residual(place: str, x: Array, residual: Array) -> Array:
     ):
         raise ControlError(f"the residual at '{place}' is {sizes}; the site carries {carried}")
     return x + residual
+
+
+Leaves = Mapping[str, Any]
+"""Deltas by path of the layer they are added to (`backends.adapted`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
@@ -13,25 +13,31 @@ from underdraw.errors import ControlError, InputError
 from underdraw.networks.class_labels import embed_labels
 from underdraw.networks.config import Level, UNetConfig
 from underdraw.networks.layers import (
-    Context,
+    BlockContext,
+    KeysValues,
+    SideBySide,
     activation,
     keys_values,
     resnet,
     spatial_transformer,
     timestep_embedding,
 )
-from underdraw.networks.sites import NO_SITES, Sites, add_residual, apply, check
+from underdraw.networks.program import Program
+from underdraw.networks.sites import NO_SITES, Extra, Extras, Sites, add_residual, apply, check
 
 Time = Array | Mapping[str, Array]
 """The embedded time `(batch | 1, width)`, or by place what each residual block makes of it."""
 
-Run = Callable[[Callable[[Array], Array], Array], Array]
-"""`(block, x) -> block(x)`."""
+Context = Array | Mapping[str, KeysValues | SideBySide]
+"""Text context `(batch, tokens, width)`, or its keys and values for each attention by place."""
+
+Run = Callable[..., Array]
+"""`(block, *arguments) -> block(*arguments)`: how a block of the network is run."""
 
 
-def at_once(block: Callable[[Array], Array], x: Array) -> Array:
+def at_once(block: Callable[..., Array], *arguments: Any) -> Array:
     """The block as it is."""
-    return block(x)
+    return block(*arguments)
 
 
 def embed_time(
@@ -73,6 +79,7 @@ def unet(
     sites: Sites = NO_SITES,
     mask: Array | None = None,
     run: Run = at_once,
+    extras: Extras | None = None,
 ) -> Array:
     """The network's output `(batch, out_channels, height, width)`.
 
@@ -83,12 +90,16 @@ def unet(
         context: `(batch, tokens, cross_attention_dim)`, or keys and values from
             `context_constants`.
         mask: added to cross-attention scores, broadcastable to `(batch, heads, queries, tokens)`.
-        run: how each block is run; a backend's `recomputed` keeps less for the gradient.
+        run: how each block is run; a backend's `recomputed` keeps less for the gradient, an engine
+            may compile blocks.
+        extras: a list that takes what hooks tell (`sites.Observed`).
     """
     c = config
     act, groups, eps = activation(nn, c.act_fn), c.norm_num_groups, c.norm_eps
     scale_shift = c.resnet_time_scale_shift == "scale_shift"
     levels, top = c.levels, len(c.levels) - 1
+
+    inside = sites if sites.in_blocks else NO_SITES
 
     def residual(p: Node, x: Array, width: int, place: str) -> Array:
         if isinstance(time, Mapping):
@@ -96,16 +107,15 @@ def unet(
         else:
             shift_width = 2 * width if scale_shift else width
             shift = nn.linear(p.time_emb_proj, act(time), shift_width)[:, :, None, None]
-        return run(lambda x: resnet(nn, p, x, width, groups, eps, act, shift, scale_shift), x)
+        return run(resnet, nn, p, x, width, groups, eps, act, shift, scale_shift)
 
     def attend(p: Node, x: Array, level: Level, place: str, only_cross: bool = False) -> Array:
-        heads, depth, linear = level.heads, level.depth, c.use_linear_projection
-        return run(
-            lambda x: spatial_transformer(
-                nn, p, x, context, heads, depth, groups, linear, place, sites, only_cross, mask
-            ),
-            x,
-        )
+        contexts = [_block_context(context, place, i, only_cross) for i in range(level.depth)]
+        # Blocks of one shape are one program where no hook asks for their place.
+        at = place if inside is not NO_SITES else ""
+        linear, heads = c.use_linear_projection, level.heads
+        settings = (heads, groups, linear, at, inside, only_cross, mask, extras)
+        return run(spatial_transformer, nn, p, x, contexts, *settings)
 
     for change in sites.context:
         if isinstance(context, Mapping):
@@ -139,7 +149,7 @@ def unet(
                 at = f"{place}.attentions.{j}"
                 x = attend(block.attentions[j], x, level, at, level.only_cross)
             if j == level.layers - 1 and sites.down:
-                x = apply(nn, sites.down, place, x)
+                x = apply(nn, sites.down, place, x, extras)
             skips.append(x)
         if i < top:
             down = block.downsamplers[0].conv
@@ -190,6 +200,48 @@ def unet(
     return nn.conv2d(p.conv_out, x, c.out_channels, c.conv_out_kernel)
 
 
+def _block_context(context: Context, place: str, number: int, only_cross: bool) -> BlockContext:
+    """What one transformer block attends to."""
+    if not isinstance(context, Mapping):
+        return context
+    block = f"{place}.transformer_blocks.{number}"
+    return (context[f"{block}.attn1"] if only_cross else None), context[f"{block}.attn2"]
+
+
+class Inputs(NamedTuple):
+    """What a call of the network takes, as `unet` names it."""
+
+    x: Array
+    time: Time
+    context: Context
+    sites: Sites = NO_SITES
+
+
+class Answer(NamedTuple):
+    """What a call of the network gives."""
+
+    sample: Array
+    """`(batch, out_channels, height, width)`"""
+    extras: tuple[Extra, ...] = ()
+    """What hooks told, in the order of the network."""
+
+
+def answer(
+    nn: Operations,
+    p: Node,
+    config: UNetConfig,
+    x: Array,
+    time: Time,
+    context: Context,
+    sites: Sites = NO_SITES,
+    run: Run = at_once,
+) -> Answer:
+    """A call of the network with all that its hooks tell; arguments as of `unet`."""
+    extras: Extras = []
+    sample = unet(nn, p, config, x, time, context, sites, run=run, extras=extras)
+    return Answer(sample, tuple(extras))
+
+
 @cache
 def layout(config: UNetConfig) -> Layout:
     """Names and shapes of the parameters."""
@@ -226,6 +278,20 @@ def time_shifts(nn: Operations, p: Node, config: UNetConfig, temb: Array) -> dic
     return shifts
 
 
+def call_times(
+    nn: Operations,
+    p: Node,
+    config: UNetConfig,
+    timesteps: Array,
+    like: Array,
+    timestep_cond: Array | None = None,
+) -> dict[str, Array]:
+    """What each residual block makes of the times `(n,)` of a run, by place `(n, channels, 1, 1)`;
+    other arguments as of `embed_time`."""
+    temb = embed_time(nn, p, config, timesteps, like, timestep_cond=timestep_cond)
+    return time_shifts(nn, p, config, temb)
+
+
 def context_constants(
     nn: Operations, p: Node, config: UNetConfig, context: Array
 ) -> dict[str, tuple[Array, Array]]:
@@ -256,3 +322,8 @@ def _level(config: UNetConfig, path: str) -> tuple[Level, bool]:
 
 def _at(p: Node, path: str) -> Any:
     return reduce(getattr, path.split("."), p)
+
+
+UNET = Program("unet", answer)
+TIMES = Program("unet.times", call_times)
+CONTEXT = Program("unet.context", context_constants)

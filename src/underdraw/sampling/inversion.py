@@ -26,8 +26,11 @@ import numpy as np
 
 from underdraw.backends.contract import Array
 from underdraw.controls.null_text import NullText
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
-from underdraw.sampling.loop import Denoiser, sample
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.sampling.loop import sample
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import OUTPUT, Table, X
 
@@ -169,7 +172,7 @@ def invert(
         NonFiniteError: the network gave NaN or infinity.
     """
     method, steps = read_method(method), _steps(solver)
-    nn, images = denoise.nn, latents.shape[0]
+    nn, images = denoise.run.nn, latents.shape[0]
     if follows(method) and denoise.context.shape[0] != 2 * images:
         raise InputError(
             f"method={method}: the context has {denoise.context.shape[0]} rows for {images} "
@@ -198,9 +201,9 @@ def _run(
     measure: bool,
     decode: Callable[[Array], Array] | None,
 ) -> Generator[Inversion, None, Inversion]:
-    framework, method = denoise.model._framework, found.method
+    framework, method = denoise.run.framework, found.method
     way = getattr(method, "way", method)
-    upwards = _unguided(denoise) if follows(method) else denoise
+    upwards = denoise.unguided() if follows(method) else denoise
     while len(found.latents) <= found.calls:
         index = found.calls - len(found.latents)
         with framework.no_grad():
@@ -223,8 +226,11 @@ def reconstruct(denoise: Denoiser, solver: Solver, inversion: Inversion) -> Arra
     """The latents that the solver makes of an inversion, `(images, channels, height, width)`."""
     if inversion.reached is not None and len(inversion.negatives) == inversion.calls:
         return inversion.reached
-    run = sample(denoise, solver, inversion.noise, _no_noise, inversion.controls)
-    return _last(run).latents
+    run = replace(denoise.run, solver=solver, draw=_no_noise, components=None)
+    again = Denoiser(run)
+    again.set_context(denoise.context)
+    asking = sample(run, inversion.noise, inversion.controls, denoise=again)
+    return _last(answered(asking, denoise.run.engine)).latents
 
 
 def reconstruction(
@@ -234,8 +240,8 @@ def reconstruction(
     decode: Callable[[Array], Array] | None = None,
 ) -> Reconstruction:
     """How well an inversion leads back; see `invert` for the arguments."""
-    to_numpy = denoise.model._framework.to_numpy
-    with denoise.model._framework.no_grad():
+    to_numpy = denoise.run.framework.to_numpy
+    with denoise.run.framework.no_grad():
         pair = (inversion.latents[0], reconstruct(denoise, solver, inversion))
         shown = None if decode is None else [decode(x) for x in pair]
 
@@ -268,7 +274,7 @@ def _up(
 ) -> Inversion:
     """The noisier end of a step: a fixed point of `f(x) = (end - output * eps(x)) / step.x`, whose
     residual is the distance between `end` and where the step leads from it."""
-    nn, framework = denoise.nn, denoise.model._framework
+    nn, framework = denoise.run.nn, denoise.run.framework
     end = found.latents[-1]
     device = getattr(end, "device", None)
 
@@ -319,7 +325,7 @@ def _down(
     method: NullTextInversion,
 ) -> Inversion:
     """The unconditional context of one more call, and where the guided way then goes."""
-    nn, framework = denoise.nn, denoise.model._framework
+    nn, framework = denoise.run.nn, denoise.run.framework
     index, images = len(found.negatives), found.noise.shape[0]
     x = found.noise if found.reached is None else found.reached
     goal, step = found.latents[-2 - index], steps[index]
@@ -328,12 +334,13 @@ def _down(
         full = conditional(given, index)
         first = denoise.context[:images] if not found.negatives else found.negatives[-1]
         context = nn.float32(first)
-    empty = replace(conditional, _keys=None, _keys_of=None)
+    empty = conditional.unguided(context)
+    empty.run = replace(empty.run, engine=EAGER, components=None)  # gradients flow through it
 
     def lead(negative: Array) -> tuple[Array, tuple[Array, Array]]:
         """Sum of the distances, for they do not depend on each other; each; where the call ends."""
         empty.set_context(negative)
-        guided = denoise._guide(nn.concat((empty(given, index), full), 0), denoise.guidance())
+        guided = denoise.guide(nn.concat((empty(given, index), full), 0))
         ends = step.x * x + step.output * guided
         far = nn.mean((ends - goal) ** 2, (1, 2, 3))
         return nn.mean(far, (0, 1, 2, 3)).reshape(1)[0] * images, (far, ends)
@@ -415,14 +422,6 @@ def _steps(solver: Solver) -> list[_Step]:
             )
         steps.append(_Step(terms[X], terms.get(OUTPUT, 0.0)))
     return steps
-
-
-def _unguided(denoise: Denoiser) -> Denoiser:
-    """The same with the conditional half of its context alone."""
-    half = denoise.context.shape[0] // 2
-    return replace(
-        denoise, context=denoise.context[half:], guidance=lambda: 1.0, _keys=None, _keys_of=None
-    )
 
 
 def _check_finite(framework: Any, x: Array) -> None:

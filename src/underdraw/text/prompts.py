@@ -17,7 +17,9 @@ import numpy as np
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import clip
+from underdraw.networks.program import Ask, directly
 from underdraw.text.weighting import apply_weights, parse_weights
+from underdraw.text.words import Words, checked
 
 _SIGNS = re.compile(r"[()\[\]\\]")
 _BREAK = re.compile(r"\bBREAK\b")
@@ -31,6 +33,8 @@ def encode_prompts(
     clip_skip: int | None = None,
     plain: bool = False,
     max_length: int | None = None,
+    ask: Ask = directly,
+    controls: Sequence[Any] = (),
 ) -> tuple[Array, Array | None]:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
@@ -43,6 +47,8 @@ def encode_prompts(
         plain: read prompts as the peer does: brackets are text, what does not fit is cut with a
             warning.
         max_length: tokens of a window, the tokenizer's if not given.
+        ask: has the text encoder's programs run.
+        controls: those with something to say about words (`controls.control.of_words`).
     """
     config, framework = text_encoder.config, text_encoder._framework
     layers = config.num_hidden_layers
@@ -65,20 +71,38 @@ def encode_prompts(
             f"{config.max_position_embeddings}"
         )
 
-    texts, windows, length = ids.shape
     device, nn = framework.device_of(text_encoder), framework.operations
-    mask = None
-    if config.use_attention_mask:
-        seen = framework.array(padding_mask(ids, tokenizer), device=device)
-        mask = (seen.reshape(-1, 1, 1, length) - 1.0) * 1e9
     count = len(prompts)
+
+    def rows(values: np.ndarray) -> Array:
+        """An array of all windows, one below another."""
+        return framework.array(values.reshape(-1, values.shape[-1]), device=device)
+
     with framework.no_grad():
-        flat = framework.array(ids.reshape(-1, length), device=device)
-        out = clip.text(nn, text_encoder, config, flat, mask=mask)
+        flat, embeddings = rows(ids), None
+        if controls:
+            embeddings = ask(clip.EMBED_TOKENS, text_encoder, flat)
+            words = Words(
+                (*prompts, *negatives), count, ids, weights, embeddings, tokenizer, text_encoder
+            )
+            for control in controls:
+                words = checked(control, control.words(nn, words), words)
+            ids, weights, embeddings, flat = (
+                words.ids,
+                words.weights,
+                words.embeddings,
+                rows(words.ids),
+            )
+        texts, windows, length = ids.shape
+        mask = None
+        if config.use_attention_mask:
+            seen = framework.array(padding_mask(ids, tokenizer), device=device)
+            mask = (seen.reshape(-1, 1, 1, length) - 1.0) * 1e9
+        out = ask(clip.TEXT, text_encoder, flat, embeddings, mask)
         context = out.last
         if clip_skip:
             hidden = out.hidden_states[-(clip_skip + 1)][: count * windows]
-            skipped = clip.final_norm(nn, text_encoder, config, hidden)
+            skipped = ask(clip.FINAL_NORM, text_encoder, hidden)
             context = nn.concat((skipped, context[count * windows :]), 0)
         context = context.reshape(texts, windows * length, config.hidden_size)
         if (weights != 1).any():

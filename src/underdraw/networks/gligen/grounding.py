@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.node import at
@@ -45,11 +45,13 @@ class Constants:
     """By place, keys and values `(rows, heads, n, d)` of the tokens."""
     bias: Array | None
     """Added to the scores of the tokens `(n,)`; None where all counts are 1."""
+    counts: tuple[int, ...] = ()
+    """As of the tokens."""
 
     def rows(self, start: int, stop: int) -> Constants:
         """Those of some rows, as when guidance ends and the unconditional half goes."""
         kept = {place: (k[start:stop], v[start:stop]) for place, (k, v) in self.keys.items()}
-        return Constants(kept, self.bias)
+        return replace(self, keys=kept)
 
 
 def fourier(nn: Operations, x: Array, frequencies: int) -> Array:
@@ -145,7 +147,7 @@ def constants(nn: Operations, p: Node, config: GroundingConfig, tokens: Tokens) 
         fuser = at(p, place).fuser
         h = nn.layer_norm(fuser.norm1, nn.linear(fuser.linear, tokens.values, width))
         keys[place] = keys_values(nn, fuser.attn, h, width, heads)
-    return Constants(keys, _bias(nn, tokens))
+    return Constants(keys, _bias(nn, tokens), tokens.counts)
 
 
 def _bias(nn: Operations, tokens: Tokens) -> Array | None:
@@ -220,6 +222,39 @@ class Fusers:
         kv = self.constants.keys[place]
         heads = kv[0].shape[1]
         return fuse(nn, at(self.p, place).fuser, x, kv, self.constants.bias, heads, self.strength)
+
+    def together(self, nn: Operations, other: Any, rows: tuple[int, int]) -> Fusers | None:
+        """One hook for the rows of two runs, this one's first: their boxes are one attention. None
+        where their tokens do not fit into one array.
+
+        Args:
+            rows: how many each of them has.
+        """
+        mine = self.constants
+        if not isinstance(other, Fusers) or other.p is not self.p:
+            return None
+        theirs = other.constants
+        if mine.counts != theirs.counts:
+            return None
+
+        def each(x: Array, count: int) -> Array:
+            return nn.expand(x, (count, *x.shape[1:]))
+
+        keys = {}
+        for place, pair in mine.keys.items():
+            k, v = zip(pair, theirs.keys[place], strict=True)
+            keys[place] = tuple(
+                nn.concat([each(x, count) for x, count in zip(part, rows, strict=True)], 0)
+                for part in (k, v)
+            )
+        strength = self.strength
+        if any(hasattr(s, "shape") for s in (strength, other.strength)) or (
+            strength != other.strength
+        ):
+            like = next(iter(keys.values()))[0][:, :1, :1, 0] * 0
+            first, second = like[: rows[0]] + self.strength, like[rows[0] :] + other.strength
+            strength = nn.concat((first, second), 0)
+        return Fusers(self.p, self.config, replace(mine, keys=keys), strength)
 
     def __repr__(self) -> str:
         return f"Fusers({self.config.kind})"

@@ -12,6 +12,7 @@ from underdraw import backends
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.boxes import Layout
 from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.inpainting import FurtherChannels
 from underdraw.controls.region import Region
 from underdraw.errors import InputError
 from underdraw.networks.gligen.grounding import Constants
@@ -125,14 +126,10 @@ class KnownChannels(Control):
         self, nn: Operations, carry: Array, latents: Array, call: Call
     ) -> tuple[Array, Sites, Any]:
         """Latents as they are; the channels join them inside the call."""
+        if self.network is None:
+            return latents, Sites(model_input=(FurtherChannels(carry),)), carry
         extra = nn.concat((carry, carry), 0) if call.guided else carry
-        if self.network is not None:
-            return latents, self.network.sites(Constants({}, None), 0.0, extra), carry
-
-        def widen(nn: Operations, x: Array) -> Array:
-            return nn.concat((x, nn.cast(extra, x)), 1)
-
-        return latents, Sites(model_input=(widen,)), carry
+        return latents, self.network.sites(Constants({}, None), 0.0, extra), carry
 
 
 class PeersRegion(Region):

@@ -1,0 +1,88 @@
+"""A run: what is fixed for one call of a pipeline, as controls and the loop see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine, Question
+from underdraw.networks.program import Program
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What texts tell a run. Images of one prompt stand next to each other."""
+
+    context: Array
+    """`(images, tokens, width)`"""
+    negative: Array | None = None
+    """The unconditional half of the same shape; None where nothing is guided."""
+
+    def joined(self, nn: Operations) -> Array:
+        """Both halves, unconditional rows first, as the UNet takes them."""
+        if self.negative is None:
+            return self.context
+        return nn.concat((self.negative, self.context), 0)
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of a solver. All of it is fixed but `guidance` and `interrupted`, which callbacks may
+    change between two model calls."""
+
+    nn: Operations
+    """Of the UNet's backend, with the settings of the pipeline."""
+    model: Any
+    """The UNet."""
+    solver: Any
+    """`solvers.solver.Solver`: `solver.noised(index, clean, noise)` are latents as they are at a
+    call, of index `calls` those after the last one."""
+    conditioning: Conditioning
+    guidance: Any = 1.0
+    """A number, or an array `(images, 1, 1, 1)`. Guidance is on as long as it exceeds 1 and there
+    is an unconditional half."""
+    rescale: float = 0.0
+    """How far guided predictions get back the standard deviation of the conditional ones (Lin et
+    al. 2023, section 3.4)."""
+    prompts: Sequence[str] | None = None
+    """Texts of the call, where it has any."""
+    draw: Callable[[], Array] | None = None
+    """Fresh standard normal noise of the shape of `latents`, from the generators of the call."""
+    components: Any = None
+    """The pipeline's `controls.components.Components`; None in a loop without a pipeline."""
+    engine: Engine = EAGER
+    latents: Any = None
+    """The latents the run begins with, `(batch, channels, height, width)`, float32."""
+    interrupted: bool = False
+    """Set by callbacks: the run ends after the current step."""
+
+    @property
+    def batch(self) -> int:
+        """Images of this run. Under guidance the UNet sees twice as many rows."""
+        if self.latents is not None:
+            return self.latents.shape[0]
+        return self.conditioning.context.shape[0]
+
+    @property
+    def calls(self) -> int:
+        """Model calls from begin to end."""
+        return len(self.solver)
+
+    @property
+    def framework(self) -> Any:
+        """The backend's arrays (`backends.framework.Framework`)."""
+        return self.model._framework
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input instead of a second call (LCM)."""
+        return self.model.config.time_cond_proj_dim is not None
+
+    def ask(self, program: Program, model: Any, *inputs: Any) -> Any:
+        """Have the engine run a program, of the UNet or of a control's own network."""
+        if self.components is not None:
+            return self.components.ask(program, model, *inputs)
+        return self.engine.run(Question(program, model, inputs, self.nn))

@@ -1,0 +1,138 @@
+"""Engines that run programs compiled: one compiled program for each structure of its inputs.
+
+Another prompt, seed, guidance, strength or step is other numbers in the same structure and compiles
+nothing; another size, number of images or kind of control is another structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from threading import RLock
+from types import FunctionType
+from typing import Any
+
+from underdraw.backends.tree import Structure, flatten, signature, unflatten
+from underdraw.engines.engine import Question
+from underdraw.errors import InputError
+from underdraw.networks.program import Program
+from underdraw.networks.unet import CONTEXT, TIMES, UNET
+
+ONCE = (TIMES, CONTEXT)
+"""Programs that run once in a run: where operations start at once, compiling them gains nothing."""
+
+
+@dataclass
+class Compiled:
+    """Compiles each program as a whole: `jax.jit` on JAX, `torch.compile` on PyTorch.
+
+    On JAX the networks' parameters are arguments of what is compiled, so two networks of one config
+    share it.
+    """
+
+    compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    """What compiles a function; None: the backend's own."""
+    compiled: list[tuple[Program, Structure]] = field(default_factory=list)
+    """What was compiled, in order: a program as often as it met another structure."""
+    _programs: dict[Hashable, _Whole] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=RLock, repr=False)
+
+    def run(self, question: Question) -> Any:
+        """The outputs of the program that was compiled for such inputs."""
+        model = question.model
+        if question.program in ONCE and not _is_value(model):
+            return question.program(question.nn, model, model.config, *question.inputs)
+        leaves, structure = flatten(question.inputs)
+        key = (question.program, question.nn, _kind(model), structure, signature(leaves))
+        with self._lock:
+            whole = self._programs.get(key)
+            if whole is None:
+                whole = _Whole(question, structure, self.compiler or _compiler(model))
+                self._programs[key] = whole
+                self.compiled.append((question.program, structure))
+        return whole(model, leaves)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class _Whole:
+    """One program for one structure."""
+
+    def __init__(self, question: Question, structure: Structure, compiler: Any) -> None:
+        program, nn = question.program, question.nn
+
+        def call(model: Any, leaves: list[Any]) -> list[Any]:
+            """What is compiled: arrays in, arrays out."""
+            inputs = unflatten(structure, leaves)
+            made, outputs.structure = flatten(program(nn, model, model.config, *inputs))
+            return made
+
+        outputs = self
+        self.structure: Structure | None = None
+        """Of the outputs; known since the first trace."""
+        # PyTorch keeps what it compiled by code object, and gives up after a few for one.
+        own = FunctionType(
+            call.__code__.replace(), call.__globals__, closure=call.__closure__, name=program.name
+        )
+        self._compiled = compiler(own)
+
+    def __call__(self, model: Any, leaves: list[Any]) -> Any:
+        made = self._compiled(model, leaves)
+        assert self.structure is not None
+        return unflatten(self.structure, made)
+
+
+@dataclass
+class Regional:
+    """Compiles blocks, not networks: a transformer block is compiled once for all places where one
+    of its shape stands, so the first call comes many times sooner. Programs without blocks of that
+    kind run as they are written.
+
+    Args:
+        compiler: what compiles a function; None: `torch.compile`.
+    """
+
+    compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    _blocks: dict[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=RLock, repr=False)
+
+    def run(self, question: Question) -> Any:
+        """The outputs; blocks of the UNet are run compiled."""
+        model, program, nn = question.model, question.program, question.nn
+        if program != UNET:
+            return program(nn, model, model.config, *question.inputs)
+        compiler = self.compiler or _compiler(model)
+
+        def run(block: Callable[..., Any], *arguments: Any) -> Any:
+            with self._lock:
+                if block not in self._blocks:
+                    self._blocks[block] = compiler(block)
+            return self._blocks[block](*arguments)
+
+        return program(nn, model, model.config, *question.inputs, run=run)
+
+    def __repr__(self) -> str:
+        return "Regional()"
+
+
+def _kind(model: Any) -> Hashable:
+    """What compiled programs depend on besides the structure: the network itself, or on backends
+    whose networks are values (JAX) its class and config."""
+    if _is_value(model):
+        return type(model), model.config, str(model.dtype)
+    return id(model)
+
+
+def _is_value(model: Any) -> bool:
+    return hasattr(model._framework, "networks_are_values")
+
+
+def _compiler(model: Any) -> Callable[..., Any]:
+    framework = model._framework
+    if not hasattr(framework, "compiled"):
+        raise InputError(
+            f"engine: nothing compiles on the backend {framework.operations.name!r}; allowed: "
+            "'eager'"
+        )
+    return framework.compiled

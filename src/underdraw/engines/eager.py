@@ -1,0 +1,34 @@
+"""The default engine: each program as it is written, on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from underdraw.engines.compiled import Compiled
+from underdraw.engines.engine import Question
+
+
+class Eager:
+    """Runs programs at once. A network that the caller has wrapped by `torch.compile` runs
+    compiled, as the wrapper was told to."""
+
+    def __init__(self) -> None:
+        self._wrapped: WeakKeyDictionary[Any, Compiled] = WeakKeyDictionary()
+
+    def run(self, question: Question) -> Any:
+        """The outputs, computed at once."""
+        model = question.model
+        compiler_of = getattr(model._framework, "compiler_of", None)
+        compiler = None if compiler_of is None else compiler_of(model)
+        if compiler is None:
+            return question.program(question.nn, model, model.config, *question.inputs)
+        if model not in self._wrapped:
+            self._wrapped[model] = Compiled(compiler)
+        return self._wrapped[model].run(question)
+
+    def __repr__(self) -> str:
+        return "Eager()"
+
+
+EAGER = Eager()

@@ -1,0 +1,126 @@
+"""The UNet in a run: questions about latents, and guidance put together from the answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from underdraw.backends.contract import Array
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.engine import Question
+from underdraw.networks import unet
+from underdraw.networks.layers import timestep_embedding
+from underdraw.networks.sites import NO_SITES, Sites
+
+CHUNK = 64
+"""Calls whose time embeddings are computed together."""
+
+
+class Denoiser:
+    """Asks the UNet of a run, and keeps what does not change between its calls: keys and values of
+    every cross-attention, and what residual blocks make of the times of all calls."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.context = run.conditioning.joined(run.nn)
+        """`(batch, tokens, width)`, under guidance `(2 * batch, ...)`, unconditional first."""
+        self._keys: dict[int, Any] = {}
+        self._times: dict[int, list[Any]] = {}
+
+    def __call__(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Array:
+        """The prediction for `latents (batch, ...)`, already scaled for the solver, at a call: the
+        question is asked at once."""
+        question = self.question(latents, index, sites)
+        answer = self.run.ask(question.program, question.model, *question.inputs)
+        return self.prediction(answer, latents.shape[0])
+
+    def question(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Question:
+        """The call of the UNet for `latents (batch, ...)`, already scaled for the solver."""
+        run = self.run
+        x, context = self.rows(latents)
+        # Where controls change it, keys and values of this call are of no use to another.
+        known = context if sites.context else self._keys_values(context)
+        inputs = unet.Inputs(x, self._time(index), known, sites)
+        return Question(unet.UNET, run.model, inputs, run.nn)
+
+    def rows(self, latents: Array) -> tuple[Array, Array]:
+        """Latents and context of all rows of a call, in the dtype of the context."""
+        nn, images, context = self.run.nn, latents.shape[0], self.context
+        guided = self.guides(images)
+        if context.shape[0] == 2 * images and not guided:
+            context = context[images:]
+        x = nn.concat((latents, latents), 0) if guided else latents
+        return nn.cast(x, context), context
+
+    def prediction(self, answer: unet.Answer, images: int) -> Array:
+        """What the UNet predicts for so many images, guidance put together, float32."""
+        out = self.run.nn.float32(answer.sample)
+        if out.shape[0] == images:
+            return out
+        return self.guide(out)
+
+    def guide(self, out: Array) -> Array:
+        """Classifier-free guidance (Ho & Salimans 2022) of both halves `(2 * batch, ...)`."""
+        nn, half, rescale = self.run.nn, out.shape[0] // 2, self.run.rescale
+        unconditional, conditional = out[:half], out[half:]
+        guided = unconditional + self.run.guidance * (conditional - unconditional)
+        if not rescale:
+            return guided
+        axes = (1, 2, 3)
+        matched = guided * (nn.std(conditional, axes) / nn.std(guided, axes))
+        return rescale * matched + (1 - rescale) * guided
+
+    def guides(self, images: int) -> bool:
+        """Whether the next call of so many images has an unconditional half."""
+        if self.run.distilled or self.context.shape[0] != 2 * images:
+            return False
+        guidance = self.run.guidance
+        return bool((guidance > 1).any()) if hasattr(guidance, "shape") else guidance > 1
+
+    def set_context(self, context: Array) -> None:
+        """Go on with this context; it may be the same array, changed in place."""
+        self.context, self._keys = self.run.nn.cast(context, self.context), {}
+
+    def unguided(self, context: Array | None = None) -> Denoiser:
+        """The same with one half of the context alone, by default the conditional one."""
+        if context is None:
+            context = self.context[self.context.shape[0] // 2 :]
+        return Denoiser(replace(self.run, conditioning=Conditioning(context), guidance=1.0))
+
+    def _keys_values(self, context: Array) -> Any:
+        """Keys and values of the context, until another context takes its place."""
+        rows = context.shape[0]
+        if rows not in self._keys:
+            self._keys = {rows: self.run.ask(unet.CONTEXT, self.run.model, context)}
+        return self._keys[rows]
+
+    def _time(self, index: int) -> Any:
+        chunk, within = divmod(index, CHUNK)
+        if chunk not in self._times:
+            self._times = {chunk: self._shifts(chunk * CHUNK)}
+        return self._times[chunk][within]
+
+    def _shifts(self, start: int) -> list[dict[str, Array]]:
+        """By call, what each residual block adds for the time."""
+        run, nn = self.run, self.run.nn
+        array, device = run.framework.array, getattr(self.context, "device", None)
+        calls = range(start, min(start + CHUNK, run.calls))
+        times = [float(run.solver.timestep(index)) for index in calls]
+        t = array(np.array(times, np.float32), device=device)
+        condition, images = None, 1
+        if run.distilled:
+            width, scale = run.model.config.time_cond_proj_dim, run.guidance - 1.0
+            scale = scale.reshape(-1) if hasattr(scale, "shape") else [scale]
+            scale = array(np.array(scale, np.float32), device=device)
+            count, images = t.shape[0], scale.shape[0]
+            scale = nn.expand(scale[None], (count, images)).reshape(-1)
+            t = nn.expand(t[:, None], (count, images)).reshape(-1)
+            wave = timestep_embedding(nn, scale * 1000.0, width, False, 1)
+            condition = nn.cast(wave, self.context)
+        shifts = run.ask(unet.TIMES, run.model, t, self.context, condition)
+        return [
+            {place: shift[i : i + images] for place, shift in shifts.items()}
+            for i in range(0, t.shape[0], images)
+        ]
