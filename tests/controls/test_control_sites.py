@@ -174,7 +174,7 @@ class Count(Control):
         self.seen = seen
 
     def prepare(self, run):
-        self.seen.append(("prepare", run.batch, tuple(run.latents.shape), run.calls, run.pipeline))
+        self.seen.append(("prepare", run.batch, tuple(run.latents.shape), run.calls, run.components))
         return 0
 
     def before_call(self, nn, carry, latents, call):
@@ -190,7 +190,7 @@ class Count(Control):
 def test_moments_and_carry(pipe, plain, guidance):
     seen: list[Any] = []
     shifted = run(pipe, **CALL, guidance_scale=guidance, controls=[Count(seen)])
-    assert seen[0] == ("prepare", 2, (2, 4, 5, 9), 3, pipe)
+    assert seen[0] == ("prepare", 2, (2, 4, 5, 9), 3, pipe.parts)
     assert [(kind, carry) for kind, carry, _ in seen[1:]] == [
         *(("before", 0), ("after", 1), ("before", 11)),
         *(("after", 12), ("before", 22), ("after", 23)),

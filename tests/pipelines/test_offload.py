@@ -174,14 +174,14 @@ CASES = {
     "img2img": Case(
         lambda: underdraw.StableDiffusionImg2ImgPipeline(**tiny.components()),
         lambda pipe: run(pipe, image=picture(24, 40), strength=0.6, num_inference_steps=3),
-        [VAE, TEXT, UNET],
+        [TEXT, VAE, UNET],
     ),
     "inpaint": Case(
         lambda: underdraw.StableDiffusionInpaintPipeline(**tiny.components()),
         painted,
-        [VAE, TEXT, UNET, VAE],
+        [TEXT, VAE, UNET, VAE],
     ),
-    "inpaint, nine channels": Case(painter, painted, [VAE, VAE, TEXT, UNET, VAE]),
+    "inpaint, nine channels": Case(painter, painted, [TEXT, VAE, VAE, UNET, VAE]),
     "DiffEdit": Case(
         diffedit,
         mask_invert_and_call,
@@ -205,7 +205,7 @@ CASES = {
         [TEXT, TEXT, {"image_encoder"}, {"image_project"}, {"grounding"}, UNET],
     ),
     "GLIGEN, inpainting": Case(
-        gligen.made, painted_boxes, [VAE, TEXT, TEXT, {"grounding"}, UNET, VAE]
+        gligen.made, painted_boxes, [TEXT, VAE, TEXT, {"grounding"}, UNET, VAE]
     ),
     "grounding controls": Case(
         grounded,
@@ -242,7 +242,7 @@ class Watch:
             self.seen.append(names)
 
     def _name(self, network):
-        named = {**self.pipe.components, **vars(self.pipe).get("_attached", {})}
+        named = {**self.pipe.components, **(self.pipe.parts.attached.by_kind or {})}
         return next((name for name, one in named.items() if one is network), "grounding")
 
     @property

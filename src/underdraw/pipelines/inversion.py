@@ -8,11 +8,12 @@ from typing import Any
 from underdraw.errors import InputError
 from underdraw.pictures.reading import read_pictures
 from underdraw.pipelines.call.conditioning import condition
-from underdraw.pipelines.call.denoise import begin, denoiser_of
+from underdraw.pipelines.call.denoise import begin
 from underdraw.pipelines.call.plan import make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling import inversion as steps
+from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.inversion import Inversion, Method
 from underdraw.schedulers import DDIMScheduler, Scheduler
 
@@ -79,7 +80,7 @@ def invert_pictures(
         raise InputError(f"prompt has {plan.count} entries; image has {pictures.shape[0]} pictures")
     with framework.no_grad():
         latents = parts.scaled(parts.encode(pictures).mode())
-        denoiser = denoiser_of(begin(parts, plan, condition(parts, plan)))
+        denoiser = Denoiser(begin(parts, plan, condition(parts, plan)))
 
     def decode(x: Any) -> Any:
         """Pictures in [0, 1]."""

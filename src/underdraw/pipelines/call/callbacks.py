@@ -7,10 +7,12 @@ from typing import Any
 
 from underdraw import checks
 from underdraw.backends.contract import Array
+from underdraw.controls.run import Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
-from underdraw.sampling.loop import Change, Denoiser, Step
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.sampling.loop import Change, Step
 
 
 class Callbacks:
@@ -42,7 +44,7 @@ class Callbacks:
         self.altered = False
         """Whether a callback changed anything so far."""
 
-    def begin(self, run: Any, denoiser: Denoiser) -> None:
+    def begin(self, run: Run, denoiser: Denoiser) -> None:
         """Before the first call of a run."""
         self.run, self.denoiser, self.negative = run, denoiser, run.conditioning.negative
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from underdraw.backends.contract import Array
+from underdraw.controls.control import of_words
+from underdraw.controls.run import Conditioning
 from underdraw.errors import InputError
 from underdraw.pipelines.call.latents import repeated
 from underdraw.pipelines.call.plan import Plan, Prompts
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.text.prompts import encode_prompts
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What both halves of a run are told."""
-
-    context: Array
-    """`(images, tokens, width)`"""
-    negative: Array | None = None
-    """The unconditional one, of the same shape; None without guidance."""
 
 
 def condition(components: Components, plan: Plan) -> Conditioning:
@@ -48,13 +39,13 @@ def encode_texts(
         _check_encodes(components, prompts)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
-        context, found = _encoded(components, prompts, against, request.clip_skip)
+        context, found = _encoded(components, request, prompts, against, request.clip_skip)
         negative = found if absent else negative
     elif absent:
         # Beside a context that was given, of at most its length.
         window = min(components.tokenizer.model_max_length, context.shape[1])
         against = negatives or [""] * context.shape[0]
-        negative = _encoded(components, against, max_length=window)[0]
+        negative = _encoded(components, request, against, max_length=window)[0]
     if negative is not None and negative.shape[1] != context.shape[1]:
         context, negative = equally_long(components, context, negative)
     framework, nn = components.framework, components.nn
@@ -69,6 +60,7 @@ def encode_texts(
 
 def _encoded(
     components: Components,
+    request: Request,
     prompts: Sequence[str],
     negatives: Sequence[str] = (),
     clip_skip: int | None = None,
@@ -83,6 +75,8 @@ def _encoded(
             clip_skip,
             components.compat == "diffusers",
             max_length,
+            components.ask,
+            of_words(request.controls),
         )
 
 

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
-from underdraw.engines.engine import EAGER, Engine, Question
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.engine import Question
 from underdraw.errors import NonFiniteError
-from underdraw.pipelines.call.conditioning import Conditioning
 from underdraw.pipelines.call.latents import draw_noise
-from underdraw.pipelines.call.plan import Plan, distilled
+from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
-from underdraw.sampling.loop import Denoiser, Step, sample
-from underdraw.solvers.solver import Solver
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.sampling.loop import Step, sample
 
 Steps = Generator[Question | Step, Any, Array]
 """Questions to be answered by an engine, and steps; at last the latents."""
-
-
-@dataclass(eq=False)
-class Run:
-    """What is fixed for one call, but for what callbacks may change."""
-
-    nn: Any
-    model: Any
-    solver: Solver
-    conditioning: Conditioning
-    guidance: Any = 1.0
-    rescale: float = 0.0
-    prompts: Sequence[str] | None = None
-    draw: Any = None
-    components: Any = None
-    engine: Engine = EAGER
-    interrupted: bool = False
-
-    @property
-    def calls(self) -> int:
-        """Of the network."""
-        return len(self.solver)
 
 
 def begin(
@@ -66,20 +43,6 @@ def begin(
     )
 
 
-def denoiser_of(run: Run) -> Denoiser:
-    conditioning, nn = run.conditioning, run.nn
-    context, negative = conditioning.context, conditioning.negative
-    return Denoiser(
-        run.model,
-        nn,
-        context if negative is None else nn.concat((negative, context), 0),
-        [run.solver.timestep(i) for i in range(len(run.solver))],
-        lambda: run.guidance,
-        run.rescale,
-        distilled(run.components),
-    )
-
-
 def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -> Steps:
     """Run the solver from `latents`, which lie at its first noise level, to the end or until it is
     interrupted; gives the last latents, in the dtype of the UNet.
@@ -90,7 +53,7 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
     Raises:
         NonFiniteError: the network gave NaN or infinity.
     """
-    components, denoiser = run.components, denoiser_of(run)
+    components, denoiser = run.components, Denoiser(run)
     controls = (*own, *plan.request.controls)
     if plan.watch is not None:
         plan.watch.begin(run, denoiser)
@@ -101,9 +64,7 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
             beside = (components.attached.by_kind or {}).values() if controls else ()
             held.enter_context(components.borrow(run.model, *beside))
 
-        loop = sample(
-            denoiser, run.solver, latents, run.draw, controls, components, run.prompts, ready
-        )
+        loop = sample(run, latents, controls, ready, denoiser)
         latents = yield from _driven(loop, run, plan, latents)
     if not components.framework.is_finite(latents):
         raise NonFiniteError("the latents became NaN or infinity after the first step")

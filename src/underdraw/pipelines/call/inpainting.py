@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Control
+from underdraw.controls.run import Run
 from underdraw.errors import InputError
 from underdraw.networks.sites import Sites
 from underdraw.pictures.pasting import originals, paste_all
@@ -46,7 +47,7 @@ class Changeable(Control):
         return self.control.after_step(nn, carry, latents, call)
 
 
-def watched(run: Any, plan: Plan, own: Control, tensors: Mapping[str, Array | None]) -> Control:
+def watched(run: Run, plan: Plan, own: Control, tensors: Mapping[str, Array | None]) -> Control:
     """The control of inpainting; where callbacks look at its tensors, as these leave them."""
     watch = plan.watch
     if watch is None or not set(watch.wanted) & set(TENSORS):

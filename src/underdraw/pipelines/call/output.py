@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.backends.contract import Array
+from underdraw.controls.run import Run
 from underdraw.models.outputs import Output
 from underdraw.pictures.writing import save_png, to_output
 from underdraw.pipelines.call.plan import Plan
@@ -76,7 +77,7 @@ def check_safety(components: Components, images: Array) -> tuple[Array, Flags]:
 
 
 def hand_out(
-    run: Any,
+    run: Run,
     plan: Plan,
     images: Any,
     flags: Flags,

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 from underdraw.backends.hardware import has_channels_last
+from underdraw.controls.run import Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
@@ -18,7 +19,7 @@ from underdraw.pipelines.components.registry import scheduler_class
 from underdraw.pipelines.components.settings import Settings
 
 
-def annotate(run: Any, plan: Plan, made: Sequence[Any], own: Any) -> None:
+def annotate(run: Run, plan: Plan, made: Sequence[Any], own: Any) -> None:
     """Write into each PIL image how it was made; the rest as for `describe_call`. `own` may be a
     function of the image's index."""
     for index, image in enumerate(made):
@@ -26,7 +27,7 @@ def annotate(run: Any, plan: Plan, made: Sequence[Any], own: Any) -> None:
         image.info[METADATA] = describe_call(run, plan, index, mine)
 
 
-def describe_call(run: Any, plan: Plan, index: int, own: Mapping[str, Any]) -> str:
+def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> str:
     """JSON of the call that makes image `index` of a batch alone.
 
     `own` are arguments of this pipeline alone, by name. `missing` lists what JSON cannot hold:

@@ -12,7 +12,7 @@ from PIL import Image
 from typing_extensions import ParamSpec
 
 from underdraw.backends.contract import Array
-from underdraw.engines.engine import Engine, Question
+from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.call.output import decode
@@ -47,24 +47,6 @@ def ended(run: Generator[Any, Any, Made], engine: Engine) -> Made:
             next(steps)
         except StopIteration as end:
             return end.value
-
-
-def answered(run: Generator[Any, Any, Made], engine: Engine) -> Generator[Any, Any, Made]:
-    """A run whose questions are answered by an engine; everything else is handed on."""
-    reply = None
-    while True:
-        try:
-            item = run.send(reply)
-        except StopIteration as end:
-            return end.value
-        if isinstance(item, Question):
-            try:
-                reply = engine.run(item)
-            except BaseException as error:
-                run.throw(error)
-                raise
-        else:
-            reply = yield item
 
 
 @dataclass(frozen=True)
@@ -129,17 +111,13 @@ class Stream(Generator[Progress, None, Any]):
         """The answer to the question that was asked last."""
         self._reply = value
 
-    def fail(self, error: BaseException) -> None:
-        """Raise an error where the last question was asked, so that the run ends in order."""
-        self._run.throw(error)
-
     def send(self, value: None) -> Progress:
         """The next step; raises StopIteration, which holds the output, after the last one."""
         while isinstance(item := self.ask(), Question):
             try:
-                self.answer(self.pipe.engine.run(item))
-            except BaseException as error:
-                self.fail(error)
+                self.answer(answer(self.pipe.engine, item))
+            except BaseException:
+                self.close()
                 raise
         return item
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.engines.engine import EAGER, Engine, Question
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine, Question, answer
 from underdraw.errors import NonFiniteError
 from underdraw.models.base import Model
 from underdraw.models.outputs import DiagonalGaussian
@@ -83,6 +84,22 @@ class Components:
         vars(made).update(vars(self), named=dict(self.named), attached=copy(self.attached))
         return made
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Components:
+        """Other networks, and the same engine, which holds none of a pipeline's state."""
+        memo[id(self.engine)] = self.engine
+        made = memo[id(self)] = object.__new__(type(self))
+        vars(made).update(deepcopy(vars(self), memo))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles; the default engine is one for all."""
+        engine = None if self.engine is EAGER else self.engine
+        return {**vars(self), "engine": engine}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.engine = self.engine or EAGER
+
     def take_over(self, other: Components) -> None:
         """Settings, engine, offloading and what is attached, of a pipeline on the same networks."""
         self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
@@ -125,7 +142,7 @@ class Components:
         """What a program of a network gives for `inputs`, arrays on `device`, by the engine."""
         nn = model._framework.with_settings(self.settings.attention_slice)
         with self.borrow(model):
-            return self.engine.run(Question(program, model, inputs, nn))
+            return answer(self.engine, Question(program, model, inputs, nn))
 
     # -- what stands beside the UNet ---------------------------------------------------------------
     @property
@@ -186,8 +203,3 @@ class Components:
             if not framework.is_finite(decoded):
                 raise NonFiniteError(f"vae: decoding {NARROW}")
         return decoded
-
-    # By these names today's controls ask; they go when controls use the public ones.
-    _borrowed = borrow
-    _framework = framework
-    _tiling = tiling

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from underdraw.engines.engine import EAGER, Engine
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 
 NAMES: Mapping[str, Engine] = {"eager": EAGER}

@@ -14,7 +14,7 @@ from underdraw.backends.shifts import whole_number
 from underdraw.errors import InputError
 from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.call.conditioning import condition
-from underdraw.pipelines.call.denoise import begin, denoise, denoiser_of
+from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.output import decode
 from underdraw.pipelines.call.plan import Plan, kept_steps
 from underdraw.pipelines.call.stream import ended
@@ -22,7 +22,8 @@ from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.diffedit.latents import sizes
 from underdraw.pipelines.diffedit.regularise import Regularisation, RegularisedSolver
 from underdraw.sampling import inversion
-from underdraw.sampling.loop import Change, Denoiser, Step
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.sampling.loop import Change, Step
 from underdraw.solvers.ddim_inverse import back_along, head
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table, read_noise
@@ -125,7 +126,7 @@ def solve_up(
     way = inversion.METHODS.get(method, method) if isinstance(method, str) else method
     if not isinstance(way, inversion.FixedPoint):
         raise InputError(f"method={method!r} is not known; allowed: 'plain', 'fixed-point'")
-    denoiser = denoiser_of(begin(components, plan, condition(components, plan)))
+    denoiser = Denoiser(begin(components, plan, condition(components, plan)))
     factors = sizes(solver)[-2::-1]
     held = [level * size for level, size in zip(levels, factors, strict=False)]
     found = inversion.Inversion(way, len(solver), (clean, *held))

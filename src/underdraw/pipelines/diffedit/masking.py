@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from underdraw.backends.contract import Array
+from underdraw.controls.run import Conditioning, Run
 from underdraw.errors import InputError, NonFiniteError
-from underdraw.pipelines.call.conditioning import Conditioning, encode_texts, equally_long
-from underdraw.pipelines.call.denoise import Run, denoiser_of
+from underdraw.pipelines.call.conditioning import encode_texts, equally_long
 from underdraw.pipelines.call.latents import repeated
 from underdraw.pipelines.call.plan import check_prompts, make_solver, needs_guidance
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.diffedit.latents import draw_maps, encode_image, generators_of_maps
 from underdraw.pipelines.diffedit.masks import mask_of_difference
+from underdraw.sampling.denoiser import Denoiser
 from underdraw.solvers.solver import Solver
 
 ROWS = 32
@@ -115,7 +116,7 @@ def predictions(
                 components=components,
                 engine=components.engine,
             )
-            out = denoiser_of(run)(nn.concat([x] * many, 0), 0)
+            out = Denoiser(run)(nn.concat([x] * many, 0), 0)
             found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
     return [nn.concat(parts, 0) for parts in zip(*found, strict=True)]
 
