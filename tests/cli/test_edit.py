@@ -53,7 +53,7 @@ def test_edit_inside_a_drawn_mask(run, tiny, photo, tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_done(run, tiny, photo, tmp_path, monkeypatch):
-    from underdraw.pipelines.diffedit.parts import Trace
+    from underdraw.pipelines.diffedit.inverting import Trace
 
     plain, seen = Trace.__call__, []
 

@@ -10,8 +10,12 @@ from pipelines import tiny
 from pipelines.tiny import run, together
 
 from underdraw.controls import Control
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import ControlError
 from underdraw.networks.sites import Sites
+from underdraw.sampling.loop import sample
 
 CALL = {"prompt": ["a red sphere", "blue cube"], "height": 40, "width": 72}
 
@@ -156,13 +160,11 @@ def test_further_channels_for_an_inpainting_unet():
     pipe.unet = unet
     wide = Sites(model_input=(lambda nn, x: nn.concat((x, x[:, :1] * 0 + 1, x * 0), 1),))
     # The pipeline itself speaks of text to image only; the loop takes any UNet.
-    from underdraw.sampling.loop import Denoiser, sample
-
     table = pipe.scheduler.make_table(2)
     context, _ = pipe.encode_prompt("a")
-    denoise = Denoiser(unet, unet.nn, context, table.timesteps, lambda: 1.0)
     x = torch.randn(1, 4, 5, 9) * table.initial_sigma
-    *_, last = sample(denoise, table, x, lambda: None, [Toy(wide)], pipe)
+    told = Run(unet.nn, unet, table, Conditioning(context))
+    *_, last = answered(sample(told, x, [Toy(wide)]), EAGER)
     assert last.latents.shape == x.shape and torch.isfinite(last.latents).all()
 
 
@@ -174,7 +176,7 @@ class Count(Control):
         self.seen = seen
 
     def prepare(self, run):
-        self.seen.append(("prepare", run.batch, tuple(run.latents.shape), run.calls, run.pipeline))
+        self.seen.append(("prepare", run.batch, tuple(run.latents.shape), run.calls, run.components))
         return 0
 
     def before_call(self, nn, carry, latents, call):
@@ -190,7 +192,7 @@ class Count(Control):
 def test_moments_and_carry(pipe, plain, guidance):
     seen: list[Any] = []
     shifted = run(pipe, **CALL, guidance_scale=guidance, controls=[Count(seen)])
-    assert seen[0] == ("prepare", 2, (2, 4, 5, 9), 3, pipe)
+    assert seen[0] == ("prepare", 2, (2, 4, 5, 9), 3, pipe.parts)
     assert [(kind, carry) for kind, carry, _ in seen[1:]] == [
         *(("before", 0), ("after", 1), ("before", 11)),
         *(("after", 12), ("before", 22), ("after", 23)),

@@ -106,9 +106,9 @@ def test_from_pipe_takes_over_what_the_constructor_was_told():
     pipe.requires_safety_checker = False
     made = StableDiffusionPipeline.from_pipe(pipe)
     assert (made.compat, made.requires_safety_checker) == ("diffusers", False)
-    assert made._progress_bar_config == {"disable": True}
+    assert made.progress_bar_options == {"disable": True}
     made.set_progress_bar_config(disable=False)
-    assert pipe._progress_bar_config == {"disable": True}
+    assert pipe.progress_bar_options == {"disable": True}
     own = StableDiffusionPipeline.from_pipe(pipe, compat=None, requires_safety_checker=True)
     assert (own.compat, own.requires_safety_checker) == (None, True)
     with pytest.raises(InputError, match="compat='other' is not known"):

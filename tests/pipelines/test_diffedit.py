@@ -138,7 +138,7 @@ def test_masks_in_other_forms(pipe):
 
 # -- inversion -------------------------------------------------------------------------------------
 def clean_latents(pipe, image):
-    pixels = read_pictures("image", image, pipe._framework)
+    pixels = read_pictures("image", image, pipe.parts.framework)
     with torch.no_grad():
         return pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
 

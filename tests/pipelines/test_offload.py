@@ -174,14 +174,14 @@ CASES = {
     "img2img": Case(
         lambda: underdraw.StableDiffusionImg2ImgPipeline(**tiny.components()),
         lambda pipe: run(pipe, image=picture(24, 40), strength=0.6, num_inference_steps=3),
-        [VAE, TEXT, UNET],
+        [TEXT, VAE, UNET],
     ),
     "inpaint": Case(
         lambda: underdraw.StableDiffusionInpaintPipeline(**tiny.components()),
         painted,
-        [VAE, TEXT, UNET, VAE],
+        [TEXT, VAE, UNET, VAE],
     ),
-    "inpaint, nine channels": Case(painter, painted, [VAE, VAE, TEXT, UNET, VAE]),
+    "inpaint, nine channels": Case(painter, painted, [TEXT, VAE, VAE, UNET, VAE]),
     "DiffEdit": Case(
         diffedit,
         mask_invert_and_call,
@@ -205,7 +205,7 @@ CASES = {
         [TEXT, TEXT, {"image_encoder"}, {"image_project"}, {"grounding"}, UNET],
     ),
     "GLIGEN, inpainting": Case(
-        gligen.made, painted_boxes, [VAE, TEXT, TEXT, {"grounding"}, UNET, VAE]
+        gligen.made, painted_boxes, [TEXT, VAE, TEXT, {"grounding"}, UNET, VAE]
     ),
     "grounding controls": Case(
         grounded,
@@ -226,7 +226,7 @@ class Watch:
     """Which networks are on the device, by name: after each move, as it is told to a backend."""
 
     def __init__(self, pipe, monkeypatch):
-        framework = pipe._framework
+        framework = pipe.parts.framework
         self.move, self.pipe = framework.move, pipe
         self.there: list[Any] = []
         self.seen: list[set[str]] = [set()]
@@ -242,7 +242,7 @@ class Watch:
             self.seen.append(names)
 
     def _name(self, network):
-        named = {**self.pipe.components, **vars(self.pipe).get("_attached", {})}
+        named = {**self.pipe.components, **(self.pipe.parts.attached.by_kind or {})}
         return next((name for name, one in named.items() if one is network), "grounding")
 
     @property
@@ -267,7 +267,7 @@ def numbers(made):
 
 
 def is_home(pipe):
-    return all(p.device.type == "cpu" for one in pipe._networks() for p in one.parameters())
+    return all(p.device.type == "cpu" for one in pipe.parts.networks for p in one.parameters())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -310,7 +310,7 @@ def test_after_an_error_in_a_callback(pipe, error):
 
     with Accelerator(), pytest.raises(error, match="stop"):
         run(pipe, callback_on_step_end=fails)
-    assert is_home(pipe) and not pipe._offload.busy
+    assert is_home(pipe) and not pipe.parts.offload.busy
 
 
 def test_after_a_network_that_gives_nan():
@@ -336,11 +336,11 @@ def test_after_a_stream_that_ends_early(pipe, end):
             list(steps)
         del steps
         gc.collect()
-    assert is_home(pipe) and not pipe._offload.busy
+    assert is_home(pipe) and not pipe.parts.offload.busy
 
 
 def test_an_interrupted_move_is_made_up_for(pipe, monkeypatch):
-    framework, expected = pipe._framework, run(tiny.pipeline())
+    framework, expected = pipe.parts.framework, run(tiny.pipeline())
     real, stop = framework.move, []
 
     def move(network, place):
@@ -358,7 +358,7 @@ def test_an_interrupted_move_is_made_up_for(pipe, monkeypatch):
                 run(pipe)
             assert is_home(pipe) is not way_home
             pipe.maybe_free_model_hooks()
-            assert is_home(pipe) and not pipe._offload.busy
+            assert is_home(pipe) and not pipe.parts.offload.busy
         made = run(pipe).held
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
 
@@ -397,13 +397,13 @@ def test_threads_share_the_networks(pipe):
     made = tiny.together(lambda: call(True), lambda: call(False))
     for a, b in zip(made, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()))
-    assert is_home(pipe) and not pipe._offload.busy
+    assert is_home(pipe) and not pipe.parts.offload.busy
 
 
 def test_other_pipelines_on_the_same_networks(pipe):
     other = underdraw.StableDiffusionImg2ImgPipeline.from_pipe(pipe, dtype=torch.float32)
     copied = copy.copy(pipe)
-    assert other._offload is pipe._offload is copied._offload
+    assert other.parts.offload is pipe.parts.offload is copied.parts.offload
     with Accelerator():
         steps = pipe.stream("a red sphere", num_inference_steps=2, seed=1)
         next(steps)
@@ -412,7 +412,7 @@ def test_other_pipelines_on_the_same_networks(pipe):
         list(steps)
     assert is_home(pipe)
     for own in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
-        assert own._offload is not pipe._offload and own.device == DEVICE
+        assert own.parts.offload is not pipe.parts.offload and own.device == DEVICE
         with Accelerator():
             assert isinstance(run(own), There)
         assert is_home(own)
@@ -421,17 +421,17 @@ def test_other_pipelines_on_the_same_networks(pipe):
 def test_shared_layers_stay_while_any_owner_is_used():
     pipe = gligen.made()
     pipe.enable_model_cpu_offload(device="meta")
-    with Accelerator(), pipe._borrowed(pipe.unet):
-        with pipe._borrowed(pipe.unet.grounding, pipe.text_encoder, None):
+    with Accelerator(), pipe.parts.borrow(pipe.unet):
+        with pipe.parts.borrow(pipe.unet.grounding, pipe.text_encoder, None):
             assert is_there(pipe.unet) and is_there(pipe.text_encoder)
         assert is_there(pipe.unet) and not is_there(pipe.text_encoder)
-        with pipe._borrowed(pipe.unet):
+        with pipe.parts.borrow(pipe.unet):
             pass
         assert is_there(pipe.unet)
     assert is_home(pipe)
     part = pipe.unet.grounding
-    with Accelerator(), pipe._borrowed(part):
-        with pipe._borrowed(pipe.unet):
+    with Accelerator(), pipe.parts.borrow(part):
+        with pipe.parts.borrow(pipe.unet):
             pass
         assert is_there(part)
     assert is_home(pipe)
@@ -450,7 +450,7 @@ def test_weights_attached_later_wait_in_host_memory(pipe):
 def test_colours_of_previews_need_the_autoencoder_alone(pipe, monkeypatch):
     with Accelerator():
         watch = Watch(pipe, monkeypatch)
-        fit_colours(pipe)
+        fit_colours(pipe.parts)
         assert watch.peaks == [VAE]
 
 
@@ -459,15 +459,15 @@ def test_off_again(pipe):
     expected = run(tiny.pipeline())
     assert pipe.device == pipe._execution_device == DEVICE and pipe.unet.device.type == "cpu"
     pipe.enable_model_cpu_offload(device="cpu:0")
-    before = pipe._offload
+    before = pipe.parts.offload
     pipe.enable_model_cpu_offload(0, "cpu")
-    assert pipe._offload is before and str(pipe.device) == "cpu:0"
+    assert pipe.parts.offload is before and str(pipe.device) == "cpu:0"
     pipe.disable_model_cpu_offload()
     assert pipe.device == torch.device("cpu") and torch.equal(run(pipe), expected)
     assert pipe.to("cpu") is pipe and pipe.maybe_free_model_hooks() is None
     pipe.enable_model_cpu_offload(device="cpu")
     pipe.remove_all_hooks()
-    assert pipe._offload is None
+    assert pipe.parts.offload is None
 
 
 def test_networks_on_an_accelerator_come_home_when_it_is_turned_on():
@@ -527,4 +527,4 @@ def test_other_backends_place_their_networks_themselves(pipe):
     pipe.vae = AutoencoderKL(**tiny.VAE, backend="jax")
     with pytest.raises(InputError, match=r"vae is on the backend 'jax'; networks of 'torch' alone"):
         pipe.enable_model_cpu_offload(device="cpu:0")
-    assert pipe._offload is None
+    assert pipe.parts.offload is None

@@ -247,7 +247,7 @@ def test_slices_and_tiles_of_the_autoencoder(pipe):
 def test_half_precision(pipe, dtype):
     half = tiny.pipeline().to(dtype)
     assert half.dtype == dtype
-    assert all(p.dtype == dtype for part in half._networks() for p in part.parameters())
+    assert all(p.dtype == dtype for part in half.parts.networks for p in part.parameters())
     call = {
         "num_inference_steps": 4,
         "seed": [3, 4],

@@ -140,11 +140,11 @@ def test_cheap_previews_show_the_colours():
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
         z = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    colours = fit_colours(pipe)
+    colours = fit_colours(pipe.parts)
     assert colours.shape == (pipe.vae.config.latent_channels + 1, 3)
     from underdraw.pipelines.call.stream import coloured
 
-    (shown,) = coloured(pipe, z, colours)
+    (shown,) = coloured(pipe.parts, z, colours)
     small = Image.fromarray((image * 255).astype(np.uint8)).resize((16, 16), Image.Resampling.BOX)
     expected = np.asarray(small.resize((128, 128), Image.Resampling.BILINEAR), np.float32)
     assert abs(np.asarray(shown, np.float32) - expected).mean() < 0.08 * 255

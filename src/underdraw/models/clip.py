@@ -12,6 +12,7 @@ from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
 from underdraw.networks import clip, vision
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig
+from underdraw.networks.program import Ask, directly
 
 
 class CLIPTextModel(Model):
@@ -81,12 +82,14 @@ class CLIPTextModel(Model):
             self.config = replace(self.config, vocab_size=count)
         return layer
 
-    def encode(self, input_ids: Array, attention_mask: Array | None = None) -> clip.TextOutput:
+    def encode(
+        self, input_ids: Array, attention_mask: Array | None = None, ask: Ask = directly
+    ) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""
         mask = None
         if attention_mask is not None:
             mask = (1 - self.nn.float32(attention_mask))[:, None, None] * -1e9
-        return clip.text(self.nn, self, self.config, input_ids, mask=mask)
+        return ask(clip.TEXT, self, input_ids, None, mask)
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):
@@ -108,7 +111,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
         """As `CLIPTextModel`, first field `text_embeds (batch, projection_dim)`."""
         _refuse(position_ids=position_ids, output_attentions=output_attentions or None)
         out = self.encode(input_ids, attention_mask)
-        embeds = clip.text_projection(self.nn, self, self.config, out.pooled)
+        embeds = directly(clip.TEXT_PROJECTION, self, out.pooled)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPTextModelOutput(embeds, out.last, states)
         return result.to_tuple() if return_dict is False else result
@@ -152,11 +155,15 @@ class CLIPVisionModelWithProjection(Model):
             output_attentions=output_attentions or None,
             interpolate_pos_encoding=interpolate_pos_encoding or None,
         )
-        out = vision.vision(self.nn, self, self.config, pixel_values)
-        embeds = vision.visual_projection(self.nn, self, self.config, out.pooled)
+        out, embeds = self.encode(pixel_values)
         states = out.hidden_states if output_hidden_states else None
         result = CLIPVisionModelOutput(embeds, out.last, states)
         return result.to_tuple() if return_dict is False else result
+
+    def encode(self, pixel_values: Array, ask: Ask = directly) -> tuple[vision.VisionOutput, Array]:
+        """All that the image tower gives, and the projection `(batch, projection_dim)` of it."""
+        out = ask(vision.VISION, self, pixel_values)
+        return out, ask(vision.VISUAL_PROJECTION, self, out.pooled)
 
 
 def _refuse(**arguments: Any) -> None:

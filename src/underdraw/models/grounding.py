@@ -16,6 +16,7 @@ from underdraw.networks.config import UNetConfig
 from underdraw.networks.gligen import grounding, maps as grounding_maps, sites as grounding_sites
 from underdraw.networks.gligen.config import BOXES, KEYPOINTS, MAPS, GroundingConfig
 from underdraw.networks.gligen.grounding import Constants, Strength, Tokens
+from underdraw.networks.program import Ask, directly
 from underdraw.networks.sites import Sites
 
 Self = TypeVar("Self", bound="Grounding")
@@ -93,6 +94,7 @@ class Grounding(Model):
         phrase_present: Any = None,
         images: Any = None,
         image_present: Any = None,
+        ask: Ask = directly,
     ) -> Tokens:
         """Tokens of boxes; arrays of this backend, numpy or nested lists.
 
@@ -110,6 +112,7 @@ class Grounding(Model):
             images: `(rows, n, phrase_width)`: CLIP image features through the projection matrix;
                 kind "text-image" only.
             image_present: `(rows, n)`: 0 for a box without picture; None: as `present`.
+            ask: runs the program, here and in the other methods.
 
         Raises:
             InputError: more than `config.limit` boxes, or this part is not for boxes, or not for
@@ -130,9 +133,11 @@ class Grounding(Model):
             None if x is None else self._array(x)
             for x in (phrases, phrase_present, images, image_present)
         ]
-        return grounding.box_tokens(self.nn, self, self.config, boxes, present, *given)
+        return ask(grounding.BOX_TOKENS, self, boxes, present, *given)
 
-    def keypoints(self, people: Sequence[Sequence[Sequence[tuple[float, float]]]]) -> Tokens:
+    def keypoints(
+        self, people: Sequence[Sequence[Sequence[tuple[float, float]]]], ask: Ask = directly
+    ) -> Tokens:
         """Tokens of people: for each row its people, for each of them 17 points.
 
         Args:
@@ -161,9 +166,9 @@ class Grounding(Model):
             for k, (i, j, xy) in enumerate(seen):
                 points[r, k], present[r, k], person[r, k, i], joint[r, k, j] = xy, 1, 1, 1
         given = self._array(points, "float32"), *map(self._array, (present, person, joint))
-        return grounding_maps.keypoint_tokens(self.nn, self, c, *given)
+        return ask(grounding_maps.KEYPOINT_TOKENS, self, *given)
 
-    def maps(self, maps: Any, present: Any) -> Tokens:
+    def maps(self, maps: Any, present: Any, ask: Ask = directly) -> Tokens:
         """Tokens of maps, one row per row of the UNet call.
 
         Args:
@@ -176,9 +181,9 @@ class Grounding(Model):
         """
         self._require_kind("maps", *MAPS)
         maps = self._maps(maps)
-        return grounding_maps.map_tokens(self.nn, self, self.config, maps, self._array(present))
+        return ask(grounding_maps.MAP_TOKENS, self, maps, self._array(present))
 
-    def map_channels(self, maps: Any, height: int, width: int) -> Array:
+    def map_channels(self, maps: Any, height: int, width: int, ask: Ask = directly) -> Array:
         """What maps add to latents `(rows, 4, height, width)`: `extra` for `sites`.
 
         Maps as for `maps`. All rows get theirs, unconditional ones too.
@@ -194,7 +199,7 @@ class Grounding(Model):
             across = self._array(grounding_maps.bicubic(maps.shape[3], wide), "float32")
             x = nn.matmul(nn.matmul(down, nn.float32(maps)), nn.permute(across, (1, 0)))
             x = nn.cast(x, maps)
-        return grounding_maps.map_channels(nn, self, c, x)
+        return ask(grounding_maps.MAP_CHANNELS, self, x)
 
     def _maps(self, maps: Any) -> Array:
         maps, wanted = self._array(maps), self.config.map_channels
@@ -204,12 +209,12 @@ class Grounding(Model):
             )
         return maps
 
-    def constants(self, tokens: Tokens) -> Constants:
+    def constants(self, tokens: Tokens, ask: Ask = directly) -> Constants:
         """Keys and values of the tokens in every fuser: the same at every step of a run.
 
         Under guidance that ends early, `constants.rows(images, 2 * images)` keeps one half.
         """
-        return grounding.constants(self.nn, self, self.config, tokens)
+        return ask(grounding.CONSTANTS, self, tokens)
 
     # -- at each call
     def sites(

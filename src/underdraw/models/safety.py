@@ -11,6 +11,7 @@ from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
 from underdraw.networks import safety
 from underdraw.networks.config import CLIPVisionConfig
+from underdraw.networks.program import Ask, directly
 
 
 class StableDiffusionSafetyChecker(Model):
@@ -55,7 +56,7 @@ class StableDiffusionSafetyChecker(Model):
                     images[i] = 0
         return images, flags
 
-    def flags(self, clip_input: Array) -> list[bool]:
+    def flags(self, clip_input: Array, ask: Ask = directly) -> list[bool]:
         """Whether each image is to be withheld.
 
         Scores are rounded to three digits before they are compared with 0, as the published checker
@@ -63,7 +64,7 @@ class StableDiffusionSafetyChecker(Model):
         """
         special, concepts = (
             self._framework.to_numpy(scores).astype(np.float64)
-            for scores in safety.concept_scores(self.nn, self, self.config, clip_input)
+            for scores in ask(safety.CONCEPT_SCORES, self, clip_input)
         )
         lowered = np.where((special.round(3) > 0).any(1), 0.01, 0.0)
         return [bool(flag) for flag in ((concepts + lowered[:, None]).round(3) > 0).any(1)]

@@ -11,6 +11,7 @@ from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
 from underdraw.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussian
 from underdraw.networks import vae
+from underdraw.networks.program import Ask, Program, directly
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,16 @@ class AutoencoderKL(Model):
         return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
 
     def encode_with(
-        self, x: Array, slicing: bool = False, tiling: Tiling | None = None
+        self,
+        x: Array,
+        slicing: bool = False,
+        tiling: Tiling | None = None,
+        ask: Ask = directly,
     ) -> DiagonalGaussian:
         """Encode under the caller's settings, as `decode_with`."""
-        nn, config = self.nn, self.config
-
-        def program(part: Array) -> Array:
-            return vae.encode(nn, self, config, part)
-
-        moments = self._run(program, x, (1, config.factor), slicing, tiling)
-        return DiagonalGaussian(moments, nn.name)
+        scale = (1, self.config.factor)
+        moments = self._run(vae.ENCODE, ask, x, scale, slicing, tiling)
+        return DiagonalGaussian(moments, self.nn.name)
 
     def decode(
         self, z: Array, return_dict: bool = True, generator: Any = None
@@ -102,12 +103,21 @@ class AutoencoderKL(Model):
         image = self.decode_with(z, self.use_slicing, self.tiling)
         return DecoderOutput(image) if return_dict else (image,)
 
-    def decode_with(self, z: Array, slicing: bool = False, tiling: Tiling | None = None) -> Array:
-        """Decode under the caller's settings; two pipelines may share one autoencoder."""
-        nn, config = self.nn, self.config
-        return self._run(
-            lambda part: vae.decode(nn, self, config, part), z, (config.factor, 1), slicing, tiling
-        )
+    def decode_with(
+        self,
+        z: Array,
+        slicing: bool = False,
+        tiling: Tiling | None = None,
+        ask: Ask = directly,
+    ) -> Array:
+        """Decode under the caller's settings; two pipelines may share one autoencoder.
+
+        Args:
+            slicing: one image at a time.
+            tiling: of images that are larger than a tile; None works on whole images.
+            ask: runs the program on each slice and tile.
+        """
+        return self._run(vae.DECODE, ask, z, (self.config.factor, 1), slicing, tiling)
 
     def forward(
         self,
@@ -123,7 +133,8 @@ class AutoencoderKL(Model):
 
     def _run(
         self,
-        program: Callable[[Array], Array],
+        program: Program,
+        ask: Ask,
         x: Array,
         scale: tuple[int, int],
         slicing: bool,
@@ -131,10 +142,13 @@ class AutoencoderKL(Model):
     ) -> Array:
         """`program`, which grows or shrinks images by `scale` (up, down), on slices and tiles."""
 
+        def asked(part: Array) -> Array:
+            return ask(program, self, part)
+
         def whole(part: Array) -> Array:
             if tiling is None or max(part.shape[2:]) <= tiling.side // scale[0]:
-                return program(part)
-            return tiled(self.nn, program, part, tiling, scale, self._framework.array)
+                return asked(part)
+            return tiled(self.nn, asked, part, tiling, scale, self._framework.array)
 
         if slicing and x.shape[0] > 1:
             rows = [whole(x[i : i + 1]) for i in range(x.shape[0])]

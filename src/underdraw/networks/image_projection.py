@@ -9,6 +9,7 @@ from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Shape, trace
 from underdraw.networks.config import Config
+from underdraw.networks.program import Program
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,6 @@ def project(nn: Operations, p: Node, config: ImageProjectionConfig, x: Array) ->
 def layout(config: ImageProjectionConfig) -> Layout:
     """Name and shape of the matrix."""
     return trace(lambda nn, p: project(nn, p, config, Shape(1, config.hidden_size)))
+
+
+PROJECT = Program("image_projection", project)

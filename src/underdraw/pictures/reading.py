@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,15 +10,8 @@ from PIL import Image
 from underdraw import backends
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
-
-
-class Crop(NamedTuple):
-    """A part of a picture in pixels; right and bottom lie outside it."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
+from underdraw.pictures.cropping import Crop, filled
+from underdraw.pictures.writing import to_bytes
 
 
 def read_pictures(
@@ -152,56 +145,10 @@ def shrunk(nn: Any, mask: Array, factor: int) -> Array:
     return nn.cast(nn.mean(cells, (2, 4), False)[:, None] >= 0.5, mask)
 
 
-def crop_around(mask: Any, width: int, height: int, padding: int) -> Crop:
-    """The part of a picture around what is set in a PIL mask, with `padding` pixels on each side,
-    widened to the proportions of `width` x `height` as far as the picture allows.
-
-    Raises:
-        InputError: nothing is set.
-    """
-    found = mask.convert("L").getbbox()
-    if found is None:
-        raise InputError("mask_image is empty, so there is nothing to crop around")
-    (left, top, right, bottom), (wide, high) = found, mask.size
-    left, top = max(left - padding, 0), max(top - padding, 0)
-    right, bottom = min(right + padding, wide), min(bottom + padding, high)
-    if (right - left) / (bottom - top) > width / height:
-        top, bottom = _widened(top, bottom, (right - left) / (width / height), high)
-    else:
-        left, right = _widened(left, right, (bottom - top) * (width / height), wide)
-    return Crop(left, top, right, bottom)
-
-
-def _widened(start: int, end: int, wanted: float, most: int) -> tuple[int, int]:
-    """An interval made as long as wanted, on both sides alike, moved to lie within 0 .. most."""
-    more = int(wanted - (end - start))
-    start, end = start - more // 2, end + more - more // 2
-    if end >= most:
-        start, end = start - (end - most), most
-    if start < 0:
-        start, end = 0, end - start
-    return start, min(end, most)
-
-
 def _fitted(picture: Any, size: tuple[int, int], crop: Crop | None) -> Any:
     if crop is None:
         return picture.resize(size, Image.Resampling.LANCZOS)
     return filled(picture.crop(crop), *size)
-
-
-def filled(picture: Any, width: int, height: int) -> Any:
-    """A PIL picture in the middle of `width` x `height`, as large as its proportions allow; what
-    stays empty on two sides repeats its edge."""
-    wide, high = picture.size
-    across = width / height < wide / high
-    inner = (width, high * width // wide) if across else (wide * height // high, height)
-    inner = (max(inner[0], 1), max(inner[1], 1))
-    small = picture.resize(inner, Image.Resampling.LANCZOS)
-    left, top = width // 2 - inner[0] // 2, height // 2 - inner[1] // 2
-    pixels = np.asarray(small)
-    after = ((top, height - top - inner[1]), (left, width - left - inner[0]))
-    edges = after if pixels.ndim == 2 else (*after, (0, 0))
-    return Image.fromarray(np.pad(pixels, edges, mode="edge"))
 
 
 def _listed(name: str, value: Any) -> list[Any]:
@@ -298,5 +245,5 @@ def as_picture(name: str, image: Any) -> Any:
     if image.dtype != np.uint8:
         if not (image.min() >= 0 and image.max() <= 1):  # false for NaN, too
             raise InputError(f"{name} has values outside [0, 1], where it is not uint8")
-        image = (image * 255).round().astype(np.uint8)
+        image = to_bytes(image)
     return Image.fromarray(np.ascontiguousarray(image))

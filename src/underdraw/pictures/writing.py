@@ -32,10 +32,20 @@ def to_output(images: Array, output_type: str, framework: Any) -> Any:
     return pixels if output_type == "np" else to_pil(pixels)
 
 
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Float32 `(batch, height, width, 3)` in [0, 1] of `(batch, 3, height, width)` in [-1, 1]."""
+    plain = images.transpose(0, 2, 3, 1) / np.float32(2) + np.float32(0.5)
+    return plain.clip(0, 1).astype(np.float32)
+
+
+def to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint8 of numbers in [0, 1], rounded to the nearest."""
+    return (pixels * 255).round().astype(np.uint8)
+
+
 def to_pil(pixels: np.ndarray) -> list[Any]:
     """PIL images from float `(batch, height, width, 3)` in [0, 1]."""
-    rounded = (pixels * 255).round().astype(np.uint8)
-    return [Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p) for p in rounded]
+    return [Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p) for p in to_bytes(pixels)]
 
 
 def save_png(

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from underdraw import checks, schedulers
-from underdraw.errors import InputError, InputTypeError, UnderdrawError
+from tqdm.auto import tqdm
+
+from underdraw import checks
+from underdraw.backends.contract import Array
+from underdraw.engines.engine import Engine
+from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
-from underdraw.models.base import Model
-from underdraw.models.vae import Tiling
-from underdraw.pipelines.call import calls
+from underdraw.pipelines.call.conditioning import encode_texts
+from underdraw.pipelines.call.output import Flags, check_safety, decode
+from underdraw.pipelines.call.plan import check_prompts
+from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import Stream
-from underdraw.pipelines.components.advice import Advice, read_advice
-from underdraw.pipelines.components.registry import (
-    LIBRARIES,
-    MODELS,
-    NEUTRAL,
-    READERS,
-    SCHEDULERS,
-    listed_class,
-    scheduler_class,
-    uncompiled,
-)
+from underdraw.pipelines.call.views import Views
+from underdraw.pipelines.components.accepting import accepted, check_widths
+from underdraw.pipelines.components.adapters import Groundable
+from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.engine import as_engine
+from underdraw.pipelines.components.folders import How, read_folder, write_folder
+from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import Settings
-from underdraw.pipelines.components.single_file import load
-from underdraw.schedulers.foreign import METHODS as SCHEDULER_METHODS
-from underdraw.weights import folders, hub as hubs, save
+from underdraw.pipelines.components.single_file import read_file
+from underdraw.pipelines.diffusers.compatible import Familiar
+from underdraw.pipelines.diffusers.runs import FamiliarRuns
+from underdraw.weights import hub as hubs
 
 
-class DiffusionPipeline(calls.Calls):
+class DiffusionPipeline:
     """Base of the pipelines. A subclass names its components in order."""
 
     components_needed: ClassVar[tuple[str, ...]] = ()
@@ -44,81 +46,111 @@ class DiffusionPipeline(calls.Calls):
     switches: ClassVar[tuple[str, ...]] = ()
     """Arguments of the constructor that are no components."""
 
-    source: str | None = None
-    """Where the pipeline was loaded from."""
-    advice: Advice = Advice()
-    """Arguments that suit its weights; the command line follows it, a call does what it is told."""
+    parts: Components
+    """What the pipeline is made of, as calls and controls use it."""
+    views: Views
+    """Its runs in progress, as code written for diffusers sees them."""
+    progress_bar_options: dict[str, Any]
+    """Of `tqdm`, see `set_progress_bar_config`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in (*cls.components_needed, *cls.components_optional):
-            setattr(cls, name, component(name))
+            setattr(cls, name, _component(name))
 
-    def __init__(self, **components: Any) -> None:
-        self._known(components)
-        for name in (*self.components_needed, *self.components_optional):
+    def __init__(self, *, engine: Any = None, **components: Any) -> None:
+        names = self.names()
+        names.check(components)
+        self.parts, self.views, self.progress_bar_options = Components(), Views(), {}
+        for name in names.all:
             setattr(self, name, components.get(name))
-        self.settings = Settings()
-        self._progress_bar_config: dict[str, Any] = {}
-        self._run = threading.local()
+        self.engine = engine
 
     @classmethod
-    def _known(cls, given: Iterable[str], switches: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The names of the components, after checking that no others (but switches) are given."""
-        names = (*cls.components_needed, *cls.components_optional)
-        if unknown := sorted(set(given) - {*names, *switches}):
-            there = (*names, *cls.switches)
-            raise InputTypeError(f"{cls.__name__} has no components {unknown}; there are {there}")
-        return names
+    def names(cls) -> Names:
+        """What pipelines of this class are made of."""
+        return Names(
+            cls.__name__,
+            cls.components_needed,
+            cls.components_optional,
+            cls.components_for_text,
+            cls.switches,
+        )
 
     def _accept(self, name: str, value: Any) -> Any:
         """A component, after checking that it can be one."""
-        if value is None:
-            if name in (*self.components_optional, *self.components_for_text):
-                return None
-            raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
-        if name in MODELS and not isinstance(uncompiled(value), MODELS[name]):
-            try:
-                return MODELS[name].adopt(value)
-            except UnderdrawError as error:
-                raise type(error)(f"{name}: {error}") from error
-        if name in SCHEDULERS and not isinstance(value, schedulers.Scheduler):
-            missing = [method for method in SCHEDULER_METHODS if not hasattr(value, method)]
-            if missing:
-                raise InputTypeError(
-                    f"{name}={type(value).__name__} has no {', '.join(missing)}; allowed: an "
-                    "underdraw scheduler, or one with the same methods"
-                )
-        if name in READERS and not callable(value):
-            raise InputTypeError(f"{name}={type(value).__name__} cannot be called")
-        return value
+        if value is not None:
+            return accepted(name, value)
+        if name in (*self.components_optional, *self.components_for_text):
+            return None
+        raise InputTypeError(f"{name}=None; {type(self).__name__} needs this component")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: all but the state of runs, which belongs to threads."""
-        return {name: value for name, value in vars(self).items() if name != "_run"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _run=threading.local())
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # The settings of a copy change apart from those of the original.
+        vars(self).update(state, parts=copy(state["parts"]), views=Views())
 
     # -- components -----------------------------------------------------------------------------
     @property
     def components(self) -> dict[str, Any]:
         """All components by name, those which are None included."""
-        names = (*self.components_needed, *self.components_optional)
-        return {name: getattr(self, name) for name in names}
-
-    def _networks(self) -> Iterable[Model]:
-        there = map(uncompiled, self.components.values())
-        return [value for value in there if isinstance(value, Model)]
-
-    @property
-    def _framework(self) -> Any:
-        return self.unet._framework
+        return {name: getattr(self, name) for name in self.names().all}
 
     @property
     def dtype(self) -> Any:
         """The dtype of the UNet."""
-        return self.unet.dtype
+        return self.parts.dtype
+
+    @property
+    def device(self) -> Any:
+        """Where calls compute: on the device of the UNet, unless networks are offloaded."""
+        return self.parts.device
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the networks of this pipeline: an engine, or the name of one; None is the
+        default, which runs them as they are written."""
+        return self.parts.engine
+
+    @engine.setter
+    def engine(self, engine: Any) -> None:
+        self.parts.engine = as_engine(engine)
+
+    @property
+    def source(self) -> str | None:
+        """Where the pipeline was loaded from."""
+        return self.parts.source
+
+    @source.setter
+    def source(self, source: str | None) -> None:
+        self.parts.source = source
+
+    @property
+    def advice(self) -> Advice:
+        """Arguments that suit its weights; the command line follows it, a call does what it is
+        told."""
+        return self.parts.advice
+
+    @advice.setter
+    def advice(self, advice: Advice) -> None:
+        self.parts.advice = advice
+
+    @property
+    def settings(self) -> Settings:
+        """How it runs its networks; `enable_...` and `disable_...` change them."""
+        return self.parts.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self.parts.settings = settings
+
+    @property
+    def compat(self) -> str | None:
+        """ "diffusers" where its behaviour is brought back, else None."""
+        return self.parts.compat
+
+    @compat.setter
+    def compat(self, compat: str | None) -> None:
+        self.parts.compat = checks.choice("compat", compat, (None, "diffusers"))
 
     def to(self, *args: Any, **kwargs: Any) -> DiffusionPipeline:
         """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself.
@@ -131,9 +163,9 @@ class DiffusionPipeline(calls.Calls):
             kwargs["device"] = kwargs.pop("torch_device")
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
-        if self._offload is not None:
-            self._offload.check_stays(args, kwargs)
-        for network in self._networks():
+        if self.parts.offload is not None:
+            self.parts.offload.check_stays(args, kwargs)
+        for network in self.parts.networks:
             network._framework.move(network, *args, **kwargs)
         return self
 
@@ -144,6 +176,7 @@ class DiffusionPipeline(calls.Calls):
         *,
         torch_dtype: Any = None,
         dtype: Any = None,
+        engine: Any = None,
         **overrides: Any,
     ) -> Pipeline:
         """This kind of pipeline on the components of another, shared and not copied.
@@ -151,22 +184,29 @@ class DiffusionPipeline(calls.Calls):
         Args:
             dtype: what to convert the networks to, which the other pipeline shares, and so gets,
                 too; `torch_dtype` is the same.
+            engine: by default that of the other pipeline.
             overrides: components to use instead, or those the other pipeline lacks, and other
                 arguments of the constructor; those not given are as in the other pipeline.
         """
+        names = cls.names()
+        names.check(overrides, cls.switches)
         theirs = dict(pipeline.components)
-        names = cls._known(overrides, cls.switches)
-        chosen = {name: overrides.get(name, theirs.get(name)) for name in names}
+        chosen = {name: overrides.get(name, theirs.get(name)) for name in names.all}
         ours = isinstance(pipeline, DiffusionPipeline)
-        held = vars(pipeline) if ours else dict(getattr(pipeline, "config", {}))
-        held = {**held, **overrides}
-        made = cls(**chosen, **{name: held[name] for name in cls.switches if name in held})
-        made._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
-        made.source = getattr(pipeline, "source", None)
-        made.advice = getattr(pipeline, "advice", Advice())
-        if isinstance(getattr(pipeline, "settings", None), Settings):
-            made.settings = pipeline.settings
-        made._offload = vars(pipeline).get("_offload") if ours else None
+        config = {} if ours else dict(getattr(pipeline, "config", {}))
+        for name in cls.switches:
+            if name in overrides:
+                chosen[name] = overrides[name]
+            elif name in config or (ours and hasattr(pipeline, name)):
+                chosen[name] = getattr(pipeline, name) if ours else config[name]
+        made = cls(**chosen)
+        if ours:
+            made.parts.take_over(pipeline.parts)
+            made.progress_bar_options = dict(pipeline.progress_bar_options)
+        else:
+            made.progress_bar_options = dict(getattr(pipeline, "_progress_bar_config", {}))
+        if engine is not None:
+            made.engine = engine
         if (dtype := dtype or torch_dtype) is not None:
             made.to(dtype=dtype)
         return made
@@ -184,6 +224,7 @@ class DiffusionPipeline(calls.Calls):
         use_safetensors: bool | None = None,
         backend: str = "torch",
         check: bool = False,
+        engine: Any = None,
         **options: Any,
     ) -> Pipeline:
         """A pipeline from a folder, a Hub id, or `"underdraw/scenes"`, which ships inside.
@@ -196,9 +237,10 @@ class DiffusionPipeline(calls.Calls):
                 pipeline says which it was. `torch_dtype` is the same.
             variant: prefer weight files of a variant, such as "fp16".
             check: look for NaN and infinity in all weights.
+            engine: what runs the networks, see the attribute.
             options: components to use instead of those in the folder (None leaves an optional one
                 out), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`,
-                and the peer's keywords at values that change nothing (`models.familiar`).
+                and diffusers' keywords at values that change nothing (`models.keywords`).
 
         Raises:
             NotFoundError: there is no such folder, repository, component or variant.
@@ -207,63 +249,14 @@ class DiffusionPipeline(calls.Calls):
         if cls is DiffusionPipeline:
             access = {name: options[name] for name in familiar.HUB if name in options}
             cls = listed_class(hubs.resolve(name_or_path, weights=False, **access))
-        names = (*cls.components_needed, *cls.components_optional)
-        given = {name: options.pop(name) for name in names if name in options}
-        switches = {name: options.pop(name) for name in cls.switches if name in options}
-        if unknown := sorted(set(options) - {*familiar.HUB, *NEUTRAL}):
-            raise InputTypeError(
-                f"{cls.__name__}.from_pretrained has no arguments {unknown}; it takes components "
-                f"({', '.join(names)}), {', '.join(cls.switches)}, {', '.join(familiar.HUB)}"
-            )
-        options = familiar.drop_neutral(f"{cls.__name__}.from_pretrained", options, NEUTRAL)
-        path = hubs.resolve(
-            name_or_path,
-            variant=variant,
-            use_safetensors=use_safetensors,
-            skip=tuple(given),
-            **options,
-        )
-        index = folders.read_model_index(path)
-        listed = folders.components_of(index)
-        advice = read_advice(index, str(name_or_path))
+        engine = as_engine(engine)
         dtype = dtype or torch_dtype
-        # A folder may say that it has no text encoder: its users bring embeddings.
-        found: dict[str, Any] = {
-            name: None for name in cls.components_for_text if index.get(name) == [None, None]
-        }
-        found |= given
-        networks = [
-            name for name in names if name in MODELS and name in listed and name not in given
-        ]
-        variants = folders.pick_variants(path, networks, variant)
-        for name in names:
-            if name in given or name not in listed:
-                continue
-            if name in MODELS:
-                found[name] = MODELS[name].from_pretrained(
-                    path,
-                    subfolder=name,
-                    variant=variants[name],
-                    dtype=dtype,
-                    device=device,
-                    backend=backend,
-                    check=check,
-                    use_safetensors=use_safetensors,
-                )
-            elif name in SCHEDULERS:
-                found[name] = scheduler_class(listed[name][1]).from_pretrained(path, subfolder=name)
-            else:
-                found[name] = READERS[name].from_pretrained(path, subfolder=name)
-        for name in cls.components_needed:
-            if name not in found:
-                raise InputError(
-                    f"{name_or_path} has no {name}, which {cls.__name__} needs; it lists "
-                    f"{', '.join(sorted(listed)) or 'nothing'}"
-                )
-        made = cls(**found, **switches)
+        how = How(dtype, device, variant, use_safetensors, backend, check)
+        read = read_folder(cls.names(), name_or_path, how, options)
+        made = cls(**read.components, **read.switches)
         if dtype == "auto":
             logging.getLogger(__name__).info("dtype='auto' is %s on %s", made.dtype, made.device)
-        made.source, made.advice = str(name_or_path), advice
+        made.engine, made.source, made.advice = engine, str(name_or_path), read.advice
         return made
 
     @classmethod
@@ -290,7 +283,10 @@ class DiffusionPipeline(calls.Calls):
                 "a single file does not name its pipeline; use one's own from_single_file, as "
                 "StableDiffusionPipeline.from_single_file"
             )
-        return load(cls, source, **options)
+        components, place = read_file(cls.names(), source, **options)
+        made = cls(**components)
+        made.source = place
+        return made
 
     def save_pretrained(
         self,
@@ -301,37 +297,24 @@ class DiffusionPipeline(calls.Calls):
         safe_serialization: bool = True,
         **options: Any,
     ) -> None:
-        """Write a folder that this class and the peer read back.
+        """Write a folder that this class and diffusers read back.
 
-        An interrupted save leaves what was there before. `options` are the peer's keywords at
-        values that change nothing (`models.familiar`).
+        An interrupted save leaves what was there before. `options` are diffusers' keywords at
+        values that change nothing (`models.keywords`).
         """
-        call = f"{type(self).__name__}.save_pretrained"
-        familiar.drop_neutral(call, options, familiar.SAVING, ())
+        kind = type(self).__name__
+        familiar.drop_neutral(f"{kind}.save_pretrained", options, familiar.SAVING, ())
+        write_folder(
+            folder,
+            kind,
+            self.components,
+            self.advice,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+        )
 
-        index: dict[str, Any] = {
-            "_class_name": type(self).__name__,
-            "_diffusers_version": "0.35.0",
-            **self.advice.to_index(),
-        }
-        with save.writing_folder(folder) as place:
-            for name, component in self.components.items():
-                component = uncompiled(component)
-                if component is None:
-                    index[name] = [None, None]
-                    continue
-                index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
-                if isinstance(component, Model):
-                    component.save_pretrained(
-                        place / name,
-                        variant=variant,
-                        max_shard_size=max_shard_size,
-                        safe_serialization=safe_serialization,
-                    )
-                else:
-                    component.save_pretrained(place / name)
-            save.write_json(place / "model_index.json", index)
-
+    # -- how it runs ------------------------------------------------------------------------------
     def stream(self, *args: Any, **kwargs: Any) -> Stream:
         """The same as a call, step by step: arguments and output are those of `pipe(...)`.
 
@@ -347,7 +330,6 @@ class DiffusionPipeline(calls.Calls):
         """
         return Stream(self, args, kwargs)
 
-    # -- how it runs ------------------------------------------------------------------------------
     def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:
         """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
@@ -361,44 +343,133 @@ class DiffusionPipeline(calls.Calls):
         self.settings = replace(self.settings, attention_slice=None)
 
     def enable_vae_slicing(self) -> None:
-        """Decode one image of a batch at a time."""
+        """Encode and decode one image of a batch at a time."""
         self.settings = replace(self.settings, vae_slicing=True)
 
     def disable_vae_slicing(self) -> None:
-        """Decode whole batches."""
+        """Encode and decode whole batches."""
         self.settings = replace(self.settings, vae_slicing=False)
 
     def enable_vae_tiling(self) -> None:
-        """Decode in overlapping tiles: memory no longer grows with the image."""
+        """Encode and decode in overlapping tiles: memory no longer grows with the image."""
         self.settings = replace(self.settings, vae_tiling=True)
 
     def disable_vae_tiling(self) -> None:
-        """Decode whole images."""
+        """Encode and decode whole images."""
         self.settings = replace(self.settings, vae_tiling=False)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
-        self._progress_bar_config = options
+        self.progress_bar_options = options
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether the run was asked to stop after the current step, by `pipe._interrupt = True`."""
-        return self._interrupt
-
-    @property
-    def _tiling(self) -> Tiling | None:
-        return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
-
-    vae: Any
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A `tqdm` bar with this pipeline's options."""
+        if (iterable is None) == (total is None):
+            raise InputError("progress_bar takes either iterable or total")
+        return tqdm(iterable, total=total, **self.progress_bar_options)
 
 
-def component(name: str) -> property:
+def _component(name: str) -> property:
     """The attribute of a component: what is assigned is checked as the constructor checks it."""
 
-    def assign(pipe: DiffusionPipeline, value: Any) -> None:
-        vars(pipe)[f"_{name}"] = pipe._accept(name, value)
+    def read(pipe: DiffusionPipeline) -> Any:
+        return pipe.parts.named[name]
 
-    return property(attrgetter(f"_{name}"), assign)
+    def assign(pipe: DiffusionPipeline, value: Any) -> None:
+        pipe.parts.named[name] = pipe._accept(name, value)
+
+    return property(read, assign)
 
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
+
+
+class LatentPipeline(Groundable, DiffusionPipeline, Familiar, FamiliarRuns):
+    """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
+
+    components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    components_for_text = ("text_encoder", "tokenizer")
+    components_optional = ("safety_checker", "feature_extractor", "image_encoder")
+    switches = ("requires_safety_checker", "compat")
+
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+    safety_checker: Any
+    feature_extractor: Any
+    image_encoder: Any
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = True,
+        compat: str | None = None,
+        **components: Any,
+    ) -> None:
+        if image_encoder is not None:
+            components["image_encoder"] = image_encoder
+        super().__init__(
+            **components,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+        )
+        if self.safety_checker is not None and self.feature_extractor is None:
+            raise InputTypeError("feature_extractor=None; the safety checker needs one")
+        self.compat = compat
+        self.requires_safety_checker = requires_safety_checker
+
+    def _accept(self, name: str, value: Any) -> Any:
+        value = super()._accept(name, value)
+        if name == "unet":
+            check_widths(self.parts.text_encoder, value)
+        if name == "text_encoder":
+            check_widths(value, self.parts.unet)
+        return value
+
+    def decode_latents(self, latents: Array, output_type: str) -> tuple[Any, Flags]:
+        """Latents `(images, 4, h, w)` of a finished run to images; a checker, if any, sees them."""
+        return decode(self.parts, latents, output_type)
+
+    def run_safety_checker(
+        self, image: Array, device: Any = None, dtype: Any = None
+    ) -> tuple[Array, Flags]:
+        """Blacken images near [-1, 1] which the checker flags; flags are None without a checker.
+
+        `device` and `dtype` are diffusers'; the checker knows its own.
+        """
+        return check_safety(self.parts, image)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        lora_scale: None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Array, Array | None]:
+        """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`."""
+        request = Request(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip=clip_skip
+        )
+        texts = check_prompts(self.parts, request)
+        images = texts.count * num_images_per_prompt
+        found = encode_texts(self.parts, request, texts, do_classifier_free_guidance, images)
+        return found.context, found.negative

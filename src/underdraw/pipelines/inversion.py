@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
 from underdraw.errors import InputError
 from underdraw.pictures.reading import read_pictures
+from underdraw.pipelines.call.conditioning import condition
+from underdraw.pipelines.call.denoise import begin
+from underdraw.pipelines.call.plan import make_plan
 from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.components.components import Components
 from underdraw.sampling import inversion as steps
+from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.inversion import Inversion, Method
 from underdraw.schedulers import DDIMScheduler, Scheduler
 
@@ -54,11 +58,12 @@ def invert_pictures(
         InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
         NonFiniteError: a network gave NaN or infinity.
     """
-    framework = pipe.unet._framework
+    parts: Components = pipe.parts
+    framework = parts.framework
     chosen = steps.read_method(method)
     if guidance_scale is None:
         guidance_scale = 7.5 if steps.follows(chosen) else 1.0
-    pictures = read_pictures("image", image, framework, factor=pipe.vae.config.factor)
+    pictures = read_pictures("image", image, framework, factor=parts.vae.config.factor)
     request = Request(
         prompt,
         negative_prompt,
@@ -70,30 +75,23 @@ def invert_pictures(
         scheduler=scheduler or ddim(pipe),
         output_type="latent",
     )
-    plan = pipe._plan(request)
+    plan = make_plan(parts, request, pipe)
     if plan.count != pictures.shape[0]:
         raise InputError(f"prompt has {plan.count} entries; image has {pictures.shape[0]} pictures")
     with framework.no_grad():
-        with pipe._borrowed(pipe.vae):
-            pixels = framework.array(pictures, dtype=pipe.vae.dtype, device=pipe.vae.device)
-            latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-        denoise, _ = pipe._denoiser(plan)
-    # A call of the same pipeline between two steps has a guidance of its own.
-    denoise = replace(denoise, guidance=lambda: plan.guidance)
+        latents = parts.scaled(parts.encode(pictures).mode())
+        denoiser = Denoiser(begin(parts, plan, condition(parts, plan)))
 
     def decode(x: Any) -> Any:
         """Pictures in [0, 1]."""
-        with pipe._borrowed(pipe.vae):
-            z = framework.array(x, dtype=pipe.vae.dtype, device=pipe.vae.device)
-            decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
-        return denoise.nn.clip(denoise.nn.float32(decoded) / 2 + 0.5, 0.0, 1.0)
+        return parts.nn.clip(parts.nn.float32(parts.decode(x)) / 2 + 0.5, 0.0, 1.0)
 
     run = steps.invert(
-        denoise, plan.solver, latents, chosen, resume=resume, measure=measure, decode=decode
+        denoiser, plan.solver, latents, chosen, resume=resume, measure=measure, decode=decode
     )
 
     def driven() -> Generator[Inversion, None, Inversion]:
-        with pipe._borrowed(pipe.unet):
+        with parts.borrow(parts.unet):
             return (yield from run)
 
     return driven()

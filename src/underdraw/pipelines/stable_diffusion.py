@@ -8,10 +8,16 @@ from typing import Any
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
-from underdraw.pipelines.call import calls
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
+from underdraw.engines.engine import Question
+from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.call.conditioning import condition
+from underdraw.pipelines.call.denoise import begin, denoise
+from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
+from underdraw.pipelines.call.output import Made, decode, hand_out
+from underdraw.pipelines.call.plan import make_plan
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
-from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 
@@ -26,7 +32,7 @@ class StableDiffusionPipeline(LatentPipeline):
             window of tokens is cut) and ignores `height` given without `width`.
     """
 
-    @calls.streamed
+    @streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -57,7 +63,7 @@ class StableDiffusionPipeline(LatentPipeline):
         *,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
-    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Make images.
 
         Args:
@@ -91,18 +97,42 @@ class StableDiffusionPipeline(LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        if not (ip_adapter_image is ip_adapter_image_embeds is cross_attention_kwargs is None):
-            compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
-        plan = self._plan(calls.asked(locals()))
+        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        parts = self.parts
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+        )
+        plan = make_plan(parts, request, self)
         if self.compat == "diffusers" and None in (height, width):
             height = width = None
-        height, width = self._check_size(height, width, latents)
-        shape = self._latent_shape(plan.count, height, width)
+        height, width = check_size(parts, height, width, latents)
+        shape = latent_shape(parts, plan, height, width)
         if latents is not None:
-            checks.array("latents", latents, shape, self._framework)
-            noise = self._framework.array(latents, device=self.device)
-        else:
-            noise = self._noise(plan, shape)
-        made = yield from self._denoising(plan, noise * plan.solver.initial_sigma)
+            checks.array("latents", latents, shape, parts.framework)
+
+        run = begin(parts, plan, condition(parts, plan), shape)
+        noise = first_noise(parts, plan, latents, shape)
+        made = yield from denoise(run, plan, noise * plan.solver.initial_sigma)
+        images, flags = decode(parts, made, output_type)
         own = {"height": height, "width": width, "latents": latents}
-        return self._output(plan, *self._decode(plan, made), own)
+        return hand_out(run, plan, images, flags, own)

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.controls.region import Region
-from underdraw.errors import InputError, NonFiniteError
+from underdraw.engines.engine import Question
+from underdraw.errors import InputError
 from underdraw.pictures.reading import read_mask
-from underdraw.pipelines.call import calls
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
+from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.call.conditioning import condition
+from underdraw.pipelines.call.denoise import begin, denoise
+from underdraw.pipelines.call.latents import for_each, repeated
+from underdraw.pipelines.call.output import Made, decode, hand_out
+from underdraw.pipelines.call.plan import make_plan
 from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffedit import masks
-from underdraw.pipelines.diffedit.edit import DiffEditOutput as DiffEditOutput, EditSettings, edit
-from underdraw.pipelines.diffedit.parts import (
+from underdraw.pipelines.diffedit.edit import EditSettings, edit
+from underdraw.pipelines.diffedit.inverting import (
+    decode_levels,
+    go_up,
+    regularised,
+    solve_up,
+    upwards,
+)
+from underdraw.pipelines.diffedit.latents import (
+    as_solver,
+    encode_image,
+    read_image,
+    read_levels,
+)
+from underdraw.pipelines.diffedit.masking import Masking, find_mask
+from underdraw.pipelines.diffedit.outputs import (
     DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,
-    DiffEditParts,
-    Trace,
-    generators_of_maps,
+    DiffEditOutput as DiffEditOutput,
     remember,
 )
 from underdraw.pipelines.diffusers import compatible
@@ -32,7 +49,7 @@ from underdraw.sampling.loop import Step
 DEFAULTS = EditSettings()
 
 
-class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
+class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
     """Edits of a picture in three parts: `generate_mask`, `invert` and the call itself.
 
         mask = pipe.generate_mask(image=photo, source_prompt="a cat", target_prompt="a dog")
@@ -64,6 +81,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
         inverse_scheduler: Any = None,
         requires_safety_checker: bool = True,
         compat: str | None = None,
+        *,
+        engine: Any = None,
     ) -> None:
         super().__init__(
             vae,
@@ -75,6 +94,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
             feature_extractor,
             requires_safety_checker=requires_safety_checker,
             compat=compat,
+            engine=engine,
         )
         self.inverse_scheduler = inverse_scheduler
 
@@ -134,8 +154,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
         if ratio == 0:
             raise InputError("mask_thresholding_ratio=0.0 is out of range; allowed: above 0")
         scale = checks.number("guidance_scale", guidance_scale)
-        begin = checks.number("mask_encode_strength", mask_encode_strength, 0.0, 1.0)
-        pictures = self._pictures(image)
+        noise = checks.number("mask_encode_strength", mask_encode_strength, 0.0, 1.0)
+        pictures = read_image(self.parts, image)
         target = Request(
             target_prompt,
             target_negative_prompt,
@@ -143,7 +163,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
             target_negative_prompt_embeds,
             pictures=pictures.shape[0],
             num_inference_steps=num_inference_steps,
-            strength=begin,
+            strength=noise,
         )
         source = Request(
             source_prompt,
@@ -152,38 +172,11 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
             source_negative_prompt_embeds,
             pictures=pictures.shape[0],
         )
-        told = [self._side(target, "target_"), self._side(source, "source_")]
-        count = max(found[2] for found in told)
-        for name, found in zip(("target", "source"), told, strict=True):
-            if found[2] not in (1, count):
-                raise InputError(f"{name}_prompt is given {found[2]} times; there are {count}")
-        drawn = generators_of_maps(generator, seed, count, maps)
-        solver, _ = self._named("mask_encode_strength", lambda: self._solver(target, drawn))
+        how = Masking(maps, ratio, scale, generator, seed)
+        found = find_mask(self.parts, pictures, target, source, how)
+        framework = self.parts.framework
+        return masks.mask_to_output(framework.to_numpy(found), output_type, framework)
 
-        guided = self._needs_guidance(scale)
-        (t, t_against), (s, s_against) = (
-            self._contexts(request, prompts, negatives, guided, count)
-            for request, (prompts, negatives, _) in zip((target, source), told, strict=True)
-        )
-        shared = not guided or self._equal(s_against, t_against)
-        contexts = [s, t] if shared else [s, t, s_against, t_against]
-        latents = self._encode(pictures, drawn, generator is not None, count, maps)
-        noise = self._draw(latents.shape, drawn, seed, maps)
-        noisy = self._noisy(solver, latents, noise)
-        answers = self._answers(solver, noisy, contexts, maps, scale)
-        nn = self._operations
-        if not shared:
-            s, t, s_against, t_against = answers
-            if self.compat == "diffusers":  # it takes each for the other
-                s, t, s_against, t_against = s_against, t_against, s, t
-            answers = [s_against + scale * (s - s_against), t_against + scale * (t - t_against)]
-        if not all(self._framework.is_finite(answer) for answer in answers):
-            raise NonFiniteError("the network gave NaN or infinity for the mask")
-        together = self.compat == "diffusers"
-        found = masks.mask_of_difference(nn, answers[0], answers[1], maps, ratio, together)
-        return masks.mask_to_output(self._framework.to_numpy(found), output_type, self._framework)
-
-    @calls.apart
     def invert(
         self,
         prompt: str | list[str] | None = None,
@@ -250,47 +243,54 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
         rolls = checks.whole("num_auto_corr_rolls", num_auto_corr_rolls)
         if guidance_scale is None:
             guidance_scale = 7.5 if self.compat == "diffusers" else 1.0
-        pictures = self._pictures(image)
+        parts, pictures = self.parts, read_image(self.parts, image)
         mirrored = self.inverse_scheduler is None
-        request = calls.asked(
-            locals(),
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
             pictures=pictures.shape[0],
             strength=part if mirrored else 1.0,
             scheduler=self.inverse_scheduler,
         )
-        plan = self._named("inpaint_strength", lambda: self._plan(request))
-        solver = self._upwards(plan.solver, num_inference_steps, part)
+        plan = make_plan(parts, request, self, strength_name="inpaint_strength")
+        solver = upwards(parts, plan.solver, num_inference_steps, part)
         levels = list(done)
         if len(levels) > len(solver):
             raise InputError(f"done holds {len(levels)} levels; the inversion has {len(solver)}")
-        clean = self._encode(pictures, plan.generators, generator is not None, plan.count)
-        clean = self._operations.float32(clean)
+        if method != "plain" and (rounds or not mirrored):
+            raise InputError(
+                f"method={method!r} solves the steps of `scheduler`; it takes no "
+                "num_reg_steps and no inverse_scheduler"
+            )
+
+        sampled = generator is not None
+        clean = encode_image(parts, pictures, plan.count, 1, plan.generators, sampled)
+        clean = parts.nn.float32(clean)
         if method != "plain":
-            if rounds or not mirrored:
-                raise InputError(
-                    f"method={method!r} solves the steps of `scheduler`; it takes no "
-                    "num_reg_steps and no inverse_scheduler"
-                )
-            levels = self._solved(plan, clean, levels, method)
+            levels = solve_up(parts, plan, clean, levels, method)
         if rounds:
-            solver = self._regularised(solver, plan, weights, rounds, rolls)
-        if len(levels) < len(solver):
-            begin = levels[-1] if levels else clean
-            solver = solver.tail(len(levels)) if levels else solver
-            trace = Trace(plan.watch, levels)
-            self._denoise(replace(plan, solver=solver, steps=len(solver), watch=trace), begin)
-        nn = self._operations
-        stacked = nn.concat([level[:, None] for level in reversed(levels)], 1)
+            solver = regularised(parts, solver, plan, weights, rounds, rolls)
+        levels = go_up(parts, plan, solver, clean, levels)
+        stacked = parts.nn.concat([level[:, None] for level in reversed(levels)], 1)
         known = None if self.compat == "diffusers" else clean
         remember(stacked, known)
-        shown = None
-        if decode_latents:
-            shown = self._shown(stacked, output_type)
+        shown = decode_levels(parts, stacked, output_type) if decode_latents else None
         if not return_dict:
             return stacked, shown
         return DiffEditInversionPipelineOutput(stacked, shown, known)
 
-    @calls.streamed
+    @streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -317,7 +317,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
-    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Decode inverted latents anew inside a mask; outside they stay what they were.
 
         Args:
@@ -342,27 +342,49 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
         if image_latents is None:
             raise InputError("image_latents=None; make them with invert")
         part = checks.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
-        request = calls.asked(locals(), strength=part)
-        plan = self._named("inpaint_strength", lambda: self._plan(request))
+        parts = self.parts
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+            strength=part,
+        )
+        plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         prompts = plan.count // num_images_per_prompt
-        known = self._levels(image_latents, prompts, len(plan.solver))
-        nn, framework, size = self._operations, self._framework, tuple(known.shape[3:])
+        known = read_levels(parts, image_latents, prompts, len(plan.solver))
+        nn, size = parts.nn, tuple(known.shape[3:])
         mask = read_mask(nn, mask_image, prompts, size, self.vae.config.factor)
-        inside = self._repeated(mask, num_images_per_prompt)
-        if self.compat == "diffusers":  # its masks are not next to the pictures they belong to
-            inside = nn.concat([mask] * num_images_per_prompt, 0)
-        rows = [self._repeated(known[:, i], num_images_per_prompt) for i in range(known.shape[1])]
-        rows = self._as_solver(plan.solver, rows)
-        begin = rows[0]
+        # Masks of diffusers are not next to the pictures they belong to.
+        inside = for_each(parts, mask, plan.count)
+        rows = [repeated(nn, known[:, i], num_images_per_prompt) for i in range(known.shape[1])]
+        rows = as_solver(parts, plan.solver, rows)
+        start = rows[0]
         if latents is not None and self.compat != "diffusers":
-            checks.array("latents", latents, tuple(begin.shape), framework)
-            begin = framework.array(latents, device=self.device)
+            checks.array("latents", latents, tuple(start.shape), parts.framework)
+            start = parts.framework.array(latents, device=self.device)
         late = self.compat == "diffusers"
         after = [rows[min(i + (not late), len(rows) - 1)] for i in range(len(plan.solver))]
-        made = yield from self._denoising(plan, begin, [Region(inside, trail=after)])
+
+        run = begin(parts, plan, condition(parts, plan), start.shape)
+        made = yield from denoise(run, plan, start, [Region(inside, trail=after)])
+        images, flags = decode(parts, made, output_type)
         own = {"inpaint_strength": part, "mask_image": mask, "image_latents": known}
-        own["latents"] = latents
-        return self._output(plan, *self._decode(plan, made), own)
+        return hand_out(run, plan, images, flags, own | {"latents": latents})
 
     def edit(
         self,
@@ -428,20 +450,14 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, DiffEditParts):
             mask_encode_strength,
             mask_thresholding_ratio,
         )
-        return edit(
-            self,
-            image,
-            source,
-            target,
-            source_prompt_embeds,
-            target_prompt_embeds,
-            negative_prompt,
-            mask_image,
-            settings,
-            seed,
-            output_type,
-            paste,
-            keep,
-            callback,
-            controls,
+        before = Request(prompt=source, prompt_embeds=source_prompt_embeds)
+        after = Request(
+            prompt=target,
+            negative_prompt=negative_prompt,
+            prompt_embeds=target_prompt_embeds,
+            output_type=output_type,
+            seed=seed,
+            callback=callback,
+            controls=controls,
         )
+        return edit(self, image, before, after, mask_image, settings, paste, keep)

@@ -7,29 +7,37 @@ from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
-from underdraw.pipelines.call import calls
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
-from underdraw.pipelines.gligen.call import Given, GLIGENCalls
+from underdraw.engines.engine import Question
+from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.call.output import Made
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.call.stream import streamed
+from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN
+from underdraw.pipelines.gligen.arguments import Arguments
+from underdraw.pipelines.gligen.call import grounded_call
 from underdraw.sampling.loop import Step
 
 
-class StableDiffusionGLIGENPipeline(GLIGENCalls):
+class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
     """Text to image with phrases in boxes, and inpainting of the boxes.
 
     The same is done by `controls=[Box(...)]` in any pipeline of latent diffusion; this one has the
-    peer's arguments.
+    arguments of diffusers.
 
     Args:
         vae, text_encoder, tokenizer, scheduler, safety_checker, feature_extractor: as for
             `StableDiffusionPipeline`.
         unet: a gated one (`attention_type="gated"`), or a plain one to which `load_grounding`
             attaches weights.
-        compat: `"diffusers"` brings the peer's numbers back: inpainting noise from PyTorch's global
+        compat: `"diffusers"` brings its numbers back: inpainting noise from PyTorch's global
             stream, another at each call and one for the whole batch, and a background on which the
             network has the last word.
     """
 
-    @calls.streamed
+    components_optional = ("safety_checker", "feature_extractor")
+
+    @streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -61,7 +69,7 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
         paste_back: bool = False,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Make images. Arguments not named here are as in `StableDiffusionPipeline`.
 
         Args:
@@ -79,24 +87,43 @@ class StableDiffusionGLIGENPipeline(GLIGENCalls):
                 image.
             paste_back: give every pixel outside of the mask back as it was in
                 `gligen_inpaint_image`.
-            cross_attention_kwargs: None, empty, or the peer's `scale` of LoRA layers, which has
+            cross_attention_kwargs: None, empty, or diffusers' `scale` of LoRA layers, which has
                 nothing to act on.
 
         Raises:
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        request = calls.asked(locals())
-        given = Given(
+        compatible.refuse(None, None, cross_attention_kwargs)
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+        )
+        arguments = Arguments(
             phrases=gligen_phrases,
             boxes=gligen_boxes,
             beta=gligen_scheduled_sampling_beta,
             inpaint_image=gligen_inpaint_image,
             inpaint_mask=gligen_inpaint_mask,
             paste_back=paste_back,
+            height=height,
+            width=width,
+            latents=latents,
         )
-        return (
-            yield from self._grounded_call(
-                request, given, height, width, latents, cross_attention_kwargs
-            )
-        )
+        return (yield from grounded_call(self, request, arguments))

@@ -7,18 +7,23 @@ from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
-from underdraw.pipelines.call import calls
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
-from underdraw.pipelines.diffusers.gligen import FamiliarTextImage
-from underdraw.pipelines.gligen.call import Given, GLIGENCalls
+from underdraw.engines.engine import Question
+from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.call.output import Made
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.call.stream import streamed
+from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN, FamiliarTextImage
+from underdraw.pipelines.gligen.arguments import Arguments
+from underdraw.pipelines.gligen.call import grounded_call
 from underdraw.sampling.loop import Step
 
 
-class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
+class StableDiffusionGLIGENTextImagePipeline(LatentPipeline, FamiliarGLIGEN, FamiliarTextImage):
     """Text to image with phrases, images or both in boxes, and inpainting of the boxes.
 
     The same is done by `controls=[Box(...), Style(...)]` in any pipeline of latent diffusion; this
-    one has the peer's arguments.
+    one has the arguments of diffusers.
 
     Args:
         vae, text_encoder, tokenizer, scheduler, safety_checker, feature_extractor: as for
@@ -28,7 +33,7 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
         image_project: from its space into that of phrases.
         unet: a gated one (`attention_type="gated-text-image"`), or a plain one to which
             `load_grounding` attaches weights.
-        compat: `"diffusers"` brings the peer's numbers back: as `StableDiffusionGLIGENPipeline`,
+        compat: `"diffusers"` brings its numbers back: as `StableDiffusionGLIGENPipeline`,
             `gligen_scheduled_sampling_beta` does nothing, and the layers act on null tokens where
             `gligen_boxes` is an empty list.
     """
@@ -37,7 +42,7 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
         *("vae", "text_encoder", "tokenizer", "processor", "image_encoder", "image_project"),
         *("unet", "scheduler"),
     )
-    null_acts = True
+    components_optional = ("safety_checker", "feature_extractor")
 
     processor: Any
     image_project: Any
@@ -56,6 +61,8 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
         feature_extractor: Any = None,
         requires_safety_checker: bool = True,
         compat: str | None = None,
+        *,
+        engine: Any = None,
     ) -> None:
         super().__init__(
             vae,
@@ -70,9 +77,10 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             compat=compat,
             processor=processor,
             image_project=image_project,
+            engine=engine,
         )
 
-    @calls.streamed
+    @streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -108,13 +116,13 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
         paste_back: bool = False,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Make images. Arguments not named here are as in `StableDiffusionGLIGENPipeline`.
 
         Args:
             gligen_scheduled_sampling_beta: the part of the model calls, from the first one on, in
                 which boxes act, 0 .. 1. None is all of them, as in the original where images are
-                among them, and as in the peer, where this argument does nothing.
+                among them, and as in diffusers, where this argument does nothing.
             gligen_phrases, gligen_images: what is to be seen in each box; an entry may be None.
             input_phrases_mask, input_images_mask: 0 where a phrase or an image is only there to
                 fill its place, else 1; one for all boxes, or one each, or a list per image where
@@ -127,9 +135,29 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        request = calls.asked(locals())
+        compatible.refuse(None, None, cross_attention_kwargs)
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+        )
         beta = gligen_scheduled_sampling_beta
-        given = Given(
+        arguments = Arguments(
             phrases=gligen_phrases,
             boxes=gligen_boxes,
             images=gligen_images,
@@ -140,9 +168,9 @@ class StableDiffusionGLIGENTextImagePipeline(GLIGENCalls, FamiliarTextImage):
             inpaint_image=gligen_inpaint_image,
             inpaint_mask=gligen_inpaint_mask,
             paste_back=paste_back,
+            height=height,
+            width=width,
+            latents=latents,
+            null_acts=True,
         )
-        return (
-            yield from self._grounded_call(
-                request, given, height, width, latents, cross_attention_kwargs
-            )
-        )
+        return (yield from grounded_call(self, request, arguments))

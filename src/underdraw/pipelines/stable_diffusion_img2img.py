@@ -7,14 +7,19 @@ from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
+from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.pictures.reading import read_pictures
-from underdraw.pipelines.call import calls
-from underdraw.pipelines.call.latents import encode
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
+from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.call.conditioning import condition
+from underdraw.pipelines.call.denoise import begin, denoise
+from underdraw.pipelines.call.latents import draw_noise, encode_pictures, latent_shape
+from underdraw.pipelines.call.output import Made, decode, hand_out
+from underdraw.pipelines.call.plan import make_plan
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.latents import PictureLatents
-from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 
@@ -22,7 +27,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
     """A picture and a text to a picture. Components are those of `StableDiffusionPipeline`; make
     one of a pipeline that is loaded already with `from_pipe`."""
 
-    @calls.streamed
+    @streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -52,7 +57,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
         guidance_rescale: float = 0.0,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
-    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Make images.
 
         Args:
@@ -70,14 +75,46 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
         compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
         if image is None:
             raise InputError("image=None; give a picture, or latents")
-        factor, channels = self.vae.config.factor, self.vae.config.latent_channels
+        parts, config = self.parts, self.vae.config
         pictures = read_pictures(
-            "image", image, self._framework, factor=factor, latent_channels=channels
+            "image",
+            image,
+            parts.framework,
+            factor=config.factor,
+            latent_channels=config.latent_channels,
         )
-        plan = self._plan(calls.asked(locals(), pictures=pictures.shape[0], strength=strength))
-        self._latent_shape(plan.count, *pictures.shape[2:])
-        clean = encode(self, plan, pictures)
-        noise = self._operations.float32(self._noise(plan, clean.shape))
-        begin = plan.solver.noised(0, clean, noise)
-        made = yield from self._denoising(plan, begin)
-        return self._output(plan, *self._decode(plan, made), {"image": image, "strength": strength})
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+            pictures=pictures.shape[0],
+            strength=strength,
+        )
+        plan = make_plan(parts, request, self)
+        latent_shape(parts, plan, *pictures.shape[2:])
+
+        conditioning = condition(parts, plan)
+        clean = encode_pictures(parts, plan, pictures)
+        run = begin(parts, plan, conditioning, clean.shape)
+        noise = run.nn.float32(draw_noise(parts, plan, clean.shape))
+        made = yield from denoise(run, plan, plan.solver.noised(0, clean, noise))
+        images, flags = decode(parts, made, output_type)
+        return hand_out(run, plan, images, flags, {"image": image, "strength": strength})

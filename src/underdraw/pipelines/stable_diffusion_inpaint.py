@@ -10,28 +10,37 @@ from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.controls.inpainting import InpaintingChannels
 from underdraw.controls.region import Region
+from underdraw.engines.engine import Question
 from underdraw.errors import InputError
+from underdraw.pictures.cropping import crop_around
 from underdraw.pictures.pasting import overlaid
-from underdraw.pictures.reading import crop_around, nearest, read_masks, read_pictures
-from underdraw.pipelines.call import calls
-from underdraw.pipelines.call.latents import (
-    Changeable,
+from underdraw.pictures.reading import nearest, read_masks, read_pictures
+from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.call.conditioning import condition
+from underdraw.pipelines.call.denoise import begin, denoise
+from underdraw.pipelines.call.inpainting import (
+    TENSORS,
     check_crop,
-    encode,
-    for_each,
     late_levels,
     pasted,
+    watched,
+)
+from underdraw.pipelines.call.latents import (
+    check_size,
+    encode_pictures,
+    first_noise,
+    for_each,
+    latent_shape,
     posterior_noise,
 )
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
-from underdraw.pipelines.call.request import Plan
+from underdraw.pipelines.call.output import Made, decode, hand_out
+from underdraw.pipelines.call.plan import Plan, make_plan
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.latents import InpaintLatents
-from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 from underdraw.schedulers import KDPM2DiscreteScheduler
-
-TENSORS = ("mask", "masked_image_latents")
 
 
 class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
@@ -48,7 +57,7 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         *TENSORS,
     ]
 
-    @calls.streamed
+    @streamed
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -85,7 +94,7 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
         paste_back: bool = False,
-    ) -> Generator[Step, None, StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Make images.
 
         Args:
@@ -114,13 +123,14 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
                 raise InputError(f"{name}=None; give a picture")
         if paste_back and output_type == "latent":
             raise InputError("paste_back=True with output_type='latent'; pixels are pasted")
-        height, width = self._check_size(height, width, latents)
+        parts = self.parts
+        height, width = check_size(parts, height, width, latents)
         crop = None
         if padding_mask_crop is not None:
             check_crop(image, mask_image, output_type)
             padding = checks.whole("padding_mask_crop", padding_mask_crop, 0)
             crop = crop_around(mask_image, width, height, padding)
-        framework, factor = self._framework, self.vae.config.factor
+        framework, factor = parts.framework, self.vae.config.factor
         channels = self.vae.config.latent_channels
         pictures = read_pictures(
             "image", image, framework, height, width, crop=crop, latent_channels=channels
@@ -137,8 +147,33 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         for name, number in counts.items():
             if number not in (1, most):
                 raise InputError(f"{name} holds {number}; allowed: 1, or {most} as the others")
-        plan = self._plan(calls.asked(locals(), pictures=most, strength=strength))
-        shape = self._latent_shape(plan.count, height, width, (0, channels + 1))
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+            pictures=most,
+            strength=strength,
+        )
+        plan = make_plan(parts, request, self)
+        shape = latent_shape(parts, plan, height, width, (0, channels + 1))
         if latents is not None:
             checks.array("latents", latents, shape, framework)
         if pictures.shape[1] == channels and tuple(pictures.shape[2:]) != shape[2:]:
@@ -149,18 +184,18 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
                 "image is latents, so it cannot be masked; give masked_image_latents, too"
             )
 
+        run = begin(parts, plan, condition(parts, plan), shape)
         alike = self.compat == "diffusers"
         clean = None
         if not sees or (latents is None and strength < 1):
-            clean = encode(self, plan, pictures, alike)
-        noise = self._noise(plan, shape) if latents is None else latents
-        noise = self._operations.float32(framework.array(noise, device=self.device))
+            clean = encode_pictures(parts, plan, pictures, alike)
+        noise = run.nn.float32(first_noise(parts, plan, latents, shape))
         if strength == 1 or (latents is not None and (clean is None or alike)):
-            begin = noise * plan.solver.initial_sigma
+            start = noise * plan.solver.initial_sigma
         else:
-            begin = plan.solver.noised(0, clean, noise)
+            start = plan.solver.noised(0, clean, noise)
         small = framework.array(nearest(framework.to_numpy(mask), *shape[2:]), device=self.device)
-        small = for_each(self, small, plan.count)
+        small = for_each(parts, small, plan.count)
         masked = self._masked(plan, pictures, mask, masked_image_latents, sees, shape)
         if sees:
             own: Control = InpaintingChannels(small, masked)
@@ -168,12 +203,13 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             own = Region(small, latents=clean, noise=noise)
             if alike and isinstance(self.scheduler, KDPM2DiscreteScheduler):
                 own = Region(small, trail=late_levels(plan.solver, clean, noise))
-        made = yield from self._denoising(plan, begin, [self._watched(plan, own, small, masked)])
-        images, flags = self._decode(plan, made)
+        own = watched(run, plan, own, {"mask": small, "masked_image_latents": masked})
+        made = yield from denoise(run, plan, start, [own])
+        images, flags = decode(parts, made, output_type)
         if crop is not None:
             images = [overlaid(image, one, mask_image, crop) for one in images]
         elif paste_back:
-            images = pasted(self, plan, images, image, mask_image, pictures)
+            images = pasted(parts, plan, images, image, mask_image, pictures)
         arguments = {
             "image": image,
             "mask_image": mask_image,
@@ -185,40 +221,22 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             "latents": latents,
             "paste_back": paste_back,
         }
-        return self._output(plan, images, flags, arguments)
+        return hand_out(run, plan, images, flags, arguments)
 
     def _masked(
         self, plan: Plan, pictures: Array, mask: Array, given: Any, sees: bool, shape: Any
     ) -> Array | None:
         """Latents of the masked pictures, where anybody looks at them."""
-        framework = self._framework
+        parts, framework, alike = self.parts, self.parts.framework, self.compat == "diffusers"
         if given is not None:
-            latents = self._operations.float32(framework.array(given, device=self.device))
-            return for_each(self, latents, plan.count)
+            latents = parts.nn.float32(framework.array(given, device=self.device))
+            return for_each(parts, latents, plan.count)
         if pictures.shape[1] == shape[1]:
             return None
         rows = max(pictures.shape[0], mask.shape[0])
         if sees or (plan.watch is not None and "masked_image_latents" in plan.watch.wanted):
             pixels = pictures * framework.array(mask < 0.5, dtype=pictures.dtype)
-            return encode(self, plan, pixels, self.compat == "diffusers")
-        # The peer encodes them anyway, so that its solvers go on with later numbers of a generator.
-        posterior_noise(self, plan, (rows, *shape[1:]), self.compat == "diffusers")
+            return encode_pictures(parts, plan, pixels, alike)
+        # diffusers encodes them anyway: its solvers go on with later numbers of a generator.
+        posterior_noise(parts, plan, (rows, *shape[1:]), alike)
         return None
-
-    def _watched(self, plan: Plan, own: Control, mask: Array, masked: Array | None) -> Control:
-        """The pipeline's control; where callbacks look at its tensors, as these leave them."""
-        watch = plan.watch
-        if watch is None or not set(watch.wanted) & set(TENSORS):
-            return own
-        times, concat = 1 + plan.guided, self._operations.concat
-        held = {"mask": mask} if masked is None else {"mask": mask, "masked_image_latents": masked}
-        watch.own = {name: concat((value,) * times, 0) for name, value in held.items()}
-
-        def changed(carry: Any) -> Any:
-            found = {name: value[-plan.count :] for name, value in watch.own.items()}
-            carry = carry._replace(mask=found["mask"])
-            if hasattr(carry, "masked"):
-                carry = carry._replace(masked=found["masked_image_latents"])
-            return carry
-
-        return Changeable(own, changed)

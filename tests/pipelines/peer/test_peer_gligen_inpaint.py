@@ -69,7 +69,8 @@ def test_inside_of_the_mask_at_every_step(kind, guidance, monkeypatch):
     monkeypatch.setattr(torch, "randn_like", lambda like: noise)
     gaussian = oracle.diffusers.models.autoencoders.vae.DiagonalGaussianDistribution
     monkeypatch.setattr(gaussian, "sample", lambda self, generator=None: self.mode())
-    monkeypatch.setattr(type(ours), "_noise", lambda self, plan, shape: noise.expand(*shape))
+    draw = "underdraw.pipelines.call.denoise.draw_noise"
+    monkeypatch.setattr(draw, lambda components, plan, shape: noise.expand(*shape))
     arguments = {"gligen_boxes": BOXES, "gligen_phrases": PHRASES, "prompt": [RED, BLUE]}
     arguments |= {"gligen_inpaint_image": PICTURE, "gligen_scheduled_sampling_beta": 0.5}
     arguments |= {"guidance_scale": guidance, "latents": latents, "output_type": "latent"}

@@ -1,4 +1,4 @@
-"""The peer's callbacks as a consumer of the loop."""
+"""The callbacks of diffusers as a consumer of the loop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 from underdraw import checks
 from underdraw.backends.contract import Array
+from underdraw.controls.run import Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines.call.request import Request
-from underdraw.sampling.loop import Change, Denoiser, Step
+from underdraw.pipelines.components.components import Components
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.sampling.loop import Change, Step
 
 
 class Callbacks:
@@ -20,53 +23,52 @@ class Callbacks:
     `f(step, timestep, latents)` after every `callback_steps` steps.
     """
 
-    def __init__(self, pipe: Any, request: Request) -> None:
+    def __init__(self, caller: Any, components: Components, request: Request) -> None:
         every, names = request.callback_steps, request.callback_on_step_end_tensor_inputs
         on_step_end, callback = request.callback_on_step_end, request.callback
         every = 1 if every is None else checks.whole("callback_steps", every)
         for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
             if value is not None and not callable(value):
                 raise InputTypeError(f"{name}={value!r} cannot be called")
-        names = getattr(on_step_end, "tensor_inputs", names)  # the peer's callback objects
+        names = getattr(on_step_end, "tensor_inputs", names)  # diffusers' callback objects
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise InputTypeError(f"callback_on_step_end_tensor_inputs={names!r} is not a list")
         for name in names:
-            checks.choice("callback_on_step_end_tensor_inputs", name, pipe._callback_tensor_inputs)
-        self.pipe, self.every = pipe, every
+            known = caller._callback_tensor_inputs
+            checks.choice("callback_on_step_end_tensor_inputs", name, known)
+        self.caller, self.components, self.every = caller, components, every
         self.on_step_end, self.wanted, self.callback = on_step_end, tuple(names), callback
+        self.skip = request.clip_skip
         self.own: dict[str, Array] = {}
         """Further tensors of the pipeline by name, as callbacks left them."""
         self.altered = False
         """Whether a callback changed anything so far."""
 
-    def begin(self, denoise: Denoiser, negative: Array | None) -> None:
-        """Before the first call of a run; `negative` is its unconditional context."""
-        self.denoise, self.negative = denoise, negative
+    def begin(self, run: Run, denoiser: Denoiser) -> None:
+        """Before the first call of a run."""
+        self.run, self.denoiser, self.negative = run, denoiser, run.conditioning.negative
 
     def __call__(self, step: Step, ends: bool) -> Change:
-        # For calls from inside of a callback, which leave this run's state as it was.
-        self.pipe._run.watched = True
-        try:
+        with self.caller.views.inside(self.run, self.skip):
             return self._tell(step, ends)
-        finally:
-            self.pipe._run.watched = False
 
     def _tell(self, step: Step, ends: bool) -> Change:
         change = Change()
         i, latents = step.index, step.latents
         if self.on_step_end is not None:
+            context = self.denoiser.context
             held = {
-                "latents": self.denoise.nn.cast(latents, self.denoise.context),
-                "prompt_embeds": self.denoise.context,
+                "latents": self.run.nn.cast(latents, context),
+                "prompt_embeds": context,
                 "negative_prompt_embeds": self.negative,
                 **self.own,
             }
-            told = {name: held[name] for name in self.wanted}
-            told = self.on_step_end(self.pipe, i, self._time(step.timestep), told)
-            told = {} if told is None else told
-            change = self._change(told, held)
-            self.altered = self.altered or any(told[name] is not held[name] for name in told)
-            self.negative = told.get("negative_prompt_embeds", self.negative)
+            tensors = {name: held[name] for name in self.wanted}
+            answer = self.on_step_end(self.caller, i, self._time(step.timestep), tensors)
+            answer = {} if answer is None else answer
+            change = self._change(answer, held)
+            self.altered = self.altered or any(answer[name] is not held[name] for name in answer)
+            self.negative = answer.get("negative_prompt_embeds", self.negative)
             latents = latents if change.latents is None else change.latents
         if ends:
             self.note(i, step.timestep, latents)
@@ -75,15 +77,15 @@ class Callbacks:
     def note(self, index: int, timestep: float, latents: Array) -> None:
         """Tell the older kind of callback that a step has ended with the model call `index`."""
         if self.callback is not None and index % self.every == 0:
-            order = getattr(self.pipe.scheduler, "order", 1)
+            order = getattr(self.components.scheduler, "order", 1)
             self.callback(index // order, self._time(timestep), latents)
 
-    def _change(self, told: Any, held: Mapping[str, Any]) -> Change:
+    def _change(self, answer: Any, held: Mapping[str, Any]) -> Change:
         """What a callback returned, as the loop takes it."""
-        where, framework = "callback_on_step_end's", self.pipe._framework
-        if not isinstance(told, dict):
-            raise InputTypeError(f"{where} result is {told!r:.100}; a dict or None is needed")
-        for name, value in told.items():
+        where, framework = "callback_on_step_end's", self.components.framework
+        if not isinstance(answer, dict):
+            raise InputTypeError(f"{where} result is {answer!r:.100}; a dict or None is needed")
+        for name, value in answer.items():
             checks.choice(f"{where} dict", name, list(held))
             old = held[name]
             if value is old:
@@ -99,9 +101,9 @@ class Callbacks:
                     f"{where} {name} has {rows} rows; allowed: {images}, or with the "
                     f"unconditional half {2 * images}"
                 )
-        return Change(told.get("latents"), told.get("prompt_embeds"))
+        return Change(answer.get("latents"), answer.get("prompt_embeds"))
 
     def _time(self, timestep: float) -> Array:
         """A time for callbacks: a whole number where the solver's times are."""
-        whole = getattr(self.pipe.scheduler, "whole", False)
-        return self.pipe._framework.array(int(timestep) if whole else timestep)
+        whole = getattr(self.components.scheduler, "whole", False)
+        return self.components.framework.array(int(timestep) if whole else timestep)

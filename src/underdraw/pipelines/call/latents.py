@@ -1,37 +1,97 @@
-"""What calls share that begin with pictures: encoding them, and pasting back what was to stay."""
+"""The latents a call begins with: their size, noise, and pictures that become latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from underdraw import checks
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Call, Control, Run
-from underdraw.errors import InputError, NonFiniteError
-from underdraw.networks.sites import Sites
-from underdraw.pictures.pasting import paste
-from underdraw.pictures.reading import read_masks
-from underdraw.pictures.writing import to_pil
-from underdraw.pipelines.call.request import Plan
+from underdraw.errors import InputError
+from underdraw.pipelines.call.plan import Plan
+from underdraw.pipelines.components.components import Components
+
+LatentShape = tuple[int, int, int, int]
 
 
-def for_each(pipe: Any, x: Array, count: int) -> Array:
-    """Rows of `x (n, ...)` for `count` images; those of one row are next to each other, as the
-    images of a prompt are. The peer repeats the whole batch, so that pictures and prompts no longer
-    belong together."""
-    rows, nn = x.shape[0], pipe._operations
-    if rows == count:
+# -- sizes -----------------------------------------------------------------------------------------
+def check_size(components: Components, height: Any, width: Any, latents: Any) -> tuple[int, int]:
+    """Height and width of the picture in pixels; by default those of `latents`, or else the trained
+    ones."""
+    factor = components.vae.config.factor
+    trained = components.unet.config.sample_size or 64
+    shape = (trained, trained) if isinstance(trained, int) else tuple(trained)
+    if latents is not None and len(getattr(latents, "shape", ())) == 4:
+        shape = tuple(latents.shape[2:])
+    given = {"height": height, "width": width}
+    made = [
+        side * factor if value is None else checks.size(name, checks.whole(name, value), factor)
+        for (name, value), side in zip(given.items(), shape, strict=True)
+    ]
+    return made[0], made[1]
+
+
+def latent_shape(
+    components: Components, plan: Plan, height: int, width: int, added: Sequence[int] = (0,)
+) -> LatentShape:
+    """Of the latents of all images.
+
+    Args:
+        added: how many channels the UNet may take besides (inpainting: 5).
+
+    Raises:
+        InputError: it takes another number of channels.
+    """
+    factor, channels = components.vae.config.factor, components.vae.config.latent_channels
+    taken = components.unet.config.in_channels
+    if taken - channels not in added:
+        raise InputError(
+            f"unet: it takes {taken} channels, latents have {channels}; "
+            f"{type(plan.caller).__name__} needs a text-to-image"
+            f"{' or inpainting' if any(added) else ''} UNet"
+        )
+    return plan.count, channels, height // factor, width // factor
+
+
+# -- rows ------------------------------------------------------------------------------------------
+def repeated(nn: Any, x: Array, times: int) -> Array:
+    """Each row of `x (n, ...)` so many times, next to each other."""
+    if times == 1:
         return x
-    if pipe.compat == "diffusers":
-        return nn.concat([x] * (count // rows), 0)
-    x = nn.expand(x[:, None], (rows, count // rows, *x.shape[1:]))
+    x = nn.expand(x[:, None], (x.shape[0], times, *x.shape[1:]))
     return x.reshape(-1, *x.shape[2:])
 
 
-def encode(pipe: Any, plan: Plan, pictures: Array, alike: bool = False) -> Array:
+def for_each(components: Components, x: Array, count: int) -> Array:
+    """Rows of `x (n, ...)` for `count` images; those of one row are next to each other, as the
+    images of a prompt are. diffusers repeats the whole batch, so that pictures and prompts no
+    longer belong together."""
+    times = count // x.shape[0]
+    if components.compat == "diffusers" and times > 1:
+        return components.nn.concat([x] * times, 0)
+    return repeated(components.nn, x, times)
+
+
+# -- noise -----------------------------------------------------------------------------------------
+def draw_noise(components: Components, plan: Plan, shape: Sequence[int]) -> Array:
+    """Standard normal, in the UNet's dtype as diffusers has it; under a seed in float32."""
+    framework = components.framework
+    like = framework.leaf(components.unet.conv_in).dtype
+    dtype = like if plan.request.seed is None else framework.float32
+    return framework.draw(shape, plan.generators, components.device, dtype)
+
+
+def first_noise(components: Components, plan: Plan, latents: Any, shape: LatentShape) -> Array:
+    """The noise a run begins with, of size 1: drawn, or that of the caller."""
+    if latents is None:
+        return draw_noise(components, plan, shape)
+    return components.framework.array(latents, device=components.device)
+
+
+# -- pictures --------------------------------------------------------------------------------------
+def encode_pictures(
+    components: Components, plan: Plan, pictures: Array, alike: bool = False
+) -> Array:
     """Clean latents `(plan.count, channels, height, width)` of pictures, float32.
 
     They are drawn from the encoder's distribution: with a generator per image each image draws its
@@ -45,113 +105,28 @@ def encode(pipe: Any, plan: Plan, pictures: Array, alike: bool = False) -> Array
     Raises:
         NonFiniteError: the encoder gave NaN or infinity.
     """
-    framework, vae, nn = pipe._framework, pipe.vae, pipe._operations
-    if pictures.shape[1] == vae.config.latent_channels:
-        latents = nn.float32(framework.array(pictures, device=pipe.device))
-        return for_each(pipe, latents, plan.count)
+    framework, nn = components.framework, components.nn
+    if pictures.shape[1] == components.vae.config.latent_channels:
+        latents = nn.float32(framework.array(pictures, device=components.device))
+        return for_each(components, latents, plan.count)
+    found = components.encode(pictures)
     with framework.no_grad():
-        with pipe._borrowed(vae):
-            pixels = framework.array(pictures, dtype=vae.dtype, device=vae.device)
-            found = vae.encode_with(pixels, pipe.settings.vae_slicing, pipe._tiling)
-        noise = posterior_noise(pipe, plan, found.mean.shape, alike)
-        each = (for_each(pipe, nn.float32(x), noise.shape[0]) for x in (found.mean, found.std))
-        mean, std = (framework.array(x, device=pipe.device) for x in each)
-        latents = (mean + std * nn.float32(noise)) * vae.config.scaling_factor
-    if not framework.is_finite(latents):
-        raise NonFiniteError(
-            "vae: encoding gave NaN or infinity; its weights hold such values, or its dtype is too "
-            "narrow (try dtype='float32' or 'bfloat16')"
+        noise = posterior_noise(components, plan, found.mean.shape, alike)
+        each = (
+            for_each(components, nn.float32(x), noise.shape[0]) for x in (found.mean, found.std)
         )
-    return for_each(pipe, latents, plan.count)
+        mean, std = (framework.array(x, device=components.device) for x in each)
+        latents = components.scaled(mean + std * nn.float32(noise))
+    return for_each(components, latents, plan.count)
 
 
-def posterior_noise(pipe: Any, plan: Plan, shape: Any, alike: bool = False) -> Array:
-    """What `encode` draws for pictures whose latents have this shape."""
-    framework, drawn, rows = pipe._framework, plan.generators, shape[0]
+def posterior_noise(
+    components: Components, plan: Plan, shape: Sequence[int], alike: bool = False
+) -> Array:
+    """What `encode_pictures` draws for pictures whose latents have this shape."""
+    framework, drawn, rows = components.framework, plan.generators, shape[0]
     if isinstance(drawn, list | tuple):
         rows = rows if alike else plan.count
         drawn = drawn[:rows]
-    dtype = pipe.vae.dtype if plan.request.seed is None else framework.float32
-    return framework.draw((rows, *shape[1:]), drawn, pipe.device, dtype)
-
-
-def late_levels(solver: Any, clean: Array, noise: Array) -> list[Array]:
-    """Known latents after each call of DPM2, two a step, as the peer has them: in the middle of a
-    step, too, at the level of its end."""
-    last = len(solver)
-    return [solver.noised(min(i + 1 + (i % 2 == 0), last), clean, noise) for i in range(last)]
-
-
-@dataclass(frozen=True, eq=False)
-class Changeable(Control):
-    """A control whose carry callbacks may change between calls."""
-
-    control: Control
-    change: Callable[[Any], Any]
-    """From the carry to the one of the next call."""
-
-    def prepare(self, run: Run) -> Any:
-        return self.control.prepare(run)
-
-    def before_call(
-        self, nn: Any, carry: Any, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Any]:
-        return self.control.before_call(nn, self.change(carry), latents, call)
-
-    def after_step(self, nn: Any, carry: Any, latents: Array, call: Call) -> tuple[Array, Any]:
-        return self.control.after_step(nn, carry, latents, call)
-
-
-def pasted(pipe: Any, plan: Plan, made: Any, image: Any, mask: Any, pixels: Array) -> Any:
-    """Images of a call with the very pixels of the pictures it began with outside the mask.
-
-    Args:
-        made: as `Calls._decode` gives it, not latents.
-        image, mask: as the caller gave them. PIL pictures keep their own size, to which PIL images
-            are brought; else the size is that of the call.
-        pixels: what was read of `image`, `(n, 3, height, width)` in [-1, 1].
-    """
-    framework, kind = pipe._framework, plan.request.output_type
-    originals = list(image) if isinstance(image, list | tuple) else [image]
-    if kind != "pil" or not hasattr(originals[0], "convert"):
-        plain = framework.to_numpy(pixels).transpose(0, 2, 3, 1) / np.float32(2) + np.float32(0.5)
-        originals = [one.clip(0, 1) for one in plain]
-        if kind == "pil":
-            originals = to_pil(np.stack(originals))
-    size = originals[0].size[::-1] if kind == "pil" else originals[0].shape[:2]
-    masks = framework.to_numpy(read_masks("mask_image", mask, framework, *size))[:, 0]
-    after = framework.to_numpy(made).transpose(0, 2, 3, 1) if kind == "pt" else made
-    done = [
-        paste(originals[row(plan, i, originals)], after[i], masks[row(plan, i, masks)])
-        for i in range(plan.count)
-    ]
-    if kind == "pil":
-        return done
-    whole = np.stack(done)
-    if kind == "np":
-        return whole
-    array = framework.array(whole.transpose(0, 3, 1, 2), device=made.device)
-    return pipe._operations.cast(array, made)
-
-
-def row(plan: Plan, image: int, given: Any) -> int:
-    """Which of the things given, one per picture or one for all, belongs to an image."""
-    return image * len(given) // plan.count
-
-
-def check_crop(image: Any, mask: Any, output_type: str) -> None:
-    """What `padding_mask_crop` needs.
-
-    Raises:
-        InputError: something else than one PIL picture and one PIL mask of its size, giving PIL.
-    """
-    for name, value in (("image", image), ("mask_image", mask)):
-        if not hasattr(value, "crop"):
-            raise InputError(
-                f"padding_mask_crop is given, so {name} must be a PIL picture, not "
-                f"{type(value).__name__}"
-            )
-    if image.size != mask.size:
-        raise InputError(f"mask_image is {mask.size}, the image {image.size}; needed is one size")
-    if output_type != "pil":
-        raise InputError(f"output_type={output_type!r} with padding_mask_crop; allowed: 'pil'")
+    dtype = components.vae.dtype if plan.request.seed is None else framework.float32
+    return framework.draw((rows, *shape[1:]), drawn, components.device, dtype)

@@ -8,30 +8,26 @@ from dataclasses import asdict
 from inspect import signature
 from typing import Any
 
-from underdraw.backends import seeds
 from underdraw.backends.hardware import has_channels_last
+from underdraw.controls.run import Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
-from underdraw.pipelines.call.request import Plan
+from underdraw.pipelines.call.plan import Plan
+from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.registry import scheduler_class
 from underdraw.pipelines.components.settings import Settings
 
 
-def annotate(pipe: Any, made: Sequence[Any], plan: Plan, own: Any) -> None:
+def annotate(run: Run, plan: Plan, made: Sequence[Any], own: Any) -> None:
     """Write into each PIL image how it was made; the rest as for `describe_call`. `own` may be a
     function of the image's index."""
     for index, image in enumerate(made):
         mine: Any = own(index) if callable(own) else own
-        image.info[METADATA] = describe_call(pipe, index, plan, mine)
+        image.info[METADATA] = describe_call(run, plan, index, mine)
 
 
-def seeds_of(generators: Any, count: int) -> list[int | None]:
-    """Which seeds make the images of a batch again; to be asked before anything is drawn."""
-    return seeds.seeds_of(generators, count)
-
-
-def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> str:
+def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> str:
     """JSON of the call that makes image `index` of a batch alone.
 
     `own` are arguments of this pipeline alone, by name. `missing` lists what JSON cannot hold:
@@ -39,14 +35,16 @@ def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> 
     image that had none of its own.
     """
     request, scale = plan.request, plan.guidance
+    components: Components = run.components
+    scheduler, kind = components.scheduler, type(plan.caller)
     seed = plan.seeds[index]
-    if request.seed is None and pipe.dtype != pipe._framework.float32:
+    if request.seed is None and components.dtype != components.framework.float32:
         seed = None  # a seed draws in float32
     names = ("num_inference_steps", "timesteps", "sigmas", "guidance_rescale", "eta", "clip_skip")
-    takes = signature(type(pipe).__call__).parameters
+    takes = signature(kind.__call__).parameters
     shared = {name: _plain(getattr(request, name)) for name in names if name in takes}
     altered = plan.watch is not None and plan.watch.altered
-    altered = altered or pipe._interrupt or pipe.guidance_scale is not scale
+    altered = altered or run.interrupted or run.guidance is not scale
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
     given |= {"controls": request.controls or None, **own}
     given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
@@ -64,16 +62,19 @@ def describe_call(pipe: Any, index: int, plan: Plan, own: Mapping[str, Any]) -> 
     missing = [name for name, value in given.items() if value is not None and name not in call]
     return json.dumps(
         {
-            "underdraw": _version(),
-            "pipeline": type(pipe).__name__,
-            "model": pipe.source,
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "channels_last": _channels_last(pipe),
-            "compat": pipe.compat,
-            "settings": {**asdict(pipe.settings), "vae_tiling": pipe._tiling is not None},
+            "underdraw": __version__,
+            "pipeline": kind.__name__,
+            "model": components.source,
+            "dtype": str(components.dtype).removeprefix("torch."),
+            "channels_last": _channels_last(components),
+            "compat": components.compat,
+            "settings": {
+                **asdict(components.settings),
+                "vae_tiling": components.tiling is not None,
+            },
             "scheduler": {
-                **_plain(dict(getattr(pipe.scheduler, "config", {}))),
-                "_class_name": type(pipe.scheduler).__name__,
+                **_plain(dict(getattr(scheduler, "config", {}))),
+                "_class_name": type(scheduler).__name__,
             },
             "call": {name: value for name, value in call.items() if value is not None},
             "missing": missing,
@@ -109,13 +110,13 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     scheduler = scheduler_class(config.get("_class_name", "")).from_config(config)
     made = type(pipe).from_pipe(pipe, scheduler=scheduler)
     made.compat, made.settings = compat, settings
-    made._progress_bar_config = pipe._progress_bar_config
+    made.set_progress_bar_config(**pipe.progress_bar_options)
     return made(**{**call, **changes}).images[0]
 
 
-def _channels_last(pipe: Any) -> list[str]:
+def _channels_last(components: Components) -> list[str]:
     """Names of the networks that are laid out so, on which the last bits depend."""
-    return sorted(name for name, part in pipe.components.items() if has_channels_last(part))
+    return sorted(name for name, part in components.named.items() if has_channels_last(part))
 
 
 def _is_plain(value: Any) -> bool:
@@ -134,7 +135,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _version() -> str:
-    return __version__

@@ -1,12 +1,9 @@
-"""What a call is: the arguments that pipelines share, as given and after they were checked."""
+"""The arguments that calls share, as they were given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-from underdraw.solvers.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -41,29 +38,3 @@ class Request:
     """The part of the solver's steps that is run: its last ones."""
     scheduler: Any = None
     """Used instead of the pipeline's own (inversion)."""
-
-
-OWN = ("pictures", "strength", "scheduler")
-"""Fields that calls make themselves."""
-SHARED = tuple(f.name for f in fields(Request) if f.name not in OWN)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A call whose shared arguments were checked; nothing has been computed yet."""
-
-    request: Request
-    prompts: list[str] | None
-    negatives: list[str] | None
-    count: int
-    """Images made; those of a prompt lie next to each other."""
-    guidance: Any
-    """A number, or an array `(count, 1, 1, 1)`."""
-    guided: bool
-    generators: Any
-    seeds: Sequence[int | None]
-    """Per image, for the record; empty where none is kept."""
-    solver: Solver
-    steps: int
-    watch: Any
-    """A `callbacks.Callbacks`, or None."""

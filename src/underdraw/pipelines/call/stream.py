@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from typing_extensions import ParamSpec
 
 from underdraw.backends.contract import Array
+from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
+from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.call.output import decode
+from underdraw.pipelines.components.components import Components
 from underdraw.sampling.loop import Step
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 CELLS = 16
 """Side of the test picture from which the colours of latents are learned, in latent pixels."""
+
+
+def streamed(make: Callable[Given, Generator[Question | Step, Any, Made]]) -> Callable[Given, Made]:
+    """A pipeline's call, written as a generator of questions and steps: it runs to the end, and
+    `pipe.stream`, which takes the same arguments, hands the steps out."""
+
+    @wraps(make)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        pipe: Any = args[0]
+        return ended(make(*args, **kwargs), pipe.engine)
+
+    call.steps = make  # type: ignore[attr-defined]
+    return call
+
+
+def ended(run: Generator[Any, Any, Made], engine: Engine) -> Made:
+    """What a generator returns after all its steps, its questions answered."""
+    steps = answered(run, engine)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 @dataclass(frozen=True)
@@ -45,7 +77,8 @@ class Progress:
 class Stream(Generator[Progress, None, Any]):
     """A call of a pipeline in progress.
 
-    Several may go on at once, in one thread or in several: each has the state of a run to itself.
+    Several may go on at once, in one thread or in several: each has a run of its own. Whoever
+    answers the questions of several at once uses `ask` and `answer` instead of `next`.
     """
 
     output: Any = None
@@ -55,26 +88,38 @@ class Stream(Generator[Progress, None, Any]):
         steps = getattr(type(pipe).__call__, "steps", None)
         if steps is None:
             raise InputTypeError(f"{type(pipe).__name__} cannot be streamed; call it")
-        self._pipe = pipe
-        self._run: Generator[Step, None, Any] = steps(pipe, *args, **kwargs)
-        self._state: dict[str, Any] = {}
+        self.pipe = pipe
+        self._run: Generator[Question | Step, Any, Any] = steps(pipe, *args, **kwargs)
+        self._reply: Any = None
         self._colours: np.ndarray | None = None
 
-    def send(self, value: None) -> Progress:
-        """The next step; raises StopIteration, which holds the output, after the last one."""
-        state = vars(self._pipe._run)  # of this thread
-        others = dict(state)
-        swap(state, self._state)
+    def ask(self) -> Question | Progress:
+        """The next question, for whose answer `answer` has to be called, or the next step; raises
+        StopIteration, which holds the output, after the last one."""
+        reply, self._reply = self._reply, None
         try:
-            step = next(self._run)
+            item = self._run.send(reply)
         except StopIteration as end:
             self.output = end.value
             raise
-        finally:
-            self._state = dict(state)
-            swap(state, others)
-        calls = self._state["calls"]
-        return Progress(step.index, calls, step.timestep, step.latents, step.clean, self._show)
+        if isinstance(item, Question):
+            return item
+        calls = self.pipe.views.left.calls
+        return Progress(item.index, calls, item.timestep, item.latents, item.clean, self._show)
+
+    def answer(self, value: Any) -> None:
+        """The answer to the question that was asked last."""
+        self._reply = value
+
+    def send(self, value: None) -> Progress:
+        """The next step; raises StopIteration, which holds the output, after the last one."""
+        while isinstance(item := self.ask(), Question):
+            try:
+                self.answer(answer(self.pipe.engine, item))
+            except BaseException:
+                self.close()
+                raise
+        return item
 
     def throw(self, kind: Any, value: Any = None, trace: Any = None) -> Progress:
         """End the run; the error goes on from here."""
@@ -86,42 +131,35 @@ class Stream(Generator[Progress, None, Any]):
         self._run.close()
 
     def _show(self, clean: Array, full: bool) -> list[Any]:
+        components = self.pipe.parts
         if full:
-            return self._pipe.decode_latents(clean, "pil")[0]
+            return decode(components, clean, "pil")[0]
         if self._colours is None:
-            self._colours = fit_colours(self._pipe)
-        return coloured(self._pipe, clean, self._colours)
+            self._colours = fit_colours(components)
+        return coloured(components, clean, self._colours)
 
 
-def swap(state: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Put the state of another run in the place of this one's."""
-    state.clear()
-    state.update(other)
-
-
-def coloured(pipe: Any, latents: Array, colours: np.ndarray) -> list[Any]:
+def coloured(components: Components, latents: Array, colours: np.ndarray) -> list[Any]:
     """Latents `(images, channels, h, w)` as PIL images by a map of `fit_colours`."""
-    factor = pipe.vae.config.factor
-    z = pipe._framework.to_numpy(latents).transpose(0, 2, 3, 1)
-    pixels = ((z @ colours[:-1] + colours[-1] + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
+    factor = components.vae.config.factor
+    z = components.framework.to_numpy(latents).transpose(0, 2, 3, 1)
+    pixels = ((z @ colours[:-1] + colours[-1]) / 2 + 0.5).clip(0, 1)
     size = (pixels.shape[2] * factor, pixels.shape[1] * factor)
-    return [Image.fromarray(p).resize(size, Image.Resampling.BILINEAR) for p in pixels]
+    return [one.resize(size, Image.Resampling.BILINEAR) for one in to_pil(pixels)]
 
 
-def fit_colours(pipe: Any) -> np.ndarray:
+def fit_colours(components: Components) -> np.ndarray:
     """The linear map `(channels + 1, 3)` from a latent pixel and 1 to its colour in [-1, 1].
 
     Least squares over a picture of soft and of hard patches which the autoencoder encodes: it works
     for every autoencoder, and takes a part of the time of one decoding.
     """
-    vae, framework = pipe.vae, pipe._framework
-    cells = patches()
-    factor = vae.config.factor
+    cells, config = patches(), components.vae.config
+    factor = config.factor
     picture = cells.repeat(factor, 0).repeat(factor, 1).transpose(2, 0, 1)[None]
-    with framework.no_grad(), pipe._borrowed(vae):
-        pixels = framework.array(picture, dtype=vae.dtype, device=vae.device)
-        z = vae.encode(pixels, return_dict=False)[0].mode() * vae.config.scaling_factor
-    known = framework.to_numpy(z)[0].transpose(1, 2, 0).reshape(-1, vae.config.latent_channels)
+    z = components.scaled(components.encode(picture).mode())
+    plain = components.framework.to_numpy(z)[0].transpose(1, 2, 0)
+    known = plain.reshape(-1, config.latent_channels)
     known = np.concatenate([known, np.ones_like(known[:, :1])], 1).astype(np.float64)
     found, *_ = np.linalg.lstsq(known, cells.reshape(-1, 3).astype(np.float64), rcond=None)
     return found.astype(np.float32)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from underdraw.errors import InputError
 from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection, Grounding
-from underdraw.models.base import Model
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.weights import hub as hubs
@@ -33,46 +32,85 @@ class Sight(NamedTuple):
 NO_SIGHT = Sight(None, None, None)
 
 
-class Groundable:
-    """The half of a pipeline that has grounding weights."""
+class Attached:
+    """What was attached to the `components` of a pipeline, which are an argument."""
 
-    unet: Any
-    source: str | None
-    _offload: Any
+    by_kind: Mapping[str, Grounding] | None = None
+    """None until somebody asks. Replaced at each change and never changed in place, so that runs in
+    other threads keep what they began with."""
+    given: Sight = NO_SIGHT
+    """What makes features of pictures for them."""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """All that is attached, without looking for more."""
+        return (*(self.by_kind or {}).values(), *self.given)
+
+    def groundings(self, components: Any) -> Mapping[str, Any]:
+        """See `Components.groundings`."""
+        attached, own = self.shipped(components), components.unet.grounding
+        if own is not None and own.config.kind not in attached:
+            attached = {**attached, own.config.kind: own}
+        return MappingProxyType(dict(attached))
+
+    def sight(self, components: Any) -> Sight:
+        """See `Components.sight`."""
+        own = Sight(*(components.named.get(name) for name in Sight._fields))
+        if own.processor is None:
+            own = own._replace(processor=components.feature_extractor)
+        return self.given.over(own)
+
+    def shipped(self, components: Any) -> Mapping[str, Any]:
+        """What is attached; weights in the folder `grounding` of the pipeline's own folder are, as
+        soon as somebody asks. Their image tower gives features in the space of phrases, unless an
+        `image_project` stands beside it."""
+        if self.by_kind is None:
+            folder = _own_folder(components.source)
+            self.by_kind = {}
+            if folder is not None and (folder / "grounding" / "config.json").exists():
+                part = load_grounding(folder / "grounding", components.unet)
+                project = _sight_of(folder, components.unet).image_project
+                self.attach(components, part, Sight(None, project or _as_it_is, None))
+        return self.by_kind
+
+    def attach(self, components: Any, network: Grounding, sight: Sight) -> None:
+        """Add weights; others of the same kind go. InputError where they fit another UNet."""
+        network.require_fit(components.unet)
+        self.by_kind = {**self.shipped(components), network.config.kind: network}
+        if sight != NO_SIGHT:
+            self.given = sight
+        if components.offload is not None:
+            components.offload.bring_home(network, *sight)
+
+    def detach(self, components: Any, kind: str | None) -> None:
+        """Remove the weights of a kind, or all; InputError where none of this kind is attached."""
+        attached = dict(self.shipped(components))
+        if kind is not None and kind not in attached:
+            there = ", ".join(map(repr, attached)) or "none"
+            raise InputError(f"kind={kind!r} is not attached; attached: {there}")
+        for name in [kind] if kind is not None else list(attached):
+            del attached[name]
+        self.by_kind = attached
+        if not attached:
+            self.given = NO_SIGHT
+
+
+class Groundable:
+    """The methods of pipelines about grounding weights."""
+
+    parts: Any
+    """`Components`"""
 
     @property
     def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
-        parts = (getattr(self, name, None) for name in Sight._fields)
-        own = Sight(*parts)
-        if own.processor is None:
-            own = own._replace(processor=getattr(self, "feature_extractor", None))
-        given = vars(self).get("_sight", NO_SIGHT)
-        return given.over(own)
+        return self.parts.sight
 
     @property
     def groundings(self) -> Mapping[str, Any]:
         """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
         those which a gated UNet has in itself."""
-        attached = self._attach_shipped()
-        own = self.unet.grounding
-        if own is not None and own.config.kind not in attached:
-            attached = {**attached, own.config.kind: own}
-        return MappingProxyType(attached)
-
-    def _attach_shipped(self) -> Mapping[str, Any]:
-        """What is attached; weights in the folder `grounding` of the pipeline's own folder are, as
-        soon as somebody asks. Their image tower gives features in the space of phrases, unless an
-        `image_project` stands beside it."""
-        held = vars(self)
-        if "_attached" not in held:
-            folder = _own_folder(self.source)
-            held["_attached"] = {}
-            if folder is not None and (folder / "grounding" / "config.json").exists():
-                self.load_grounding(folder / "grounding")
-                project = _sight_of(folder, self.unet).image_project
-                held["_sight"] = Sight(None, project or _as_it_is, None)
-        return held["_attached"]
+        return self.parts.groundings
 
     def load_grounding(
         self,
@@ -103,13 +141,13 @@ class Groundable:
             InputError: the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        sight = NO_SIGHT
+        unet, sight = self.parts.unet, NO_SIGHT
         if isinstance(source, Grounding):
             network = source
         else:
             network = load_grounding(
                 source,
-                self.unet,
+                unet,
                 kind=kind,
                 variant=variant,
                 subfolder=subfolder or None,
@@ -117,17 +155,9 @@ class Groundable:
                 **hub,
             )
             if Path(source).is_dir():
-                sight = _sight_of(Path(source), self.unet)
-        network.require_fit(self.unet)
+                sight = _sight_of(Path(source), unet)
         given = Sight(image_encoder, image_project, processor)
-        sight = given.over(sight)
-        attached = self._attach_shipped()
-        # A new mapping: runs in other threads keep what they began with.
-        vars(self)["_attached"] = {**attached, network.config.kind: network}
-        if sight != NO_SIGHT:
-            vars(self)["_sight"] = sight
-        if self._offload is not None:
-            self._offload.bring_home(network, *sight)
+        self.parts.attached.attach(self.parts, network, given.over(sight))
 
     def unload_grounding(self, kind: str | None = None) -> None:
         """Detach the grounding weights of a kind, or all: calls then give the bits they gave before
@@ -136,15 +166,7 @@ class Groundable:
         Raises:
             InputError: none of this kind is attached.
         """
-        attached = dict(self._attach_shipped())
-        if kind is not None and kind not in attached:
-            there = ", ".join(map(repr, attached)) or "none"
-            raise InputError(f"kind={kind!r} is not attached; attached: {there}")
-        for name in [kind] if kind is not None else list(attached):
-            del attached[name]
-        vars(self)["_attached"] = attached
-        if not attached:
-            vars(self).pop("_sight", None)
+        self.parts.attached.detach(self.parts, kind)
 
     def save_grounding(self, target: str | Path, kind: str | None = None) -> None:
         """Write grounding weights alone, as `load_grounding` reads them: a folder, or one file if
@@ -163,21 +185,6 @@ class Groundable:
             listed = ", ".join(map(repr, there)) or "none"
             raise InputError(f"kind={kind!r}; allowed: kinds of the grounding weights, {listed}")
         save_grounding(there[kind], target)
-
-    def _networks(self) -> list[Model]:
-        """Those of the pipeline, and those that belong to its grounding weights."""
-        own = super()._networks()  # type: ignore[misc]
-        beside = (*vars(self).get("_attached", {}).values(), *vars(self).get("_sight", NO_SIGHT))
-        return [*own, *(one for one in beside if isinstance(one, Model))]
-
-    @classmethod
-    def from_pipe(cls, pipeline: Any, **options: Any) -> Any:
-        """As of every pipeline; grounding weights stay attached."""
-        made = super().from_pipe(pipeline, **options)  # type: ignore[misc]
-        for name in ("_attached", "_sight"):
-            if name in vars(pipeline):
-                vars(made)[name] = vars(pipeline)[name]
-        return made
 
 
 def _sight_of(folder: Path, unet: Any) -> Sight:

@@ -91,9 +91,9 @@ class Offload:
         return self._here.setdefault(id(network), (network, []))[1]
 
 
-def enable(pipe: Any, gpu_id: Any, device: Any) -> None:
-    """What `pipe.enable_model_cpu_offload` does."""
-    for name, network in pipe.components.items():
+def enable(components: Any, gpu_id: Any, device: Any) -> None:
+    """What `pipe.enable_model_cpu_offload` does, to its `Components`."""
+    for name, network in components.named.items():
         kind = uncompiled(network).nn.name if isinstance(uncompiled(network), Model) else "torch"
         if kind != "torch":
             raise InputError(
@@ -102,7 +102,7 @@ def enable(pipe: Any, gpu_id: Any, device: Any) -> None:
     place = resolve_accelerator(
         None if gpu_id is None else checks.whole("gpu_id", gpu_id, 0), device
     )
-    if (before := pipe._offload) is not None and before.device != place:
+    if (before := components.offload) is not None and before.device != place:
         if before.busy:
             raise InputError(
                 f"device={str(place)!r}: calls are in progress on {str(before.device)!r}; wait for "
@@ -110,8 +110,8 @@ def enable(pipe: Any, gpu_id: Any, device: Any) -> None:
             )
         before = None
     made = Offload(place) if before is None else before
-    made.bring_home(*pipe._networks())
-    pipe._offload = made
+    made.bring_home(*components.networks)
+    components.offload = made
 
 
 def _models(networks: Sequence[Any]) -> list[Any]:

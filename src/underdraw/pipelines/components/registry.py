@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from underdraw import models, schedulers
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
 from underdraw.names import HOMES
@@ -37,6 +38,40 @@ READERS: Mapping[str, Any] = {
 }
 """The class of each component that prepares texts or pictures."""
 NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a class of pipelines is made of, by name and in order."""
+
+    kind: str
+    """Name of the class."""
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    for_text: tuple[str, ...]
+    """Of those needed the ones which may be None where prompts are given as embeddings."""
+    switches: tuple[str, ...]
+    """Arguments of the constructor that are no components."""
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Of all components."""
+        return (*self.needed, *self.optional)
+
+    def check(self, given: Iterable[str], switches: tuple[str, ...] = ()) -> None:
+        """Raise an InputTypeError where others than components and these switches are given."""
+        if unknown := sorted(set(given) - {*self.all, *switches}):
+            there = (*self.all, *self.switches)
+            raise InputTypeError(f"{self.kind} has no components {unknown}; there are {there}")
+
+    def check_complete(self, found: Iterable[str], where: str, listed: Iterable[str]) -> None:
+        """Raise an InputError where a needed one is lacking in a folder, which lists others."""
+        for name in self.needed:
+            if name not in found:
+                raise InputError(
+                    f"{where} has no {name}, which {self.kind} needs; it lists "
+                    f"{', '.join(sorted(listed)) or 'nothing'}"
+                )
 
 
 def uncompiled(value: Any) -> Any:

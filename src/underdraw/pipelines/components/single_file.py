@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.models import keywords as familiar
-from underdraw.pipelines.components.registry import MODELS, scheduler_class
+from underdraw.pipelines.components.registry import MODELS, Names, scheduler_class
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import folders, hub
 from underdraw.weights.files import SUFFIXES
@@ -27,9 +27,9 @@ class NoVocabularyError(NotFoundError):
     """A one-file checkpoint needs a vocabulary, and nobody said where it is."""
 
 
-def load(cls: Any, source: Any, **options: Any) -> Any:
-    """See `DiffusionPipeline.from_single_file`."""
-    names = (*cls.components_needed, *cls.components_optional)
+def read_file(pipeline: Names, source: Any, **options: Any) -> tuple[dict[str, Any], str]:
+    """Components by name, and where they were found; see `DiffusionPipeline.from_single_file`."""
+    names = pipeline.all
     given = {name: options.pop(name) for name in names if name in options}
     access = {name: options.pop(name) for name in familiar.HUB if name in options}
     neutral = {name: options.pop(name) for name in NEUTRAL if name in options}
@@ -68,14 +68,12 @@ def load(cls: Any, source: Any, **options: Any) -> Any:
             found[name] = scheduler_class(read.scheduler["_class_name"]).from_config(read.scheduler)
         elif name == "tokenizer":
             found[name] = load_tokenizer(read.tokenizer, around, **access)
-    if missing := [name for name in cls.components_needed if name not in found]:
+    if missing := [name for name in pipeline.needed if name not in found]:
         raise InputError(
-            f"{path} has no {' and no '.join(missing)}; {cls.__name__} needs them: give "
+            f"{path} has no {' and no '.join(missing)}; {pipeline.kind} needs them: give "
             + ", ".join(f"{name}=" for name in missing)
         )
-    made = cls(**found)
-    made.source = str(path) if os.path.exists(os.fspath(source)) else os.fspath(source)
-    return made
+    return found, str(path) if os.path.exists(os.fspath(source)) else os.fspath(source)
 
 
 def find(source: Any, **access: Any) -> Path:

@@ -5,43 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, NonFiniteError, WeightError
-from underdraw.models.outputs import Output
-from underdraw.pictures.pasting import paste as paste_back
+from underdraw.pictures.pasting import originals, paste_all
 from underdraw.pictures.reading import read_mask
-from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.call.conditioning import encode_texts
+from underdraw.pipelines.call.plan import check_prompts, make_plan
 from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.diffedit.latents import encode_image, read_image
+from underdraw.pipelines.diffedit.outputs import DiffEditOutput
 from underdraw.schedulers import DDIMScheduler, Scheduler
 from underdraw.weights.files import open_checkpoint
 from underdraw.weights.save import save_tensors
 
 METADATA = "underdraw_edit"
 LEVELS, MASK = "latents", "mask"
-
-
-@dataclass
-class DiffEditOutput(Output):
-    """What `edit` returns."""
-
-    images: Any
-    """A list of PIL images, or an array, as `output_type` says."""
-    mask_image: np.ndarray
-    """Integers 0 and 1, `(images, height / 8, width / 8)`: 1 where the picture was to change."""
-    latents: Array
-    """Of the inversion, as `invert` gives them."""
-    nsfw_content_detected: list[bool] | None = None
-    clean: Array | None = None
-    """Of the picture, as `invert` gives them."""
 
 
 @dataclass(frozen=True)
@@ -149,60 +136,38 @@ def reversible(pipe: Any) -> Any:
 def edit(
     pipe: Any,
     image: Any,
-    source: str | Sequence[str] | None,
-    target: str | Sequence[str] | None,
-    source_embeds: Array | None,
-    target_embeds: Array | None,
-    negative: str | Sequence[str] | None,
+    source: Request,
+    target: Request,
     mask_image: Any,
     settings: EditSettings,
-    seed: int | Sequence[int],
-    output_type: str,
     paste: bool,
     keep: str | os.PathLike[str] | None,
-    callback: Callable[..., Any] | None,
-    controls: Sequence[Any],
 ) -> DiffEditOutput:
-    """What `StableDiffusionDiffEditPipeline.edit` does."""
-
+    """What `StableDiffusionDiffEditPipeline.edit` does; texts, seed and output as requests."""
     pipe = reversible(pipe)
-    nn, framework = pipe._operations, pipe._framework
-    pictures = pipe._pictures(image)
-    requests = [
-        Request(source, None, source_embeds, pictures=pictures.shape[0]),
-        Request(
-            target,
-            negative,
-            target_embeds,
-            pictures=pictures.shape[0],
-            guidance_scale=settings.guidance,
-            num_inference_steps=settings.steps,
-            strength=checks.number("inpaint_strength", settings.strength, 0.0, 1.0),
-            output_type=output_type,
-            seed=seed,
-            callback=callback,
-            controls=controls,
-        ),
-    ]
-    told = [
-        pipe._side(request, name)
-        for request, name in zip(requests, ("source_", "target_"), strict=True)
-    ]
-    count = max(found[2] for found in told)
-    if source is not None and told[0][0] == told[1][0]:
-        raise InputError(f"source and target are both {source!r}; nothing would change")
+    parts: Components = pipe.parts
+    framework, seed = parts.framework, target.seed
+    pictures = read_image(parts, image)
+    source = replace(source, pictures=pictures.shape[0])
+    target = replace(
+        target,
+        pictures=pictures.shape[0],
+        guidance_scale=settings.guidance,
+        num_inference_steps=settings.steps,
+        strength=checks.number("inpaint_strength", settings.strength, 0.0, 1.0),
+    )
+    before = check_prompts(parts, source, "source_")
+    after = check_prompts(parts, target, "target_")
+    count = max(before.count, after.count)
+    if source.prompt is not None and before.prompts == after.prompts:
+        raise InputError(f"source and target are both {source.prompt!r}; nothing would change")
     # What decoding would refuse, before the mask and the inversion are made.
-    decoding = replace(requests[1], pictures=count)
-    guided = pipe._named("inpaint_strength", lambda: pipe._plan(decoding)).guided
-    texts = [
-        pipe._contexts(request, prompts, negatives, needed, count)
-        for request, (prompts, negatives, _), needed in zip(
-            requests, told, (False, guided), strict=True
-        )
-    ]
-    (source_embeds, _), (target_embeds, against) = texts
+    decoding = replace(target, pictures=count)
+    guided = make_plan(parts, decoding, pipe, strength_name="inpaint_strength").guided
+    source_embeds = encode_texts(parts, source, before, False, count).context
+    wanted = encode_texts(parts, target, after, guided, count)
     pixels = framework.to_numpy(pictures)
-    clean = pipe._encode(pictures, None, False, count)
+    clean = encode_image(parts, pictures, count)
     if not framework.is_finite(clean):
         raise NonFiniteError("vae: encoding gave NaN or infinity")
     scheme = pipe.scheduler if pipe.inverse_scheduler is None else pipe.inverse_scheduler
@@ -211,7 +176,7 @@ def edit(
         {
             "picture": fingerprint(pixels),
             "source": fingerprint(framework.to_numpy(source_embeds)),
-            "target": fingerprint(framework.to_numpy(target_embeds)),
+            "target": fingerprint(framework.to_numpy(wanted.context)),
             "model": pipe.source,
             "solver": {name: str(value) for name, value in sorted(scheme.config.items())},
             "settings": {
@@ -226,12 +191,12 @@ def edit(
     way: dict[str, Any] = {"num_inference_steps": settings.steps}
     size = tuple(clean.shape[2:])
     if mask_image is not None:
-        given = read_mask(nn, mask_image, count, size, pipe.vae.config.factor)
+        given = read_mask(parts.nn, mask_image, count, size, pipe.vae.config.factor)
         kept.mask = framework.to_numpy(given)[:, 0].astype(np.int64)
     elif kept.mask is None:
         kept.mask = pipe.generate_mask(
             clean,
-            target_prompt_embeds=target_embeds,
+            target_prompt_embeds=wanted.context,
             source_prompt_embeds=source_embeds,
             num_maps_per_mask=settings.maps,
             mask_encode_strength=settings.mask_strength,
@@ -257,36 +222,17 @@ def edit(
         mask_image=found,
         image_latents=inverted,
         guidance_scale=settings.guidance,
-        prompt_embeds=target_embeds,
-        negative_prompt_embeds=against,
-        output_type=output_type,
+        prompt_embeds=wanted.context,
+        negative_prompt_embeds=wanted.negative,
+        output_type=target.output_type,
         seed=seed,
-        callback=callback,
-        controls=controls,
+        callback=target.callback,
+        controls=target.controls,
         **way,
     )
     images = made.images
-    if paste and output_type != "latent":
-        images = _pasted(image, pixels, images, found, output_type, framework)
+    if paste and target.output_type != "latent":
+        own = originals(image, pixels, target.output_type)
+        images = paste_all(images, own, found, framework)
     flags = made.nsfw_content_detected
     return DiffEditOutput(images, found, inverted.latents, flags, inverted.clean)
-
-
-def _pasted(
-    image: Any, pixels: np.ndarray, made: Any, mask: np.ndarray, output_type: str, framework: Any
-) -> Any:
-    """The results with everything outside the masks as the caller gave it."""
-
-    if output_type == "pil":
-        given = list(image) if isinstance(image, list | tuple) else [image]
-        if not all(isinstance(one, Image.Image) for one in given):
-            given = to_pil(pixels.transpose(0, 2, 3, 1) / 2 + 0.5)
-        given = given * (len(made) // len(given))
-        return [paste_back(*three) for three in zip(given, made, mask, strict=True)]
-    shown = (pixels.transpose(0, 2, 3, 1) / 2 + 0.5).astype(np.float32)
-    after = made if output_type == "np" else framework.to_numpy(made).transpose(0, 2, 3, 1)
-    shown = np.broadcast_to(shown, after.shape)
-    pasted = np.stack([paste_back(*three) for three in zip(shown, after, mask, strict=True)])
-    if output_type == "np":
-        return pasted
-    return framework.array(pasted.transpose(0, 3, 1, 2), device=made.device)

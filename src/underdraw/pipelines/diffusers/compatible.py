@@ -1,4 +1,4 @@
-"""What code written for the peer reads from a pipeline; answers to what is done otherwise here."""
+"""What code written for diffusers reads of a pipeline; answers to what is done otherwise here."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import ImageFilter
 
 from underdraw import checks
-from underdraw.backends import seeds
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
-from underdraw.pictures import reading as pictures, writing as images
+from underdraw.pictures import cropping, reading as pictures, writing as images
 from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.offload import enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
+from underdraw.pipelines.diffusers.latents import first_noise
 
 
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
-    """Arguments of the peer's call whose work controls do here; empty ones pass, and a `scale` of
+    """Arguments of diffusers' call whose work controls do here; empty ones pass, and a `scale` of
     LoRA layers, of which there are none."""
     if isinstance(attention, Mapping) and set(attention) == {"scale"}:
         scale = attention["scale"]
@@ -39,16 +40,6 @@ def refuse(image: Any, embeds: Any, attention: Any) -> None:
                 f"{name}={value!r:.100} is not taken; allowed: None. What acts on attention is "
                 "given as controls=[...]"
             )
-
-
-def no_texts(pipe: Any, prompts: Any) -> InputError:
-    """The error of a call that has to encode a text in a pipeline which cannot."""
-    lacking = [name for name in ("text_encoder", "tokenizer") if getattr(pipe, name) is None]
-    what = "prompt" if prompts is not None else "negative_prompt (an empty one if none is given)"
-    return InputError(
-        f"{' and '.join(lacking)}=None, so {what} cannot be encoded; give prompt_embeds, and "
-        "negative_prompt_embeds or guidance_scale=1"
-    )
 
 
 class ImageProcessor:
@@ -70,7 +61,7 @@ class ImageProcessor:
         Arguments are those of `models.pictures.read_pictures` and `read_masks`; the size is by
         default that of the first picture, rounded down to multiples of the autoencoder's factor.
         """
-        crop = None if crops_coords is None else pictures.Crop(*crops_coords)
+        crop = None if crops_coords is None else cropping.Crop(*crops_coords)
         if self.mask:
             side = getattr(image, "size", None) if hasattr(image, "convert") else None
             side = (image.shape[-1], image.shape[-2]) if side is None else side
@@ -91,9 +82,9 @@ class ImageProcessor:
         return self.framework.array(read, device=self.place)
 
     @staticmethod
-    def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> pictures.Crop:
+    def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> cropping.Crop:
         """The part of a picture around what is set in a PIL mask (`models.pictures`)."""
-        return pictures.crop_around(mask_image, width, height, pad)
+        return cropping.crop_around(mask_image, width, height, pad)
 
     @staticmethod
     def blur(image: Any, blur_factor: int = 4) -> Any:
@@ -110,36 +101,28 @@ class ImageProcessor:
 
 
 class Familiar:
-    """Attributes of the peer's pipelines that user code reads."""
+    """Attributes of diffusers' pipelines that user code reads."""
 
-    vae: Any
-    unet: Any
-    scheduler: Any
+    parts: Components
     components: Any
-    source: Any
-    device: Any
-    _run: Any
-    _framework: Any
-    _offload: Any
-    _callback_tensor_inputs: ClassVar[list[str]] = [
-        *("latents", "prompt_embeds", "negative_prompt_embeds")
-    ]
-    """Names of the tensors that `callback_on_step_end` may ask for and change."""
+    requires_safety_checker: bool
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels to one latent, along each side."""
-        return self.vae.config.factor
+        return self.parts.vae.config.factor
 
     @property
     def image_processor(self) -> ImageProcessor:
         """Pictures in and out."""
-        return ImageProcessor(self._framework, self.vae_scale_factor, self.device)
+        return ImageProcessor(self.parts.framework, self.vae_scale_factor, self.parts.device)
 
     @property
     def mask_processor(self) -> ImageProcessor:
         """Masks in."""
-        return ImageProcessor(self._framework, self.vae_scale_factor, self.device, mask=True)
+        return ImageProcessor(
+            self.parts.framework, self.vae_scale_factor, self.parts.device, mask=True
+        )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -148,27 +131,17 @@ class Familiar:
         for name, value in self.components.items():
             kind = (LIBRARIES.get(name, "transformers"), type(uncompiled(value)).__name__)
             listed[name] = (None, None) if value is None else kind
-        listed["requires_safety_checker"] = vars(self)["requires_safety_checker"]
-        return MappingProxyType({**listed, "_name_or_path": self.source})
+        listed["requires_safety_checker"] = self.requires_safety_checker
+        return MappingProxyType({**listed, "_name_or_path": self.parts.source})
 
     @property
     def name_or_path(self) -> str | None:
         """Where the pipeline was loaded from."""
-        return self.source
+        return self.parts.source
 
     @property
     def _execution_device(self) -> Any:
-        return self.device
-
-    @property
-    def clip_skip(self) -> int | None:
-        """Of the run in progress in this thread, or of the last one."""
-        return getattr(self._run, "skip", None)
-
-    @property
-    def guidance_rescale(self) -> float:
-        """Of the run in progress in this thread, or of the last one."""
-        return getattr(self._run, "rescale", 0.0)
+        return self.parts.device
 
     @property
     def cross_attention_kwargs(self) -> None:
@@ -187,21 +160,8 @@ class Familiar:
     ) -> Array:
         """What a run begins with: noise (or `latents`) times the scheduler's first noise level."""
         shape = (batch_size, num_channels_latents, height, width)
-        begin: Any = self._first_noise(shape, dtype, device, generator, latents)
-        return begin * getattr(self.scheduler, "init_noise_sigma", 1.0)
-
-    def _first_noise(
-        self, shape: tuple[int, ...], dtype: Any, device: Any, generator: Any, latents: Any
-    ) -> Array:
-        """Noise for `shape`, whose sides are in pixels, or `latents` instead."""
-        *rows, height, width = shape
-        factor, framework = self.vae_scale_factor, self._framework
-        drawn = seeds.generators(generator, None, shape[0])
-        device = self.device if device is None else device
-        if latents is not None:
-            return framework.array(latents, device=device)
-        like = framework.leaf(self.unet.conv_in).dtype if dtype is None else dtype
-        return framework.draw((*rows, height // factor, width // factor), drawn, device, like)
+        begin: Any = first_noise(self.parts, shape, dtype, device, generator, latents)
+        return begin * getattr(self.parts.scheduler, "init_noise_sigma", 1.0)
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
@@ -232,21 +192,21 @@ class Familiar:
             InputError: there is no accelerator or no such device, networks are not on PyTorch, or
                 a call is in progress on another device.
         """
-        enable(self, gpu_id, device)
+        enable(self.parts, gpu_id, device)
 
     def disable_model_cpu_offload(self) -> None:
         """No longer move networks: they stay in host memory, from where `pipe.to(device)` takes
         them. Pipelines that share them (`from_pipe`) are not changed."""
         self.maybe_free_model_hooks()
-        self._offload = None
+        self.parts.offload = None
 
     remove_all_hooks = disable_model_cpu_offload
 
     def maybe_free_model_hooks(self) -> None:
         """Bring home what an interrupted call has left on the accelerator; calls do so at their
-        end, so this is for code written for the peer."""
-        if self._offload is not None:
-            self._offload.bring_home()
+        end, so this is for code written for diffusers."""
+        if self.parts.offload is not None:
+            self.parts.offload.bring_home()
 
     def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
         """Raises InputError: it comes with a later release."""

@@ -1,4 +1,4 @@
-"""The peer's public methods of the GLIGEN pipelines besides their call."""
+"""diffusers' public methods of the GLIGEN pipelines besides their call."""
 
 from __future__ import annotations
 
@@ -6,26 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from underdraw import backends
 from underdraw.backends.contract import Array
 from underdraw.controls.features import image_features, phrase_features
 from underdraw.errors import InputError
-
-
-def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """Float32 `(height, width)`: 1 inside of any box, 0 elsewhere.
-
-    Sides are rounded down, as the peer does; a box with an area covers at least one place.
-    """
-    mask = np.zeros((height, width), np.float32)
-    for x0, y0, x1, y1 in boxes:
-        if x0 < x1 and y0 < y1:
-            left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
-            right, bottom = max(int(x1 * width), left + 1), max(int(y1 * height), top + 1)
-            mask[top:bottom, left:right] = 1
-    return mask
+from underdraw.pictures.cropping import box_mask, cut_to
+from underdraw.pipelines.components.components import Components
 
 
 class FamiliarGLIGEN:
@@ -59,25 +46,10 @@ class FamiliarGLIGEN:
         return cut_to(im, new_hw, new_hw)
 
 
-def cut_to(picture: Any, height: int, width: int) -> Any:
-    """The largest part around the middle of a PIL image that has the proportions of a size,
-    resized to it."""
-    wide, high = picture.size
-    if (wide, high) == (width, height):
-        return picture
-    part_wide, part_high = min(wide, high * width / height), min(high, wide * height / width)
-    left, top = (wide - part_wide) / 2, (high - part_high) / 2
-    if (part_wide, part_high) != (wide, high):
-        picture = picture.crop((left, top, left + part_wide, top + part_high))
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
 class FamiliarTextImage:
     """Methods of the pipeline with images."""
 
-    text_encoder: Any
-    device: Any
-    _framework: Any
+    parts: Components
 
     def complete_mask(self, has_mask: Any, max_objs: int, device: Any) -> Array:
         """`(1, max_objs)`: the given number, or numbers followed by ones; None is all ones."""
@@ -87,7 +59,7 @@ class FamiliarTextImage:
             row = [*map(float, has_mask), *[1.0] * (max_objs - len(has_mask))]
         if len(row) != max_objs:
             raise InputError(f"has_mask has {len(row)} entries; allowed: at most {max_objs}")
-        return self._framework.array([row], dtype=self.text_encoder.dtype, device=device)
+        return self.parts.framework.array([row], dtype=self.parts.text_encoder.dtype, device=device)
 
     def get_clip_feature(
         self, input: Any, normalize_constant: float, device: Any, is_image: bool = False
@@ -95,12 +67,12 @@ class FamiliarTextImage:
         """Features `(1, width)` of a phrase, or of a picture brought to a length; None of None."""
         if input is None:
             return None
-        with self._framework.no_grad():
+        with self.parts.framework.no_grad():
             if is_image:
-                found = image_features(self, [input]) * normalize_constant
+                found = image_features(self.parts, [input]) * normalize_constant
             else:
-                found = phrase_features(self, [input])
-        return self._framework.array(found, device=device)
+                found = phrase_features(self.parts, [input])
+        return self.parts.framework.array(found, device=device)
 
     def get_cross_attention_kwargs_with_grounded(
         self,
@@ -128,7 +100,7 @@ class FamiliarTextImage:
         for i, (box, phrase, picture) in enumerate(
             zip(gligen_boxes, phrases, pictures, strict=True)
         ):
-            filled["boxes"][:, i] = self._framework.array(box, device=device)
+            filled["boxes"][:, i] = self.parts.framework.array(box, device=device)
             filled["masks"][:, i] = 1
             for name, given, shown in (("phrases", phrase, False), ("image", picture, True)):
                 feature = self.get_clip_feature(given, normalize_constant, device, shown)
@@ -146,8 +118,8 @@ class FamiliarTextImage:
         sizes = {"boxes": (4,), "masks": (), "phrases_masks": (), "image_masks": ()}
         sizes |= dict.fromkeys(("phrases_embeddings", "image_embeddings"), (hidden_size,))
         zeros = {name: np.zeros((repeat_batch, max_objs, *size)) for name, size in sizes.items()}
-        dtype = self.text_encoder.dtype
+        dtype = self.parts.text_encoder.dtype
         return {
-            name: self._framework.array(value, dtype=dtype, device=device)
+            name: self.parts.framework.array(value, dtype=dtype, device=device)
             for name, value in zeros.items()
         }

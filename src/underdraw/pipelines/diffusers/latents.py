@@ -1,7 +1,6 @@
-"""The peer's methods that make the latents a run begins with, for code with a loop of its own; the
-calls here do without them.
+"""Methods of diffusers that make the latents a run begins with, for code with a loop of its own.
 
-As the peer does, they repeat whole batches, so that several images of several prompts belong
+As diffusers does, they repeat whole batches, so that several images of several prompts belong
 together only where there is a row for each.
 """
 
@@ -13,24 +12,24 @@ from typing import Any
 from underdraw.backends import seeds
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
+from underdraw.pipelines.components.components import Components
 from underdraw.solvers.table import read_noise
 
 
-def encoded(pipe: Any, image: Array, dtype: Any, device: Any, generator: Any) -> Array:
+def encoded(components: Components, image: Array, dtype: Any, device: Any, generator: Any) -> Array:
     """Latents of pictures `(n, 3, height, width)` in [-1, 1], drawn from the encoder's distribution
     and times `scaling_factor`; latents stay as they are. A list of generators has one per row."""
-    framework, vae = pipe._framework, pipe.vae
-    if image.shape[1] == vae.config.latent_channels:
+    framework = components.framework
+    if image.shape[1] == components.vae.config.latent_channels:
         return framework.array(image, dtype=dtype, device=device)
     if isinstance(generator, list | tuple):
         generator = list(generator[: image.shape[0]])
-    with framework.no_grad(), pipe._borrowed(vae):
-        pixels = framework.array(image, dtype=vae.dtype, device=vae.device)
-        found = vae.encode(pixels).latent_dist.sample(generator) * vae.config.scaling_factor
+    with framework.no_grad():
+        found = components.scaled(components.encode(image).sample(generator))
     return framework.array(found, dtype=dtype, device=device)
 
 
-def tiled(pipe: Any, x: Array, count: int) -> Array:
+def tiled(components: Components, x: Array, count: int) -> Array:
     """All rows again and again, until there are `count`.
 
     Raises:
@@ -39,18 +38,41 @@ def tiled(pipe: Any, x: Array, count: int) -> Array:
     rows = x.shape[0]
     if count % rows:
         raise InputError(f"image has {rows} rows; allowed: a divisor of {count}, the batch size")
-    return x if rows == count else pipe._operations.concat([x] * (count // rows), 0)
+    return x if rows == count else components.nn.concat([x] * (count // rows), 0)
 
 
-def noised(pipe: Any, clean: Array, timestep: Array, generator: Any) -> tuple[Array, Array]:
+def noised(
+    components: Components, clean: Array, timestep: Array, generator: Any
+) -> tuple[Array, Array]:
     """Latents at the level of a scheduler's timestep (one, or one per row), and their noise."""
     drawn = seeds.generators(generator, None, clean.shape[0])
-    noise = pipe._framework.draw(tuple(clean.shape), drawn, clean.device, clean.dtype)
-    return pipe.scheduler.add_noise(clean, noise, timestep), noise
+    noise = components.framework.draw(tuple(clean.shape), drawn, clean.device, clean.dtype)
+    return components.scheduler.add_noise(clean, noise, timestep), noise
+
+
+def first_noise(
+    components: Components,
+    shape: tuple[int, ...],
+    dtype: Any,
+    device: Any,
+    generator: Any,
+    latents: Any,
+) -> Array:
+    """Noise for `shape`, whose sides are in pixels, or `latents` instead."""
+    *rows, height, width = shape
+    factor, framework = components.vae.config.factor, components.framework
+    drawn = seeds.generators(generator, None, shape[0])
+    device = components.device if device is None else device
+    if latents is not None:
+        return framework.array(latents, device=device)
+    like = framework.leaf(components.unet.conv_in).dtype if dtype is None else dtype
+    return framework.draw((*rows, height // factor, width // factor), drawn, device, like)
 
 
 class PictureLatents:
     """`prepare_latents` of image-to-image."""
+
+    parts: Components
 
     def prepare_latents(
         self,
@@ -68,17 +90,18 @@ class PictureLatents:
         Raises:
             InputError: n does not divide that number, or there is another number of generators.
         """
-        pipe: Any = self
         count = batch_size * num_images_per_prompt
         generator = seeds.generators(generator, None, count)
         if isinstance(generator, list | tuple):
-            image = tiled(pipe, image, count)
-        clean = encoded(pipe, image, dtype, device, generator)
-        return noised(pipe, tiled(pipe, clean, count), timestep, generator)[0]
+            image = tiled(self.parts, image, count)
+        clean = encoded(self.parts, image, dtype, device, generator)
+        return noised(self.parts, tiled(self.parts, clean, count), timestep, generator)[0]
 
 
 class InpaintLatents:
     """`prepare_latents` of inpainting."""
+
+    parts: Components
 
     def prepare_latents(
         self,
@@ -107,7 +130,6 @@ class InpaintLatents:
         Raises:
             InputError: no `image` or `timestep` where they are needed, or numbers do not match.
         """
-        pipe: Any = self
         if not is_strength_max and (image is None or timestep is None):
             raise InputError("is_strength_max=False; give image and timestep")
         drawn = seeds.generators(generator, None, batch_size)
@@ -115,14 +137,14 @@ class InpaintLatents:
         if return_image_latents or (latents is None and not is_strength_max):
             if image is None:
                 raise InputError("return_image_latents=True; give image")
-            clean = tiled(pipe, encoded(pipe, image, dtype, device, drawn), batch_size)
+            clean = tiled(self.parts, encoded(self.parts, image, dtype, device, drawn), batch_size)
         noise: Any
         if latents is None and not is_strength_max:
-            begin, noise = noised(pipe, clean, timestep, drawn)
+            begin, noise = noised(self.parts, clean, timestep, drawn)
         else:
             shape = (batch_size, num_channels_latents, height, width)
-            noise = pipe._first_noise(shape, dtype, device, drawn, latents)
-            begin = noise * getattr(pipe.scheduler, "init_noise_sigma", 1.0)
+            noise = first_noise(self.parts, shape, dtype, device, drawn, latents)
+            begin = noise * getattr(self.parts.scheduler, "init_noise_sigma", 1.0)
         made = (begin, *((noise,) if return_noise else ()))
         return (*made, clean) if return_image_latents else made
 
@@ -130,7 +152,7 @@ class InpaintLatents:
 class InvertedLatents:
     """Further methods of DiffEdit."""
 
-    inverse_scheduler: Any
+    parts: Components
 
     def prepare_image_latents(
         self,
@@ -142,11 +164,10 @@ class InvertedLatents:
     ) -> Array:
         """Clean latents `(batch_size, 4, height / 8, width / 8)` of pictures `(n, 3, height,
         width)` in [-1, 1], or of latents; InputError where n does not divide `batch_size`."""
-        pipe: Any = self
         drawn = seeds.generators(generator, None, batch_size)
         if isinstance(drawn, list | tuple):
-            image = tiled(pipe, image, batch_size)
-        return tiled(pipe, encoded(pipe, image, dtype, device, drawn), batch_size)
+            image = tiled(self.parts, image, batch_size)
+        return tiled(self.parts, encoded(self.parts, image, dtype, device, drawn), batch_size)
 
     def get_inverse_timesteps(
         self, num_inference_steps: int, strength: float, device: Any = None
@@ -168,6 +189,6 @@ class InvertedLatents:
         return answer * from_output + sample * from_sample
 
     def _upwards_scheduler(self) -> Any:
-        if self.inverse_scheduler is None:
-            raise InputError("inverse_scheduler=None; this method of the peer's needs one")
-        return self.inverse_scheduler
+        if self.parts.inverse_scheduler is None:
+            raise InputError("inverse_scheduler=None; this method of diffusers needs one")
+        return self.parts.inverse_scheduler

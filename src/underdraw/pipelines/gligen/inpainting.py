@@ -17,9 +17,10 @@ from underdraw.controls.region import Region
 from underdraw.errors import InputError
 from underdraw.networks.gligen.grounding import Constants
 from underdraw.networks.sites import NO_SITES, Sites
-from underdraw.pictures.pasting import paste
+from underdraw.pictures.cropping import box_mask, cut_to
+from underdraw.pictures.pasting import paste_all
 from underdraw.pictures.reading import as_picture, read_masks, read_pictures, shrunk
-from underdraw.pipelines.diffusers.gligen import box_mask, cut_to
+from underdraw.pipelines.components.components import Components
 
 
 @dataclass(frozen=True)
@@ -33,41 +34,23 @@ class Inpainting:
     inside: Array
     """The same for latents, `(1 or images, 1, height / 8, width / 8)`."""
 
-    def encoded(self, pipe: Any, sample: bool = False) -> Array:
-        """Latents of the pictures, times `scaling_factor`: the mean, or as the peer a sample."""
-        framework, vae = pipe._framework, pipe.vae
-        pixels = read_pictures("gligen_inpaint_image", list(self.pictures), framework)
-        with framework.no_grad(), pipe._borrowed(vae):
-            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
-            found = vae.encode(pixels).latent_dist
-            latents = found.sample() if sample else found.mean
-            return framework.operations.float32(latents) * vae.config.scaling_factor
-
     def paste_back(self, made: Any, framework: Any) -> Any:
         """Images of any output type but latents, with the pictures' own pixels outside."""
-        if isinstance(made, list):
-            return [
-                paste(self._of(self.pictures, i), one, self._of(self.pixels, i))
-                for i, one in enumerate(made)
-            ]
-        numpy = isinstance(made, np.ndarray)
-        pixels = made if numpy else framework.to_numpy(made).transpose(0, 2, 3, 1)
-        pasted = []
-        for i, one in enumerate(pixels):
-            before = np.asarray(self._of(self.pictures, i), one.dtype) / one.dtype.type(255)
-            pasted.append(np.where(self._of(self.pixels, i)[:, :, None] > 0, one, before))
-        stacked = np.stack(pasted)
-        if numpy:
-            return stacked
-        return framework.array(stacked.transpose(0, 3, 1, 2), dtype=made.dtype, device=made.device)
+        return paste_all(made, self.pictures, self.pixels, framework)
 
-    @staticmethod
-    def _of(each: Any, index: int) -> Any:
-        return each[index if len(each) > 1 else 0]
+
+def encode_known(components: Components, inpainting: Inpainting, sample: bool = False) -> Array:
+    """Latents of the pictures, float32: the mean, or as diffusers has them a sample."""
+    framework = components.framework
+    pixels = read_pictures("gligen_inpaint_image", list(inpainting.pictures), framework)
+    found = components.encode(pixels)
+    with framework.no_grad():
+        latents = framework.operations.float32(found.sample() if sample else found.mean)
+        return framework.array(components.scaled(latents), device=components.device)
 
 
 def read_inpainting(
-    pipe: Any,
+    components: Components,
     image: Any,
     mask: Any,
     layouts: Sequence[Layout],
@@ -82,7 +65,7 @@ def read_inpainting(
         InputError, InputTypeError: they are no pictures or masks, or not 1, `prompts` or `count`.
     """
     height, width = size
-    framework = pipe._framework
+    framework = components.framework
     several = isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
     given = list(image) if several else [image]
     if len(given) not in (1, prompts, count):
@@ -92,12 +75,14 @@ def read_inpainting(
     given = [one for one in given for _ in range(count // len(given) if len(given) > 1 else 1)]
     pictures = [cut_to(as_picture("gligen_inpaint_image", one), height, width) for one in given]
     if mask is None:
-        factor = pipe.vae.config.factor
+        factor = components.vae.config.factor
         drawn, cells = (
             np.stack([box_mask([e.box for e in layout.entries], high, wide) for layout in layouts])
             for high, wide in (size, (height // factor, width // factor))
         )
-        return Inpainting(pictures, drawn, framework.array(cells[:, None], device=pipe.device))
+        return Inpainting(
+            pictures, drawn, framework.array(cells[:, None], device=components.device)
+        )
     masks = list(mask) if isinstance(mask, list | tuple) else [mask]
     # A picture of a mask is cut as the picture beside it.
     masks = [cut_to(one, height, width) if hasattr(one, "crop") else one for one in masks]
@@ -108,9 +93,9 @@ def read_inpainting(
         )
     if read.shape[0] > 1:
         read = framework.array(framework.to_numpy(read).repeat(count // read.shape[0], 0))
-    inside = shrunk(framework.operations, read, pipe.vae.config.factor)
+    inside = shrunk(framework.operations, read, components.vae.config.factor)
     pixels = framework.to_numpy(read)[:, 0]
-    return Inpainting(pictures, pixels, framework.array(inside, device=pipe.device))
+    return Inpainting(pictures, pixels, framework.array(inside, device=components.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +133,7 @@ class KnownChannels(Control):
 
 
 class PeersRegion(Region):
-    """Blends as the peer does: before each call with fresh noise from PyTorch's global stream, one
+    """Blends as diffusers does: before each call with fresh noise from PyTorch's global stream, one
     for the whole batch, and not after the last call, so that the background drifts."""
 
     def before_call(

@@ -1,0 +1,98 @@
+"""What a control may ask of the pipeline that it acts in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.models.outputs import DiagonalGaussian
+from underdraw.networks.program import Program
+
+
+class Components(Protocol):
+    """What a pipeline is made of, as controls see it; pipelines hold one
+    (`pipelines.components.components`).
+
+    Pictures are `(n, 3, height, width)` in [-1, 1]. Latents are as the UNet sees them, but for
+    those of the distribution that `encode` gives: `scaled` multiplies what was drawn from it.
+    """
+
+    @property
+    def framework(self) -> Any:
+        """The backend of the UNet: arrays, devices, randomness."""
+        ...
+
+    @property
+    def nn(self) -> Operations:
+        """Its operations, with the settings of the pipeline."""
+        ...
+
+    @property
+    def device(self) -> Any:
+        """Where calls compute."""
+        ...
+
+    @property
+    def settings(self) -> Any:
+        """Slices and tiles (`pipelines.components.settings`); `ask`, `encode` and `decode` obey
+        them."""
+        ...
+
+    @property
+    def compat(self) -> str | None:
+        """ "diffusers" where its behaviour is brought back, else None."""
+        ...
+
+    @property
+    def unet(self) -> Any:
+        """`UNet2DConditionModel`"""
+        ...
+
+    @property
+    def vae(self) -> Any:
+        """`AutoencoderKL`"""
+        ...
+
+    @property
+    def text_encoder(self) -> Any:
+        """`CLIPTextModel`, or None"""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """`CLIPTokenizer`, or None"""
+        ...
+
+    @property
+    def groundings(self) -> Mapping[str, Any]:
+        """Grounding weights by kind: those attached, and those which the UNet has in itself."""
+        ...
+
+    @property
+    def sight(self) -> Any:
+        """`image_encoder`, `image_project` and `processor`, each or None: what makes features of
+        images in boxes."""
+        ...
+
+    def borrow(self, *networks: Any) -> AbstractContextManager[None]:
+        """While it lasts these networks are on `device`; also those a control brings itself."""
+        ...
+
+    def ask(self, program: Program, model: Any, *inputs: Any) -> Any:
+        """What a program of a network gives for `inputs`, arrays on `device`; it is borrowed for
+        that, and the pipeline's engine runs it."""
+        ...
+
+    def encode(self, pixels: Array) -> DiagonalGaussian:
+        """The distribution of the latents of pictures, in the autoencoder's dtype."""
+        ...
+
+    def scaled(self, latents: Array) -> Array:
+        """Latents drawn from that distribution, as the UNet sees them."""
+        ...
+
+    def decode(self, latents: Array) -> Array:
+        """Pictures near [-1, 1] of latents as the UNet sees them."""
+        ...

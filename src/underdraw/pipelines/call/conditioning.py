@@ -1,0 +1,109 @@
+"""What a run is told: texts become contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.controls.control import of_words
+from underdraw.controls.run import Conditioning
+from underdraw.errors import InputError
+from underdraw.pipelines.call.latents import repeated
+from underdraw.pipelines.call.plan import Plan, Prompts
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.components.components import Components
+from underdraw.text.prompts import encode_prompts
+
+
+def condition(components: Components, plan: Plan) -> Conditioning:
+    """The contexts of a plan."""
+    texts = Prompts(plan.prompts, plan.negatives, plan.count)
+    return encode_texts(components, plan.request, texts, plan.guided, plan.count)
+
+
+def encode_texts(
+    components: Components, request: Request, texts: Prompts, guided: bool, count: int
+) -> Conditioning:
+    """Contexts for `count` images, those of one prompt next to each other.
+
+    Raises:
+        InputError: a text has to be encoded by a pipeline that cannot, or contexts are of
+            different length.
+    """
+    prompts, negatives = texts.prompts, texts.negatives
+    context: Any = request.prompt_embeds
+    negative: Any = request.negative_prompt_embeds if guided else None
+    absent = guided and negative is None
+    if prompts is not None or absent:
+        _check_encodes(components, prompts)
+    if prompts is not None:
+        against = (negatives or [""] * len(prompts)) if absent else []
+        context, found = _encoded(components, request, prompts, against, request.clip_skip)
+        negative = found if absent else negative
+    elif absent:
+        # Beside a context that was given, of at most its length.
+        window = min(components.tokenizer.model_max_length, context.shape[1])
+        against = negatives or [""] * context.shape[0]
+        negative = _encoded(components, request, against, max_length=window)[0]
+    if negative is not None and negative.shape[1] != context.shape[1]:
+        context, negative = equally_long(components, context, negative)
+    framework, nn = components.framework, components.nn
+    like = framework.leaf(components.unet.conv_in)
+
+    def ready(x: Array) -> Array:
+        x = nn.cast(framework.array(x, device=components.device), like)
+        return repeated(nn, x, count // x.shape[0])
+
+    return Conditioning(ready(context), None if negative is None else ready(negative))
+
+
+def _encoded(
+    components: Components,
+    request: Request,
+    prompts: Sequence[str],
+    negatives: Sequence[str] = (),
+    clip_skip: int | None = None,
+    max_length: int | None = None,
+) -> tuple[Array, Array | None]:
+    with components.borrow(components.text_encoder):
+        return encode_prompts(
+            components.text_encoder,
+            components.tokenizer,
+            prompts,
+            negatives,
+            clip_skip,
+            components.compat == "diffusers",
+            max_length,
+            components.ask,
+            of_words(request.controls),
+        )
+
+
+def _check_encodes(components: Components, prompts: list[str] | None) -> None:
+    """Raise an InputError where texts cannot be encoded; `prompts` are None where the negative
+    ones alone have to be."""
+    names = ("text_encoder", "tokenizer")
+    if lacking := [name for name in names if components.named.get(name) is None]:
+        what = (
+            "prompt" if prompts is not None else "negative_prompt (an empty one if none is given)"
+        )
+        raise InputError(
+            f"{' and '.join(lacking)}=None, so {what} cannot be encoded; give prompt_embeds, and "
+            "negative_prompt_embeds or guidance_scale=1"
+        )
+
+
+def equally_long(components: Components, context: Array, negative: Array) -> tuple[Array, Array]:
+    """The shorter of two contexts repeated, which attention to it does not notice."""
+    lengths = (context.shape[1], negative.shape[1])
+    if max(lengths) % min(lengths):
+        raise InputError(
+            f"prompt and negative prompt have {lengths[0]} and {lengths[1]} tokens; give both "
+            "as text, or embeddings of equal length"
+        )
+    concat, most = components.nn.concat, max(lengths)
+    return (
+        concat((context,) * (most // lengths[0]), 1),
+        concat((negative,) * (most // lengths[1]), 1),
+    )

@@ -1,0 +1,104 @@
+"""The run of a call: begun, and driven to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.controls.control import Control
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.engine import Question
+from underdraw.errors import NonFiniteError
+from underdraw.pipelines.call.latents import draw_noise
+from underdraw.pipelines.call.plan import Plan
+from underdraw.pipelines.components.components import Components
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.sampling.loop import Step, sample
+
+Steps = Generator[Question | Step, Any, Array]
+"""Questions to be answered by an engine, and steps; at last the latents."""
+
+
+def begin(
+    components: Components,
+    plan: Plan,
+    conditioning: Conditioning,
+    shape: Sequence[int] | None = None,
+) -> Run:
+    """The run of a plan; `shape` is that of the noise which its solver may draw."""
+    return Run(
+        components.nn,
+        components.unet,
+        plan.solver,
+        conditioning,
+        guidance=plan.guidance,
+        rescale=float(plan.request.guidance_rescale),
+        prompts=plan.prompts,
+        draw=None if shape is None else partial(draw_noise, components, plan, shape),
+        components=components,
+        engine=components.engine,
+    )
+
+
+def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -> Steps:
+    """Run the solver from `latents`, which lie at its first noise level, to the end or until it is
+    interrupted; gives the last latents, in the dtype of the UNet.
+
+    Args:
+        own: controls of the pipeline; they act before the caller's.
+
+    Raises:
+        NonFiniteError: the network gave NaN or infinity.
+    """
+    components, denoiser = run.components, Denoiser(run)
+    controls = (*own, *plan.request.controls)
+    if plan.watch is not None:
+        plan.watch.begin(run, denoiser)
+    with ExitStack() as held:
+
+        def ready() -> None:
+            """The UNet comes after the networks that controls need to be prepared."""
+            beside = (components.attached.by_kind or {}).values() if controls else ()
+            held.enter_context(components.borrow(run.model, *beside))
+
+        loop = sample(run, latents, controls, ready, denoiser)
+        latents = yield from _driven(loop, run, plan, latents)
+    if not components.framework.is_finite(latents):
+        raise NonFiniteError("the latents became NaN or infinity after the first step")
+    return run.nn.cast(latents, run.conditioning.context)
+
+
+def _driven(loop: Generator[Any, Any, Array], run: Run, plan: Plan, latents: Array) -> Steps:
+    """The loop with its bar and callbacks, which see every call and whether it ends a step."""
+    caller, skip = plan.caller, plan.request.clip_skip
+    order = getattr(run.components.scheduler, "order", 1)
+    reply: Any = None
+    caller.views.leave(run, skip)
+    with closing(loop), caller.views.going(run), caller.progress_bar(total=plan.steps) as bar:
+        while True:
+            try:
+                item = loop.send(reply)
+            except StopIteration:
+                break
+            if isinstance(item, Question):
+                reply = yield item
+                continue
+            latents, reply, done = item.latents, None, item.index + 1
+            late = done > run.calls - plan.steps * order
+            ends = done == run.calls or (late and done % order == 0)
+            if plan.watch is not None:
+                reply = plan.watch(item, ends)
+                latents = latents if reply.latents is None else reply.latents
+            if ends:
+                bar.update()
+            caller.views.leave(run, skip)
+            change = yield item._replace(latents=latents)
+            if change is not None:
+                reply, latents = change, latents if change.latents is None else change.latents
+            if run.interrupted:
+                break
+    caller.views.leave(run, skip)
+    return latents

@@ -1,0 +1,46 @@
+"""What can be a component of a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from underdraw import schedulers
+from underdraw.errors import InputError, InputTypeError, UnderdrawError
+from underdraw.pipelines.components.registry import MODELS, READERS, SCHEDULERS, uncompiled
+from underdraw.schedulers.foreign import METHODS as SCHEDULER_METHODS
+
+
+def accepted(name: str, value: Any) -> Any:
+    """A component that is not None; a network of another library is adopted.
+
+    Raises:
+        InputTypeError: it cannot be that component.
+        WeightError: its parameters are not those of this network.
+    """
+    if name in MODELS and not isinstance(uncompiled(value), MODELS[name]):
+        try:
+            return MODELS[name].adopt(value)
+        except UnderdrawError as error:
+            raise type(error)(f"{name}: {error}") from error
+    if name in SCHEDULERS and not isinstance(value, schedulers.Scheduler):
+        missing = [method for method in SCHEDULER_METHODS if not hasattr(value, method)]
+        if missing:
+            raise InputTypeError(
+                f"{name}={type(value).__name__} has no {', '.join(missing)}; allowed: an "
+                "underdraw scheduler, or one with the same methods"
+            )
+    if name in READERS and not callable(value):
+        raise InputTypeError(f"{name}={type(value).__name__} cannot be called")
+    return value
+
+
+def check_widths(text_encoder: Any, unet: Any) -> None:
+    """Raise an InputError unless the UNet takes tokens of the width which the tower gives."""
+    if text_encoder is None or unet is None:
+        return
+    width, context = text_encoder.config.hidden_size, unet.config.cross_attention_dim
+    if width != context:
+        raise InputError(
+            f"text_encoder gives tokens of width {width}, the UNet takes {context}; "
+            "they belong to different models"
+        )

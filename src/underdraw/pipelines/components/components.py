@@ -1,0 +1,205 @@
+"""`Components`: what a pipeline is made of, and how it runs its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy, deepcopy
+from typing import Any
+
+from underdraw.backends.contract import Array
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine, Question, answer
+from underdraw.errors import NonFiniteError
+from underdraw.models.base import Model
+from underdraw.models.outputs import DiagonalGaussian
+from underdraw.models.vae import Tiling
+from underdraw.networks.program import Program
+from underdraw.pipelines.components.adapters import Attached, Sight
+from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.components.offload import Offload
+from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.settings import Settings
+
+NARROW = (
+    "gave NaN or infinity; its weights hold such values, or its dtype is too narrow (try "
+    "dtype='float32' or 'bfloat16')"
+)
+
+
+def _named(name: str, what: str) -> Any:
+    return property(lambda self: self.named.get(name), doc=what)
+
+
+class Components:
+    """What a pipeline is made of, and how it runs its networks.
+
+    This is what calls are written over, and what controls see of a pipeline. Pipelines may share
+    networks (`from_pipe`); each has components of its own, so that settings are one pipeline's.
+
+    Pictures are images `(n, 3, height, width)` in [-1, 1]. Latents are as the UNet sees them, times
+    the autoencoder's `scaling_factor`, but for those of the distribution which `encode` gives:
+    `scaled` multiplies what was drawn from it.
+    """
+
+    named: dict[str, Any]
+    """Networks, tokenizer, schedulers, ... by the names diffusers gives them; None for absent
+    ones."""
+    settings: Settings
+    """Slices and tiles."""
+    engine: Engine
+    """Answers every question about a network."""
+    offload: Offload | None
+    """Moves networks to an accelerator while they are used; None leaves them where they are."""
+    attached: Attached
+    """What was attached beside the UNet, and what makes features of pictures."""
+    compat: str | None
+    """"diffusers" brings its behaviour back where it differs."""
+    source: str | None
+    """Where the pipeline was loaded from."""
+    advice: Advice
+    """Arguments that suit the weights."""
+
+    def __init__(self) -> None:
+        self.named = {}
+        self.settings, self.engine, self.offload = Settings(), EAGER, None
+        self.attached, self.compat, self.source = Attached(), None, None
+        self.advice = Advice()
+
+    unet = _named("unet", "`UNet2DConditionModel`")
+    vae = _named("vae", "`AutoencoderKL`")
+    text_encoder = _named("text_encoder", "`CLIPTextModel`, or None")
+    tokenizer = _named("tokenizer", "`CLIPTokenizer`, or None")
+    scheduler = _named("scheduler", "Makes the solver of a call.")
+    inverse_scheduler = _named("inverse_scheduler", "Goes from pictures to noise, or None.")
+    safety_checker = _named("safety_checker", "`StableDiffusionSafetyChecker`, or None")
+    feature_extractor = _named("feature_extractor", "`CLIPImageProcessor`, or None")
+    image_encoder = _named("image_encoder", "`CLIPVisionModelWithProjection`, or None")
+    image_project = _named("image_project", "`CLIPImageProjection`, or None")
+    processor = _named("processor", "`CLIPProcessor`, or None")
+
+    def __copy__(self) -> Components:
+        """Others on the same networks, whose settings change apart from these."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), named=dict(self.named), attached=copy(self.attached))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Components:
+        """Other networks, and the same engine, which holds none of a pipeline's state."""
+        memo[id(self.engine)] = self.engine
+        made = memo[id(self)] = object.__new__(type(self))
+        vars(made).update(deepcopy(vars(self), memo))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles; the default engine is one for all."""
+        engine = None if self.engine is EAGER else self.engine
+        return {**vars(self), "engine": engine}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.engine = self.engine or EAGER
+
+    def take_over(self, other: Components) -> None:
+        """Settings, engine, offloading and what is attached, of a pipeline on the same networks."""
+        self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
+        self.attached, self.source, self.advice = copy(other.attached), other.source, other.advice
+
+    # -- where and how ---------------------------------------------------------------------------
+    @property
+    def framework(self) -> Any:
+        """The backend of the UNet: arrays, devices, randomness (`backends.framework`)."""
+        return self.unet._framework
+
+    @property
+    def nn(self) -> Any:
+        """Its operations, with the settings of this pipeline."""
+        return self.framework.with_settings(self.settings.attention_slice)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the UNet."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> Any:
+        """Where calls compute: on the device of the UNet, unless networks are offloaded."""
+        at = self.offload
+        return at.device if at is not None else self.framework.device_of(self.unet)
+
+    @property
+    def networks(self) -> list[Model]:
+        """All networks, those that were attached included."""
+        there = map(uncompiled, (*self.named.values(), *self.attached.parts))
+        return [one for one in there if isinstance(one, Model)]
+
+    def borrow(self, *networks: Any) -> AbstractContextManager[None]:
+        """While it lasts these networks are on `device`, which without offloading they always are;
+        what is no network is passed over."""
+        return nullcontext() if self.offload is None else self.offload.using(*networks)
+
+    def ask(self, program: Program, model: Any, *inputs: Any) -> Any:
+        """What a program of a network gives for `inputs`, arrays on `device`, by the engine."""
+        nn = model._framework.with_settings(self.settings.attention_slice)
+        with self.borrow(model):
+            return answer(self.engine, Question(program, model, inputs, nn))
+
+    # -- what stands beside the UNet ---------------------------------------------------------------
+    @property
+    def groundings(self) -> Mapping[str, Any]:
+        """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
+        those which a gated UNet has in itself."""
+        return self.attached.groundings(self)
+
+    @property
+    def sight(self) -> Sight:
+        """What makes features of images in boxes: given with the weights, or components."""
+        return self.attached.sight(self)
+
+    # -- pictures and latents ----------------------------------------------------------------------
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles on which pictures are worked on; None for whole pictures."""
+        return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
+
+    @property
+    def _slicing(self) -> bool:
+        return self.settings.vae_slicing or self.vae.use_slicing
+
+    def encode(self, pixels: Array) -> DiagonalGaussian:
+        """The distribution of the latents of pictures `(n, 3, height, width)` in [-1, 1].
+
+        It is the autoencoder's own, in its dtype: `scaled(distribution.mean)` are latents
+        `(n, channels, height / factor, width / factor)` for the UNet.
+
+        Raises:
+            NonFiniteError: the encoder gave NaN or infinity.
+        """
+        vae, framework = self.vae, self.framework
+        with framework.no_grad(), self.borrow(vae):
+            # The autoencoder may live in another dtype, or elsewhere, than the UNet.
+            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
+            found = vae.encode_with(pixels, self._slicing, self.tiling, self.ask)
+            if not (framework.is_finite(found.mean) and framework.is_finite(found.std)):
+                raise NonFiniteError(f"vae: encoding {NARROW}")
+        return found
+
+    def scaled(self, latents: Array) -> Array:
+        """Latents drawn from the distribution of `encode`, as the UNet sees them."""
+        return latents * self.vae.config.scaling_factor
+
+    def decode(self, latents: Array) -> Array:
+        """Images `(n, 3, height, width)` near [-1, 1] of latents as the UNet sees them, in the
+        autoencoder's dtype.
+
+        Raises:
+            NonFiniteError: the decoder gave NaN or infinity.
+        """
+        vae, framework = self.vae, self.framework
+        with framework.no_grad(), self.borrow(vae):
+            z = framework.array(latents, dtype=vae.dtype, device=vae.device)
+            z = z / vae.config.scaling_factor
+            decoded = vae.decode_with(z, self._slicing, self.tiling, self.ask)
+            if not framework.is_finite(decoded):
+                raise NonFiniteError(f"vae: decoding {NARROW}")
+        return decoded

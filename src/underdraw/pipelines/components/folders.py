@@ -1,0 +1,140 @@
+"""A pipeline's folder: what it holds becomes components, and components become a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from underdraw.errors import InputTypeError
+from underdraw.models import keywords as familiar
+from underdraw.models.base import Model
+from underdraw.pipelines.components.advice import Advice, read_advice
+from underdraw.pipelines.components.registry import (
+    LIBRARIES,
+    MODELS,
+    NEUTRAL,
+    READERS,
+    SCHEDULERS,
+    Names,
+    scheduler_class,
+    uncompiled,
+)
+from underdraw.weights import folders, hub as hubs, save
+
+
+@dataclass(frozen=True)
+class How:
+    """How networks are read; `DiffusionPipeline.from_pretrained` tells the meaning."""
+
+    dtype: Any = None
+    device: Any = None
+    variant: str | None = None
+    use_safetensors: bool | None = None
+    backend: str = "torch"
+    check: bool = False
+
+
+class Read(NamedTuple):
+    """What was read of a folder."""
+
+    components: dict[str, Any]
+    switches: dict[str, Any]
+    """Arguments of the constructor that were given."""
+    advice: Advice
+
+
+def read_folder(
+    names: Names, name_or_path: str | Path, how: How, options: Mapping[str, Any]
+) -> Read:
+    """Components of a folder or Hub id.
+
+    Args:
+        options: components to use instead, switches, and where the Hub is looked at.
+
+    Raises:
+        InputTypeError, InputError: an option is not known, a needed component is lacking.
+        NotFoundError, WeightError: there is no such folder, or it is damaged.
+    """
+    rest = dict(options)
+    given = {name: rest.pop(name) for name in names.all if name in rest}
+    switches = {name: rest.pop(name) for name in names.switches if name in rest}
+    if unknown := sorted(set(rest) - {*familiar.HUB, *NEUTRAL}):
+        raise InputTypeError(
+            f"{names.kind}.from_pretrained has no arguments {unknown}; it takes components "
+            f"({', '.join(names.all)}), {', '.join(names.switches)}, {', '.join(familiar.HUB)}"
+        )
+    access = familiar.drop_neutral(f"{names.kind}.from_pretrained", rest, NEUTRAL)
+    path = hubs.resolve(
+        name_or_path,
+        variant=how.variant,
+        use_safetensors=how.use_safetensors,
+        skip=tuple(given),
+        **access,
+    )
+    index = folders.read_model_index(path)
+    listed = folders.components_of(index)
+    advice = read_advice(index, str(name_or_path))
+    # A folder may say that it has no text encoder: its users bring embeddings.
+    found: dict[str, Any] = {
+        name: None for name in names.for_text if index.get(name) == [None, None]
+    }
+    found |= given
+    here = [name for name in names.all if name in listed and name not in given]
+    networks = [name for name in here if name in MODELS]
+    variants = folders.pick_variants(path, networks, how.variant)
+    for name in here:
+        if name in MODELS:
+            found[name] = MODELS[name].from_pretrained(
+                path,
+                subfolder=name,
+                variant=variants[name],
+                dtype=how.dtype,
+                device=how.device,
+                backend=how.backend,
+                check=how.check,
+                use_safetensors=how.use_safetensors,
+            )
+        elif name in SCHEDULERS:
+            found[name] = scheduler_class(listed[name][1]).from_pretrained(path, subfolder=name)
+        else:
+            found[name] = READERS[name].from_pretrained(path, subfolder=name)
+    names.check_complete(found, str(name_or_path), listed)
+    return Read(found, switches, advice)
+
+
+def write_folder(
+    folder: str | Path,
+    kind: str,
+    components: Mapping[str, Any],
+    advice: Advice,
+    *,
+    variant: str | None,
+    max_shard_size: int | str,
+    safe_serialization: bool,
+) -> None:
+    """Write what `read_folder` and diffusers read back; an interrupted save leaves what was there
+    before. `kind` is the class of the pipeline."""
+    index: dict[str, Any] = {
+        "_class_name": kind,
+        "_diffusers_version": "0.35.0",
+        **advice.to_index(),
+    }
+    with save.writing_folder(folder) as place:
+        for name, component in components.items():
+            component = uncompiled(component)
+            if component is None:
+                index[name] = [None, None]
+                continue
+            index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
+            if isinstance(component, Model):
+                component.save_pretrained(
+                    place / name,
+                    variant=variant,
+                    max_shard_size=max_shard_size,
+                    safe_serialization=safe_serialization,
+                )
+            else:
+                component.save_pretrained(place / name)
+        save.write_json(place / "model_index.json", index)

@@ -1,0 +1,139 @@
+"""The network's part in a mask: what it predicts for a noisy picture under two texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from underdraw.backends.contract import Array
+from underdraw.controls.run import Conditioning, Run
+from underdraw.errors import InputError, NonFiniteError
+from underdraw.pipelines.call.conditioning import encode_texts, equally_long
+from underdraw.pipelines.call.latents import repeated
+from underdraw.pipelines.call.plan import check_prompts, make_solver, needs_guidance
+from underdraw.pipelines.call.request import Request
+from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.diffedit.latents import draw_maps, encode_image, generators_of_maps
+from underdraw.pipelines.diffedit.masks import mask_of_difference
+from underdraw.sampling.denoiser import Denoiser
+from underdraw.solvers.solver import Solver
+
+ROWS = 32
+"""Rows that a mask sends through the UNet at once, if one image does not need more."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a mask is found, checked: see `generate_mask`."""
+
+    maps: int
+    ratio: float
+    scale: float
+    generator: Any
+    seed: Any
+
+
+def find_mask(
+    components: Components, pictures: Array, target: Request, source: Request, how: Masking
+) -> Array:
+    """Where pictures have to change, `(images, height, width)` of 0 and 1, in latent pixels.
+
+    Args:
+        pictures: what `read_image` gives.
+        target, source: texts; the target's also the solver and `strength`, how much noise is added.
+
+    Raises:
+        InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
+        NonFiniteError: the network gave NaN or infinity.
+    """
+    nn, framework = components.nn, components.framework
+    texts = {
+        "target": check_prompts(components, target, "target_"),
+        "source": check_prompts(components, source, "source_"),
+    }
+    count = max(found.count for found in texts.values())
+    for name, found in texts.items():
+        if found.count not in (1, count):
+            raise InputError(f"{name}_prompt is given {found.count} times; there are {count}")
+    drawn = generators_of_maps(how.generator, how.seed, count, how.maps)
+    solver, _ = make_solver(components, target, drawn, "mask_encode_strength")
+
+    guided = needs_guidance(components, how.scale)
+    towards = encode_texts(components, target, texts["target"], guided, count)
+    away = encode_texts(components, source, texts["source"], guided, count)
+    # Equal negatives cancel in the difference.
+    shared = not guided or _equal(framework, away.negative, towards.negative)
+    contexts = [away.context, towards.context]
+    if not shared:
+        contexts += [away.negative, towards.negative]
+    sampled = how.generator is not None
+    latents = encode_image(components, pictures, count, how.maps, drawn, sampled)
+    noise = draw_maps(components, latents.shape, drawn, how.seed, how.maps)
+    noisy = solver.model_input(0, solver.noised(0, latents, noise))
+    answers = predictions(components, solver, noisy, contexts, how.maps, how.scale)
+    if not shared:
+        s, t, s_against, t_against = answers
+        if components.compat == "diffusers":  # it takes each for the other
+            s, t, s_against, t_against = s_against, t_against, s, t
+        answers = [
+            s_against + how.scale * (s - s_against),
+            t_against + how.scale * (t - t_against),
+        ]
+    if not all(framework.is_finite(answer) for answer in answers):
+        raise NonFiniteError("the network gave NaN or infinity for the mask")
+    together = components.compat == "diffusers"
+    return mask_of_difference(nn, answers[0], answers[1], how.maps, how.ratio, together)
+
+
+def predictions(
+    components: Components,
+    solver: Solver,
+    noisy: Array,
+    contexts: list[Any],
+    maps: int,
+    scale: float,
+) -> list[Array]:
+    """What the network predicts for the noisy latents under each context, as many at once as
+    `ROWS` allows."""
+    nn, found = components.nn, []
+    longest = max(contexts, key=lambda context: context.shape[1])
+    contexts = [equally_long(components, context, longest)[0] for context in contexts]
+    images, many = noisy.shape[0] // maps, len(contexts)
+    most = max(1, ROWS // (maps * many))
+    with components.framework.no_grad(), components.borrow(components.unet):
+        for first in range(0, images, most):
+            last = min(first + most, images)
+            x = noisy[first * maps : last * maps]
+            rows = [repeated(nn, context[first:last], maps) for context in contexts]
+            run = Run(
+                nn,
+                components.unet,
+                FirstCall(solver),
+                Conditioning(nn.concat(rows, 0)),
+                guidance=scale,
+                components=components,
+                engine=components.engine,
+            )
+            out = Denoiser(run)(nn.concat([x] * many, 0), 0)
+            found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
+    return [nn.concat(parts, 0) for parts in zip(*found, strict=True)]
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """Of a solver the first call alone."""
+
+    solver: Any
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.solver, name)
+
+
+def _equal(framework: Any, first: Any, second: Any) -> bool:
+    to_numpy = framework.to_numpy
+    return first.shape == second.shape and np.array_equal(to_numpy(first), to_numpy(second))
