@@ -284,8 +284,9 @@ class CrossEdit:
             images, heads, queries, keys = own.shape
             if keys % target.tokens:
                 raise ControlError(
-                    f"AttentionEdit: the context has {keys} tokens, prompt {target.prompt} has windows "
-                    f"of {target.tokens}; give `prompts` as the texts the embeddings were made from"
+                    f"AttentionEdit: the context has {keys} tokens, prompt {target.prompt} has "
+                    f"windows of {target.tokens}; give `prompts` as the texts the embeddings were "
+                    "made from"
                 )
             # Shorter prompts of a call repeat their windows; copies take from copies.
             split = (images, heads, queries, keys // target.tokens, target.tokens)

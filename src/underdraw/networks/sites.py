@@ -262,8 +262,8 @@ def apply(
             owner = getattr(hook, "owner", None)
             if extras is not None and owner is None:
                 raise ControlError(
-                    f"{named(hook)} at '{place}' tells something; such a hook is a dataclass with a "
-                    "field `owner: int | None = owner_field()`, and acts in a loop, which sets it"
+                    f"{named(hook)} at '{place}' tells something; such a hook is a dataclass with "
+                    "a field `owner: int | None = owner_field()`, which the loop sets"
                 )
             if extras is not None:
                 extras.append(Extra(owner, place, extra))
