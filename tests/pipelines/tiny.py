@@ -11,6 +11,7 @@ import torch
 
 from underdraw import StableDiffusionPipeline, schedulers
 from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from underdraw.models.base import Model
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.text.vocabulary import train_vocabulary
 
@@ -119,3 +120,18 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
     if errors:
         raise errors[0]
     return results
+
+
+def on(backend: str, parts: dict[str, Any]) -> dict[str, Any]:
+    """The same components with their networks on another backend."""
+    if backend == "torch":
+        return parts
+    return {name: moved(value, backend) for name, value in parts.items()}
+
+
+def moved(value: Any, backend: str) -> Any:
+    """A network with the same numbers on another backend; what is no network as it is."""
+    if backend == "torch" or not isinstance(value, Model):
+        return value
+    cls = vars(type(value))["_written"]
+    return cls.from_tensors(value.config.to_dict(), value.stored_tensors(), backend=backend)

@@ -1,0 +1,192 @@
+"""Every pipeline and control on every backend: the pictures of PyTorch, within 1e-4.
+
+Sizes are odd, height is not width, and images of a batch differ in what they are given.
+"""
+
+import numpy as np
+import pytest
+import torch
+from controls.test_grounding import BLUE, EVER, RED, opened
+from pipelines import tiny
+from pipelines.test_gligen import BOXES, PHRASES, VISION, photo
+
+import underdraw
+from underdraw import (
+    AttentionEdit,
+    Layout,
+    PerImage,
+    Region,
+    backends,
+    engines,
+    schedulers,
+)
+from underdraw.models import CLIPImageProcessor, CLIPImageProjection, CLIPVisionModelWithProjection
+
+OTHERS = [name for name in backends.installed() if name != "torch"]
+EVERY = pytest.mark.parametrize("backend", OTHERS)
+CALL = {"num_inference_steps": 3, "output_type": "latent", "seed": 3}
+SIZE = {"height": 40, "width": 72}  # latents 5 x 9
+TWO = ["a red sphere left of a blue cube", "a green sphere on the table"]
+BOUND = 1e-4
+"""Of the largest value: three guided steps of float32 in another order of sums."""
+
+
+def mask(size=(72, 40)):
+    pixels = np.zeros(size[::-1], np.float32)
+    pixels[8:30, 16:56] = 1
+    return pixels
+
+
+def pipeline(cls, backend, **changes):
+    pipe = cls(**tiny.on(backend, tiny.components(**changes)))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ddim():
+    return schedulers.DDIMScheduler(**tiny.SCHEDULE, clip_sample=False)
+
+
+def text_to_image(backend):
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    prompts = ["a (red:1.3) sphere", " ".join(["a blue cube on the table"] * 20)]
+    return pipe(prompts, **SIZE, **CALL, guidance_scale=[3.0, 7.5], negative_prompt="green").images
+
+
+def pictures(backend):
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    pipe.enable_vae_tiling()
+    made = pipe(TWO[0], height=72, width=88, **{**CALL, "output_type": "pil"}).images
+    return np.asarray(made[0], np.float32) / 255
+
+
+def img2img(backend):
+    pipe = pipeline(underdraw.StableDiffusionImg2ImgPipeline, backend)
+    image = [photo((72, 40), 1), photo((72, 40), 2)]
+    return pipe(TWO, image=image, strength=0.7, **CALL).images
+
+
+def inpaint(backend):
+    pipe = pipeline(underdraw.StableDiffusionInpaintPipeline, backend)
+    return pipe(TWO, photo((72, 40)), mask(), **SIZE, **CALL).images
+
+
+def inpaint_wide(backend):
+    cls = underdraw.StableDiffusionInpaintPipeline
+    pipe = pipeline(cls, backend, unet={"in_channels": 9})
+    return pipe(TWO, photo((72, 40)), mask(), **SIZE, **CALL).images
+
+
+def diffedit(backend):
+    cls = underdraw.StableDiffusionDiffEditPipeline
+    pipe = pipeline(cls, backend, scheduler=ddim())
+    steps = {"num_inference_steps": 3, "inpaint_strength": 1.0}
+    texts = {"source_prompt": TWO[0], "target_prompt": TWO[1]}
+    found = pipe.generate_mask(photo((72, 40)), **texts, seed=1, num_maps_per_mask=2)
+    inverted = pipe.invert(TWO[0], photo((72, 40)), **steps).latents
+    given = np.zeros((5, 9), np.float32)
+    given[:, 3:] = 1
+    made = pipe(
+        TWO[1], mask_image=given, image_latents=inverted, output_type="latent", **steps
+    ).images
+    to_numpy = backends.get(backend).to_numpy
+    # A mask is a threshold: few of its places lie so near that rounding decides.
+    return to_numpy(inverted), to_numpy(made), found.astype(np.float32) * BOUND
+
+
+def gligen(backend):
+    parts = tiny.components()
+    parts["unet"] = parts["unet"].with_grounding(opened(parts["unet"]))
+    pipe = underdraw.StableDiffusionGLIGENPipeline(**tiny.on(backend, parts))
+    pipe.set_progress_bar_config(disable=True)
+    boxes = {"gligen_boxes": [BOXES, BOXES[:1]], "gligen_phrases": [PHRASES, PHRASES[:1]]}
+    return pipe(TWO, **boxes, **SIZE, **CALL, gligen_scheduled_sampling_beta=0.7).images
+
+
+def gligen_text_image(backend):
+    parts = tiny.components()
+    parts["unet"] = parts["unet"].with_grounding(opened(parts["unet"], "text-image"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        parts["image_encoder"] = tiny.shake(CLIPVisionModelWithProjection(**VISION))
+        parts["image_project"] = CLIPImageProjection(hidden_size=tiny.WIDTH)
+    parts["processor"] = underdraw.CLIPProcessor(
+        CLIPImageProcessor(32, (32, 32)), parts["tokenizer"]
+    )
+    pipe = underdraw.StableDiffusionGLIGENTextImagePipeline(**tiny.on(backend, parts))
+    pipe.set_progress_bar_config(disable=True)
+    boxes = {"gligen_boxes": BOXES, "gligen_phrases": [PHRASES[0], None]}
+    return pipe(TWO, **boxes, gligen_images=[None, photo(seed=4)], **SIZE, **CALL).images
+
+
+def controls(backend):
+    """Boxes of its own for each image, a region kept, and an attention edit, all in one call."""
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), backend))
+    steering = [
+        PerImage(Layout([RED, BLUE], EVER), [BLUE]),
+        Region(mask(), image=photo((72, 40), 3)),
+        AttentionEdit(weights={"sphere": 1.5}, blend=("sphere",)),
+    ]
+    prompts = [TWO[0], TWO[0].replace("red", "green")]
+    return pipe(prompts, **SIZE, **CALL, controls=steering).images
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        text_to_image,
+        pictures,
+        img2img,
+        inpaint,
+        inpaint_wide,
+        diffedit,
+        gligen,
+        gligen_text_image,
+        controls,
+    )
+}
+
+
+@EVERY
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_pictures(name, backend):
+    made = [CASES[name](where) for where in ("torch", backend)]
+    expected, found = (one if isinstance(one, tuple) else (one,) for one in made)
+    for mine, theirs in zip(found, expected, strict=True):
+        if not isinstance(mine, np.ndarray):
+            mine, theirs = backends.get(backend).to_numpy(mine), theirs.numpy()
+        assert mine.shape == theirs.shape
+        bound = 1 / 255 if name == "pictures" else BOUND
+        assert np.abs(mine - theirs).max() <= bound * np.abs(theirs).max() + 1e-9
+
+
+@pytest.mark.skipif("jax" not in OTHERS, reason="needs JAX")
+def test_jit_compiles_nothing_for_a_second_call():
+    """Another prompt, seed, guidance, strength of a control, and solver of as many calls."""
+    pipe = pipeline(underdraw.StableDiffusionPipeline, "jax")
+    pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), "jax"))
+    pipe.engine = "jit"
+    assert isinstance(pipe.engine, engines.Compiled)
+    plain = pipeline(underdraw.StableDiffusionPipeline, "torch")
+    plain.load_grounding(opened(tiny.components()["unet"]))
+    to_numpy = backends.get("jax").to_numpy
+
+    def call(of, prompt, seed, guidance, strength):
+        steering = [Layout([RED, BLUE], strength)]
+        return of(
+            prompt, **SIZE, **{**CALL, "seed": seed}, guidance_scale=guidance, controls=steering
+        ).images
+
+    first = call(pipe, TWO, 1, 5.0, EVER)
+    expected = call(plain, TWO, 1, 5.0, EVER).numpy()
+    assert np.abs(to_numpy(first) - expected).max() <= BOUND * np.abs(expected).max()
+    compiled = len(pipe.engine.compiled)
+    assert {program.name for program, _ in pipe.engine.compiled} >= {"unet", "clip.text"}
+    pipe.scheduler = plain.scheduler = schedulers.DPMSolverMultistepScheduler(
+        **{**tiny.SCHEDULE, "steps_offset": 0}
+    )
+    second = call(pipe, TWO[::-1], 7, 3.0, (0.5, 0.5, 0.0))
+    expected = call(plain, TWO[::-1], 7, 3.0, (0.5, 0.5, 0.0)).numpy()
+    assert np.abs(to_numpy(second) - expected).max() <= BOUND * np.abs(expected).max()
+    assert len(pipe.engine.compiled) == compiled
