@@ -4,7 +4,7 @@
 """
 
 import os
-from pathlib import Path
+import subprocess
 
 import nox
 
@@ -33,7 +33,16 @@ INSTALL = ("--no-compile", "-c")
 
 # Every room of the source is imported and run here: everyday paths and refusals. What is left out
 # repeats it against diffusers (`peer`), on full-size networks, in training or in processes.
-QUICK = ("tests/test_import.py",)
+QUICK = """
+test_import.py test_exceptions.py test_recorded_calls.py backends/test_trees.py
+backends/test_operations.py backends/test_layout.py networks/test_sites.py networks/test_layouts.py
+models/test_objects.py solvers/test_table.py solvers/test_scheduler_errors.py sampling controls
+text/test_prompts.py text/test_alignment.py weights/test_folders.py weights/test_match.py
+weights/test_save.py pipelines/test_bad_calls.py pipelines/test_stream.py
+pipelines/test_components.py pipelines/test_masks.py scenes/test_scene_layout.py
+evaluation/test_boxes.py evaluation/test_edits.py training/test_objectives.py
+training/test_truth.py cli/test_info.py cli/test_pictures.py
+""".split()
 
 
 @nox.session
@@ -46,19 +55,42 @@ def environment(session: nox.Session) -> None:
 
 def shared(session: nox.Session, program: str, *arguments: str, **variables: str) -> None:
     """Runs a program of the environment above."""
-    root = Path(session.invoked_from) / ".nox" / "environment"
-    paths = {"VIRTUAL_ENV": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    session.run(program, *arguments, env=paths | variables, external=True)
+    session.run(program, *arguments, env=_paths(session) | variables, external=True)
+
+
+def _paths(session: nox.Session) -> dict[str, str]:
+    root = session.cache_dir.parent / "environment"
+    return {"VIRTUAL_ENV": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def rules(session: nox.Session) -> None:
+    """Lint, format and import contracts."""
+    shared(session, "ruff", "check", ".")
+    shared(session, "ruff", "format", "--check", ".")
+    shared(session, "lint-imports", PYTHONPATH="src")
 
 
 @nox.session(venv_backend="none", requires=["environment"])
 def lint(session: nox.Session) -> None:
-    """Lint, format, types and import contracts."""
-    sources = {"PYTHONPATH": "src"}
-    shared(session, "ruff", "check", ".")
-    shared(session, "ruff", "format", "--check", ".")
+    """Lint, format, import contracts and types."""
+    rules(session)
     shared(session, "pyright")
-    shared(session, "lint-imports", **sources)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def quick(session: nox.Session) -> None:
+    """Lint and a part of the tests on the sources as they are, for every commit."""
+    rules(session)
+    # Types take one core for most of the time: they are checked beside the tests.
+    types = subprocess.Popen(["pyright"], env=os.environ | _paths(session))
+    try:
+        chosen = [f"tests/{path}" for path in QUICK]
+        variables = {**ENVIRONMENT, "PYTHONPATH": "src"}
+        shared(session, "pytest", *WORKERS, *chosen, **variables, **EXPECTED)
+    finally:
+        failed = types.wait()
+    if failed:
+        session.error("pyright found errors")
 
 
 @nox.session(venv_backend="none", requires=["environment"])
