@@ -5,6 +5,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import nox
 
@@ -34,14 +35,12 @@ INSTALL = ("--no-compile", "-c")
 # Every room of the source is imported and run here: everyday paths and refusals. What is left out
 # repeats it against diffusers (`peer`), on full-size networks, in training or in processes.
 QUICK = """
-test_import.py test_exceptions.py test_recorded_calls.py backends/test_trees.py
-backends/test_operations.py backends/test_layout.py networks/test_sites.py networks/test_layouts.py
-models/test_objects.py solvers/test_table.py solvers/test_scheduler_errors.py sampling controls
-text/test_prompts.py text/test_alignment.py weights/test_folders.py weights/test_match.py
-weights/test_save.py pipelines/test_bad_calls.py pipelines/test_stream.py
-pipelines/test_components.py pipelines/test_masks.py scenes/test_scene_layout.py
-evaluation/test_boxes.py evaluation/test_edits.py training/test_objectives.py
-training/test_truth.py cli/test_info.py cli/test_pictures.py
+test_import.py test_exceptions.py test_recorded_calls.py backends/test_operations.py
+backends/test_layout.py networks/test_sites.py networks/test_layouts.py models/test_pickling.py
+solvers/test_scheduler_errors.py sampling/test_loop.py controls/test_control_sites.py
+text/test_prompts.py weights/test_folders.py weights/test_match.py pipelines/test_bad_calls.py
+pipelines/test_stream.py pipelines/test_masks.py scenes/test_scene_changes.py
+evaluation/test_captioner.py training/test_objectives.py cli/test_info.py
 """.split()
 
 
@@ -55,12 +54,18 @@ def environment(session: nox.Session) -> None:
 
 def shared(session: nox.Session, program: str, *arguments: str, **variables: str) -> None:
     """Runs a program of the environment above."""
-    session.run(program, *arguments, env=_paths(session) | variables, external=True)
+    command = str(_bin(session) / program)
+    session.run(command, *arguments, env=_paths(session) | variables, external=True)
+
+
+def _bin(session: nox.Session) -> Path:
+    return session.cache_dir.parent / "environment" / "bin"
 
 
 def _paths(session: nox.Session) -> dict[str, str]:
-    root = session.cache_dir.parent / "environment"
-    return {"VIRTUAL_ENV": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    programs = _bin(session)
+    paths = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return {"VIRTUAL_ENV": str(programs.parent), "PATH": paths}
 
 
 def rules(session: nox.Session) -> None:
