@@ -4,6 +4,7 @@
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 import nox
@@ -33,7 +34,14 @@ INSTALL = ("--no-compile", "-c")
 
 # Every room of the source is imported and run here: everyday paths and refusals. What is left out
 # repeats it against diffusers (`peer`), on full-size networks, in training or in processes.
-QUICK = ("tests/test_import.py",)
+QUICK = """
+test_import.py test_exceptions.py test_recorded_calls.py backends/test_operations.py
+backends/test_layout.py networks/test_sites.py networks/test_layouts.py models/test_pickling.py
+solvers/test_scheduler_errors.py sampling/test_loop.py controls/test_control_sites.py
+text/test_prompts.py weights/test_folders.py weights/test_match.py pipelines/test_bad_calls.py
+pipelines/test_stream.py pipelines/test_masks.py scenes/test_scene_changes.py
+evaluation/test_captioner.py training/test_objectives.py cli/test_info.py
+""".split()
 
 
 @nox.session
@@ -46,19 +54,48 @@ def environment(session: nox.Session) -> None:
 
 def shared(session: nox.Session, program: str, *arguments: str, **variables: str) -> None:
     """Runs a program of the environment above."""
-    root = Path(session.invoked_from) / ".nox" / "environment"
-    paths = {"VIRTUAL_ENV": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    session.run(program, *arguments, env=paths | variables, external=True)
+    command = str(_bin(session) / program)
+    session.run(command, *arguments, env=_paths(session) | variables, external=True)
+
+
+def _bin(session: nox.Session) -> Path:
+    return session.cache_dir.parent / "environment" / "bin"
+
+
+def _paths(session: nox.Session) -> dict[str, str]:
+    programs = _bin(session)
+    paths = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return {"VIRTUAL_ENV": str(programs.parent), "PATH": paths}
+
+
+def rules(session: nox.Session) -> None:
+    """Lint, format and import contracts."""
+    shared(session, "ruff", "check", ".")
+    shared(session, "ruff", "format", "--check", ".")
+    shared(session, "lint-imports", PYTHONPATH="src")
 
 
 @nox.session(venv_backend="none", requires=["environment"])
 def lint(session: nox.Session) -> None:
-    """Lint, format, types and import contracts."""
-    sources = {"PYTHONPATH": "src"}
-    shared(session, "ruff", "check", ".")
-    shared(session, "ruff", "format", "--check", ".")
+    """Lint, format, import contracts and types."""
+    rules(session)
     shared(session, "pyright")
-    shared(session, "lint-imports", **sources)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def quick(session: nox.Session) -> None:
+    """Lint and a part of the tests on the sources as they are, for every commit."""
+    rules(session)
+    # Types take one core for most of the time: they are checked beside the tests.
+    types = subprocess.Popen(["pyright"], env=os.environ | _paths(session))
+    try:
+        chosen = [f"tests/{path}" for path in QUICK]
+        variables = {**ENVIRONMENT, "PYTHONPATH": "src"}
+        shared(session, "pytest", *WORKERS, *chosen, **variables, **EXPECTED)
+    finally:
+        failed = types.wait()
+    if failed:
+        session.error("pyright found errors")
 
 
 @nox.session(venv_backend="none", requires=["environment"])
