@@ -174,7 +174,9 @@ class Count(Control):
         self.seen = seen
 
     def prepare(self, run):
-        self.seen.append(("prepare", run.batch, tuple(run.latents.shape), run.calls, run.components))
+        self.seen.append(
+            ("prepare", run.batch, tuple(run.latents.shape), run.calls, run.components)
+        )
         return 0
 
     def before_call(self, nn, carry, latents, call):

@@ -9,6 +9,7 @@ from pipelines import tiny
 
 from underdraw import AutoencoderKL, StableDiffusionPipeline
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.formats.stored import stored
 from underdraw.weights import files, folders, save, single_file
 
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -98,7 +99,7 @@ def test_prediction_type_and_averaged_weights(folder, file, tmp_path):
     for name, tensor in checkpoint.tensors.items():
         if name.startswith("model.diffusion_model."):
             flat = "model_ema." + name.removeprefix("model.").replace(".", "")
-            tensors[flat] = files.stored(tensor.load() + np.float32(1))
+            tensors[flat] = stored(tensor.load() + np.float32(1))
     save.save_tensors(tmp_path / "both.safetensors", tensors, checkpoint.metadata)
     load = StableDiffusionPipeline.from_single_file
     read = load(

@@ -7,8 +7,8 @@ from PIL import Image
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
-from underdraw.pictures import pasting as masks
-from underdraw.pipelines.diffedit import regularise
+from underdraw.pictures import pasting, reading
+from underdraw.pipelines.diffedit import masks, regularise
 
 TORCH = backends.get("torch")
 NN = TORCH.operations
@@ -95,7 +95,7 @@ FORMS = {
 def test_masks_are_read_in_every_form(form):
     plain = np.zeros(SIZE, np.float32)
     plain[1, 2:4] = 1
-    read = masks.read_mask(NN, FORMS[form](plain), 3, SIZE, 8)
+    read = reading.read_mask(NN, FORMS[form](plain), 3, SIZE, 8)
     assert read.dtype == torch.float32
     np.testing.assert_array_equal(read, np.broadcast_to(plain, (3, 1, *SIZE)))
 
@@ -106,14 +106,14 @@ def test_masks_of_another_size_are_fitted_to_the_picture():
     wanted = np.zeros(SIZE, np.float32)
     wanted[:, 2:] = 1
     for given in (drawn, Image.fromarray(np.uint8(drawn * 255))):
-        np.testing.assert_array_equal(masks.read_mask(NN, given, 1, SIZE, 8)[0, 0], wanted)
+        np.testing.assert_array_equal(reading.read_mask(NN, given, 1, SIZE, 8)[0, 0], wanted)
 
 
 def test_a_mask_for_each_image_and_grey_values():
     grey = np.random.default_rng(0).random((3, *SIZE), np.float32)
     kept = grey.copy()
     for given in (grey, grey[:, None], list(grey), torch.from_numpy(grey), list(grey[:, None])):
-        read = masks.read_mask(NN, given, 3, SIZE, 8)
+        read = reading.read_mask(NN, given, 3, SIZE, 8)
         np.testing.assert_array_equal(read[:, 0], grey >= 0.5)
     np.testing.assert_array_equal(grey, kept)  # the caller's array is not binarised
 
@@ -133,7 +133,7 @@ def test_a_mask_for_each_image_and_grey_values():
 )
 def test_wrong_masks(mask, error, words):
     with pytest.raises(error, match=words):
-        masks.read_mask(NN, mask, 3, SIZE, 8)
+        reading.read_mask(NN, mask, 3, SIZE, 8)
 
 
 def test_masks_as_the_caller_wants_them():
@@ -146,7 +146,7 @@ def test_masks_as_the_caller_wants_them():
     plain = masks.mask_to_output(mask, "np", TORCH)
     assert plain.dtype == np.int64
     for given in (pictures, plain, masks.mask_to_output(mask, "pt", TORCH)):
-        np.testing.assert_array_equal(masks.read_mask(NN, given, 2, SIZE, 8)[:, 0], mask)
+        np.testing.assert_array_equal(reading.read_mask(NN, given, 2, SIZE, 8)[:, 0], mask)
 
 
 def test_pasting_back_leaves_the_rest_untouched():
@@ -155,12 +155,12 @@ def test_pasting_back_leaves_the_rest_untouched():
     mask = np.zeros((6, 10))
     mask[2:4, 3:5] = 1
     small = Image.fromarray(after[:48, :80])
-    made = np.asarray(masks.paste(Image.fromarray(before), small, mask))
+    made = np.asarray(pasting.paste(Image.fromarray(before), small, mask))
     changed = (made != before).any(2)
     assert changed[20:30, 30:40].mean() > 0.9
     changed[16:35, 24:43] = False
     assert not changed.any()
-    plain = masks.paste(before[:48, :80] / 255, after[:48, :80] / 255, mask)
+    plain = pasting.paste(before[:48, :80] / 255, after[:48, :80] / 255, mask)
     inside = np.kron(mask, np.ones((8, 8))) == 1
     np.testing.assert_array_equal(plain[inside], after[:48, :80][inside] / 255)
     np.testing.assert_array_equal(plain[~inside], before[:48, :80][~inside] / 255)
