@@ -156,13 +156,11 @@ def test_further_channels_for_an_inpainting_unet():
     pipe.unet = unet
     wide = Sites(model_input=(lambda nn, x: nn.concat((x, x[:, :1] * 0 + 1, x * 0), 1),))
     # The pipeline itself speaks of text to image only; the loop takes any UNet.
-    from underdraw.sampling.loop import Denoiser, sample
-
     table = pipe.scheduler.make_table(2)
     context, _ = pipe.encode_prompt("a")
-    denoise = Denoiser(unet, unet.nn, context, table.timesteps, lambda: 1.0)
+    own = Run(unet.nn, unet, table, Conditioning(context), components=pipe.parts)
     x = torch.randn(1, 4, 5, 9) * table.initial_sigma
-    *_, last = sample(denoise, table, x, lambda: None, [Toy(wide)], pipe)
+    *_, last = answered(sample(own, x, [Toy(wide)]), EAGER)
     assert last.latents.shape == x.shape and torch.isfinite(last.latents).all()
 
 
