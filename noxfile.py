@@ -1,10 +1,17 @@
-"""`nox` runs what CI runs: lint, the tests on PyTorch and JAX beside the peers, MindSpore."""
+"""`nox` runs what CI runs: lint, the tests on PyTorch and JAX beside diffusers, MindSpore.
+
+`nox -s quick` is for every commit. `-R` installs nothing anew: `nox -R -s quick`.
+"""
+
+import os
+from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "tests", "mindspore"]
 
 # Two workers with one thread each: small networks gain nothing from more threads, and
 # spinning OpenMP threads of two workers on two cores cost a factor.
@@ -18,39 +25,52 @@ ENVIRONMENT = {
     "PYTHONPATH": "",
 }
 WORKERS = ("-n", "2", "--dist", "worksteal")
+# What a session must find importable, so that a backend or diffusers, had it failed to install,
+# cannot leave its tests out in silence.
+EXPECTED = {"UNDERDRAW_EXPECT": "torch,jax,diffusers,transformers"}
+# Most files that an installation would compile are never imported.
+INSTALL = ("--no-compile", "-c")
+
+# Every room of the source is imported and run here: everyday paths and refusals. What is left out
+# repeats it against diffusers (`peer`), on full-size networks, in training or in processes.
+QUICK = ("tests/test_import.py",)
 
 
 @nox.session
+def environment(session: nox.Session) -> None:
+    """The packages of lint, tests and quick: PyTorch is installed once for all three."""
+    extras = ".[jax,canny,transformers,train,test]"
+    tools = ("ruff", "pyright[nodejs]", "import-linter")
+    session.install(*INSTALL, "constraints/tests.txt", extras, "diffusers", "scipy", *tools)
+
+
+def shared(session: nox.Session, program: str, *arguments: str, **variables: str) -> None:
+    """Runs a program of the environment above."""
+    root = Path(session.invoked_from) / ".nox" / "environment"
+    paths = {"VIRTUAL_ENV": str(root), "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    session.run(program, *arguments, env=paths | variables, external=True)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
 def lint(session: nox.Session) -> None:
     """Lint, format, types and import contracts."""
-    constraints = "constraints/tests.txt"
-    session.install("-c", constraints, "-e", ".[jax]", "scipy", "opencv-python-headless")
-    session.install("-c", constraints, "ruff", "pyright[nodejs]", "import-linter")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("pyright")
-    session.run("lint-imports")
+    sources = {"PYTHONPATH": "src"}
+    shared(session, "ruff", "check", ".")
+    shared(session, "ruff", "format", "--check", ".")
+    shared(session, "pyright")
+    shared(session, "lint-imports", **sources)
 
 
-# What a session must find importable is said in UNDERDRAW_EXPECT, so that a backend or a peer which
-# failed to install cannot leave its tests out in silence.
-
-
-@nox.session
+@nox.session(venv_backend="none", requires=["environment"])
 def tests(session: nox.Session) -> None:
-    """Everything on PyTorch and JAX, against the peers (`nox -s tests -- tests/solvers`)."""
-    constraints = "constraints/tests.txt"
-    session.install("-c", constraints, ".[jax,canny,transformers,train,test]")
-    session.install("-c", constraints, "diffusers", "scipy")
-    expected = {"UNDERDRAW_EXPECT": "torch,jax,diffusers,transformers"}
-    session.run("pytest", *WORKERS, *session.posargs, env=ENVIRONMENT | expected)
+    """Everything on PyTorch and JAX, against diffusers (`nox -s tests -- tests/solvers`)."""
+    shared(session, "pytest", *WORKERS, *session.posargs, **ENVIRONMENT, **EXPECTED)
 
 
 @nox.session
 def mindspore(session: nox.Session) -> None:
     """The backends and the networks on MindSpore, which needs numpy 1 and so its own room."""
-    constraints = "constraints/mindspore.txt"
-    session.install("-c", constraints, ".[mindspore,test]")
+    session.install(*INSTALL, "constraints/mindspore.txt", ".[mindspore,test]")
     weights = "tests/text/test_apply_weights.py"
     chosen = session.posargs or ["tests/backends", "tests/networks", weights]
     expected = {"UNDERDRAW_EXPECT": "torch,mindspore"}

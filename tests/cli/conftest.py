@@ -119,7 +119,7 @@ def spawn(tmp_path, environment):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             **options,
         )
 

@@ -19,7 +19,7 @@ from networks.programs import (
 
 from underdraw import backends
 from underdraw.errors import ControlError
-from underdraw.networks import clip, clip_layout, safety, unet, vae, vision as image_tower
+from underdraw.networks import clip, safety, unet, vae, vision as image_tower
 from underdraw.networks.config import read
 from underdraw.networks.sites import Sites
 
@@ -56,7 +56,7 @@ def test_vae(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_text(name):
     fields = TEXTS[name]
-    tensors = values(clip_layout.text_layout(read(clip.CLIPTextConfig, fields), projection=True))
+    tensors = values(clip.text_layout(read(clip.CLIPTextConfig, fields), projection=True))
     ids = token_ids(fields)
     keep = np.arange(ids.shape[1])[None] < np.array([[8], [5], [3], [1]])
     ours = run_text("torch", fields, tensors, ids, keep)

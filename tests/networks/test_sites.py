@@ -9,6 +9,7 @@ from networks.configs import UNETS
 from networks.programs import unet_config, unet_inputs, unet_program
 
 from underdraw import backends
+from underdraw.backends.deltas import LowRank
 from underdraw.errors import ControlError, InputError
 from underdraw.networks import unet
 from underdraw.networks.sites import NO_SITES, Sites
@@ -56,6 +57,13 @@ def none(nn, place, q):
     return q * 0
 
 
+def low_rank(*shape, factor=1.0):
+    """A difference to the first convolution of `CASE`, `(8, 4, 3, 3)`."""
+    random = np.random.default_rng(4)
+    down, up = random.standard_normal(shape), random.standard_normal((8, shape[0], 1, 1)) * factor
+    return {"conv_in": LowRank(give("torch", down), give("torch", up), 0.5)}
+
+
 # A hook per site that acts, one that changes nothing, and one with a wrong shape.
 ACTING = {
     "context": {
@@ -93,6 +101,11 @@ ACTING = {
         "idle": lambda nn, p, x: nn.conv2d(p, x, 8, 3),
         "wrong": lambda nn, p, x: nn.conv2d(p, x, 8, 3)[:, 1:],
     },
+    "leaves": {
+        "act": low_rank(2, 4, 3, 3),
+        "idle": low_rank(2, 4, 3, 3, factor=0),
+        "wrong": low_rank(2, 3, 3, 3),
+    },
 }
 PLACES = {
     "context": ("context", (3, 5, 9), (3, 5, 10)),
@@ -106,6 +119,7 @@ PLACES = {
     "down_residuals": ("down_residuals.0", (3, 7, 9, 14), (3, 8, 9, 14)),
     "mid_residual": ("mid_residual", (3, 24, 2, 4), (3, 24, 3, 4)),
     "conv_in": ("conv_in", (3, 7, 9, 14), (3, 8, 9, 14)),
+    "leaves": ("conv_in", (2, 3, 3, 3), (8, 4, 3, 3)),
 }
 EVERY = pytest.mark.parametrize("site", [f.name for f in fields(Sites)])
 

@@ -48,12 +48,13 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path: Path, cut: i
     assert (tmp_path / "whole" / "curve.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", [name for name in vars(workers) if name.startswith("worker_")])
-def test_workers(name: str, tmp_path: Path) -> None:
+def test_workers(tmp_path: Path) -> None:
     """In a process of its own: this one may run threads of other frameworks, and workers fork."""
-    program = [sys.executable, workers.__file__, name, str(tmp_path)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    program = [sys.executable, workers.__file__, str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" passed")]
+    assert passed == [name for name in vars(workers) if name.startswith("worker_")] != []
 
 
 def test_a_signal_to_all_processes_saves_first(tmp_path: Path) -> None:
@@ -74,11 +75,11 @@ def test_a_signal_to_all_processes_saves_first(tmp_path: Path) -> None:
         run = subprocess.Popen(
             [sys.executable, str(script)], stdout=log, stderr=log, start_new_session=True
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while "step 2" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(run.pid, signal.SIGTERM)
-        run.wait(60)
+        run.wait(300)
     assert "Stopped: stopped before step" in (tmp_path / "log").read_text()
     assert checkpoints.load(tmp_path / "state.pt")["step"] >= 2
 
@@ -147,7 +148,7 @@ def test_processes_share_a_step(tmp_path: Path) -> None:
     }
     command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
     runs = [subprocess.Popen(command, env={**base, "RANK": str(rank)}) for rank in (0, 1)]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    assert [run.wait(timeout=600) for run in runs] == [0, 0]
     (a, firsts_a), (b, firsts_b) = (torch.load(tmp_path / f"out{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert firsts_a == [0, 6, 12, 18, 24, 30, 36]

@@ -13,6 +13,7 @@ from pipelines.elsewhere import DEVICE, Accelerator, There
 from underdraw.models.grounding import Grounding
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.training import checkpoints
+from underdraw.training.data import RenderedScenes
 from underdraw.training.recipes import ScenesRecipe, train_stage
 from underdraw.training.views import Views
 
@@ -35,7 +36,7 @@ def recipe() -> ScenesRecipe:
     small = {"steps": 1, "batch": 2, "workers": 0, "log_steps": 1, "precision": "float32"}
     runs = {name: replace(run, **small) for name, run in found.runs.items()}
     denoiser = replace(found.denoiser, prompts=found.denoiser.prompts[:1], preview_steps=2)
-    return replace(found, scenes=70, views=9, runs=runs, denoiser=denoiser)
+    return replace(found, scenes=9, views=9, runs=runs, denoiser=denoiser)
 
 
 def test_every_stage_runs_where_devices_cannot_be_mixed(
@@ -45,6 +46,7 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     save = checkpoints.save
     monkeypatch.setattr(checkpoints, "save", lambda path, state: save(path, to_host(state)))
     monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (4,))  # held back: 64
     train_stage("renders", tmp_path, recipe)
     assert len(Views(tmp_path / "views")) == 9
     for stage in STAGES:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from underdraw.weights import files
+from underdraw.formats.stored import NUMPY_DTYPES
 
 TENSORS = {
     "a.weight": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),
@@ -24,6 +24,6 @@ def assert_same(stored, tensor):
     assert stored.dtype == str(tensor.dtype).removeprefix("torch.")
     array = stored.load()
     assert array.shape == stored.shape
-    assert array.dtype == files.NUMPY_DTYPES[stored.dtype]
+    assert array.dtype == NUMPY_DTYPES[stored.dtype]
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     assert np.ascontiguousarray(array).tobytes() == raw

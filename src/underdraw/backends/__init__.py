@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from functools import cache
-from typing import Any
+from typing import cast
 
+from underdraw.backends.framework import Framework
 from underdraw.errors import InputError
 
 NAMES = ("torch", "jax", "mindspore")
@@ -18,7 +19,7 @@ def installed() -> tuple[str, ...]:
 
 
 @cache
-def get(name: str = "torch") -> Any:
+def get(name: str = "torch") -> Framework:
     """The module of a backend: its operations with default settings and its tree functions.
 
     Raises:
@@ -30,4 +31,4 @@ def get(name: str = "torch") -> Any:
         raise InputError(
             f"backend={name!r} needs the package {name}: pip install 'underdraw[{name}]'"
         )
-    return importlib.import_module(f"underdraw.backends.{name}")
+    return cast(Framework, importlib.import_module(f"underdraw.backends.{name}"))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.backends.deltas import Arrays, Delta, naming, operate
+from underdraw.backends.deltas import Arrays, Delta, Deltas, naming, operate
 from underdraw.backends.layout import Leaf
 from underdraw.errors import ControlError
 
@@ -72,6 +73,10 @@ class AdaptedLeaf:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._layer, name)
+
+    def with_layer(self, layer: Any) -> AdaptedLeaf:
+        """The same delta over another layer."""
+        return AdaptedLeaf(layer, self._delta, self._path)
 
     def linear(self, nn: Any, x: Array, width: int, bias: bool) -> Array:
         """As the operation."""
@@ -149,3 +154,11 @@ def _by_level(deltas: Mapping[str, Delta]) -> dict[str, Any]:
             raise ControlError(f"delta at '{path}': there is another one above or below it")
         here[last] = delta
     return root
+
+
+NO_DELTAS: Deltas = MappingProxyType({})
+
+
+def adapted(node: Any, deltas: Deltas) -> Any:
+    """The node with deltas laid over it; the node itself where there are none."""
+    return Adapted(node, deltas) if deltas else node

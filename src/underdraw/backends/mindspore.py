@@ -20,6 +20,37 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
 from underdraw.errors import InputError
 
+__all__ = [
+    "Root",
+    "array",
+    "build",
+    "build_root",
+    "device_of",
+    "draw",
+    "draw_like",
+    "dtype_of",
+    "float32",
+    "gradient",
+    "graft",
+    "is_array",
+    "is_finite",
+    "is_floating",
+    "leaf",
+    "load",
+    "load_root",
+    "move",
+    "named_tensors",
+    "no_grad",
+    "operations",
+    "register_output",
+    "replace_rows",
+    "resolve_dtype",
+    "tensor",
+    "to_bits",
+    "to_numpy",
+    "with_settings",
+]
+
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 FLOATS = (*DTYPES.values(), ms.float64)
 

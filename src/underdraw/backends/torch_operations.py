@@ -51,11 +51,14 @@ class Torch:
         w = _plain(p, nn.Conv2d)
         if w and p.padding_mode == "zeros":
             return _compute(F.conv2d, x, w, p.stride, p.padding, p.dilation, p.groups)
+        side = kernel // 2 if padding is None else padding
         if isinstance(p, AdaptedLeaf):
-            return p.conv2d(self, x, width, kernel, stride, padding, bias, groups)
+            if getattr(p, "padding_mode", "zeros") != "zeros":  # padded here, so for deltas, too
+                x, side = F.pad(x, (side,) * 4, p.padding_mode), 0
+                p = p.with_layer(Arrays(p.weight, p.bias))
+            return p.conv2d(self, x, width, kernel, stride, side, bias, groups)
         if not isinstance(p, Arrays):
             return p(x)
-        side = kernel // 2 if padding is None else padding
         return _compute(F.conv2d, x, vars(p), stride, side, 1, groups)
 
     def group_norm(self, p: Any, x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:

@@ -1,1 +1,38 @@
 """Who runs network programs: `eager` as they are written, others compiled or together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from underdraw.engines.compiled import Compiled, Regional
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine
+from underdraw.errors import InputError, InputTypeError
+
+NAMES: Mapping[str, Callable[[], Engine]] = {
+    "eager": lambda: EAGER,
+    "compiled": Regional,
+    "jit": Compiled,
+}
+"""By name what makes an engine: each pipeline that asks gets one of its own, but for eager."""
+
+
+def get(engine: Any = None) -> Engine:
+    """An engine by its name, or itself; None is the eager one.
+
+    Raises:
+        InputError, InputTypeError: there is none of this name, or it has no method `run`.
+    """
+    names = ", ".join(map(repr, NAMES))
+    if engine is None:
+        return EAGER
+    if isinstance(engine, str):
+        if engine not in NAMES:
+            raise InputError(f"engine={engine!r} is not known; allowed: {names}, or an engine")
+        return NAMES[engine]()
+    if not isinstance(engine, Engine):
+        raise InputTypeError(
+            f"engine={engine!r:.80} has no method `run`; allowed: {names}, or an engine"
+        )
+    return engine

@@ -43,6 +43,9 @@ class Compiled:
         if question.program in ONCE and not _is_value(model):
             return question.program(question.nn, model, model.config, *question.inputs)
         leaves, structure = flatten(question.inputs)
+        if not _is_value(model):  # PyTorch would compile again for another number
+            array, device = model._framework.array, model.device
+            leaves = [array(x, device=device) if isinstance(x, float) else x for x in leaves]
         key = (question.program, question.nn, _kind(model), structure, signature(leaves))
         with self._lock:
             whole = self._programs.get(key)

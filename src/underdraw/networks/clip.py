@@ -6,7 +6,9 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+from underdraw.backends.adapted import NO_DELTAS, adapted
 from underdraw.backends.contract import Array, Node, Operations
+from underdraw.backends.deltas import Deltas
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig
@@ -67,6 +69,7 @@ def text(
     ids: Array,
     embeddings: Array | None = None,
     mask: Array | None = None,
+    leaves: Deltas = NO_DELTAS,
 ) -> TextOutput:
     """The text tower.
 
@@ -75,7 +78,9 @@ def text(
         embeddings: replace those of the ids (textual inversion, subject tokens), same shape as
             `embed_tokens` gives.
         mask: added to attention scores besides the causal one, `(batch, 1, 1, tokens)`.
+        leaves: differences to layers, by their path (LoRA).
     """
+    p = adapted(p, leaves)
     c, t = config, p.text_model
     x = embed_tokens(nn, p, c, ids) if embeddings is None else embeddings
     positions = nn.parameter(
@@ -92,8 +97,11 @@ def text(
     return TextOutput(tuple(states), last, nn.gather_rows(last, end_of_text(nn, c, ids)))
 
 
-def final_norm(nn: Operations, p: Node, config: CLIPTextConfig, x: Array) -> Array:
+def final_norm(
+    nn: Operations, p: Node, config: CLIPTextConfig, x: Array, leaves: Deltas = NO_DELTAS
+) -> Array:
     """The norm after the last layer; `clip_skip` applies it to an earlier one."""
+    p = adapted(p, leaves)
     return nn.layer_norm(p.text_model.final_layer_norm, x, config.layer_norm_eps)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from underdraw.backends.contract import Array, Operations
+from underdraw.backends.deltas import on_rows, together as deltas_together
 from underdraw.networks.config import UNetConfig
 from underdraw.networks.layers import SideBySide
 from underdraw.networks.sites import (
@@ -114,11 +115,18 @@ def join_sites(
         if sites.conv_in is not None:
             width, kernel = config.block_out_channels[0], config.conv_in_kernel
             conv_in = ConvOnRows(start, start + count, sites.conv_in, width, kernel, conv_in)
+    total = sum(rows)
+    leaves = [
+        on_rows(nn, sites.leaves, start, start + count, total)
+        for sites, start, count in zip(each, starts, rows, strict=True)
+        if sites.leaves
+    ]
     return Sites(
         **hooks,
         down_residuals=_down_residuals(nn, [sites.down_residuals for sites in each], rows),
         mid_residual=_residual(nn, [sites.mid_residual for sites in each], rows),
         conv_in=conv_in,
+        leaves=deltas_together(*leaves),
     )
 
 

@@ -7,11 +7,12 @@ compiles for each new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from underdraw.backends.contract import Array, Operations
+from underdraw.backends.deltas import Deltas, together
 from underdraw.errors import ControlError
 
 Hook = Callable[[Operations, str, Array], Any]
@@ -160,6 +161,9 @@ class Sites:
     """Added after the middle block (ControlNet)."""
     conv_in: Callable[[Operations, Any, Array], Array] | None = None
     """Replaces the first convolution: `(nn, p.conv_in, x) -> hidden` (GLIGEN's spatial maps)."""
+    leaves: Deltas = field(default_factory=dict)
+    """Differences to layers, by their path (LoRA); keys, values and times that are computed ahead
+    have them, too."""
 
     def __add__(self, other: Sites) -> Sites:
         """Both act: hooks run one after another, residuals add up.
@@ -174,6 +178,7 @@ class Sites:
             down_residuals=_sum(self.down_residuals, other.down_residuals, _sum_each),
             mid_residual=_sum(self.mid_residual, other.mid_residual, lambda a, b: a + b),
             conv_in=self.conv_in or other.conv_in,
+            leaves=_sum(self.leaves or None, other.leaves or None, together) or {},
         )
 
     @property
@@ -269,7 +274,3 @@ def add_residual(place: str, x: Array, residual: Array) -> Array:
     ):
         raise ControlError(f"the residual at '{place}' is {sizes}; the site carries {carried}")
     return x + residual
-
-
-Leaves = Mapping[str, Any]
-"""Deltas by path of the layer they are added to (`backends.adapted`)."""

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import cache, reduce
 from typing import Any, NamedTuple
 
+from underdraw.backends.adapted import NO_DELTAS, adapted
 from underdraw.backends.contract import Array, Node, Operations
+from underdraw.backends.deltas import Deltas
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import ControlError, InputError
@@ -94,7 +96,7 @@ def unet(
             may compile blocks.
         extras: a list that takes what hooks tell (`sites.Observed`).
     """
-    c = config
+    c, p = config, adapted(p, sites.leaves)
     act, groups, eps = activation(nn, c.act_fn), c.norm_num_groups, c.norm_eps
     scale_shift = c.resnet_time_scale_shift == "scale_shift"
     levels, top = c.levels, len(c.levels) - 1
@@ -285,21 +287,24 @@ def call_times(
     timesteps: Array,
     like: Array,
     timestep_cond: Array | None = None,
+    leaves: Deltas = NO_DELTAS,
 ) -> dict[str, Array]:
     """What each residual block makes of the times `(n,)` of a run, by place `(n, channels, 1, 1)`;
-    other arguments as of `embed_time`."""
+    other arguments as of `embed_time`, `leaves` as of `Sites`."""
+    p = adapted(p, leaves)
     temb = embed_time(nn, p, config, timesteps, like, timestep_cond=timestep_cond)
     return time_shifts(nn, p, config, temb)
 
 
 def context_constants(
-    nn: Operations, p: Node, config: UNetConfig, context: Array
+    nn: Operations, p: Node, config: UNetConfig, context: Array, leaves: Deltas = NO_DELTAS
 ) -> dict[str, tuple[Array, Array]]:
     """Keys and values by place of every attention to the context: they do not change between steps.
 
-    These are all `attn2`, and `attn1` where a level attends to nothing else.
+    These are all `attn2`, and `attn1` where a level attends to nothing else. `leaves` as of
+    `Sites`.
     """
-    constants = {}
+    p, constants = adapted(p, leaves), {}
     for path, leaf in layout(config).leaves.items():
         place, _, last = path.rpartition(".")
         if last == "to_k":

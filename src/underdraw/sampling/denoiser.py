@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
+from underdraw.backends.deltas import Deltas, check_paths
+from underdraw.backends.tree import alike
 from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.engine import Question
 from underdraw.networks import unet
@@ -16,6 +20,8 @@ from underdraw.networks.sites import NO_SITES, Sites
 
 CHUNK = 64
 """Calls whose time embeddings are computed together."""
+TO_CONTEXT, TIME = (".to_k", ".to_v"), "time_emb"
+"""In paths of layers whose outputs are computed ahead: keys and values, and times."""
 
 
 class Denoiser:
@@ -28,6 +34,7 @@ class Denoiser:
         """`(batch, tokens, width)`, under guidance `(2 * batch, ...)`, unconditional first."""
         self._keys: dict[int, Any] = {}
         self._times: dict[int, list[Any]] = {}
+        self._checked: Deltas = NO_DELTAS
 
     def __call__(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Array:
         """The prediction for `latents (batch, ...)`, already scaled for the solver, at a call: the
@@ -40,10 +47,11 @@ class Denoiser:
         """The call of the UNet for `latents (batch, ...)`, already scaled for the solver."""
         run = self.run
         x, context = self.rows(latents)
+        self._check(sites.leaves)
         # Where controls change it, keys and values of this call are of no use to another.
-        known = context if sites.context else self._keys_values(context)
-        inputs = unet.Inputs(x, self._time(index), known, sites)
-        return Question(unet.UNET, run.model, inputs, run.nn)
+        known = context if sites.context else self._keys_values(context, sites.leaves)
+        time = self._time(index, x.shape[0], sites.leaves)
+        return Question(unet.UNET, run.model, unet.Inputs(x, time, known, sites), run.nn)
 
     def rows(self, latents: Array) -> tuple[Array, Array]:
         """Latents and context of all rows of a call, in the dtype of the context."""
@@ -89,38 +97,56 @@ class Denoiser:
             context = self.context[self.context.shape[0] // 2 :]
         return Denoiser(replace(self.run, conditioning=Conditioning(context), guidance=1.0))
 
-    def _keys_values(self, context: Array) -> Any:
-        """Keys and values of the context, until another context takes its place."""
-        rows = context.shape[0]
-        if rows not in self._keys:
-            self._keys = {rows: self.run.ask(unet.CONTEXT, self.run.model, context)}
-        return self._keys[rows]
+    def _check(self, leaves: Deltas) -> None:
+        """That differences fit their layers, once for each set of them."""
+        if leaves and not alike(leaves, self._checked):
+            model = self.run.model
+            check_paths(unet.layout(model.config), leaves)
+            self._checked = leaves
 
-    def _time(self, index: int) -> Any:
+    def _keys_values(self, context: Array, leaves: Deltas) -> Any:
+        """Keys and values of the context, until another context, or other differences to the layers
+        that make them, take its place."""
+        acting = {path: delta for path, delta in leaves.items() if path.endswith(TO_CONTEXT)}
+        rows = context.shape[0]
+        if rows not in self._keys or not alike(acting, self._keys[rows][0]):
+            keys = self.run.ask(unet.CONTEXT, self.run.model, context, acting)
+            self._keys = {rows: (acting, keys)}
+        return self._keys[rows][1]
+
+    def _time(self, index: int, rows: int, leaves: Deltas) -> dict[str, Array]:
+        """What each residual block adds for the time of a call, `(1 or rows, channels, 1, 1)`."""
+        acting = {path: delta for path, delta in leaves.items() if TIME in path}
+        if acting:  # perhaps another difference in each row, or at each call
+            return self._shifts([index], rows, acting)[0]
         chunk, within = divmod(index, CHUNK)
         if chunk not in self._times:
-            self._times = {chunk: self._shifts(chunk * CHUNK)}
+            first = chunk * CHUNK
+            calls = range(first, min(first + CHUNK, self.run.calls))
+            self._times = {chunk: self._shifts(calls)}
         return self._times[chunk][within]
 
-    def _shifts(self, start: int) -> list[dict[str, Array]]:
-        """By call, what each residual block adds for the time."""
+    def _shifts(
+        self, calls: Sequence[int], rows: int = 1, leaves: Deltas = NO_DELTAS
+    ) -> list[dict[str, Array]]:
+        """By call, what each residual block adds for the time, in so many rows."""
         run, nn = self.run, self.run.nn
         array, device = run.framework.array, getattr(self.context, "device", None)
-        calls = range(start, min(start + CHUNK, run.calls))
         times = [float(run.solver.timestep(index)) for index in calls]
         t = array(np.array(times, np.float32), device=device)
-        condition, images = None, 1
+        condition = None
         if run.distilled:
             width, scale = run.model.config.time_cond_proj_dim, run.guidance - 1.0
             scale = scale.reshape(-1) if hasattr(scale, "shape") else [scale]
             scale = array(np.array(scale, np.float32), device=device)
-            count, images = t.shape[0], scale.shape[0]
-            scale = nn.expand(scale[None], (count, images)).reshape(-1)
-            t = nn.expand(t[:, None], (count, images)).reshape(-1)
+            rows = max(rows, scale.shape[0])
+            scale = nn.expand(scale[None], (t.shape[0], rows)).reshape(-1)
             wave = timestep_embedding(nn, scale * 1000.0, width, False, 1)
             condition = nn.cast(wave, self.context)
-        shifts = run.ask(unet.TIMES, run.model, t, self.context, condition)
+        if rows > 1:
+            t = nn.expand(t[:, None], (t.shape[0], rows)).reshape(-1)
+        shifts = run.ask(unet.TIMES, run.model, t, self.context, condition, leaves)
         return [
-            {place: shift[i : i + images] for place, shift in shifts.items()}
-            for i in range(0, t.shape[0], images)
+            {place: shift[i : i + rows] for place, shift in shifts.items()}
+            for i in range(0, t.shape[0], rows)
         ]

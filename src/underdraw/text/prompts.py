@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import clip
@@ -79,7 +80,7 @@ def encode_prompts(
         return framework.array(values.reshape(-1, values.shape[-1]), device=device)
 
     with framework.no_grad():
-        flat, embeddings = rows(ids), None
+        flat, embeddings, leaves = rows(ids), None, NO_DELTAS
         if controls:
             embeddings = ask(clip.EMBED_TOKENS, text_encoder, flat)
             words = Words(
@@ -98,11 +99,11 @@ def encode_prompts(
         if config.use_attention_mask:
             seen = framework.array(padding_mask(ids, tokenizer), device=device)
             mask = (seen.reshape(-1, 1, 1, length) - 1.0) * 1e9
-        out = ask(clip.TEXT, text_encoder, flat, embeddings, mask)
+        out = ask(clip.TEXT, text_encoder, flat, embeddings, mask, leaves)
         context = out.last
         if clip_skip:
             hidden = out.hidden_states[-(clip_skip + 1)][: count * windows]
-            skipped = ask(clip.FINAL_NORM, text_encoder, hidden)
+            skipped = ask(clip.FINAL_NORM, text_encoder, hidden, leaves)
             context = nn.concat((skipped, context[count * windows :]), 0)
         context = context.reshape(texts, windows * length, config.hidden_size)
         if (weights != 1).any():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from underdraw.backends.contract import Array
+from underdraw.backends.deltas import Deltas, check_paths
 from underdraw.errors import ControlError
 
 
@@ -30,6 +31,9 @@ class Words:
     """`(texts * windows, tokens, width)`, without positions."""
     tokenizer: Any
     text_encoder: Any
+    leaves: Deltas = field(default_factory=dict)
+    """Differences to layers of the text encoder, by their path (LoRA). A row of one with factors
+    per row is a window: `texts * windows` of them."""
 
 
 def checked(control: Any, words: Any, before: Words) -> Words:
@@ -50,7 +54,9 @@ def checked(control: Any, words: Any, before: Words) -> Words:
             f"{control!r} at 'words' returned ids, weights and embeddings of {shapes}; needed are "
             f"{needed}"
         )
-    most = before.text_encoder.config.max_position_embeddings
+    encoder = before.text_encoder
+    check_paths(type(encoder).layout(encoder.config), words.leaves)
+    most = encoder.config.max_position_embeddings
     if tokens > most:
         raise ControlError(
             f"{control!r} at 'words' made windows of {tokens} tokens; the text encoder has {most} "

@@ -8,7 +8,7 @@ from networks.configs import CLIP_L, CLIP_L_VISION, TEXTS, VISIONS
 from networks.peer import oracle
 from networks.programs import run_safety, run_text, run_vision, token_ids
 
-from underdraw.networks import clip, clip_layout, safety, vision as image_tower
+from underdraw.networks import clip, safety, vision as image_tower
 from underdraw.networks.config import read
 
 
@@ -33,7 +33,7 @@ def text_peer(fields, tensors, ids, keep=None):
 @pytest.mark.parametrize("name", TEXTS)
 def test_text(name, backend):
     fields = TEXTS[name]
-    tensors = values(clip_layout.text_layout(read(clip.CLIPTextConfig, fields), projection=True))
+    tensors = values(clip.text_layout(read(clip.CLIPTextConfig, fields), projection=True))
     ids = token_ids(fields)
     theirs = text_peer(fields, tensors, ids)
     check(run_text(backend, fields, tensors, ids), theirs, theirs)
@@ -41,7 +41,7 @@ def test_text(name, backend):
 
 def test_text_with_padding_masked():
     fields = TEXTS["end-token-known"]
-    tensors = values(clip_layout.text_layout(read(clip.CLIPTextConfig, fields), projection=True))
+    tensors = values(clip.text_layout(read(clip.CLIPTextConfig, fields), projection=True))
     ids = token_ids(fields)
     keep = np.arange(ids.shape[1])[None] < np.array([[8], [5], [3], [1]])
     theirs = text_peer(fields, tensors, ids, keep)
@@ -53,9 +53,7 @@ def test_text_with_padding_masked():
 def test_end_token_of_old_configs():
     """`eos_token_id = 2` means the largest id, any other means the first of that id."""
     ids = token_ids(TEXTS["vit-l"])
-    tensors = values(
-        clip_layout.text_layout(read(clip.CLIPTextConfig, TEXTS["vit-l"]), projection=True)
-    )
+    tensors = values(clip.text_layout(read(clip.CLIPTextConfig, TEXTS["vit-l"]), projection=True))
     ids[1, 4] = 2
     for fields in (TEXTS["vit-l"], TEXTS["end-token-known"]):
         theirs = text_peer(fields, tensors, ids)["pooled"]
@@ -126,7 +124,7 @@ def test_published_layouts():
         vision = oracle.CLIPVisionModelWithProjection(
             oracle.CLIPVisionConfig(**CLIP_L_VISION)
         ).state_dict()
-    ours = clip_layout.text_layout(read(clip.CLIPTextConfig, CLIP_L), projection=True).shapes
+    ours = clip.text_layout(read(clip.CLIPTextConfig, CLIP_L), projection=True).shapes
     assert ours == {name: tuple(value.shape) for name, value in text.items()}
     ours = image_tower.vision_layout(read(clip.CLIPVisionConfig, CLIP_L_VISION)).shapes
     assert ours == {name: tuple(value.shape) for name, value in vision.items()}

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from underdraw.errors import InputError, NotFoundError, WeightError
 from underdraw.formats.stored import Checkpoint, StoredTensor, stored
-from underdraw.networks import clip, clip_layout, unet, vae
+from underdraw.networks import clip, unet, vae
 from underdraw.networks.config import read as read_config
 from underdraw.weights import single_file
 from underdraw.weights.match import match_network
@@ -159,7 +159,7 @@ def test_our_networks_want_exactly_what_is_read(family):
     for name, (kind, layout) in {
         "unet": (unet.UNetConfig, unet.layout),
         "vae": (vae.VAEConfig, vae.layout),
-        "text_encoder": (clip.CLIPTextConfig, clip_layout.text_layout),
+        "text_encoder": (clip.CLIPTextConfig, clip.text_layout),
     }.items():
         raw, tensors = read.components[name]
         wanted = layout(read_config(kind, raw)).shapes
