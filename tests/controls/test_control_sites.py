@@ -10,8 +10,12 @@ from pipelines import tiny
 from pipelines.tiny import run, together
 
 from underdraw.controls import Control
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answered
 from underdraw.errors import ControlError
 from underdraw.networks.sites import Sites
+from underdraw.sampling.loop import sample
 
 CALL = {"prompt": ["a red sphere", "blue cube"], "height": 40, "width": 72}
 
