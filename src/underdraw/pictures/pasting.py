@@ -73,7 +73,9 @@ def paste_all(
     whole = np.stack(pasted)
     if not framed:
         return whole
-    return framework.array(whole.transpose(0, 3, 1, 2), dtype=made.dtype, device=made.device)
+    return framework.array(
+        whole.transpose(0, 3, 1, 2), dtype=made.dtype, device=getattr(made, "device", None)
+    )
 
 
 def overlaid(original: Any, made: Any, mask: Any, crop: Crop) -> Any:

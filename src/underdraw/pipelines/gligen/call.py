@@ -31,7 +31,7 @@ from underdraw.pipelines.gligen.arguments import Arguments, read_layouts
 from underdraw.pipelines.gligen.inpainting import (
     Inpainting,
     KnownChannels,
-    PeersRegion,
+    DiffusersRegion,
     encode_known,
     read_inpainting,
 )
@@ -121,7 +121,7 @@ def keeping(components: Components, inpainting: Inpainting, network: Any) -> lis
     old = components.compat == "diffusers"
     known = encode_known(components, inpainting, sample=old)
     if old:
-        region: Control = PeersRegion(inpainting.inside, latents=known, noise=known * 0)
+        region: Control = DiffusersRegion(inpainting.inside, latents=known, noise=known * 0)
     else:
         region = Region(inpainting.inside, latents=known)
     own = network is not None and network.config.extra_channels == INPAINTING_CHANNELS
