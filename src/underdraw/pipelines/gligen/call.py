@@ -29,9 +29,9 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.gligen.arguments import Arguments, read_layouts
 from underdraw.pipelines.gligen.inpainting import (
+    DiffusersRegion,
     Inpainting,
     KnownChannels,
-    DiffusersRegion,
     encode_known,
     read_inpainting,
 )
