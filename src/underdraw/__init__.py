@@ -55,6 +55,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.pipelines.base import (
         DiffusionPipeline as DiffusionPipeline,
     )
+    from underdraw.pipelines.call.batched import (
+        batched as batched,
+    )
     from underdraw.pipelines.components.processor import (
         CLIPProcessor as CLIPProcessor,
     )

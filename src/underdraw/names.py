@@ -35,6 +35,7 @@ MODULES = {
         "UNet2DConditionModel",
     ),
     "underdraw.pipelines.base": ("DiffusionPipeline",),
+    "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.stable_diffusion_diffedit": (
         "DiffEditInversionPipelineOutput",
         "DiffEditOutput",

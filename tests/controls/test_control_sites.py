@@ -162,9 +162,9 @@ def test_further_channels_for_an_inpainting_unet():
     # The pipeline itself speaks of text to image only; the loop takes any UNet.
     table = pipe.scheduler.make_table(2)
     context, _ = pipe.encode_prompt("a")
-    own = Run(unet.nn, unet, table, Conditioning(context), components=pipe.parts)
     x = torch.randn(1, 4, 5, 9) * table.initial_sigma
-    *_, last = answered(sample(own, x, [Toy(wide)]), EAGER)
+    told = Run(unet.nn, unet, table, Conditioning(context))
+    *_, last = answered(sample(told, x, [Toy(wide)]), EAGER)
     assert last.latents.shape == x.shape and torch.isfinite(last.latents).all()
 
 

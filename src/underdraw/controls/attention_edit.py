@@ -235,6 +235,8 @@ class SelfEdit:
 class Target(NamedTuple):
     """What happens to the cross-attention of one target in a call."""
 
+    prompt: int
+    """Its number among the prompts."""
     start: int
     """Its first row."""
     tokens: int
@@ -282,8 +284,9 @@ class CrossEdit:
             images, heads, queries, keys = own.shape
             if keys % target.tokens:
                 raise ControlError(
-                    f"AttentionEdit: the context has {keys} tokens, a prompt has windows of "
-                    f"{target.tokens}; give `prompts` as the texts the embeddings were made from"
+                    f"AttentionEdit: the context has {keys} tokens, prompt {target.prompt} has "
+                    f"windows of {target.tokens}; give `prompts` as the texts the embeddings were "
+                    "made from"
                 )
             # Shorter prompts of a call repeat their windows; copies take from copies.
             split = (images, heads, queries, keys // target.tokens, target.tokens)
@@ -335,7 +338,7 @@ class _Edit(NamedTuple):
         takes = "all" if taken.all() else "some" if taken.any() else ""
         share = array(taken.astype(np.float32)) if takes == "some" else None
         factors = array(weights) if (weights != 1).any() else None
-        return Target(start, self.tokens, self.mapping, takes, share, factors, self.marks)
+        return Target(self.row, start, self.tokens, self.mapping, takes, share, factors, self.marks)
 
 
 class _Carry(NamedTuple):

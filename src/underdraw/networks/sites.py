@@ -234,9 +234,15 @@ def check(who: Any, place: str, returned: Any, shape: Sequence[int]) -> None:
     """Raise a `ControlError` unless what a hook returned has the shape that its site carries."""
     if tuple(returned.shape) != tuple(shape):
         raise ControlError(
-            f"{who!r} at '{place}' returned {tuple(returned.shape)}; "
+            f"{named(who)} at '{place}' returned {tuple(returned.shape)}; "
             f"the site carries {tuple(shape)}"
         )
+
+
+def named(who: Any) -> str:
+    """A hook or a control in a message: its repr, or its class where that would print arrays."""
+    text = repr(who)
+    return text if len(text) <= 80 else type(who).__name__
 
 
 def wanting(hooks: tuple[Hook, ...], queries: int) -> tuple[Hook, ...]:
@@ -256,8 +262,8 @@ def apply(
             owner = getattr(hook, "owner", None)
             if extras is not None and owner is None:
                 raise ControlError(
-                    f"{hook!r} at '{place}' tells something; such a hook is a dataclass with a "
-                    "field `owner: int | None = owner_field()`, and acts in a loop, which sets it"
+                    f"{named(hook)} at '{place}' tells something; such a hook is a dataclass with "
+                    "a field `owner: int | None = owner_field()`, which the loop sets"
                 )
             if extras is not None:
                 extras.append(Extra(owner, place, extra))
