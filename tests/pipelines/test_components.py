@@ -57,6 +57,21 @@ def test_a_foreign_network_is_adopted_when_assigned():
     assert pipe("a cube", seed=1, num_inference_steps=1, output_type="np").images.shape[1] == 64
 
 
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_other_networks_may_be_compiled_too(name):
+    pipe, compiled = tiny.pipeline(), []
+
+    def compiler(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    call = {"seed": 1, "num_inference_steps": 1, "output_type": "np"}
+    plain = pipe("a cube", **call).images
+    setattr(pipe, name, torch.compile(getattr(pipe, name), backend=compiler))
+    assert np.abs(pipe("a cube", **call).images - plain).max() <= 1e-5
+    assert compiled
+
+
 def test_a_compiled_network_stays_compiled():
     pipe = tiny.pipeline()
     plain = run(pipe)

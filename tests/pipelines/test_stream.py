@@ -12,6 +12,8 @@ from pipelines import tiny
 import underdraw
 from underdraw import StableDiffusionPipeline, scenes, schedulers
 from underdraw.controls.control import Control
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Question
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.networks.sites import Sites
 from underdraw.pictures.writing import METADATA
@@ -207,3 +209,60 @@ def test_every_pipeline_streams(name):
     kind = getattr(underdraw, name)
     if kind is not underdraw.DiffusionPipeline:  # it has no call
         assert isgeneratorfunction(kind.__call__.steps)
+
+
+# -- interrupting ----------------------------------------------------------------------------------
+STEPS = {"num_inference_steps": 3, "output_type": "latent", "seed": 3}
+
+
+def test_a_callback_interrupts_its_own_run_only(pipe):
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+        return {}
+
+    expected = tiny.run(pipe)
+    one = pipe.stream("a red sphere", callback_on_step_end=stop, **STEPS)
+    two = pipe.stream("a red sphere", **STEPS)
+    first = next(two)
+    assert [step.index for step in one] == [0] and pipe.interrupt
+    assert torch.equal(one.output.images, first.latents)
+    assert len(list(two)) == 2 and not pipe.interrupt
+    assert torch.equal(two.output.images, expected)
+
+
+def test_another_thread_interrupts_all_runs_in_progress(pipe):
+    runs = [pipe.stream("a red sphere", **STEPS) for _ in range(2)]
+    firsts = [next(run) for run in runs]
+
+    def stop():
+        pipe._interrupt = True
+
+    tiny.together(stop)
+    for run, first in zip(runs, firsts, strict=True):
+        assert list(run) == []
+        assert torch.equal(run.output.images, first.latents)
+
+
+def test_a_new_run_does_not_clear_what_was_asked_of_another(pipe):
+    expected = tiny.run(pipe)
+    run = pipe.stream("a red sphere", **STEPS)
+    first = next(run)
+    pipe._interrupt = True
+    assert torch.equal(tiny.run(pipe), expected)
+    assert list(run) == []
+    assert torch.equal(run.output.images, first.latents)
+
+
+def test_questions_may_be_answered_from_outside(pipe):
+    """As whoever runs several streams at once does."""
+    expected = tiny.run(pipe)
+    run = pipe.stream("a red sphere", **STEPS)
+    seen = []
+    with pytest.raises(StopIteration):
+        while True:
+            item = run.ask()
+            if isinstance(item, Question):
+                run.answer(EAGER.run(item))
+            seen.append(type(item).__name__)
+    assert seen == ["Question", "Progress"] * 3
+    assert torch.equal(run.output.images, expected)

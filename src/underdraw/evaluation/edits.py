@@ -14,7 +14,7 @@ from tqdm import tqdm
 from underdraw import scenes
 from underdraw.errors import InputError
 from underdraw.pictures.pasting import paste
-from underdraw.pictures.writing import grid, to_pil
+from underdraw.pictures.writing import grid, to_bytes, to_pil
 from underdraw.pipelines.diffedit.edit import EditSettings, reversible
 from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from underdraw.scenes import PAIR_KINDS, Pair
@@ -264,7 +264,7 @@ def _edited(
     found["round_trip"] = pipe.decode_latents(clean, "np")[0]
     if compare:
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-        plain = other(
+        plain: Any = other(
             target,
             clean,
             way["inpaint_strength"],
@@ -274,7 +274,7 @@ def _edited(
             output_type="np",
         )
         found["img2img"] = plain.images
-    shown = {name: np.round(np.asarray(x) * 255).astype(np.uint8) for name, x in found.items()}
+    shown = {name: to_bytes(np.asarray(x)) for name, x in found.items()}
     return {**shown, "mask": found["mask"]}
 
 

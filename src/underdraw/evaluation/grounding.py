@@ -14,6 +14,7 @@ from underdraw import scenes
 from underdraw.controls.boxes import Box, Layout, PerImage
 from underdraw.controls.region import Region
 from underdraw.errors import InputError
+from underdraw.pictures.writing import to_bytes
 from underdraw.scenes.draw import contact_sheet, draw_boxes
 
 from .boxes import BOX_ROWS, BoxScores, score_boxes
@@ -133,7 +134,7 @@ def evaluate_grounding(
         def checked(some: Any, seeds: list[int]) -> np.ndarray:
             made = as_images(make(some, seeds), "generated pictures")
             same_length(pictures=made, layouts=some)
-            return np.round(made * 255).astype(np.uint8)
+            return to_bytes(made)
 
         inside = None if place is None else place / name
         if inside is not None:
@@ -235,7 +236,7 @@ def _judge_filling(
 
 def _renders(layouts: Sequence[HeldOutLayout]) -> np.ndarray:
     made = np.stack([scenes.render(layout.scene).image for layout in layouts])
-    return np.round(made * 255).astype(np.uint8)
+    return to_bytes(made)
 
 
 def _told(layout: HeldOutLayout) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from underdraw import scenes
 from underdraw.errors import InputError
+from underdraw.pictures.writing import to_bytes
 from underdraw.scenes import Mention, Scene
 from underdraw.scenes.captions import listed
 from underdraw.scenes.layout import sample_kinds
@@ -124,7 +125,7 @@ def held_out_holes(count: int = 64, seed: int = SEED) -> tuple[HeldOutHole, ...]
 
 
 def _picture(scene: Scene) -> np.ndarray:
-    return np.round(scenes.render(scene).image * 255).astype(np.uint8)
+    return to_bytes(scenes.render(scene).image)
 
 
 @cache

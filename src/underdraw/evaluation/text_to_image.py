@@ -13,6 +13,7 @@ import numpy as np
 
 from underdraw.errors import InputError
 from underdraw.models.base import Model
+from underdraw.pictures.writing import to_bytes
 from underdraw.pipelines.base import DiffusionPipeline
 from underdraw.pipelines.components.registry import uncompiled
 from underdraw.scenes import Caption
@@ -138,6 +139,6 @@ def _generator(
         pictures = as_images(getattr(made, "images", made), "generated pictures")
         if len(pictures) != len(prompts):
             raise InputError(f"pipe gave {len(pictures)} pictures for {len(prompts)} prompts")
-        return np.round(pictures * 255).astype(np.uint8)
+        return to_bytes(pictures)
 
     return run

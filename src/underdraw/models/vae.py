@@ -1,4 +1,4 @@
-"""`AutoencoderKL`: the autoencoder programs under the peer's name, with slicing and tiling."""
+"""`AutoencoderKL`: the autoencoder programs under their familiar name, with slicing and tiling."""
 
 from __future__ import annotations
 

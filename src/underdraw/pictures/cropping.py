@@ -82,7 +82,7 @@ def cut_to(picture: Any, height: int, width: int) -> Any:
 def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
     """Float32 `(height, width)`: 1 inside of any box, 0 elsewhere.
 
-    Sides are rounded down, as the peer does; a box with an area covers at least one place.
+    Sides are rounded down, as diffusers does; a box with an area covers at least one place.
     """
     mask = np.zeros((height, width), np.float32)
     for x0, y0, x1, y1 in boxes:

@@ -44,10 +44,12 @@ def originals(image: Any, pixels: np.ndarray, output_type: str) -> Sequence[Any]
     if output_type == "pil" and all(isinstance(one, Image.Image) for one in given):
         return given
     plain = to_pixels(pixels)
-    return to_pil(plain) if output_type == "pil" else plain
+    return to_pil(plain) if output_type == "pil" else list(plain)
 
 
-def paste_all(made: Any, before: Sequence[Any], masks: Sequence[np.ndarray], framework: Any) -> Any:
+def paste_all(
+    made: Any, before: Sequence[Any], masks: Sequence[np.ndarray] | np.ndarray, framework: Any
+) -> Any:
     """Images of a call with the very pixels of the pictures they belong to outside the masks.
 
     Args:
@@ -71,7 +73,9 @@ def paste_all(made: Any, before: Sequence[Any], masks: Sequence[np.ndarray], fra
     whole = np.stack(pasted)
     if not framed:
         return whole
-    return framework.array(whole.transpose(0, 3, 1, 2), dtype=made.dtype, device=made.device)
+    return framework.array(
+        whole.transpose(0, 3, 1, 2), dtype=made.dtype, device=getattr(made, "device", None)
+    )
 
 
 def overlaid(original: Any, made: Any, mask: Any, crop: Crop) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tqdm.auto import tqdm
 
-from underdraw import checks
+from underdraw import checks, engines
 from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
@@ -26,7 +26,6 @@ from underdraw.pipelines.components.accepting import accepted, check_widths
 from underdraw.pipelines.components.adapters import Groundable
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.components import Components
-from underdraw.pipelines.components.engine import as_engine
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
 from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import Settings
@@ -113,7 +112,7 @@ class DiffusionPipeline:
 
     @engine.setter
     def engine(self, engine: Any) -> None:
-        self.parts.engine = as_engine(engine)
+        self.parts.engine = engines.get(engine)
 
     @property
     def source(self) -> str | None:
@@ -249,7 +248,7 @@ class DiffusionPipeline:
         if cls is DiffusionPipeline:
             access = {name: options[name] for name in familiar.HUB if name in options}
             cls = listed_class(hubs.resolve(name_or_path, weights=False, **access))
-        engine = as_engine(engine)
+        engine = engines.get(engine)
         dtype = dtype or torch_dtype
         how = How(dtype, device, variant, use_safetensors, backend, check)
         read = read_folder(cls.names(), name_or_path, how, options)

@@ -28,7 +28,7 @@ class StableDiffusionPipeline(LatentPipeline):
         vae, text_encoder, tokenizer, unet, scheduler: the components; networks of diffusers and
             transformers are adopted, a foreign scheduler with the same methods is used as it is.
         safety_checker, feature_extractor: both, to check images; image_encoder: for controls.
-        compat: `"diffusers"` reads prompts as the peer does (brackets are text, what exceeds the
+        compat: `"diffusers"` reads prompts as diffusers does (brackets are text, what exceeds the
             window of tokens is cut) and ignores `height` given without `width`.
     """
 
@@ -90,7 +90,7 @@ class StableDiffusionPipeline(LatentPipeline):
             callback_on_step_end: called as `f(pipe, step, timestep, tensors)` after each model
                 call; may return a dict with tensors to go on with.
             callback: the older form, `f(step, timestep, latents)` every `callback_steps`.
-            controls: what else steers the run; the peer's `ip_adapter_image` and
+            controls: what else steers the run; diffusers' `ip_adapter_image` and
                 `cross_attention_kwargs` keep their places and say so.
 
         Raises:

@@ -62,7 +62,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         inverse_scheduler: goes from pictures to noise: a `DDIMInverseScheduler` or
             `DPMSolverMultistepInverseScheduler` with the configuration of `scheduler`. None: DDIM
             upwards through the levels of `scheduler`, whatever its spacing.
-        compat: `"diffusers"` brings the peer's numbers back: guidance of masks that points
+        compat: `"diffusers"` brings its numbers back: guidance of masks that points
             backwards where the negative prompts differ, one threshold for a whole batch, background
             blended a step late and never with the picture, inversion guided by 7.5.
     """
@@ -137,7 +137,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             mask_thresholding_ratio: multiple of the mean difference to which outliers are cut;
                 what exceeds half of that is in the mask. Above 0; larger ratios give smaller masks.
             generator: one, which draws jointly, or a list with one per image (or per map); the
-                picture's latents are then drawn from the encoder's distribution, as the peer does.
+                picture's latents are then drawn from the encoder's distribution, as diffusers does.
                 Otherwise they are its mean.
             seed: as in `StableDiffusionPipeline`; a picture's mask does not depend on its batch.
             output_type: "np" (`(images, height / 8, width / 8)`, integers 0 and 1), "pil" (grey
@@ -206,9 +206,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
     ) -> DiffEditInversionPipelineOutput | tuple[Array, Any]:
         """The noise a picture came from, and every level on the way.
 
-        The levels are the peer's. The tensor that holds them remembers the clean latents of the
-        picture besides, for the call; it is an attribute, so what is computed from the tensor (a
-        slice, a copy on another device) does not have it. The output itself, whose `clean` they
+        The levels are those of diffusers. The tensor that holds them remembers the clean latents of
+        the picture besides, for the call; it is an attribute, so what is computed from the tensor
+        (a slice, a copy on another device) does not have it. The output itself, whose `clean` they
         are, serves the call as well.
 
         Args:
@@ -217,7 +217,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             num_inference_steps, inpaint_strength: steps of the whole way to noise, and the part of
                 it that is gone; the call takes the same two.
             guidance_scale: 1 by default, which means none, and (nearly) leads back to the picture.
-                Guided inversion does not: 7.5, the peer's default, gives its numbers.
+                Guided inversion does not: 7.5, diffusers' default, gives its numbers.
             generator, seed: as in `generate_mask`; nothing else is random without regularisation.
             decode_latents: also make pictures of all levels.
             lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls: how strongly and how
@@ -331,7 +331,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
                 of the output, what `latents` remember, or one more level, the last; else nearly.
             inpaint_strength, num_inference_steps: as given to `invert`.
             latents: what to begin with inside the mask instead of the noisiest level,
-                `(images, channels, height, width)`; the peer does not look at it.
+                `(images, channels, height, width)`; diffusers does not look at it.
             seed, generator, eta: for solvers that add noise; there is no other use of noise.
 
         The others are those of `StableDiffusionPipeline`, which tells what is raised.

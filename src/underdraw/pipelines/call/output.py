@@ -71,7 +71,8 @@ def check_safety(components: Components, images: Array) -> tuple[Array, Flags]:
         pixels = framework.array(pixels, dtype=checker.dtype, device=checker.device)
         flags = checker.flags(pixels, components.ask)
     if any(flags):
-        keep = framework.array([[[[not flag]]] for flag in flags], device=images.device)
+        where = getattr(images, "device", None)
+        keep = framework.array([[[[not flag]]] for flag in flags], device=where)
         images = nn.where(keep, images, nn.cast(keep, images) - 1)
     return images, flags
 

@@ -10,7 +10,7 @@ from underdraw import checks
 from underdraw.errors import UnderdrawError
 
 KEY = "_underdraw"
-"""Under this name; the peer passes over what begins with a line."""
+"""Under this name; diffusers passes over what begins with a line."""
 
 
 @dataclass(frozen=True)

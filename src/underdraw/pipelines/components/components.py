@@ -139,7 +139,9 @@ class Components:
         return nullcontext() if self.offload is None else self.offload.using(*networks)
 
     def ask(self, program: Program, model: Any, *inputs: Any) -> Any:
-        """What a program of a network gives for `inputs`, arrays on `device`, by the engine."""
+        """What a program of a network gives for `inputs`, arrays on `device`, by the engine; a
+        component that was wrapped by `torch.compile` is asked in its wrapping."""
+        model = next((one for one in self.named.values() if uncompiled(one) is model), model)
         nn = model._framework.with_settings(self.settings.attention_slice)
         with self.borrow(model):
             return answer(self.engine, Question(program, model, inputs, nn))

@@ -29,7 +29,7 @@ MODELS: Mapping[str, type[Model]] = {
 
 SCHEDULERS = ("scheduler", "inverse_scheduler")
 LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
-# Where the peer keeps these classes.
+# Where diffusers keeps these classes.
 LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
 READERS: Mapping[str, Any] = {
     "tokenizer": CLIPTokenizer,

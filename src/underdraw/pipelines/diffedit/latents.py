@@ -65,7 +65,8 @@ def encode_image(
         latents = repeated(nn, found.mean, each)
         if sampled or components.compat == "diffusers":
             noise = draw_maps(components, latents.shape, drawn, None, maps)
-            noise = framework.array(noise, dtype=latents.dtype, device=latents.device)
+            where = getattr(latents, "device", None)
+            noise = framework.array(noise, dtype=latents.dtype, device=where)
             latents = latents + repeated(nn, found.std, each) * noise
         return framework.array(components.scaled(latents), device=device)
 

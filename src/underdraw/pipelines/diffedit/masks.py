@@ -24,7 +24,7 @@ def mask_of_difference(
         source, target: predictions `(images * maps, channels, height, width)` under the two texts;
             of a common factor nothing remains.
         maps: noises per image, next to each other.
-        together: one mean over all images, as the peer takes it: an image's mask then depends on
+        together: one mean over all images, as diffusers takes it: an image's mask then depends on
             its neighbours.
 
     Returns `(images, height, width)` of 0 and 1; all 0 for an image without any difference.

@@ -29,7 +29,7 @@ class Regularisation:
         steps: rounds for each prediction; 0 leaves it as it is.
         rolls: how often the auto-correlation is measured in a round, each time at new shifts.
         pick: `f(image, most)` draws a shift in `0 .. most - 1` for an image.
-        together: the variance over the whole batch, as the peer takes it: an image then depends on
+        together: the variance over the whole batch, as diffusers takes it: an image then depends on
             its neighbours.
     """
 

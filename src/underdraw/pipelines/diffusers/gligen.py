@@ -24,7 +24,7 @@ class FamiliarGLIGEN:
     def enable_fuser(self, enabled: bool = True) -> None:
         """Let boxes act in the calls of this pipeline, or not: then they are plain calls.
 
-        Nothing is switched on the UNet, so others that share it notice nothing. (The peer's calls
+        Nothing is switched on the UNet, so others that share it notice nothing. (diffusers' calls
         enable it again by themselves.)
         """
         self.fuser_enabled = bool(enabled)
@@ -87,7 +87,7 @@ class FamiliarTextImage:
         max_objs: int,
         device: Any,
     ) -> dict[str, Array]:
-        """What the peer's position network takes for the boxes, padded to `max_objs`.
+        """What diffusers' position network takes for the boxes, padded to `max_objs`.
 
         Calls here do without it; code that builds its own loop may use it.
         """

@@ -29,9 +29,9 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.gligen.arguments import Arguments, read_layouts
 from underdraw.pipelines.gligen.inpainting import (
+    DiffusersRegion,
     Inpainting,
     KnownChannels,
-    PeersRegion,
     encode_known,
     read_inpainting,
 )
@@ -121,7 +121,7 @@ def keeping(components: Components, inpainting: Inpainting, network: Any) -> lis
     old = components.compat == "diffusers"
     known = encode_known(components, inpainting, sample=old)
     if old:
-        region: Control = PeersRegion(inpainting.inside, latents=known, noise=known * 0)
+        region: Control = DiffusersRegion(inpainting.inside, latents=known, noise=known * 0)
     else:
         region = Region(inpainting.inside, latents=known)
     own = network is not None and network.config.extra_channels == INPAINTING_CHANNELS

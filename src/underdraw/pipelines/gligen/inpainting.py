@@ -132,7 +132,7 @@ class KnownChannels(Control):
         return latents, self.network.sites(Constants({}, None), 0.0, extra), carry
 
 
-class PeersRegion(Region):
+class DiffusersRegion(Region):
     """Blends as diffusers does: before each call with fresh noise from PyTorch's global stream, one
     for the whole batch, and not after the last call, so that the background drifts."""
 
