@@ -1,4 +1,7 @@
-"""Generators that a caller brings, and which seeds make the images of a batch again."""
+"""Generators that a caller brings, and which seeds make the images of a batch again.
+
+They are PyTorch's on every backend; it is imported when a call is made, for what only looks at
+pipelines does without."""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from underdraw.backends.torch_operations import Generators, seeded
 from underdraw.errors import InputError, InputTypeError
 
 
-def seeds_of(generators: Generators, count: int) -> list[int | None]:
+def seeds_of(generators: Any, count: int) -> list[int | None]:
     """The seed that gives each image the noise it gets, or None: its generator was used before,
     serves other images too, or is on another device than the CPU.
     """
+    import torch
+
     if isinstance(generators, torch.Generator):
         generators = [generators] if count == 1 else None
     seeds: list[int | None] = []
@@ -30,6 +32,8 @@ def seeds_of(generators: Generators, count: int) -> list[int | None]:
 
 def generators(generator: Any, seed: Any, count: int) -> Any:
     """What draws the noise of `count` images: a generator, a list with one per image, or None."""
+    from underdraw.backends.torch_operations import seeded
+
     if seed is None:
         return check_generators(generator, count)
     if generator is not None:
@@ -37,13 +41,15 @@ def generators(generator: Any, seed: Any, count: int) -> Any:
     return seeded(seed, count)
 
 
-def check_generators(generator: Any, count: int) -> Generators:
+def check_generators(generator: Any, count: int) -> Any:
     """A generator argument: None, one generator, or a list with one per image.
 
     Raises:
         InputTypeError: it is something else.
         InputError: the list has another length than there are images.
     """
+    import torch
+
     listed = generator if isinstance(generator, list | tuple) else [generator]
     for one in listed:
         if one is not None and not isinstance(one, torch.Generator):
@@ -60,6 +66,8 @@ def global_seed(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
