@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from underdraw.backends.torch_operations import Generators, seeded
 from underdraw.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from underdraw.backends.torch_operations import Generators
 
 
 def seeds_of(generators: Generators, count: int) -> list[int | None]:
     """The seed that gives each image the noise it gets, or None: its generator was used before,
     serves other images too, or is on another device than the CPU.
     """
+    import torch
+
     if isinstance(generators, torch.Generator):
         generators = [generators] if count == 1 else None
     seeds: list[int | None] = []
@@ -30,6 +32,8 @@ def seeds_of(generators: Generators, count: int) -> list[int | None]:
 
 def generators(generator: Any, seed: Any, count: int) -> Any:
     """What draws the noise of `count` images: a generator, a list with one per image, or None."""
+    from underdraw.backends.torch_operations import seeded
+
     if seed is None:
         return check_generators(generator, count)
     if generator is not None:
@@ -44,6 +48,8 @@ def check_generators(generator: Any, count: int) -> Generators:
         InputTypeError: it is something else.
         InputError: the list has another length than there are images.
     """
+    import torch
+
     listed = generator if isinstance(generator, list | tuple) else [generator]
     for one in listed:
         if one is not None and not isinstance(one, torch.Generator):
@@ -57,6 +63,8 @@ def check_generators(generator: Any, count: int) -> Generators:
 def global_seed(seed: int | None) -> Iterator[None]:
     """PyTorch's global stream begins at `seed` inside, and goes on as before behind; None leaves it
     alone. For other libraries' models, which draw from nothing else."""
+    import torch
+
     if seed is None:
         yield
         return
