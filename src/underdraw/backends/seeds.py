@@ -1,18 +1,18 @@
-"""Generators that a caller brings, and which seeds make the images of a batch again."""
+"""Generators that a caller brings, and which seeds make the images of a batch again.
+
+They are PyTorch's on every backend; it is imported when a call is made, for what only looks at
+pipelines does without."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from underdraw.errors import InputError, InputTypeError
 
-if TYPE_CHECKING:
-    from underdraw.backends.torch_operations import Generators
 
-
-def seeds_of(generators: Generators, count: int) -> list[int | None]:
+def seeds_of(generators: Any, count: int) -> list[int | None]:
     """The seed that gives each image the noise it gets, or None: its generator was used before,
     serves other images too, or is on another device than the CPU.
     """
@@ -41,7 +41,7 @@ def generators(generator: Any, seed: Any, count: int) -> Any:
     return seeded(seed, count)
 
 
-def check_generators(generator: Any, count: int) -> Generators:
+def check_generators(generator: Any, count: int) -> Any:
     """A generator argument: None, one generator, or a list with one per image.
 
     Raises:
@@ -63,11 +63,11 @@ def check_generators(generator: Any, count: int) -> Generators:
 def global_seed(seed: int | None) -> Iterator[None]:
     """PyTorch's global stream begins at `seed` inside, and goes on as before behind; None leaves it
     alone. For other libraries' models, which draw from nothing else."""
-    import torch
-
     if seed is None:
         yield
         return
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

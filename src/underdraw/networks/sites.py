@@ -210,8 +210,8 @@ NO_SITES = Sites()
 def _owned(hook: Any, name: Callable[[Any], Any]) -> Any:
     if isinstance(hook, UpTo | OnRows):
         return replace(hook, hook=_owned(hook.hook, name))
-    if is_dataclass(hook) and not isinstance(hook, type) and hasattr(hook, "owner"):
-        return replace(hook, owner=name(hook.owner))
+    if is_dataclass(hook) and hasattr(hook, "owner"):
+        return replace(hook, owner=name(hook.owner))  # type: ignore[type-var]
     return hook
 
 

@@ -12,9 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import constants, errors
-
 from underdraw.errors import InputError, NotFoundError
 from underdraw.weights import folders
 
@@ -168,6 +165,9 @@ class _Hub:
 
     def download(self, wanted: Any, whole: bool) -> Path:
         """Fetch what `wanted(file names, components)` chooses."""
+        import huggingface_hub
+        from huggingface_hub import errors
+
         api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token)
         try:
             info = api.model_info(self.name, revision=self.revision)
@@ -208,6 +208,8 @@ class _Hub:
 
     def _fetch(self, files: Iterable[str], commit: str | None) -> Path:
         """Download files of one commit (those in the cache cost no request); their folder."""
+        import huggingface_hub
+        from huggingface_hub import errors
 
         def one(file: str) -> str:
             return huggingface_hub.hf_hub_download(
@@ -232,6 +234,8 @@ class _Hub:
         return Path(paths[0]).parents[files[0].count("/")]
 
     def _storage(self) -> Path:
+        from huggingface_hub import constants
+
         cache = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
         return cache / f"models--{self.name.replace('/', '--')}"
 
