@@ -221,7 +221,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             generator, seed: as in `generate_mask`; nothing else is random without regularisation.
             decode_latents: also make pictures of all levels.
             lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls: how strongly and how
-                often predictions are pushed towards white noise (`pipelines.regularise`); not at
+                often predictions are pushed towards white noise (`pipelines.diffedit.regularise`); not at
                 all by default.
             method: "plain", one call of the network a step; or "fixed-point" (or a
                 `sampling.inversion.FixedPoint`), several, until the step back down leads where the
