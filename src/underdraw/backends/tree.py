@@ -6,8 +6,8 @@ was made for this structure, and puts the outputs together again.
 
 - *Leaves* are arrays of any framework, Python floats (numbers that may change from call to call,
   such as a strength), and whole parameter trees.
-- *Structure* is everything else: classes, names, whole numbers, texts, switches, functions, and
-  fields of dataclasses whose metadata say `static`.
+- *Structure* is everything else: classes, names, whole numbers, texts, switches, functions, values
+  whose class says `is_structure` (configs), and fields of dataclasses whose metadata say `static`.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ def is_parameters(value: Any) -> bool:
 def _take(value: Any, leaves: list[Any]) -> Structure:
     if value is None or isinstance(value, bool | int | str):
         return Structure("fixed", (type(value), value))
+    if getattr(type(value), "is_structure", False):
+        return _fixed(value)
     if isinstance(value, float):
         leaves.append(value)
         return _NUMBER
@@ -117,7 +119,7 @@ def _take(value: Any, leaves: list[Any]) -> Structure:
     if isinstance(value, Mapping):
         children = tuple(_take(child, leaves) for child in value.values())
         return Structure(dict, tuple(value), children)
-    if is_dataclass(value) and not isinstance(value, type) and not _is_structure(value):
+    if is_dataclass(value) and not isinstance(value, type):
         names, children = [], []
         for field in fields(value):
             child = getattr(value, field.name)
@@ -134,11 +136,6 @@ def _fixed(value: Any) -> Structure:
     except TypeError:
         value = _Same(value)
     return Structure("fixed", (type(value), value))
-
-
-def _is_structure(value: Any) -> bool:
-    """Configs and operations are dataclasses, too, but programs are written around them."""
-    return getattr(type(value), "is_structure", False)
 
 
 def _build(structure: Structure, leaves: Any) -> Any:

@@ -12,7 +12,7 @@ def attention_to(nn: Operations, mark: Array, probabilities: Array) -> Array:
     """`(images, positions)`: attention `(images, heads, positions, copies, tokens)` to the tokens
     that `mark (tokens, 1)` names, averaged over heads and copies."""
     images, _, positions = probabilities.shape[:3]
-    found = nn.matmul(nn.float32(probabilities), mark)
+    found = nn.matmul(nn.float32(probabilities), nn.float32(mark))
     return nn.mean(found, (1, 3)).reshape(images, positions)
 
 
