@@ -225,7 +225,7 @@ class Layout(_Acting):
 
 @dataclass(frozen=True)
 class Nothing(Layout):
-    """No boxes, but layers that act on null tokens alone, which is no plain image: what the peer
+    """No boxes, but layers that act on null tokens alone, which is no plain image: what diffusers
     makes of empty lists."""
 
     @property

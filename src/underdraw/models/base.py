@@ -1,4 +1,4 @@
-"""What users hold: a program, a frozen config and a parameter tree under the peer's class name.
+"""What users hold: a program, a frozen config and a parameter tree under diffusers' class name.
 
 A class such as `UNet2DConditionModel` is written once, without a framework. Creating one picks the
 backend and returns an instance of a subclass that is also that backend's own kind of thing: on
@@ -93,7 +93,7 @@ class Model:
         return raw
 
     def export_config(self) -> dict[str, Any]:
-        """The `config.json` which the peer reads back."""
+        """The `config.json` which diffusers reads back."""
         return {"_class_name": type(self).__name__, **self.config.to_dict()}
 
     # -- files ------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ class Model:
                 on the device; `torch_dtype` is the same.
                 None is float32, whatever the file holds.
             check: also look for NaN and infinity in the weights, which reads all of them.
-            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, and the
-                peer's keywords at values that change nothing (`models.familiar`).
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, and
+                diffusers' keywords at values that change nothing (`models.keywords`).
 
         Raises:
             NotFoundError: there is no such folder, repository, file or variant.
@@ -235,11 +235,11 @@ class Model:
         is_main_process: bool = True,
         **familiar: Any,
     ) -> None:
-        """Write `config.json` and safetensors, which the peer reads. Each write is atomic.
+        """Write `config.json` and safetensors, which diffusers reads. Each write is atomic.
 
         Args:
             is_main_process: False writes nothing: of several processes one saves.
-            familiar: the peer's keywords at values that change nothing (`models.familiar`).
+            familiar: diffusers' keywords at values that change nothing (`models.keywords`).
         """
         drop_neutral(f"{type(self).__name__}.save_pretrained", familiar, SAVING, ())
         if not is_main_process:

@@ -51,7 +51,7 @@ class CLIPImageProcessor:
         )
 
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
-        """Write `preprocessor_config.json`, which the peer reads."""
+        """Write `preprocessor_config.json`, which diffusers reads."""
         drop_neutral("CLIPImageProcessor.save_pretrained", familiar, SAVING, ())
         with save.writing_folder(folder) as place:
             save.write_json(place / "preprocessor_config.json", self.to_dict())

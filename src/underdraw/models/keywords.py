@@ -1,6 +1,6 @@
-"""Keywords of the peer's loading and saving calls that mean nothing here, at their neutral values.
+"""Keywords of diffusers' loading and saving calls that mean nothing here, at their neutral values.
 
-Code written for the peer passes them by habit. At a value under which the peer would give what we
+Code written for diffusers passes them by habit. At a value under which diffusers would give what we
 give they are accepted; anything else is refused by name before work starts.
 """
 

@@ -19,7 +19,7 @@ class Tree:
 
 @dataclasses.dataclass
 class Output(Tree):
-    """Base of the outputs. `output[0]` is the first field that is not None, as in the peer."""
+    """Base of the outputs. `output[0]` is the first field that is not None, as in diffusers."""
 
     def __getitem__(self, key: int | slice | str) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]

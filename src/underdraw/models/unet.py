@@ -1,4 +1,4 @@
-"""`UNet2DConditionModel`: the UNet program under the peer's name and call."""
+"""`UNet2DConditionModel`: the UNet program under diffusers' name and call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UNet2DConditionModel(Model):
     A GLIGEN checkpoint (`attention_type="gated"` or `"gated-text-image"`) keeps its grounding
     layers in the same tree under their published names, so that `state_dict` and `save_pretrained`
     give back what was read. A call runs none of them: they act only through `sites`, which
-    `unet.grounding` makes, or where the peer's `cross_attention_kwargs` hold boxes.
+    `unet.grounding` makes, or where diffusers' `cross_attention_kwargs` hold boxes.
     """
 
     config_class = unet.UNetConfig
@@ -56,7 +56,7 @@ class UNet2DConditionModel(Model):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """The peer's name for `gradient_checkpointing`."""
+        """diffusers' name for `gradient_checkpointing`."""
         return self.gradient_checkpointing
 
     @property
@@ -130,7 +130,7 @@ class UNet2DConditionModel(Model):
             encoder_hidden_states: text context `(batch, tokens, cross_attention_dim)`.
             encoder_attention_mask: `(batch, tokens)`, true where a token counts.
             cross_attention_kwargs: of a gated UNet `{"gligen": boxes}`, which position networks of
-                the peer take: `boxes (batch, n, 4)`, `masks (batch, n)` and, with `attention_type`
+                diffusers take: `boxes (batch, n, 4)`, `masks (batch, n)` and, with `attention_type`
                 "gated", `positive_embeddings (batch, n, width)`, else `phrases_embeddings`,
                 `image_embeddings` and their `phrases_masks`, `image_masks`. A loop does better to
                 prepare `sites`: what boxes say is the same at each call.
@@ -168,8 +168,8 @@ class UNet2DConditionModel(Model):
         return UNet2DConditionOutput(out) if return_dict else (out,)
 
     def _with_boxes(self, given: Mapping[str, Any]) -> Sites:
-        """What acts for the boxes in the peer's `cross_attention_kwargs`; tokens are as many as are
-        given, for the peer pads by itself."""
+        """What acts for the boxes in diffusers' `cross_attention_kwargs`; tokens are as many as are
+        given, for diffusers pads by itself."""
         gated = self.config.attention_type == "gated"
         names = ["boxes", "masks", "positive_embeddings"]
         if not gated:

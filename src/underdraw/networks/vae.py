@@ -29,7 +29,7 @@ def encode(nn: Operations, p: Node, config: VAEConfig, image: Array) -> Array:
             down = block.downsamplers[0].conv
             x = nn.conv2d(down, nn.pad(x, 1, 1), width, 3, stride=2, padding=0)
     x = _middle(nn, e.mid_block, c, x)
-    # SiLU here, and at the end of `decode`, whatever `act_fn` says: so does the peer.
+    # SiLU here, and at the end of `decode`, whatever `act_fn` says: so does diffusers.
     x = nn.silu(nn.group_norm(e.conv_norm_out, x, groups, EPS))
     moments = nn.conv2d(e.conv_out, x, 2 * c.latent_channels, 3)
     return (
@@ -69,7 +69,7 @@ def _middle(nn: Operations, p: Node, c: VAEConfig, x: Array) -> Array:
         h = nn.group_norm(layer.group_norm, x, groups, EPS)
         h = nn.permute(h.reshape(batch, channels, height * wide), (0, 2, 1))
         h = attention(nn, layer, h, keys_values(nn, layer, h, width, 1, bias=True), 1, bias=True)
-        # In this order PyTorch keeps the attention's memory layout from here on, as the peer does.
+        # In this order PyTorch keeps the attention's memory layout from here on, as diffusers does.
         x = nn.permute(h, (0, 2, 1)).reshape(batch, channels, height, wide) + x
     return resnet(nn, p.resnets[1], x, width, groups, EPS, act)
 

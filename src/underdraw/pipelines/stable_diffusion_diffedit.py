@@ -221,8 +221,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             generator, seed: as in `generate_mask`; nothing else is random without regularisation.
             decode_latents: also make pictures of all levels.
             lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls: how strongly and how
-                often predictions are pushed towards white noise (`pipelines.regularise`); not at
-                all by default.
+                often predictions are pushed towards white noise; not at all by default
+                (`pipelines.diffedit.regularise`).
             method: "plain", one call of the network a step; or "fixed-point" (or a
                 `sampling.inversion.FixedPoint`), several, until the step back down leads where the
                 step up began: for schedulers without memory (DDIM, Euler) and few steps.

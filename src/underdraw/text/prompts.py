@@ -43,9 +43,9 @@ def encode_prompts(
     of them are encoded in equally many windows, which are joined along the tokens.
 
     Args:
-        clip_skip: leave out that many last layers for the prompts (not for the negatives, as the
-            peer).
-        plain: read prompts as the peer does: brackets are text, what does not fit is cut with a
+        clip_skip: leave out that many last layers for the prompts (not for the negatives, as in
+            diffusers).
+        plain: read prompts as diffusers does: brackets are text, what does not fit is cut with a
             warning.
         max_length: tokens of a window, the tokenizer's if not given.
         ask: has the text encoder's programs run.
@@ -88,12 +88,8 @@ def encode_prompts(
             )
             for control in controls:
                 words = checked(control, control.words(nn, words), words)
-            ids, weights, embeddings, flat = (
-                words.ids,
-                words.weights,
-                words.embeddings,
-                rows(words.ids),
-            )
+            ids, weights, leaves = words.ids, words.weights, words.leaves
+            embeddings, flat = words.embeddings, rows(ids)
         texts, windows, length = ids.shape
         mask = None
         if config.use_attention_mask:
@@ -129,7 +125,7 @@ def tokenize_prompts(
         tokenizer: ours, or any with the same call, as transformers'.
         prompts: at least one.
         weighting: False takes every sign and BREAK as text.
-        truncate: keep the first window only, as the peer does, with a warning that names what was
+        truncate: keep the first window only, as diffusers does, with a warning that names what was
             cut; False makes as many windows as needed.
         max_length: tokens of a window, start and end included; None: `tokenizer.model_max_length`.
 

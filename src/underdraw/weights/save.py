@@ -34,10 +34,11 @@ def save_tensors(
 ) -> None:
     """Write one safetensors file, atomically, one tensor in memory at a time.
 
-    `metadata` is text by text; `{"format": "pt"}` is what the peers look for and the default.
+    `metadata` is text by text; `{"format": "pt"}`, the default, is what diffusers and transformers
+    look for.
     """
     named = _as_stored(tensors)
-    # Widest types first: every tensor is then aligned to its type. Else by name, as the peers do.
+    # Widest types first: every tensor is then aligned to its type. Else by name, as others do.
     order = sorted(named, key=lambda n: (-NUMPY_DTYPES[named[n].dtype].itemsize, n))
     metadata = {"format": "pt"} if metadata is None else dict(metadata)
     if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
@@ -64,7 +65,7 @@ def save_tensors(
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write a JSON object as the peers do (sorted, two spaces), atomically."""
+    """Write a JSON object as diffusers and transformers do (sorted, two spaces), atomically."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     _write_atomically(Path(path), lambda file: file.write(text.encode()))
 
