@@ -106,9 +106,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def mindspore(session: nox.Session) -> None:
-    """The backends and the networks on MindSpore, which needs numpy 1 and so its own room."""
+    """Backends, networks and pipelines on MindSpore, which needs numpy 1 and so its own room."""
     session.install(*INSTALL, "constraints/mindspore.txt", ".[mindspore,test]")
-    weights = "tests/text/test_apply_weights.py"
-    chosen = session.posargs or ["tests/backends", "tests/networks", weights]
+    files = ["text/test_apply_weights.py", "pipelines/test_backends.py"]
+    chosen = session.posargs or ["tests/backends", "tests/networks", *(f"tests/{f}" for f in files)]
     expected = {"UNDERDRAW_EXPECT": "torch,mindspore"}
     session.run("pytest", *WORKERS, *chosen, env=ENVIRONMENT | expected)
