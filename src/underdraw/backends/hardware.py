@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from underdraw.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve_device(name: str | None = None) -> str:
@@ -16,6 +17,8 @@ def resolve_device(name: str | None = None) -> str:
 
     Raises InputError for a device that is not known, or not here.
     """
+    import torch
+
     if name is None:
         return next(kind for kind in ("cuda", "mps", "cpu") if _count(kind))
     try:
@@ -33,6 +36,8 @@ def resolve_accelerator(gpu_id: int | None = None, name: str | None = None) -> t
     Raises InputError for a device that is not here, for two indexes, and where `name` is None and
     this machine has no accelerator.
     """
+    import torch
+
     device = torch.device(resolve_device(name))
     if name is None and device.type == "cpu":
         raise InputError("device=None: this machine has no accelerator; the CPU is all there is")
@@ -49,6 +54,8 @@ def fastest_dtype(device: str) -> str:
     has it (an EPYC, one thread) a UNet step took 0.82 of its time in float32 with 7 M parameters,
     0.76 with 16 M, 0.45 with those of Stable Diffusion; only networks of 2 M took 1.3, 2 ms more.
     """
+    import torch
+
     kind = torch.device(device).type
     if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
@@ -63,12 +70,16 @@ def channels_last(network: str, device: str) -> bool:
     Measured on a CPU: decoding takes 0.75 (scenes) to 0.96 (Stable Diffusion) of the time. A small
     UNet takes 1.1, since its many norms are slower so, a large one 0.93 in bfloat16.
     """
+    import torch
+
     return network == "vae" and torch.device(device).type == "cpu"
 
 
 def has_channels_last(network: Any) -> bool:
     """Whether a network's convolutions have their channels next to each other. They then add in
     another order, and results differ in their last bits. Never so on other backends."""
+    import torch
+
     wanted = torch.channels_last
     return isinstance(network, torch.nn.Module) and any(
         p.ndim == 4 and p.is_contiguous(memory_format=wanted) and not p.is_contiguous()
@@ -78,6 +89,8 @@ def has_channels_last(network: Any) -> bool:
 
 def to_channels_last(network: Any) -> None:
     """Lay a network out so; what is no network of PyTorch stays as it is."""
+    import torch
+
     if isinstance(network, torch.nn.Module):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -94,6 +107,8 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _count(kind: str) -> int:
+    import torch
+
     if kind == "cuda":
         return torch.cuda.device_count()
     return int(torch.backends.mps.is_available()) if kind == "mps" else 1

@@ -42,7 +42,7 @@ def invert_pictures(
 
     Args:
         pipe: with `unet`, `vae` and what encodes texts.
-        image: a PIL picture, an array or a list (`models.pictures.read_pictures`).
+        image: a PIL picture, an array or a list (`pictures.reading.read_pictures`).
         prompt: what it shows; one, or one per picture; or `prompt_embeds`.
         method: see `sampling.inversion`.
         num_inference_steps: of the run that shall lead back.

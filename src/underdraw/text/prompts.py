@@ -88,12 +88,8 @@ def encode_prompts(
             )
             for control in controls:
                 words = checked(control, control.words(nn, words), words)
-            ids, weights, embeddings, flat = (
-                words.ids,
-                words.weights,
-                words.embeddings,
-                rows(words.ids),
-            )
+            ids, weights, leaves = words.ids, words.weights, words.leaves
+            embeddings, flat = words.embeddings, rows(ids)
         texts, windows, length = ids.shape
         mask = None
         if config.use_attention_mask:

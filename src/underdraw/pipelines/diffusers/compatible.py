@@ -58,7 +58,7 @@ class ImageProcessor:
     ) -> Array:
         """Float32 `(images, 3, height, width)` in [-1, 1], or masks `(masks, 1, height, width)`.
 
-        Arguments are those of `models.pictures.read_pictures` and `read_masks`; the size is by
+        Arguments are those of `pictures.reading.read_pictures` and `read_masks`; the size is by
         default that of the first picture, rounded down to multiples of the autoencoder's factor.
         """
         crop = None if crops_coords is None else cropping.Crop(*crops_coords)
@@ -83,7 +83,7 @@ class ImageProcessor:
 
     @staticmethod
     def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> cropping.Crop:
-        """The part of a picture around what is set in a PIL mask (`models.pictures`)."""
+        """The part of a picture around what is set in a PIL mask (`pictures`)."""
         return cropping.crop_around(mask_image, width, height, pad)
 
     @staticmethod
