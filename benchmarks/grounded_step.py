@@ -23,17 +23,27 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from timing import SD15_UNET, arguments, compare, fast_dtypes, quick_initial_values, report, share
+from timing import (
+    GUIDANCE,
+    SD15_UNET,
+    TIME,
+    arguments,
+    compare,
+    fast_dtypes,
+    quick_initial_values,
+    report,
+    run_of,
+    share,
+)
 
 from underdraw import UNet2DConditionModel
-from underdraw.controls.control import Call, Run
+from underdraw.controls.control import Call
 from underdraw.controls.ready import Ready
 from underdraw.controls.strength import Strength
-from underdraw.sampling.loop import Denoiser
+from underdraw.sampling.denoiser import Denoiser
 
 BOXES = [[0.1, 0.2, 0.5, 0.6], [0.5, 0.45, 1.0, 1.0]]
 PADDED = 30
-GUIDANCE = 7.5
 
 
 def pair(config: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
@@ -67,16 +77,16 @@ class Steps:
         rows = self.phrases.repeat(2, 1, 1)
         shown = None if self.images is None else self.images.repeat(2, 1, 1)
         tokens = part.boxes([BOXES] * 2, here, rows, here, shown, None if shown is None else here)
-        run = Run(self.ours.nn, None, 1, self.latents, 1)
+        run = run_of(self.ours, self.context, self.latents)
         self.open = Ready.of(run, part, tokens, [Strength(1, 0, 0)])
         self.closed = Ready.of(run, part, tokens, [Strength(0, 0, 1)])
-        self.denoise = Denoiser(self.ours, self.ours.nn, self.context, [500.0], lambda: GUIDANCE)
+        self.denoise = Denoiser(run)
 
     def mine(self, ready: Ready | None) -> torch.Tensor:
         """As the loop makes it."""
         if ready is None:
             return self.denoise(self.latents, 0)
-        call = Call(0, 1, 500.0, True)
+        call = Call(0, 1, TIME, True)
         return self.denoise(self.latents, 0, ready.sites(self.ours.nn, call, 1))
 
     def theirs(self) -> torch.Tensor:
@@ -89,7 +99,7 @@ class Steps:
     def _pass(self, objects: dict[str, torch.Tensor]) -> torch.Tensor:
         both = torch.cat((self.latents, self.latents)).to(self.context.dtype)
         grounding = {"gligen": objects}
-        out = self.peer(both, 500, self.context, cross_attention_kwargs=grounding)
+        out = self.peer(both, TIME, self.context, cross_attention_kwargs=grounding)
         return out.sample.float()
 
     def _objects(self, rows: int) -> dict[str, torch.Tensor]:

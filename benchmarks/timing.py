@@ -22,6 +22,10 @@ from typing import Any
 import torch
 
 from underdraw.backends.hardware import fastest_dtype
+from underdraw.controls.run import Conditioning, Run
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Engine
+from underdraw.sampling.denoiser import Denoiser
 
 SD15_UNET: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}
 SD15_VAE: dict[str, Any] = {
@@ -130,6 +134,32 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+TIME, GUIDANCE = 500.0, 7.5
+"""Of the step that is measured."""
+
+
+class OneCall:
+    """What the UNet of a run needs of a solver: the times of its calls, here of one."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def timestep(self, index: int) -> float:
+        return TIME
+
+
+def run_of(model: Any, context: Any, latents: Any = None, engine: Engine = EAGER) -> Run:
+    """A guided run on a context `(2, tokens, width)`, whose unconditional row comes first."""
+    halves = Conditioning(context[1:], context[:1])
+    return Run(model.nn, model, OneCall(), halves, GUIDANCE, engine=engine, latents=latents)
+
+
+def stepper(model: Any, context: Any, engine: Engine = EAGER) -> Denoiser:
+    """A guided step as the loop makes it: `stepper(latents (1, 4, h, w), 0)`. Keys and values of
+    the context and what the blocks make of the time are computed by the first call of it."""
+    return Denoiser(run_of(model, context, engine=engine))
 
 
 def fast_dtypes() -> tuple[torch.dtype, ...]:

@@ -16,10 +16,20 @@ from collections.abc import Sequence
 
 import diffusers
 import torch
-from timing import SD15_UNET, arguments, compare, fast_dtypes, quick_initial_values, report, share
+from timing import (
+    GUIDANCE,
+    SD15_UNET,
+    TIME,
+    arguments,
+    compare,
+    fast_dtypes,
+    quick_initial_values,
+    report,
+    share,
+    stepper,
+)
 
 from underdraw import UNet2DConditionModel
-from underdraw.sampling.loop import Denoiser
 
 
 def pair(config: dict, dtype: torch.dtype) -> tuple:
@@ -48,16 +58,16 @@ def main(
         for size in sizes:
             latents = torch.randn(1, 4, size, size)
             both = torch.cat((latents, latents)).to(dtype)
-            denoise = Denoiser(ours, ours.nn, context, [500.0], lambda: 7.5)
-            a, b = ours(both, 500, context).sample, peer(both, 500, context).sample
+            denoise = stepper(ours, context)
+            a, b = ours(both, TIME, context).sample, peer(both, TIME, context).sample
             difference = ((a - b).abs().max() / b.abs().max()).item()
             name = f"UNet step, {8 * size} px, {str(dtype).removeprefix('torch.')}"
             print(f"{name}: largest difference {difference:.1e} of the largest value")
 
             def theirs(both=both, latents=latents, context=context, peer=peer):
-                out = peer(torch.cat((latents, latents)).to(context.dtype), 500, context).sample
+                out = peer(torch.cat((latents, latents)).to(context.dtype), TIME, context).sample
                 half = out.float().chunk(2)
-                return half[0] + 7.5 * (half[1] - half[0])
+                return half[0] + GUIDANCE * (half[1] - half[0])
 
             def mine(denoise=denoise, latents=latents):
                 return denoise(latents, 0)
@@ -67,8 +77,8 @@ def main(
                 results.append(
                     compare(
                         f"{name}, as a call",
-                        lambda both=both, ours=ours, context=context: ours(both, 500, context),
-                        lambda both=both, peer=peer, context=context: peer(both, 500, context),
+                        lambda both=both, ours=ours, context=context: ours(both, TIME, context),
+                        lambda both=both, peer=peer, context=context: peer(both, TIME, context),
                         runs,
                     )
                 )

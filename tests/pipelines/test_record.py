@@ -7,8 +7,10 @@ import pytest
 import torch
 from pipelines import tiny
 
-from underdraw import schedulers
+from underdraw import engines, schedulers
 from underdraw.controls import Control
+from underdraw.engines.compiled import Compiled
+from underdraw.engines.eager import EAGER
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.writing import read_metadata
 from underdraw.pipelines.call.record import repeat
@@ -135,6 +137,48 @@ def test_what_is_missing_is_asked_for(pipe):
     with pytest.raises(InputError, match="lacks latents, seed"):
         repeat(pipe, image.info["underdraw"])
     assert same(repeat(pipe, image.info["underdraw"], latents=latents, seed=None), image)
+
+
+class Own:
+    """An engine of somebody else."""
+
+    def run(self, question):
+        return EAGER.run(question)
+
+
+def test_an_engine_comes_from_the_picture(pipe, monkeypatch):
+    monkeypatch.setattr(engines, "NAMES", {**engines.NAMES, "own": Own})
+    own = type(pipe).from_pipe(pipe, engine="own")
+    image = own("a", num_inference_steps=1, seed=1).images[0]
+    record = json.loads(image.info["underdraw"])
+    assert record["engine"] == "own"
+    assert json.loads(repeat(pipe, record).info["underdraw"]) == record
+    assert json.loads(repeat(own, record, engine="eager").info["underdraw"])["engine"] == "eager"
+    del record["engine"]  # as pictures were written before
+    assert json.loads(repeat(own, record).info["underdraw"])["engine"] == "eager"
+    with pytest.raises(InputError, match="engine='other' is not known; allowed: 'eager'"):
+        repeat(pipe, {**record, "engine": "other"})
+
+
+def test_what_an_engine_has_compiled_is_used_again(pipe):
+    compiled, asked = Compiled(), []
+    compiled.run = lambda question: asked.append(question.program.name) or EAGER.run(question)
+    own = type(pipe).from_pipe(pipe, engine=compiled)
+    record = own("a", num_inference_steps=1, seed=1).images[0].info["underdraw"]
+    assert json.loads(record)["engine"] == "jit"
+    first = list(asked)
+    repeat(own, record)
+    assert asked == first * 2
+
+
+@pytest.mark.parametrize("engine", [Own(), Compiled(lambda function: function)])
+def test_an_engine_without_a_name_is_missing(pipe, engine):
+    own = type(pipe).from_pipe(pipe, engine=engine)
+    image = own("a", num_inference_steps=1, seed=1).images[0]
+    assert json.loads(image.info["underdraw"])["missing"] == ["engine"]
+    with pytest.raises(InputError, match="lacks engine; give them"):
+        repeat(own, image.info["underdraw"])
+    assert same(repeat(pipe, image.info["underdraw"], engine=engine), image)
 
 
 def test_arguments_may_be_replaced(pipe):

@@ -47,6 +47,8 @@ def edit(
     seed: options.Seed = 0,
     model: options.Model = None,
     solver: options.Solver = None,
+    backend: options.Framework = None,
+    engine: options.Engine = None,
     dtype: options.Precision = None,
     device: options.Device = None,
     variant: options.Variant = None,
@@ -70,11 +72,13 @@ def edit(
         raise InputError(f"--keep-latents {keep_latents} must end with .safetensors")
     if solver is not None:
         solvers.make_solver(solver, {})
-    from underdraw.cli.loading import load_pipeline
+    from underdraw.cli.loading import load_pipeline, summary
 
     pipe = load_pipeline(
         model or options.SCENES,
         kind="StableDiffusionDiffEditPipeline",
+        backend=backend and backend.value,
+        engine=engine,
         dtype=dtype.value if dtype else "auto",
         device=device,
         variant=variant,
@@ -84,7 +88,7 @@ def edit(
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(leave=False, disable=None)
-    tell(f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}")
+    tell(summary(pipe, engine))
     asked = {
         "num_inference_steps": steps,
         "inpaint_strength": strength,

@@ -30,6 +30,7 @@ def evaluate(
     seed: options.Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 16,
     solver: options.Solver = None,
+    engine: options.Engine = None,
     dtype: options.Precision = None,
     device: options.Device = None,
     variant: options.Variant = None,
@@ -62,11 +63,14 @@ def evaluate(
     if task is not Task.grounding and (grounding is not None or strength is not None):
         raise InputError("--grounding and --strength are for --task grounding")
     from underdraw import evaluation
-    from underdraw.cli.loading import load_pipeline
+    from underdraw.cli.loading import check_engine, load_pipeline, summary
 
+    if engine is not None:
+        check_engine(engine, "torch")
     judge = evaluation.load_evaluator()
     pipe = load_pipeline(
         model or options.SCENES,
+        engine=engine,
         dtype=dtype.value if dtype else "auto",
         device=device,
         variant=variant,
@@ -75,7 +79,7 @@ def evaluate(
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    tell(f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}")
+    tell(summary(pipe, engine))
     guidance = pipe.advice.guidance_scale if guidance is None else guidance
     arguments = {} if guidance is None else {"guidance_scale": guidance}
     if task is Task.grounding:

@@ -58,6 +58,8 @@ def generate(
     seed: options.Seed = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures per prompt.")] = 1,
     solver: options.Solver = None,
+    backend: options.Framework = None,
+    engine: options.Engine = None,
     dtype: options.Precision = None,
     device: options.Device = None,
     variant: options.Variant = None,
@@ -108,14 +110,14 @@ def generate(
     Every PNG holds what is needed to make it again (--again). Paths of the pictures go to standard
     output, everything else to standard error.
     """
-    from underdraw.cli import solvers
+    from underdraw.cli import loading, solvers
     from underdraw.text.weighting import parse_weights
 
     if solver == "help":
         tell(solvers.describe())
         return
     kind, begin = pictures.beginning(image, mask, strength)
-    request = Request({}, None, None, {}, {}) if again is None else recorded(again, begin)
+    request = Request({}, None, None, {}, {}) if again is None else recorded(again, begin, engine)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
     if draw_boxes and request.layout is None:
@@ -137,6 +139,8 @@ def generate(
         tell(f"note: {len(words)} prompts of one word; one prompt of several words needs quotes")
     given = {
         "model": model,
+        "backend": backend and backend.value,
+        "engine": engine,
         "dtype": dtype and dtype.value,
         "device": device,
         "variant": variant,
@@ -174,8 +178,8 @@ def generate(
     if pipe.advice.guidance_scale is not None:
         request.call.setdefault("guidance_scale", pipe.advice.guidance_scale)
     tell(
-        f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}, "
-        f"{type(pipe.scheduler).__name__}, {request.call['num_inference_steps']} steps, "
+        f"{loading.summary(pipe, request.loading.get('engine'))}, {type(pipe.scheduler).__name__}, "
+        f"{request.call['num_inference_steps']} steps, "
         f"seed {first if count == 1 else f'{first} to {first + count - 1}'}"
     )
     make(pipe, request, every, seeds, target, batch, preview, draw_boxes)
@@ -195,8 +199,9 @@ generate.examples = """Examples:
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
-def recorded(path: Path, given: dict[str, Any]) -> Request:
-    """The request in a picture's metadata; `given` are arguments that need not be in it.
+def recorded(path: Path, given: dict[str, Any], engine: str | None = None) -> Request:
+    """The request in a picture's metadata; `given` are arguments that need not be in it, as is the
+    engine where it is named.
 
     Raises InputError where the picture cannot be made again from what it holds.
     """
@@ -211,13 +216,14 @@ def recorded(path: Path, given: dict[str, Any]) -> Request:
         raise InputError(f"{path} holds metadata that this version of underdraw cannot read")
     layout = record.get("layout")
     held = {*given, "controls"} if isinstance(layout, dict) else set(given)
+    held |= set() if engine is None else {"engine"}
     if missing := [name for name in record["missing"] if name not in held]:
         lacking = ", ".join(map(str, missing))
         raise InputError(f"{path} cannot be made again: it does not hold its {lacking}")
     if not isinstance(record["call"].get("seed"), int):
         raise InputError(f"{path} cannot be made again: it does not hold its seed")
     loading = {"kind": record["pipeline"], "dtype": record.get("dtype", "auto")}
-    for name in ("model", "variant", "tokenizer", "grounding"):
+    for name in ("model", "variant", "tokenizer", "grounding", "backend", "engine"):
         if isinstance(record.get(name), str):
             loading[name] = record[name]
     if isinstance(record.get("channels_last"), list):

@@ -10,6 +10,9 @@ from underdraw.cli.options import SCENES
 from underdraw.errors import InputError, NotFoundError
 from underdraw.weights.files import SUFFIXES
 
+BACKENDS = {"compiled": ("torch",), "jit": ("torch", "jax")}
+"""Engine -> the backends it runs on; all others run on every one."""
+
 
 def load_pipeline(
     model: str,
@@ -21,6 +24,8 @@ def load_pipeline(
     tokenizer: str | None = None,
     prediction_type: str | None = None,
     channels_last: Sequence[str] = (),
+    backend: str | None = None,
+    engine: str | None = None,
 ) -> Any:
     """A pipeline whose `source` names it from any folder.
 
@@ -31,6 +36,8 @@ def load_pipeline(
     """
     if not is_single_file(model) and tokenizer is not None:
         raise InputError(f"--tokenizer is for single files; {model} has its own")
+    backend, engine = backend or "torch", engine or "eager"
+    check_engine(engine, backend)
     import underdraw
     from underdraw.weights import hub
 
@@ -46,8 +53,7 @@ def load_pipeline(
     cls = getattr(underdraw, kind, None)
     if not kind.endswith("Pipeline") or cls is None:
         raise InputError(f"no pipeline {kind!r} in this version of underdraw")
-    device = hardware.resolve_device(device)
-    how = {"dtype": dtype, "device": device}
+    how = {"dtype": dtype, "device": resolve_device(device, backend), "backend": backend}
     if is_single_file(model):
         from underdraw.pipelines.components.single_file import NoVocabularyError
 
@@ -66,8 +72,53 @@ def load_pipeline(
     for name, part in pipe.components.items():
         if name in channels_last:
             hardware.to_channels_last(part)
+    pipe.engine = engine
     pipe.source = os.path.abspath(model) if model != SCENES and os.path.exists(model) else model
     return pipe
+
+
+def summary(pipe: Any, engine: str | None = None) -> str:
+    """What was loaded, where it computes, and how where that is said."""
+    how = "" if engine in (None, "eager") else f", {engine}"
+    return f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}{how}"
+
+
+def check_engine(engine: str, backend: str) -> None:
+    """Raise InputError where there is no such engine, or it does not run on a backend."""
+    from underdraw import engines
+
+    if engine not in engines.NAMES:
+        raise InputError(f"--engine {engine} is not known; allowed: {', '.join(engines.NAMES)}")
+    able = BACKENDS.get(engine, (backend,))
+    if backend not in able:
+        others = [name for name in engines.NAMES if backend in BACKENDS.get(name, (backend,))]
+        raise InputError(
+            f"--engine {engine} runs on {' and '.join(able)}, not on {backend}; allowed there: "
+            f"{', '.join(others)}"
+        )
+
+
+def resolve_device(name: str | None, backend: str) -> str | None:
+    """A device of a backend, after checking that this machine has it; None where the framework
+    finds its own.
+
+    Raises InputError: there is no such device, or the framework is not installed.
+    """
+    from underdraw import backends
+
+    framework = backends.get(backend)
+    if backend == "torch":
+        from underdraw.backends import hardware
+
+        return hardware.resolve_device(name)
+    if name is not None:
+        import numpy as np
+
+        try:
+            framework.array(np.zeros(1, np.float32), device=name)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"--device {name} is not there for {backend}: {error}") from error
+    return name
 
 
 def is_single_file(model: str) -> bool:

@@ -20,6 +20,14 @@ class DType(str, Enum):
     float16 = "float16"
 
 
+class Backend(str, Enum):
+    """The frameworks that networks run on."""
+
+    torch = "torch"
+    jax = "jax"
+    mindspore = "mindspore"
+
+
 class Prediction(str, Enum):
     """What a UNet was trained to predict."""
 
@@ -41,6 +49,18 @@ Precision = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(help="For example cpu, cuda or cuda:1; the fastest there is if not given."),
+]
+Framework = Annotated[
+    Backend | None,
+    typer.Option("--backend", help="The framework that runs the networks; torch if not given."),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="How networks run. eager (the default): at once, as they are written. compiled: "
+        "blocks by torch.compile; the first picture takes a minute longer, the others less. jit: "
+        "whole networks by jax.jit or torch.compile, which takes longer to begin, most on torch."
+    ),
 ]
 Variant = Annotated[
     str | None,

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from inspect import signature
 from typing import Any
 
+from underdraw import engines
 from underdraw.backends.hardware import has_channels_last
 from underdraw.controls.run import Run
+from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
@@ -31,8 +33,8 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     """JSON of the call that makes image `index` of a batch alone.
 
     `own` are arguments of this pipeline alone, by name. `missing` lists what JSON cannot hold:
-    arrays, pictures and controls the caller passed, what a callback changed, and the seed of an
-    image that had none of its own.
+    arrays, pictures and controls the caller passed, what a callback changed, the seed of an image
+    that had none of its own, and an engine that has no name.
     """
     request, scale = plan.request, plan.guidance
     components: Components = run.components
@@ -47,6 +49,8 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     altered = altered or run.interrupted or run.guidance is not scale
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
     given |= {"controls": request.controls or None, **own}
+    engine = name_of(components.engine)
+    given |= {"engine": () if engine is None else None}
     given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
 
     def of_image(texts: list[str] | None) -> str | None:
@@ -65,6 +69,8 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
             "underdraw": __version__,
             "pipeline": kind.__name__,
             "model": components.source,
+            "backend": components.nn.name,
+            "engine": engine,
             "dtype": str(components.dtype).removeprefix("torch."),
             "channels_last": _channels_last(components),
             "compat": components.compat,
@@ -90,7 +96,8 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     Args:
         pipe: a pipeline with the weights that made the picture.
         metadata: what `images.read_metadata` gives, or the text an image carries in its `info`.
-        changes: arguments of the call to use instead, or those that could not be recorded.
+        changes: arguments of the call to use instead, or those that could not be recorded; also
+            `engine`, which is otherwise that of the picture.
 
     Raises:
         InputError, InputTypeError: it is no such metadata, of another kind of pipeline, or lacks
@@ -107,11 +114,25 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
         raise InputError(f"metadata is of a {kind}; pipe is a {type(pipe).__name__}")
     if lacking := sorted(missing - set(changes)):
         raise InputError(f"metadata lacks {', '.join(lacking)}; give them as arguments")
+    # Pictures of before there were engines say nothing: it was the eager one.
+    engine = changes.pop("engine", None) or found.get("engine") or "eager"
+    if engine == name_of(pipe.engine):
+        engine = pipe.engine  # with what it has compiled
     scheduler = scheduler_class(config.get("_class_name", "")).from_config(config)
-    made = type(pipe).from_pipe(pipe, scheduler=scheduler)
+    made = type(pipe).from_pipe(pipe, scheduler=scheduler, engine=engine)
     made.compat, made.settings = compat, settings
     made.set_progress_bar_config(**pipe.progress_bar_options)
     return made(**{**call, **changes}).images[0]
+
+
+def name_of(engine: Engine) -> str | None:
+    """The name under which `engines.get` makes such an engine; None where there is none, as for one
+    with a compiler of its own."""
+    if getattr(engine, "compiler", None) is not None:
+        return None
+    return next(
+        (name for name, make in engines.NAMES.items() if type(make()) is type(engine)), None
+    )
 
 
 def _channels_last(components: Components) -> list[str]:
