@@ -79,7 +79,7 @@ print(json.dumps([[one.name, one.ours, one.peer] for one in made]))
 
 # -- several runs at once ----------------------------------------------------------------------
 def batch(runs: int = 5, steps: int = STEPS, scenes: bool = True) -> list[Comparison]:
-    """8 runs in one call each step beside 8 calls; at most two turns with scenes, which are slow."""
+    """8 runs in one call each step beside 8 calls; two turns with scenes at most, they are slow."""
     made = []
     pipe = pipelines("DDIMScheduler")[0]
     made.append(_batch("tiny networks", pipe, runs, steps, height=16, width=16))

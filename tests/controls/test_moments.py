@@ -16,14 +16,17 @@ from pipelines.elsewhere import DEVICE, Accelerator
 
 import underdraw
 from underdraw import backends
+from underdraw.backends import hardware
 from underdraw.backends.deltas import LowRank
 from underdraw.backends.shapes import Shape, trace
 from underdraw.controls import Control
-from underdraw.errors import ControlError
+from underdraw.errors import ControlError, InputError
 from underdraw.models.base import Model
 from underdraw.networks.config import Config
 from underdraw.networks.program import Program
 from underdraw.networks.sites import Sites
+from underdraw.pipelines.components import adapters
+from underdraw.pipelines.components.adapters import AdapterKind
 
 BACKENDS = [name for name in ("torch", "jax") if name in backends.installed()]
 PROMPTS = ["a red sphere", "blue cube on the table"]
@@ -85,6 +88,30 @@ class Structure(Control):
         rows = nn.expand(rows, (asked.sample.shape[0], *rows.shape[1:]))
         added = asked.ask(HINTS, self.network, asked.sample, asked.context, rows)
         return Sites(mid_residual=added * self.scale), carry
+
+
+@dataclass(frozen=True, eq=False)
+class Attached(Structure):
+    """The same with the network that is attached to the pipeline under a name."""
+
+    def prepare(self, run):
+        found = run.components.adapters(HINT_KIND.name)
+        if self.network not in found:
+            raise InputError(f"hints={self.network!r} are not attached; attached: {sorted(found)}")
+        return super().prepare(run), found[self.network]
+
+    def during_call(self, nn, carry, asked, call):
+        maps, network = carry
+        acting = Structure(network, self.maps, self.scale)
+        return acting.during_call(nn, maps, asked, call)[0], carry
+
+
+def read_hints(components, source, name="hints"):
+    where = {"backend": components.unet.nn.name, "dtype": components.unet.dtype}
+    return name, source if isinstance(source, Hints) else Hints.from_pretrained(source, **where)
+
+
+HINT_KIND = AdapterKind("hints", "hints", read_hints, Hints.save_pretrained)
 
 
 # -- another embedding for a word, as textual inversion --------------------------------------------
@@ -281,8 +308,6 @@ def test_the_same_on_jax(pipe, name):
 def test_under_offload(pipe, name, monkeypatch):
     """Networks wait in host memory, a control's own, too; each is on the device while used."""
     expected = run(pipe, CONTROLS[name]("torch"), num_inference_steps=2)
-    from underdraw.backends import hardware
-
     monkeypatch.setattr(hardware, "_count", lambda kind: 1)
     offloaded = pipeline()
     with Accelerator():
@@ -321,6 +346,65 @@ def test_all_of_them_at_once(pipe):
     for left_out in range(3):
         rest = [control for i, control in enumerate(every) if i != left_out]
         assert apart(run(pipe, *rest), made) > 1e-3
+
+
+@pytest.fixture
+def hint_kind(monkeypatch):
+    """A kind of adapters from outside, known while a test runs."""
+    monkeypatch.setattr(adapters, "KINDS", dict(adapters.KINDS))
+    return adapters.register_adapter(HINT_KIND)
+
+
+def test_a_control_brings_its_weights_as_an_adapter(hint_kind, tmp_path):
+    """Loaded by `load_adapter`, found in the pipeline's own folder, saved, shared and removed."""
+    pipe = pipeline()
+    control = Attached("hints", MAPS)
+    with pytest.raises(InputError, match=r"hints='hints' are not attached; attached: \[\]"):
+        run(pipe, control)
+    expected, plain = run(pipe, CONTROLS["structure"]("torch")), run(pipe)
+    hint_network().save_pretrained(tmp_path / "alone")
+    pipe.load_adapter("hints", tmp_path / "alone")
+    assert sorted(pipe.adapters) == ["grounding", "hints"]
+    assert list(pipe.adapters["hints"]) == ["hints"]
+    assert np.array_equal(run(pipe, control), expected)
+    other = underdraw.StableDiffusionPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    assert other.adapters["hints"]["hints"] is pipe.adapters["hints"]["hints"]
+    pipe.load_adapter("hints", hint_network(), name="second")
+    assert np.array_equal(run(pipe, replace(control, network="second")), expected)
+    with pytest.raises(
+        InputError, match=r"kind=None; allowed: kinds of the hints weights, 'hints'"
+    ):
+        pipe.save_adapter("hints", tmp_path / "one")
+    pipe.unload_adapter("hints")
+    assert list(other.adapters["hints"]) == ["hints"] and not pipe.adapters["hints"]
+    assert np.array_equal(run(pipe), plain)
+    # In the folder of a pipeline it is found without a word.
+    pipe.save_pretrained(tmp_path / "pipe")
+    other.save_adapter("hints", tmp_path / "pipe" / "hints")
+    loaded = underdraw.StableDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    loaded.set_progress_bar_config(disable=True)
+    assert np.array_equal(run(loaded, control), expected)
+    with pytest.raises(InputError, match="kind='lora' of adapters is not known; allowed: 'ground"):
+        pipe.load_adapter("lora", tmp_path)
+    with pytest.raises(InputError, match="kind='first' is not attached; attached: none"):
+        pipe.unload_adapter("hints", "first")
+    with pytest.raises(InputError, match="kind='hints' of adapters is there already"):
+        adapters.register_adapter(AdapterKind("hints", "other", read_hints, Hints.save_pretrained))
+
+
+def test_an_attached_network_travels_under_offload(hint_kind, monkeypatch):
+    monkeypatch.setattr(hardware, "_count", lambda kind: 1)
+    pipe = pipeline()
+    expected = run(pipe, CONTROLS["structure"]("torch"), num_inference_steps=2)
+    with Accelerator():
+        pipe.enable_model_cpu_offload(device=str(DEVICE))
+        pipe.load_adapter("hints", tiny.shake(Hints()))
+        pipe.load_adapter("hints", hint_network())
+        call = {**CALL, "num_inference_steps": 2}
+        made = pipe(PROMPTS, **call, controls=[Attached("hints", MAPS)]).images.to("cpu")
+    assert pipe.adapters["hints"]["hints"].device.type == "cpu"
+    assert apart(made.numpy(), expected) <= 1e-5
 
 
 WRONG = {

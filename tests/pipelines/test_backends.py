@@ -59,7 +59,7 @@ def text_to_image(backend):
 def pictures(backend):
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
     pipe.enable_vae_tiling()
-    made = pipe(TWO[0], height=72, width=88, **{**CALL, "output_type": "pil"}).images
+    made = pipe(TWO[0], height=72, width=40, **{**CALL, "output_type": "pil"}).images
     return np.asarray(made[0], np.float32)
 
 

@@ -242,7 +242,8 @@ class Watch:
             self.seen.append(names)
 
     def _name(self, network):
-        named = {**self.pipe.components, **(self.pipe.parts.attached.by_kind or {})}
+        attached = self.pipe.parts.attached.by_kind.get("grounding", {})
+        named = {**self.pipe.components, **attached}
         return next((name for name, one in named.items() if one is network), "grounding")
 
     @property

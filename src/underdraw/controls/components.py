@@ -65,6 +65,10 @@ class Components(Protocol):
         """`CLIPTokenizer`, or None"""
         ...
 
+    def adapters(self, kind: str) -> Mapping[str, Any]:
+        """What `pipe.load_adapter(kind, ...)` has attached, by name."""
+        ...
+
     @property
     def groundings(self) -> Mapping[str, Any]:
         """Grounding weights by kind: those attached, and those which the UNet has in itself."""

@@ -16,7 +16,7 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.controls.run import Run
 from underdraw.errors import ControlError
 from underdraw.networks.program import Ask, directly
-from underdraw.networks.sites import NO_SITES, Extra, Sites, check
+from underdraw.networks.sites import NO_SITES, Extra, Sites, check, named
 from underdraw.text.words import Words
 
 
@@ -122,10 +122,15 @@ def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array
     """What a control returned, after checking that it keeps its contract; latents first."""
     if not isinstance(told, tuple) or len(told) != parts or not hasattr(told[0], "shape"):
         raise ControlError(
-            f"{control!r} at '{moment}' returned {type(told).__name__}; "
+            f"{named(control)} at '{moment}' returned {type(told).__name__}; "
             f"a tuple of {parts} is needed, latents first"
         )
     check(control, moment, told[0], x.shape)
+    if parts == 3 and not isinstance(told[1], Sites):
+        raise ControlError(
+            f"{named(control)} at '{moment}' returned {type(told[1]).__name__} as sites; "
+            "needed are Sites, or NO_SITES"
+        )
     return told if told[0] is x else (nn.float32(told[0]), *told[1:])
 
 
@@ -133,7 +138,7 @@ def kept_sites(control: Control, told: Any) -> tuple[Sites, Any]:
     """What a control returned from `during_call`, checked likewise."""
     if not isinstance(told, tuple) or len(told) != 2 or not isinstance(told[0], Sites):
         raise ControlError(
-            f"{control!r} at 'during_call' returned {type(told).__name__}; "
+            f"{named(control)} at 'during_call' returned {type(told).__name__}; "
             "a tuple of Sites and carry is needed"
         )
     return told

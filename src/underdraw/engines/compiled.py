@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from threading import RLock
 from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from underdraw.backends.adapted import Adapted
 from underdraw.backends.tree import Structure, flatten, signature, unflatten
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
@@ -74,11 +76,7 @@ class _Whole:
         outputs = self
         self.structure: Structure | None = None
         """Of the outputs; known since the first trace."""
-        # PyTorch keeps what it compiled by code object, and gives up after a few for one.
-        own = FunctionType(
-            call.__code__.replace(), call.__globals__, closure=call.__closure__, name=program.name
-        )
-        self._compiled = compiler(own)
+        self._compiled = compiler(_own_code(call))
 
     def __call__(self, model: Any, leaves: list[Any]) -> Any:
         made = self._compiled(model, leaves)
@@ -97,7 +95,8 @@ class Regional:
     """
 
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
-    _blocks: dict[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _blocks: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _shapes: WeakKeyDictionary[Any, Hashable] = field(default_factory=WeakKeyDictionary, repr=False)
     _lock: Any = field(default_factory=RLock, repr=False)
 
     def run(self, question: Question) -> Any:
@@ -107,16 +106,36 @@ class Regional:
             return program(nn, model, model.config, *question.inputs)
         compiler = self.compiler or _compiler(model)
 
-        def run(block: Callable[..., Any], *arguments: Any) -> Any:
+        def run(block: Callable[..., Any], nn: Any, p: Any, x: Any, *arguments: Any) -> Any:
+            key = (block, self._shapes_of(p), tuple(x.shape[1:]), str(x.dtype))
             with self._lock:
-                if block not in self._blocks:
-                    self._blocks[block] = compiler(block)
-            return self._blocks[block](*arguments)
+                if key not in self._blocks:
+                    self._blocks[key] = compiler(_own_code(block))
+            return self._blocks[key](nn, p, x, *arguments)
 
         return program(nn, model, model.config, *question.inputs, run=run)
 
+    def _shapes_of(self, p: Any) -> Hashable:
+        """Names and shapes of the parameters of a block."""
+        if isinstance(p, Adapted):
+            p = p._node
+        if p not in self._shapes:
+            self._shapes[p] = tuple((name, tuple(a.shape)) for name, a in p.named_parameters())
+        return self._shapes[p]
+
     def __repr__(self) -> str:
         return "Regional()"
+
+
+def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with a code object of its own: PyTorch keeps what it compiled by code
+    object, and gives up after a few for one."""
+    f: Any = function
+    made = FunctionType(
+        f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__
+    )
+    made.__kwdefaults__ = f.__kwdefaults__
+    return made
 
 
 def _kind(model: Any) -> Hashable:

@@ -23,7 +23,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import Stream
 from underdraw.pipelines.call.views import Views
 from underdraw.pipelines.components.accepting import accepted, check_widths
-from underdraw.pipelines.components.adapters import Groundable
+from underdraw.pipelines.components.adapters import Adaptable
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
@@ -383,7 +383,7 @@ def _component(name: str) -> property:
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
-class LatentPipeline(Groundable, DiffusionPipeline, Familiar, FamiliarRuns):
+class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

@@ -61,7 +61,7 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
 
         def ready() -> None:
             """The UNet comes after the networks that controls need to be prepared."""
-            beside = (components.attached.by_kind or {}).values() if controls else ()
+            beside = components.attached.networks if controls else ()
             held.enter_context(components.borrow(run.model, *beside))
 
         loop = sample(run, latents, controls, ready, denoiser)

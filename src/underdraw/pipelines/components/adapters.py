@@ -1,8 +1,10 @@
-"""Grounding weights of a pipeline: attached beside the UNet, which they never touch."""
+"""What is attached beside a pipeline's networks, which it never touches: one mechanism for all
+kinds, and grounding weights as one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,82 +34,217 @@ class Sight(NamedTuple):
 NO_SIGHT = Sight(None, None, None)
 
 
+@dataclass(frozen=True)
+class AdapterKind:
+    """A kind of weights that are attached beside a pipeline's networks, for controls to use."""
+
+    name: str
+    """As `pipe.load_adapter` takes it, and `components.adapters` lists it."""
+    folder: str
+    """Where in a pipeline's own folder such weights lie; they are attached as soon as somebody
+    asks."""
+    read: Callable[..., tuple[str, Any]]
+    """`(components, source, **options) -> (name, network)`: opens what users name, checks that it
+    fits the UNet, and says by what name it is known among its kind."""
+    write: Callable[[Any, Any], None]
+    """`(network, target)`: writes it so that `read` takes it back."""
+
+
+KINDS: dict[str, AdapterKind] = {}
+"""By name; filled by `register_adapter`."""
+
+
+def register_adapter(kind: AdapterKind) -> AdapterKind:
+    """Let pipelines load weights of one more kind.
+
+    Raises:
+        InputError: there is another one of this name.
+    """
+    if KINDS.setdefault(kind.name, kind) != kind:
+        raise InputError(f"kind={kind.name!r} of adapters is there already")
+    return kind
+
+
+Networks = Mapping[str, Any]
+"""Attached networks of a kind, by name."""
+
+
 class Attached:
     """What was attached to the `components` of a pipeline, which are an argument."""
 
-    by_kind: Mapping[str, Grounding] | None = None
-    """None until somebody asks. Replaced at each change and never changed in place, so that runs in
-    other threads keep what they began with."""
+    by_kind: Mapping[str, Networks] = MappingProxyType({})
+    """By kind of adapter; a kind is missing until somebody asks for it. Replaced at each change and
+    never changed in place, so that runs in other threads keep what they began with."""
     given: Sight = NO_SIGHT
-    """What makes features of pictures for them."""
+    """What makes features of pictures for grounding weights."""
+
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        """Networks of all kinds, without looking for more."""
+        return tuple(one for networks in self.by_kind.values() for one in networks.values())
 
     @property
     def parts(self) -> tuple[Any, ...]:
         """All that is attached, without looking for more."""
-        return (*(self.by_kind or {}).values(), *self.given)
+        return (*self.networks, *self.given)
 
-    def groundings(self, components: Any) -> Mapping[str, Any]:
-        """See `Components.groundings`."""
-        attached, own = self.shipped(components), components.unet.grounding
-        if own is not None and own.config.kind not in attached:
-            attached = {**attached, own.config.kind: own}
-        return MappingProxyType(dict(attached))
+    def of(self, components: Any, kind: str) -> Networks:
+        """Networks of a kind; weights in its folder of the pipeline's own folder are among them.
 
-    def sight(self, components: Any) -> Sight:
-        """See `Components.sight`."""
-        own = Sight(*(components.named.get(name) for name in Sight._fields))
-        if own.processor is None:
-            own = own._replace(processor=components.feature_extractor)
-        return self.given.over(own)
+        Raises:
+            InputError: the kind is not known.
+        """
+        known = adapter_kind(kind)
+        if kind not in self.by_kind:
+            found, folder = {}, own_folder(components.source)
+            if folder is not None and (folder / known.folder / "config.json").exists():
+                name, network = known.read(components, folder / known.folder)
+                found = {name: network}
+            self._set(components, kind, found)
+        return self.by_kind[kind]
 
-    def shipped(self, components: Any) -> Mapping[str, Any]:
-        """What is attached; weights in the folder `grounding` of the pipeline's own folder are, as
-        soon as somebody asks. Their image tower gives features in the space of phrases, unless an
-        `image_project` stands beside it."""
-        if self.by_kind is None:
-            folder = _own_folder(components.source)
-            self.by_kind = {}
-            if folder is not None and (folder / "grounding" / "config.json").exists():
-                part = load_grounding(folder / "grounding", components.unet)
-                project = _sight_of(folder, components.unet).image_project
-                self.attach(components, part, Sight(None, project or _as_it_is, None))
-        return self.by_kind
+    def attach(self, components: Any, kind: str, name: str, network: Any) -> None:
+        """Add a network; another one of this kind and name goes."""
+        self._set(components, kind, {**self.of(components, kind), name: network})
 
-    def attach(self, components: Any, network: Grounding, sight: Sight) -> None:
-        """Add weights; others of the same kind go. InputError where they fit another UNet."""
-        network.require_fit(components.unet)
-        self.by_kind = {**self.shipped(components), network.config.kind: network}
-        if sight != NO_SIGHT:
-            self.given = sight
+    def detach(self, components: Any, kind: str, name: str | None) -> None:
+        """Remove the network of a name, or all of a kind.
+
+        Raises:
+            InputError: none of this name is attached.
+        """
+        there = dict(self.of(components, kind))
+        if name is not None and name not in there:
+            listed = ", ".join(map(repr, there)) or "none"
+            raise InputError(f"kind={name!r} is not attached; attached: {listed}")
+        for gone in [name] if name is not None else list(there):
+            del there[gone]
+        self._set(components, kind, there)
+
+    def see(self, components: Any, sight: Sight) -> None:
+        """Use these networks for features of pictures."""
+        self.given = sight
         if components.offload is not None:
-            components.offload.bring_home(network, *sight)
+            components.offload.bring_home(*sight)
 
-    def detach(self, components: Any, kind: str | None) -> None:
-        """Remove the weights of a kind, or all; InputError where none of this kind is attached."""
-        attached = dict(self.shipped(components))
-        if kind is not None and kind not in attached:
-            there = ", ".join(map(repr, attached)) or "none"
-            raise InputError(f"kind={kind!r} is not attached; attached: {there}")
-        for name in [kind] if kind is not None else list(attached):
-            del attached[name]
-        self.by_kind = attached
-        if not attached:
-            self.given = NO_SIGHT
+    def _set(self, components: Any, kind: str, networks: Networks) -> None:
+        self.by_kind = MappingProxyType({**self.by_kind, kind: MappingProxyType(dict(networks))})
+        if components.offload is not None:
+            components.offload.bring_home(*networks.values())
 
 
-class Groundable:
-    """The methods of pipelines about grounding weights."""
+def adapter_kind(name: Any) -> AdapterKind:
+    """A kind of adapters by its name.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if name not in KINDS:
+        allowed = ", ".join(map(repr, sorted(KINDS)))
+        raise InputError(f"kind={name!r} of adapters is not known; allowed: {allowed}")
+    return KINDS[name]
+
+
+# -- grounding weights -----------------------------------------------------------------------------
+def groundings(components: Any) -> Networks:
+    """See `Components.groundings`."""
+    attached, own = components.attached.of(components, GROUNDING.name), components.unet.grounding
+    if own is not None and own.config.kind not in attached:
+        return MappingProxyType({**attached, own.config.kind: own})
+    return attached
+
+
+def sight_of(components: Any) -> Sight:
+    """See `Components.sight`."""
+    own = Sight(*(components.named.get(name) for name in Sight._fields))
+    if own.processor is None:
+        own = own._replace(processor=components.feature_extractor)
+    return components.attached.given.over(own)
+
+
+def _read_grounding(
+    components: Any,
+    source: Any,
+    *,
+    image_encoder: Any = None,
+    image_project: Any = None,
+    processor: Any = None,
+    subfolder: str = "",
+    **options: Any,
+) -> tuple[str, Grounding]:
+    """Grounding weights, and what sees pictures for them. Of the family's own folder the image
+    tower gives features in the space of phrases, unless an `image_project` stands beside it."""
+    unet, sight = components.unet, NO_SIGHT
+    if isinstance(source, Grounding):
+        network = source
+    else:
+        network = load_grounding(source, unet, subfolder=subfolder or None, **options)
+        if Path(source).is_dir():
+            sight = _sight_in(Path(source), unet)
+            if (own := own_folder(components.source)) == Path(source).parent:
+                project = _sight_in(own, unet).image_project
+                sight = Sight(None, project or _as_it_is, None)
+    network.require_fit(unet)
+    sight = Sight(image_encoder, image_project, processor).over(sight)
+    if sight != NO_SIGHT:
+        components.attached.see(components, sight)
+    return network.config.kind, network
+
+
+GROUNDING = register_adapter(AdapterKind("grounding", "grounding", _read_grounding, save_grounding))
+
+
+class Adaptable:
+    """The methods of pipelines about what is attached beside their networks."""
 
     parts: Any
     """`Components`"""
 
+    @property
+    def adapters(self) -> Mapping[str, Networks]:
+        """What is attached, by kind and name."""
+        return MappingProxyType(
+            {kind: self.parts.attached.of(self.parts, kind) for kind in sorted(KINDS)}
+        )
+
+    def load_adapter(self, kind: str, source: Any, **options: Any) -> None:
+        """Attach weights of a kind ("grounding", or one of `register_adapter`); others of the same
+        kind and name go. `source` and `options` are as the kind takes them; `load_grounding` tells
+        those of grounding weights.
+
+        Raises:
+            InputError: the kind is not known, or the weights were trained for another UNet.
+            NotFoundError, WeightError: there are none, or they are damaged.
+        """
+        name, network = adapter_kind(kind).read(self.parts, source, **options)
+        self.parts.attached.attach(self.parts, kind, name, network)
+
+    def unload_adapter(self, kind: str, name: str | None = None) -> None:
+        """Detach the weights of a name, or all of a kind: calls then give the bits from before.
+
+        Raises:
+            InputError: none of this name is attached.
+        """
+        self.parts.attached.detach(self.parts, kind, name)
+        if kind == GROUNDING.name and not self.parts.attached.of(self.parts, kind):
+            self.parts.attached.see(self.parts, NO_SIGHT)
+
+    def save_adapter(self, kind: str, target: str | Path, name: str | None = None) -> None:
+        """Write weights of a kind as `load_adapter` reads them; `name` says which of several.
+
+        Raises:
+            InputError: there are none, or several and `name` does not say which.
+        """
+        _write(adapter_kind(kind), self.parts.attached.of(self.parts, kind), target, name)
+
+    # -- grounding weights under their familiar names --------------------------------------------
     @property
     def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
         return self.parts.sight
 
     @property
-    def groundings(self) -> Mapping[str, Any]:
+    def groundings(self) -> Networks:
         """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
         those which a gated UNet has in itself."""
         return self.parts.groundings
@@ -141,23 +278,10 @@ class Groundable:
             InputError: the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        unet, sight = self.parts.unet, NO_SIGHT
-        if isinstance(source, Grounding):
-            network = source
-        else:
-            network = load_grounding(
-                source,
-                unet,
-                kind=kind,
-                variant=variant,
-                subfolder=subfolder or None,
-                dtype=dtype,
-                **hub,
-            )
-            if Path(source).is_dir():
-                sight = _sight_of(Path(source), unet)
-        given = Sight(image_encoder, image_project, processor)
-        self.parts.attached.attach(self.parts, network, given.over(sight))
+        what = {"kind": kind, "variant": variant, "subfolder": subfolder, "dtype": dtype, **hub}
+        sight = Sight(image_encoder, image_project, processor)._asdict()
+        name, network = GROUNDING.read(self.parts, source, **what, **sight)
+        self.parts.attached.attach(self.parts, GROUNDING.name, name, network)
 
     def unload_grounding(self, kind: str | None = None) -> None:
         """Detach the grounding weights of a kind, or all: calls then give the bits they gave before
@@ -166,7 +290,7 @@ class Groundable:
         Raises:
             InputError: none of this kind is attached.
         """
-        self.parts.attached.detach(self.parts, kind)
+        self.unload_adapter(GROUNDING.name, kind)
 
     def save_grounding(self, target: str | Path, kind: str | None = None) -> None:
         """Write grounding weights alone, as `load_grounding` reads them: a folder, or one file if
@@ -178,16 +302,19 @@ class Groundable:
         Raises:
             InputError: there are none, or several and `kind` does not say which.
         """
-        there = self.groundings
-        if kind is None and len(there) == 1:
-            kind = next(iter(there))
-        if kind is None or kind not in there:
-            listed = ", ".join(map(repr, there)) or "none"
-            raise InputError(f"kind={kind!r}; allowed: kinds of the grounding weights, {listed}")
-        save_grounding(there[kind], target)
+        _write(GROUNDING, self.groundings, target, kind)
 
 
-def _sight_of(folder: Path, unet: Any) -> Sight:
+def _write(kind: AdapterKind, there: Networks, target: Any, name: str | None) -> None:
+    if name is None and len(there) == 1:
+        name = next(iter(there))
+    if name is None or name not in there:
+        listed = ", ".join(map(repr, there)) or "none"
+        raise InputError(f"kind={name!r}; allowed: kinds of the {kind.name} weights, {listed}")
+    kind.write(there[name], target)
+
+
+def _sight_in(folder: Path, unet: Any) -> Sight:
     """What a GLIGEN pipeline's folder holds for images in boxes."""
     if not (folder / "image_project").is_dir():
         return NO_SIGHT
@@ -199,7 +326,7 @@ def _sight_of(folder: Path, unet: Any) -> Sight:
     )
 
 
-def _own_folder(source: str | None) -> Path | None:
+def own_folder(source: str | None) -> Path | None:
     """Where a pipeline was loaded from, if that is a folder of this machine."""
     if source == hubs.SCENES:
         return hubs.scenes_folder()

@@ -15,7 +15,7 @@ from underdraw.models.base import Model
 from underdraw.models.outputs import DiagonalGaussian
 from underdraw.models.vae import Tiling
 from underdraw.networks.program import Program
-from underdraw.pipelines.components.adapters import Attached, Sight
+from underdraw.pipelines.components.adapters import Attached, Networks, Sight, groundings, sight_of
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.offload import Offload
 from underdraw.pipelines.components.registry import uncompiled
@@ -147,16 +147,20 @@ class Components:
             return answer(self.engine, Question(program, model, inputs, nn))
 
     # -- what stands beside the UNet ---------------------------------------------------------------
+    def adapters(self, kind: str) -> Networks:
+        """Attached networks of a kind by name; InputError where the kind is not known."""
+        return self.attached.of(self, kind)
+
     @property
-    def groundings(self) -> Mapping[str, Any]:
+    def groundings(self) -> Networks:
         """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
         those which a gated UNet has in itself."""
-        return self.attached.groundings(self)
+        return groundings(self)
 
     @property
     def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
-        return self.attached.sight(self)
+        return sight_of(self)
 
     # -- pictures and latents ----------------------------------------------------------------------
     @property
