@@ -181,7 +181,8 @@ def _read_grounding(
         network = load_grounding(source, unet, subfolder=subfolder or None, **options)
         if Path(source).is_dir():
             sight = _sight_in(Path(source), unet)
-            if (own := own_folder(components.source)) == Path(source).parent:
+            own = own_folder(components.source)
+            if own is not None and own == Path(source).parent:
                 project = _sight_in(own, unet).image_project
                 sight = Sight(None, project or _as_it_is, None)
     network.require_fit(unet)
