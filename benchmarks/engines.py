@@ -7,7 +7,7 @@
   another, with tiny networks (`tiny_step`) and the scenes family; seconds for a picture.
 - jit: a guided step of a small UNet on JAX, compiled beside eager, and the first call of both.
 - compiled: the same on PyTorch, `Regional` and `Compiled` beside `torch.compile` of diffusers'
-  UNet2DConditionModel on the same weights; kernels are compiled anew by each.
+  UNet2DConditionModel on the same weights; no kernels of earlier runs are used.
 - eager (with --against): `tiny_step`, `unet_step` and `grounded_step` of another checkout and of
   this one, each by its own scripts in processes that take turns, on small networks, or with --full
   on those of Stable Diffusion at 256 px, which takes a quarter of an hour. diffusers, which both
@@ -79,7 +79,8 @@ print(json.dumps([[one.name, one.ours, one.peer] for one in made]))
 
 # -- several runs at once ----------------------------------------------------------------------
 def batch(runs: int = 5, steps: int = STEPS, scenes: bool = True) -> list[Comparison]:
-    """8 runs in one call each step beside 8 calls; at most two turns with scenes, which are slow."""
+    """8 runs that share each call of the UNet beside 8 calls of the pipeline; at most two turns
+    with scenes, which are slow."""
     made = []
     pipe = pipelines("DDIMScheduler")[0]
     made.append(_batch("tiny networks", pipe, runs, steps, height=16, width=16))
@@ -164,12 +165,13 @@ def compiled(
         "whole": own(Compiled(compiler)),
         "diffusers": guided(fast),
     }
-    with _own_kernels():
-        torch.compile(lambda x: x + 1)(latents)  # what only the first compiled function waits for
     first = {}
-    for name, step in steps.items():
-        with _own_kernels():
+    with _new_kernels():
+        # What only the first compiled function waits for: headers, tests of the processor.
+        (compiler or torch.compile)(lambda x: x + 1)(latents)
+        for name, step in steps.items():
             first[name] = seconds(step)
+            print(f"{name}, first call: {first[name]:.1f} s", flush=True)
     made, theirs, plain = [], steps["diffusers"], guided(peer)
     for name in ("regional", "whole"):
         apart = ((steps[name]() - plain()).abs().max() / plain().abs().max()).item()
@@ -195,8 +197,9 @@ def seconds(call: Callable[[], Any]) -> float:
     return sum(os.times()[:4]) - before
 
 
-def _own_kernels() -> AbstractContextManager[Any]:
-    """While it lasts no kernel is taken from a cache, so the second to compile gains nothing."""
+def _new_kernels() -> AbstractContextManager[Any]:
+    """While it lasts no kernel of an earlier run is used. diffusers compiles last: where it needs
+    the very kernel that ours had compiled, the advantage is its own."""
     from torch._inductor import utils
 
     fresh = getattr(utils, "fresh_cache", None) or getattr(utils, "fresh_inductor_cache", None)
