@@ -24,6 +24,7 @@ RESULTS = HERE / "RESULTS.md"
 SCRIPTS = {
     "import_time": "Import",
     "tiny_step": "A whole pipeline with a tiny UNet: what Python costs",
+    "engines": "Engines: runs in one batch, and compiled steps",
     "cold_start": "Cold start from a full-size fp16 folder",
     "vae_decode": "Autoencoder of Stable Diffusion 1.5",
     "unet_step": "UNet of Stable Diffusion 1.5",

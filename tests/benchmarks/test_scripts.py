@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -181,3 +182,59 @@ def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
     assert not (tmp_path / "RESULTS.md").exists()
     with pytest.raises(SystemExit):
         run.main([*work, "--only", "nothing"])
+
+
+@pytest.fixture
+def engines():
+    """Python's path holds the scripts, beside the package's own `engines`."""
+    import engines
+
+    return engines
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_batches(engines, capsys):
+    (found,) = engines.batch(runs=1, steps=2, scenes=False)
+    assert found.ours > 0
+    assert float(capsys.readouterr().out.split("apart ")[1]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_steps(engines, capsys):
+    import torch
+
+    traced = lambda function: torch.compile(function, backend="eager")  # noqa: E731
+    names = [one.name for one in engines.compiled(1, UNET, traced)]
+    assert [name.rsplit(", ", 1)[0] for name in names[:4]] == [
+        *("compiled, regional",) * 2,
+        *("compiled, whole",) * 2,
+    ]
+    for line in capsys.readouterr().out.split("largest difference ")[1:]:
+        assert float(line.split()[0]) < 1e-5
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="needs JAX")
+def test_steps_on_jax(engines):
+    assert len(engines.jit(1, UNET)) == 2
+
+
+def test_two_sources(engines, capsys):
+    here = BENCHMARKS.parent
+    made = engines.eager(here, turns=1, runs=(1, 1), config=UNET)
+    assert made[0].name == "now by before, tiny pipeline step, DDIMScheduler (s)"
+    assert len(made) == 8
+    assert capsys.readouterr().out.count("diffusers, measured by both") == 8
+
+
+def test_what_engines_measures_is_chosen(engines, tmp_path, monkeypatch, capsys):
+    import timing
+
+    made = [timing.judge("batch (s)", [1.0], [2.0], None)]
+    monkeypatch.setattr(engines, "batch", lambda: made)
+    assert engines.main(["--only", "batch,eager", "--json", str(tmp_path / "x.json")]) == made
+    assert json.loads((tmp_path / "x.json").read_text())["results"][0]["ratio"] == 0.5
+    assert capsys.readouterr().out.splitlines()[-1] == "ratios: batch (s) 0.50"
+    for wrong in (["--only", "speed"], ["--against", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            engines.main(wrong)
