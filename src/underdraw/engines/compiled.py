@@ -55,6 +55,10 @@ class Compiled:
                 self.compiled.append((question.program, structure))
         return whole(model, leaves)
 
+    def __reduce__(self) -> Any:
+        """For copies and pickles: what was compiled stays here."""
+        return type(self), (self.compiler,)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -114,6 +118,10 @@ class Regional:
             return self._blocks[block](*arguments)
 
         return program(nn, model, model.config, *question.inputs, run=run)
+
+    def __reduce__(self) -> Any:
+        """For copies and pickles: what was compiled stays here."""
+        return type(self), (self.compiler,)
 
     def __repr__(self) -> str:
         return "Regional()"

@@ -91,15 +91,6 @@ class Components:
         vars(made).update(deepcopy(vars(self), memo))
         return made
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickles; the default engine is one for all."""
-        engine = None if self.engine is EAGER else self.engine
-        return {**vars(self), "engine": engine}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
-        self.engine = self.engine or EAGER
-
     def take_over(self, other: Components) -> None:
         """Settings, engine, offloading and what is attached, of a pipeline on the same networks."""
         self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
