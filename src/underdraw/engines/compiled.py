@@ -12,7 +12,7 @@ from threading import RLock
 from types import FunctionType
 from typing import Any
 
-from underdraw.backends.tree import Structure, flatten, signature, unflatten
+from underdraw.backends.tree import Structure, flatten, is_array, signature, unflatten
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.networks.program import Program
@@ -78,11 +78,7 @@ class _Whole:
         outputs = self
         self.structure: Structure | None = None
         """Of the outputs; known since the first trace."""
-        # PyTorch keeps what it compiled by code object, and gives up after a few for one.
-        own = FunctionType(
-            call.__code__.replace(), call.__globals__, closure=call.__closure__, name=program.name
-        )
-        self._compiled = compiler(own)
+        self._compiled = compiler(_copied(call, program.name))
 
     def __call__(self, model: Any, leaves: list[Any]) -> Any:
         made = self._compiled(model, leaves)
@@ -101,7 +97,7 @@ class Regional:
     """
 
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
-    _blocks: dict[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _blocks: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=RLock, repr=False)
 
     def run(self, question: Question) -> Any:
@@ -112,10 +108,11 @@ class Regional:
         compiler = self.compiler or _compiler(model)
 
         def run(block: Callable[..., Any], *arguments: Any) -> Any:
+            key = (block, *map(_width, arguments))
             with self._lock:
-                if block not in self._blocks:
-                    self._blocks[block] = compiler(block)
-            return self._blocks[block](*arguments)
+                if key not in self._blocks:
+                    self._blocks[key] = compiler(_copied(block, block.__name__))
+            return self._blocks[key](*arguments)
 
         return program(nn, model, model.config, *question.inputs, run=run)
 
@@ -125,6 +122,21 @@ class Regional:
 
     def __repr__(self) -> str:
         return "Regional()"
+
+
+def _copied(function: Any, name: str) -> Any:
+    """The same function with code of its own: PyTorch keeps what it compiled by code object, and
+    gives up after a few shapes for one."""
+    code, defaults = function.__code__.replace(), function.__defaults__
+    return FunctionType(code, function.__globals__, name, defaults, function.__closure__)
+
+
+def _width(argument: Any) -> Hashable:
+    """What of a block's argument makes it another block: channels, settings and places, not the
+    numbers of rows and positions."""
+    if is_array(argument):
+        return argument.shape[1]
+    return argument if isinstance(argument, int | str) else None
 
 
 def _kind(model: Any) -> Hashable:

@@ -106,7 +106,7 @@ class Stream(Generator[Progress, None, Any]):
         try:
             item = self._run.send(reply)
         except StopIteration as end:
-            self.output = end.value
+            self.output = end.value if self.output is None else self.output
             raise
         if self._ends:
             self._run.close()
