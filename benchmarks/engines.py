@@ -87,7 +87,7 @@ print(json.dumps([[one.name, one.ours, one.peer] for one in made]))
 
 # -- several runs at once ----------------------------------------------------------------------
 def batch(runs: int = 5, steps: int = STEPS, scenes: bool = True) -> list[Comparison]:
-    """8 runs that share each call of the UNet beside 8 calls; two turns at most with slow scenes."""
+    """8 runs that share each call of the UNet beside 8 calls; two turns at most with scenes."""
     made = []
     pipe = pipelines("DDIMScheduler")[0]
     made.append(_batch("tiny networks", pipe, runs, steps, height=16, width=16))

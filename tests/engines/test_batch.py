@@ -287,3 +287,25 @@ def test_a_single_question_is_the_engines(model):
     made = Batch(engine).run(question)
     assert engine.rows == [4] and made.sample.shape == (4, 4, 5, 9)
     assert isinstance(Inputs(*question.inputs), Inputs)
+
+
+def test_what_is_infinite_in_one_run_leaves_the_others_alone(model):
+    broken = [Acting(Sites(mid_residual=torch.full((1, 32, 1, 1), float("inf"))))]
+    runs = [begun(model, 1), begun(model, 2, controls=broken)]
+    questions = [next(run) for run in runs]
+    first, second = Batch().run_all(questions)
+    assert first.sample.isfinite().all() and not second.sample.isfinite().all()
+
+
+def test_an_extra_of_none_is_told_in_a_batch(model):
+    hook = joining.OnRows(0, 1, lambda nn, place, x: Observed(x, None))
+    assert isinstance(hook(model.nn, "here", torch.ones(2, 3)), Observed)
+
+
+def test_a_hook_on_all_rows_sees_them_beside_one_on_some(model):
+    """As prompt-to-prompt, which compares rows, beside a hook on one row."""
+    seen = []
+    compares = lambda nn, place, x: seen.append(x.shape[0]) or x  # noqa: E731
+    some = joining.OnRows(0, 1, lambda nn, place, x: x * 1.0)
+    ended(model, 1, steps=1, controls=[Acting(Sites(cross_attention=(compares, some)))])
+    assert seen and set(seen) == {4}

@@ -1,5 +1,7 @@
 """Compiled programs give what programs give, and are compiled once for a structure."""
 
+import pickle
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,3 +255,19 @@ def test_an_error_of_the_engine_ends_the_run():
         next(answered(run, Failing()))
     with pytest.raises(StopIteration):
         next(run)
+
+
+def test_blocks_of_many_shapes_are_all_compiled():
+    """PyTorch compiles a function for eight shapes and then no more."""
+    model, seen = unet(), []
+    engine = Regional(by_dynamo(seen))  # which refuses to go on uncompiled
+    for images in (1, 2):
+        made = ended(model, images, engine, images=images, steps=1)
+        assert apart(made, ended(model, images, images=images, steps=1)) <= 1e-6
+
+
+@pytest.mark.parametrize("engine", [Compiled(abs), Regional(abs), engines.get()])
+def test_engines_are_pickled_without_what_they_compiled(engine):
+    for made in (pickle.loads(pickle.dumps(engine)), deepcopy(engine)):
+        assert type(made) is type(engine) and getattr(made, "compiler", abs) is abs
+    assert pickle.loads(pickle.dumps(engines.get())) is engines.get()

@@ -161,3 +161,68 @@ def test_what_is_no_stream(pipe):
     with pytest.raises(InputTypeError, match=r"streams holds Tensor; allowed: what pipe.stream"):
         underdraw.batched([torch.zeros(1)])
     assert list(underdraw.batched([])) == []
+
+
+# -- what comes at odd moments ---------------------------------------------------------------------
+def test_an_interrupt_ends_all_streams(pipe):
+    def interrupt(pipe, index, timestep, tensors):
+        raise KeyboardInterrupt
+
+    calls = [{}, {"callback_on_step_end": interrupt}, {}]
+    streams = [pipe.stream("a", seed=1, **one, **CALL) for one in calls]
+    with pytest.raises(KeyboardInterrupt):
+        list(underdraw.batched(streams))
+    assert not pipe.views._going
+    with pytest.raises(StopIteration):
+        next(streams[2])
+
+
+@pytest.mark.parametrize("end", [lambda runs: runs.drop(1), lambda runs: runs.close()])
+def test_a_callback_may_end_its_own_stream(pipe, end):
+    def stop(pipe, index, timestep, tensors):
+        if index == 1:
+            end(runs)
+
+    streams = [
+        pipe.stream("a", seed=1, **CALL),
+        pipe.stream("a", seed=2, callback_on_step_end=stop, **CALL),
+        pipe.stream("a", seed=3, **CALL),
+    ]
+    runs = underdraw.batched(streams)
+    told = [which for which, _ in runs]
+    assert told.count(1) == 1 and streams[1].output is None and not runs.errors
+    assert not pipe.views._going
+
+
+def test_a_callback_may_close_a_stream_by_itself(pipe):
+    def stop(pipe, index, timestep, tensors):
+        stream.close()
+
+    stream = pipe.stream("a", seed=2, callback_on_step_end=stop, **CALL)
+    assert list(stream) == [] and stream.output is None and not pipe.views._going
+
+
+def test_a_stream_may_be_asked_elsewhere(pipe):
+    """While its question waits for the others."""
+    streams = [pipe.stream("a", seed=seed, **CALL) for seed in (1, 2)]
+    seen = [0, 0]
+    for which, _ in underdraw.batched(streams):
+        seen[which] += 1
+        if which == 1:
+            next(streams[0], None)
+    assert sum(seen) < 8
+    for seed, stream in enumerate(streams, 1):
+        assert next(stream, None) is None  # and what it gave stays
+        close(stream, pipe("a", seed=seed, **CALL).images)
+
+
+def test_what_cannot_be_added_or_dropped(pipe):
+    stream = pipe.stream("a", seed=1, **CALL)
+    with pytest.raises(InputError, match="twice; it is number 0"):
+        underdraw.batched([stream, stream])
+    runs = underdraw.batched([stream])
+    with pytest.raises(InputError, match="number=7 is too large"):
+        runs.drop(7)
+    list(runs)
+    with pytest.raises(InputError, match="have ended"):
+        runs.add(pipe.stream("a", seed=1, **CALL))

@@ -59,10 +59,15 @@ class Delta:
         return (self,)
 
     @property
+    def count(self) -> int | None:
+        """Rows of the call it is for, where rows are changed differently; None: any number."""
+        return None
+
+    @property
     def by_row(self) -> bool:
         """Whether rows of the batch are changed differently. The rows must then be those of the
         call: what a loop computes for all its times at once must be computed for each row."""
-        return False
+        return self.count is not None
 
     def check(self, leaf: Leaf) -> None:
         """Raise a `ControlError` that names both shapes unless this delta fits the leaf."""
@@ -120,8 +125,8 @@ class LowRank(Delta):
         return len(self.down.shape) in (3, 5)
 
     @property
-    def by_row(self) -> bool:
-        return self.stacked or _by_row(self.scale)
+    def count(self) -> int | None:
+        return self.down.shape[0] if self.stacked else _count(self.scale)
 
     def check(self, leaf: Leaf) -> None:
         if leaf.kind not in ("linear", "conv2d"):
@@ -223,8 +228,8 @@ class Full(Delta):
         _as_float(self)
 
     @property
-    def by_row(self) -> bool:
-        return _by_row(self.scale)
+    def count(self) -> int | None:
+        return _count(self.scale)
 
     def check(self, leaf: Leaf) -> None:
         _check_scale(self.scale)
@@ -314,6 +319,21 @@ def on_rows(nn: Operations, deltas: Deltas, start: int, stop: int, of: int) -> d
     return limited
 
 
+def check_rows(deltas: Deltas, rows: int) -> None:
+    """Check that what changes rows differently is for a call of so many rows.
+
+    Raises:
+        ControlError: it is for another number.
+    """
+    for path, delta in deltas.items():
+        for part in delta.parts:
+            if part.count not in (None, rows):
+                raise ControlError(
+                    f"delta at '{path}': {type(part).__name__} is for {part.count} rows; the call "
+                    f"has {rows}"
+                )
+
+
 def check_paths(layout: Layout, deltas: Deltas) -> None:
     """Check before any work that each delta fits a leaf of the network.
 
@@ -368,6 +388,10 @@ def _is_number(scale: Any) -> bool:
 
 def _by_row(scale: Any) -> bool:
     return not _is_number(scale) and tuple(scale.shape) not in ((), (1,))
+
+
+def _count(scale: Any) -> int | None:
+    return scale.shape[0] if _by_row(scale) else None
 
 
 def _as_float(delta: Any) -> None:

@@ -57,6 +57,10 @@ class Compiled:
                 self.compiled.append((question.program, structure))
         return whole(model, leaves)
 
+    def __reduce__(self) -> Any:
+        """For copies and pickles: what was compiled stays here."""
+        return type(self), (self.compiler,)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -122,6 +126,10 @@ class Regional:
         if p not in self._shapes:
             self._shapes[p] = tuple((name, tuple(a.shape)) for name, a in p.named_parameters())
         return self._shapes[p]
+
+    def __reduce__(self) -> Any:
+        """For copies and pickles: what was compiled stays here."""
+        return type(self), (self.compiler,)
 
     def __repr__(self) -> str:
         return "Regional()"

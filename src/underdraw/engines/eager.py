@@ -27,6 +27,10 @@ class Eager:
             self._wrapped[model] = Compiled(compiler)
         return self._wrapped[model].run(question)
 
+    def __reduce__(self) -> str:
+        """For copies and pickles: it is one for all."""
+        return "EAGER"
+
     def __repr__(self) -> str:
         return "Eager()"
 

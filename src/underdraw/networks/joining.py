@@ -102,13 +102,13 @@ def join_sites(
     if all(sites is NO_SITES for sites in each):
         return NO_SITES
     starts = [sum(rows[:i]) for i in range(len(rows))]
+    owned = [sites.owned(lambda owner, n=number: (n, owner)) for number, sites in enumerate(each)]
     hooks: dict[str, Any] = {}
     for name in HOOKS:
         wrap = WRAPPERS.get(name, OnRows)
         acting = []
-        for number, (sites, start, count) in enumerate(zip(each, starts, rows, strict=True)):
-            for hook in getattr(sites.owned(lambda owner, n=number: (n, owner)), name):
-                acting.append(wrap(start, start + count, hook))
+        for sites, start, count in zip(owned, starts, rows, strict=True):
+            acting.extend(wrap(start, start + count, hook) for hook in getattr(sites, name))
         hooks[name] = together(nn, acting)
     conv_in = None
     for sites, start, count in zip(each, starts, rows, strict=True):
@@ -163,8 +163,10 @@ def _residual(nn: Operations, each: Sequence[Array | None], rows: Sequence[int])
     if not there:
         return None
     shape = tuple(max(sizes) for sizes in zip(*(r.shape[1:] for r in there), strict=True))
+    # Not `there[0] * 0`: where that run has NaN, the others would have it.
+    zero = nn.cast(nn.arange(1, there[0]), there[0]).reshape(1, 1, 1, 1)
     parts = []
     for residual, count in zip(each, rows, strict=True):
-        one = there[0][:1] * 0 if residual is None else residual
+        one = zero if residual is None else residual
         parts.append(nn.expand(one, (count, *shape)))
     return nn.concat(parts, 0)

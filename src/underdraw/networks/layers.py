@@ -112,7 +112,9 @@ def attention(
     width = x.shape[-1]
     q = split_heads(nn, nn.linear(p.to_q, x, width, bias), heads)
     hooks = wanting(on_probabilities, x.shape[1]) if on_probabilities else ()
-    if isinstance(kv, SideBySide) or any(isinstance(hook, OnRows) for hook in hooks):
+    # A hook on all rows sees all of them at once: it may compare them.
+    by_rows = bool(hooks) and mask is None and all(isinstance(hook, OnRows) for hook in hooks)
+    if isinstance(kv, SideBySide) or by_rows:
         h = _attend_by_rows(nn, q, kv, place, hooks, extras)
     else:
         h = _attend(nn, q, kv, place, hooks, mask, extras)

@@ -91,12 +91,11 @@ class OnRows:
         return nn.concat([part for part in parts if part.shape[0]], 0)
 
     def __call__(self, nn: Operations, place: str, x: Array) -> Any:
-        extra, value = None, self.hook(nn, place, self.of(x))
-        if isinstance(value, Observed):
-            value, extra = value
+        told = self.hook(nn, place, self.of(x))
+        value = told.value if isinstance(told, Observed) else told
         check(self.hook, place, value, self.of(x).shape)
         value = self.put(nn, x, value)
-        return value if extra is None else Observed(value, extra)
+        return told._replace(value=value) if isinstance(told, Observed) else value
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,7 @@ class JoinOnRows(OnRows):
     """The same for `join`."""
 
     def __call__(self, nn: Operations, place: str, x: Array, skip: Array) -> Any:  # type: ignore[override]
-        hidden, skipped = self.hook(nn, place, self.of(x), self.of(skip))
-        check(self.hook, place, hidden, self.of(x).shape)
-        check(self.hook, place, skipped, self.of(skip).shape)
+        hidden, skipped = join(nn, (self.hook,), place, self.of(x), self.of(skip))
         return self.put(nn, x, hidden), self.put(nn, skip, skipped)
 
 
@@ -230,13 +227,18 @@ def _sum_each(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def check(who: Any, place: str, returned: Any, shape: Sequence[int]) -> None:
-    """Raise a `ControlError` unless what a hook returned has the shape that its site carries."""
-    if tuple(returned.shape) != tuple(shape):
-        raise ControlError(
-            f"{named(who)} at '{place}' returned {tuple(returned.shape)}; "
-            f"the site carries {tuple(shape)}"
-        )
+def check(who: Any, place: str, returned: Any, shape: Sequence[int | None]) -> None:
+    """Raise a `ControlError` unless what a hook returned is an array of the shape that its site
+    carries; None: any size."""
+    sizes = tuple(returned.shape) if hasattr(returned, "shape") else None
+    if (
+        sizes is None
+        or len(sizes) != len(shape)
+        or any(size not in (None, a) for a, size in zip(sizes, shape, strict=True))
+    ):
+        got = type(returned).__name__ if sizes is None else sizes
+        carried = str(tuple(shape)).replace("None", "any")
+        raise ControlError(f"{named(who)} at '{place}' returned {got}; the site carries {carried}")
 
 
 def named(who: Any) -> str:
@@ -270,6 +272,23 @@ def apply(
         check(hook, place, y, x.shape)
         x = y
     return x
+
+
+def join(
+    nn: Operations, hooks: tuple[Join, ...], place: str, hidden: Array, skip: Array
+) -> tuple[Array, Array]:
+    """Run the hooks of the site `join` in order, with the same checks."""
+    for hook in hooks:
+        told = hook(nn, place, hidden, skip)
+        if not isinstance(told, tuple | list) or len(told) != 2:
+            raise ControlError(
+                f"{named(hook)} at '{place}' returned {type(told).__name__}; a tuple of hidden and "
+                "skip is needed"
+            )
+        check(hook, place, told[0], hidden.shape)
+        check(hook, place, told[1], skip.shape)
+        hidden, skip = told
+    return hidden, skip
 
 
 def add_residual(place: str, x: Array, residual: Array) -> Array:

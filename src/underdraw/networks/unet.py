@@ -25,7 +25,16 @@ from underdraw.networks.layers import (
     timestep_embedding,
 )
 from underdraw.networks.program import Program
-from underdraw.networks.sites import NO_SITES, Extra, Extras, Sites, add_residual, apply, check
+from underdraw.networks.sites import (
+    NO_SITES,
+    Extra,
+    Extras,
+    Sites,
+    add_residual,
+    apply,
+    check,
+    join,
+)
 
 Time = Array | Mapping[str, Array]
 """The embedded time `(batch | 1, width)`, or by place what each residual block makes of it."""
@@ -123,11 +132,11 @@ def unet(
         if isinstance(context, Mapping):
             raise ControlError("keys and values were computed before controls change the context")
         changed = change(nn, context)
-        check(change, "context", changed, (context.shape[0], changed.shape[1], context.shape[2]))
+        check(change, "context", changed, (context.shape[0], None, context.shape[2]))
         context = changed
     for extend in sites.model_input:
         extended = extend(nn, x)
-        check(extend, "model_input", extended, (x.shape[0], extended.shape[1], *x.shape[2:]))
+        check(extend, "model_input", extended, (x.shape[0], None, *x.shape[2:]))
         x = extended
     if x.shape[1] != c.in_channels and sites.conv_in is None:
         error = ControlError if sites.model_input else InputError
@@ -184,11 +193,7 @@ def unet(
         block, place, width = p.up_blocks[i], f"up_blocks.{i}", level.width
         for j in range(level.layers + 1):
             skip = skips.pop()
-            for join in sites.join:
-                hidden, skipped = join(nn, place, x, skip)
-                check(join, place, hidden, x.shape)
-                check(join, place, skipped, skip.shape)
-                x, skip = hidden, skipped
+            x, skip = join(nn, sites.join, place, x, skip)
             x = residual(block.resnets[j], nn.concat((x, skip), 1), width, f"{place}.resnets.{j}")
             if kind == "CrossAttnUpBlock2D":
                 at = f"{place}.attentions.{j}"

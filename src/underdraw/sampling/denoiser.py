@@ -10,7 +10,7 @@ import numpy as np
 
 from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
-from underdraw.backends.deltas import Deltas, check_paths
+from underdraw.backends.deltas import Deltas, check_paths, check_rows
 from underdraw.backends.tree import alike
 from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.engine import Question
@@ -34,7 +34,7 @@ class Denoiser:
         """`(batch, tokens, width)`, under guidance `(2 * batch, ...)`, unconditional first."""
         self._keys: dict[int, Any] = {}
         self._times: dict[int, list[Any]] = {}
-        self._checked: Deltas = NO_DELTAS
+        self._checked: tuple[Deltas, int] = NO_DELTAS, 0
 
     def __call__(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Array:
         """The prediction for `latents (batch, ...)`, already scaled for the solver, at a call: the
@@ -47,7 +47,7 @@ class Denoiser:
         """The call of the UNet for `latents (batch, ...)`, already scaled for the solver."""
         run = self.run
         x, context = self.rows(latents)
-        self._check(sites.leaves)
+        self._check(sites.leaves, x.shape[0])
         # Where controls change it, keys and values of this call are of no use to another.
         known = context if sites.context else self._keys_values(context, sites.leaves)
         time = self._time(index, x.shape[0], sites.leaves)
@@ -97,12 +97,12 @@ class Denoiser:
             context = self.context[self.context.shape[0] // 2 :]
         return Denoiser(replace(self.run, conditioning=Conditioning(context), guidance=1.0))
 
-    def _check(self, leaves: Deltas) -> None:
-        """That differences fit their layers, once for each set of them."""
-        if leaves and not alike(leaves, self._checked):
-            model = self.run.model
-            check_paths(unet.layout(model.config), leaves)
-            self._checked = leaves
+    def _check(self, leaves: Deltas, rows: int) -> None:
+        """That differences fit their layers and the rows, once for each set of them."""
+        if leaves and not alike((leaves, rows), self._checked):
+            check_paths(unet.layout(self.run.model.config), leaves)
+            check_rows(leaves, rows)
+            self._checked = leaves, rows
 
     def _keys_values(self, context: Array, leaves: Deltas) -> Any:
         """Keys and values of the context, until another context, or other differences to the layers

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import Any
 
+from underdraw import checks
 from underdraw.engines.batch import Batch
 from underdraw.engines.engine import Engine, Question
-from underdraw.errors import InputTypeError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines.call.stream import Progress, Stream
 
 
@@ -19,8 +20,9 @@ class Batched(Generator[tuple[int, Progress], None, None]):
         """All that ever took part, by number."""
         self.errors: dict[int, Exception] = {}
         """By number what ended a stream before its time."""
-        self._asked: dict[int, Question | None] = {}
-        """The streams still running, and what each of them waits for."""
+        self._live: list[int] = []
+        """Numbers of the streams still running."""
+        self._ended = False
         self._engines: list[tuple[Engine, Batch]] = []
         for stream in streams:
             self.add(stream)
@@ -31,20 +33,29 @@ class Batched(Generator[tuple[int, Progress], None, None]):
 
         Raises:
             InputTypeError: it is no stream of a pipeline.
+            InputError: it takes part already, or all others have come to their end.
         """
         if not isinstance(stream, Stream):
             raise InputTypeError(
                 f"streams holds {type(stream).__name__}; allowed: what pipe.stream(...) gives"
             )
+        for number, known in enumerate(self.streams):
+            if known is stream:
+                raise InputError(f"streams holds one stream twice; it is number {number} already")
+        if self._ended:
+            raise InputError("stream: these runs have ended; allowed: new ones, by `batched`")
         self.streams.append(stream)
-        number = len(self.streams) - 1
-        self._asked[number] = None
-        return number
+        self._live.append(len(self.streams) - 1)
+        return self._live[-1]
 
     def drop(self, number: int) -> None:
-        """End one stream; the others go on."""
-        self._asked.pop(number, None)
-        self.streams[number].close()
+        """End one stream; the others go on.
+
+        Raises:
+            InputError, InputTypeError: there is none of this number.
+        """
+        self.streams[checks.whole("number", number, 0, len(self.streams) - 1)].close()
+        self._leave(number)
 
     def send(self, value: None) -> tuple[int, Progress]:
         """The next step of some stream, and the stream's number."""
@@ -57,49 +68,54 @@ class Batched(Generator[tuple[int, Progress], None, None]):
 
     def close(self) -> None:
         """End all streams."""
-        self._going.close()
-        for number in list(self._asked):
+        self._ended = True
+        for number in list(self._live):
             self.drop(number)
 
     def _go(self) -> Generator[tuple[int, Progress], None, None]:
-        while self._asked:
-            # A tick: each stream goes to its next question, then one call answers all.
-            for number in list(self._asked):
-                yield from self._to_question(number)
-            self._answer()
-        if self.errors:
-            raise next(iter(self.errors.values()))
+        try:
+            while self._live:
+                # A tick: each stream goes to its next question, then one call answers all.
+                for number in list(self._live):
+                    yield from self._to_question(number)
+                self._answer()
+            if self.errors and not self._ended:
+                raise next(iter(self.errors.values()))
+        finally:  # also of a KeyboardInterrupt
+            self.close()
 
     def _to_question(self, number: int) -> Generator[tuple[int, Progress], None, None]:
         """The steps of a stream up to its next question, or its end."""
-        while number in self._asked and self._asked[number] is None:
+        stream = self.streams[number]
+        while number in self._live and stream.asked is None:
             try:
-                item = self.streams[number].ask()
+                item = stream.ask()
             except StopIteration:
-                self._asked.pop(number, None)
+                self._leave(number)
             except Exception as error:
                 self._fail(number, error)
             else:
-                if isinstance(item, Question):
-                    self._asked[number] = item
-                else:
+                if not isinstance(item, Question):
                     yield number, item
 
     def _answer(self) -> None:
         """Answer all questions, those for one engine together."""
         by_engine: dict[int, list[int]] = {}
-        for number, question in self._asked.items():
+        waiting = {number: self.streams[number].asked for number in self._live}
+        for number, question in waiting.items():
             if question is not None:
                 by_engine.setdefault(id(self.streams[number].pipe.engine), []).append(number)
         for numbers in by_engine.values():
             batch = self._batch(self.streams[numbers[0]].pipe.engine)
-            questions: list[Any] = [self._asked[number] for number in numbers]
+            questions: list[Any] = [waiting[number] for number in numbers]
             for number, answer in zip(numbers, batch.run_all(questions), strict=True):
+                stream = self.streams[number]
+                if stream.asked is not waiting[number]:
+                    continue  # it was dropped meanwhile
                 if isinstance(answer, Exception):
                     self._fail(number, answer)
                 else:
-                    self.streams[number].answer(answer)
-                    self._asked[number] = None
+                    stream.answer(answer)
 
     def _batch(self, engine: Engine) -> Batch:
         """The engine that joins calls for another one, always the same."""
@@ -112,6 +128,10 @@ class Batched(Generator[tuple[int, Progress], None, None]):
     def _fail(self, number: int, error: Exception) -> None:
         self.errors[number] = error
         self.drop(number)
+
+    def _leave(self, number: int) -> None:
+        if number in self._live:
+            self._live.remove(number)
 
 
 def batched(streams: Iterable[Stream]) -> Batched:

@@ -83,6 +83,8 @@ class Stream(Generator[Progress, None, Any]):
 
     output: Any = None
     """What the call gives; None before the end, and where the stream was closed before."""
+    asked: Question | None = None
+    """What waits for its answer."""
 
     def __init__(self, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         steps = getattr(type(pipe).__call__, "steps", None)
@@ -91,25 +93,33 @@ class Stream(Generator[Progress, None, Any]):
         self.pipe = pipe
         self._run: Generator[Question | Step, Any, Any] = steps(pipe, *args, **kwargs)
         self._reply: Any = None
+        self._ends = False
         self._colours: np.ndarray | None = None
 
     def ask(self) -> Question | Progress:
         """The next question, for whose answer `answer` has to be called, or the next step; raises
-        StopIteration, which holds the output, after the last one."""
+        StopIteration, which holds the output, after the last one. A question is asked again until
+        it is answered."""
+        if self.asked is not None:
+            return self.asked
         reply, self._reply = self._reply, None
         try:
             item = self._run.send(reply)
         except StopIteration as end:
-            self.output = end.value
+            self.output = end.value if self.output is None else self.output
             raise
+        if self._ends:
+            self._run.close()
+            raise StopIteration
         if isinstance(item, Question):
+            self.asked = item
             return item
         calls = self.pipe.views.left.calls
         return Progress(item.index, calls, item.timestep, item.latents, item.clean, self._show)
 
     def answer(self, value: Any) -> None:
-        """The answer to the question that was asked last."""
-        self._reply = value
+        """The answer to the question that waits for it."""
+        self.asked, self._reply = None, value
 
     def send(self, value: None) -> Progress:
         """The next step; raises StopIteration, which holds the output, after the last one."""
@@ -127,8 +137,11 @@ class Stream(Generator[Progress, None, Any]):
         raise kind if value is None else value
 
     def close(self) -> None:
-        """End the run before its next step; nothing happens where it has ended already."""
-        self._run.close()
+        """End the run before its next step; nothing happens where it has ended already. A callback
+        of the run itself, or another thread in the middle of a step, first comes to its end."""
+        self._ends, self.asked = True, None
+        if not getattr(self._run, "gi_running", False):
+            self._run.close()
 
     def _show(self, clean: Array, full: bool) -> list[Any]:
         components = self.pipe.parts

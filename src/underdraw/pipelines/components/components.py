@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from typing import Any
@@ -90,15 +89,6 @@ class Components:
         made = memo[id(self)] = object.__new__(type(self))
         vars(made).update(deepcopy(vars(self), memo))
         return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickles; the default engine is one for all."""
-        engine = None if self.engine is EAGER else self.engine
-        return {**vars(self), "engine": engine}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
-        self.engine = self.engine or EAGER
 
     def take_over(self, other: Components) -> None:
         """Settings, engine, offloading and what is attached, of a pipeline on the same networks."""
