@@ -2,15 +2,15 @@
 
     python benchmarks/full_size.py FOLDER && python benchmarks/cold_start.py FOLDER [--json FILE]
 
-Each run is a process of its own, ours and the peer's in turns. Figures, per target dtype:
+Each run is a process of its own, ours and diffusers' in turns. Figures, per target dtype:
 
 - import: of the pipeline class, with all that it needs;
 - load: `from_pretrained`;
 - first step: from the call to the moment the UNet begins, so tokenizer and text encoder included;
-- total: the three (bar: at most half of the peer's);
+- total: the three (bar: at most half of diffusers');
 - private: anonymous memory of the process after loading less what it was after the import
   (RssAnon of /proc/self/status), as a share of the weights in the target dtype (bar: at most 1.15;
-  the peer's beside it). Memory-mapped weights are not private: they are page cache, which all
+  diffusers' beside it). Memory-mapped weights are not private: they are page cache, which all
   processes share.
 """
 

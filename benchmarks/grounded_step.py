@@ -1,4 +1,4 @@
-"""A grounded denoising step at the size of Stable Diffusion 1.4, against the peer.
+"""A grounded denoising step at the size of Stable Diffusion 1.4, against diffusers.
 
     python benchmarks/grounded_step.py [--quick] [--json FILE]
 
@@ -6,10 +6,10 @@ Steps under guidance (batch 2), float32 and, where the processor has it, bfloat1
 of which one copy is in memory:
 
 - with two boxes, gate open: ours with tokens and their keys and values computed before the loop,
-  the peer as its pipeline calls it, 30 tokens with their position network at every step. Bar 1.0.
+  diffusers as its pipeline calls it, 30 tokens with their position network at every step. Bar 1.0.
 - gate closed: ours against our own plain step (no layer of the grounding part runs). Bar 1.02,
-  which is what two equal things measure; the peer's closed step stands beside it.
-- text-image weights: the peer runs two guided passes and discards half of each. Bar 0.55.
+  which is what two equal things measure; diffusers' closed step stands beside it.
+- text-image weights: diffusers runs two guided passes and discards half of each. Bar 0.55.
 
 The largest difference between the outputs of both is printed before each figure.
 """
@@ -47,7 +47,7 @@ PADDED = 30
 
 
 def pair(config: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
-    """Our gated network and the peer's on the same parameters, with open gates."""
+    """Our gated network and diffusers' on the same parameters, with open gates."""
     with quick_initial_values():
         ours = UNet2DConditionModel(**config).to(dtype).eval()
     for name, value in ours.named_parameters():
@@ -90,7 +90,7 @@ class Steps:
         return self.denoise(self.latents, 0, ready.sites(self.ours.nn, call, 1))
 
     def theirs(self) -> torch.Tensor:
-        """As the peer's pipelines make it."""
+        """As diffusers' pipelines make it."""
         if self.images is None:
             return _guided(*self._pass(self._objects(1)).chunk(2))
         with_boxes, without = self._pass(self._objects(2)), self._pass(self._objects(0))
@@ -103,7 +103,7 @@ class Steps:
         return out.sample.float()
 
     def _objects(self, rows: int) -> dict[str, torch.Tensor]:
-        """The peer's padded arrays, with the boxes in so many of the two rows, from the last on."""
+        """Padded as in diffusers, with the boxes in so many of the two rows, from the last on."""
         dtype, count = self.context.dtype, len(BOXES)
         masks = torch.zeros(2, PADDED, dtype=dtype)
         masks[2 - rows :, :count] = 1 if rows else 0
@@ -179,7 +179,7 @@ def _figures(kind: str, name: str, steps: Steps, runs: int) -> list:
             module.enabled = False
     made.append(
         compare(
-            f"gate closed against the peer, {name}",
+            f"gate closed against diffusers, {name}",
             lambda: steps.mine(steps.closed),
             steps.theirs,
             runs,

@@ -24,7 +24,7 @@ RESULTS = HERE / "RESULTS.md"
 SCRIPTS = {
     "import_time": "Import",
     "tiny_step": "A whole pipeline with a tiny UNet: what Python costs",
-    "engines": "Engines: runs in one batch, and compiled steps",
+    "engine_steps": "Engines: runs in one batch, and compiled steps",
     "cold_start": "Cold start from a full-size fp16 folder",
     "vae_decode": "Autoencoder of Stable Diffusion 1.5",
     "unet_step": "UNet of Stable Diffusion 1.5",
@@ -36,7 +36,7 @@ QUICK["cold_start"] = ["1"]
 
 PREFACE = """# Results
 
-Written by `python benchmarks/run.py`. Ratios are ours by the peer's ({peer}): below 1 we take less.
+Written by `python benchmarks/run.py`. Ratios are ours by diffusers' ({peer}): below 1 we take less.
 Both sides take turns in one run, on equal dtypes (bfloat16 only where the processor computes in it)
 and the same weights; seconds are the median of
 {least} turns or more, memory is the largest of them. A bar is what the ratio may be at most.

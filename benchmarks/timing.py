@@ -47,7 +47,7 @@ SD15_TEXT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of ours and of the peer, medians and minima; `ratio` is ours by theirs."""
+    """Seconds of ours and of diffusers, medians and minima; `ratio` is ours by theirs."""
 
     name: str
     ours: float
@@ -170,7 +170,7 @@ def fast_dtypes() -> tuple[torch.dtype, ...]:
 
 
 def share(ours: torch.nn.Module, peer: torch.nn.Module) -> None:
-    """Give the peer our parameters, the same memory: full-size networks fit twice that way."""
+    """Give diffusers our parameters, the same memory: full-size networks fit twice that way."""
     mine = dict(ours.named_parameters())
     for name, _ in list(peer.named_parameters()):
         path, _, last = name.rpartition(".")

@@ -6,7 +6,7 @@ Two levels of 32 and 64 channels, 8 x 8 latents, guidance on. `pipe(...)` is cal
 (with embeddings, latents and the same seed; without progress bar; to latents) and divided by them:
 seconds of a step with all that a pipeline does around it. "network alone" is one call of the UNet.
 Processor time on one thread, so that what else runs on the machine does not count. Bar for the
-pipeline: 0.75 of the peer's.
+pipeline: 0.75 of diffusers'.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
 
 
 def pipelines(solver: str) -> tuple[Any, Any]:
-    """Ours and the peer's from one folder of random weights."""
+    """Ours and diffusers' from one folder of random weights."""
     import transformers
     from full_size import vocabulary
 

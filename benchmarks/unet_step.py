@@ -1,4 +1,4 @@
-"""One UNet call at the size of Stable Diffusion 1.5, against the peer on the same weights.
+"""One UNet call at the size of Stable Diffusion 1.5, against diffusers on the same weights.
 
     python benchmarks/unet_step.py [--quick] [--json FILE]
 
@@ -7,7 +7,7 @@ processor has it, bfloat16; of processor time where one thread is used. Random w
 memory which both networks use.
 Ours is measured as the loop calls it, with the keys and values of the text and what the blocks make
 of the time computed before the first step; "as a call" computes them anew each time, as
-`pipe.unet(...)` does and as the peer always does.
+`pipe.unet(...)` does and as diffusers always does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from underdraw import UNet2DConditionModel
 
 
 def pair(config: dict, dtype: torch.dtype) -> tuple:
-    """Our network and the peer's on the same parameters."""
+    """Our network and diffusers' on the same parameters."""
     with quick_initial_values():
         ours = UNet2DConditionModel(**config).to(dtype).eval()
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Decoding one image with the autoencoder of Stable Diffusion 1.5, against the peer.
+"""Decoding one image with the autoencoder of Stable Diffusion 1.5, against diffusers.
 
     python benchmarks/vae_decode.py [--quick] [--json FILE]
 

@@ -185,26 +185,25 @@ def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
 
 
 @pytest.fixture
-def engines():
-    """Python's path holds the scripts, beside the package's own `engines`."""
-    import engines
+def engine_steps():
+    import engine_steps
 
-    return engines
+    return engine_steps
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_batches(engines, capsys):
-    (found,) = engines.batch(runs=1, steps=2, scenes=False)
+def test_batches(engine_steps, capsys):
+    (found,) = engine_steps.batch(runs=1, steps=2, scenes=False)
     assert found.ours > 0
     assert float(capsys.readouterr().out.split("apart ")[1]) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_steps(engines, capsys):
+def test_compiled_steps(engine_steps, capsys):
     import torch
 
     traced = lambda function: torch.compile(function, backend="eager")  # noqa: E731
-    names = [one.name for one in engines.compiled(1, UNET, traced)]
+    names = [one.name for one in engine_steps.compiled(1, UNET, traced)]
     assert [name.rsplit(", ", 1)[0] for name in names[:4]] == [
         *("compiled, regional",) * 2,
         *("compiled, whole",) * 2,
@@ -215,26 +214,26 @@ def test_compiled_steps(engines, capsys):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="needs JAX")
-def test_steps_on_jax(engines):
-    assert len(engines.jit(1, UNET)) == 2
+def test_steps_on_jax(engine_steps):
+    assert len(engine_steps.jit(1, UNET)) == 2
 
 
-def test_two_sources(engines, capsys):
+def test_two_sources(engine_steps, capsys):
     here = BENCHMARKS.parent
-    made = engines.eager(here, turns=1, runs=(1, 1), config=UNET)
+    made = engine_steps.eager(here, turns=1, runs=(1, 1), config=UNET)
     assert made[0].name == "now by before, tiny pipeline step, DDIMScheduler (s)"
     assert len(made) == 8
     assert capsys.readouterr().out.count("diffusers, measured by both") == 8
 
 
-def test_what_engines_measures_is_chosen(engines, tmp_path, monkeypatch, capsys):
+def test_what_engine_steps_measures_is_chosen(engine_steps, tmp_path, monkeypatch, capsys):
     import timing
 
     made = [timing.judge("batch (s)", [1.0], [2.0], None)]
-    monkeypatch.setattr(engines, "batch", lambda: made)
-    assert engines.main(["--only", "batch,eager", "--json", str(tmp_path / "x.json")]) == made
+    monkeypatch.setattr(engine_steps, "batch", lambda: made)
+    assert engine_steps.main(["--only", "batch,eager", "--json", str(tmp_path / "x.json")]) == made
     assert json.loads((tmp_path / "x.json").read_text())["results"][0]["ratio"] == 0.5
     assert capsys.readouterr().out.splitlines()[-1] == "ratios: batch (s) 0.50"
     for wrong in (["--only", "speed"], ["--against", str(tmp_path)]):
         with pytest.raises(SystemExit):
-            engines.main(wrong)
+            engine_steps.main(wrong)

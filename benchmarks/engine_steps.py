@@ -1,6 +1,6 @@
 """What engines gain: several runs in one call, compiled steps, and eager steps of two sources.
 
-    python benchmarks/engines.py [--only batch,jit,compiled,eager] [--against FOLDER] [--full]
+    python benchmarks/engine_steps.py [--only batch,jit,compiled,eager] [--against FOLDER] [--full]
         [--json FILE]
 
 - batch: 8 pictures of other prompts and seeds by `underdraw.batched`, beside the same 8 one after
