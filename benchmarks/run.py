@@ -41,9 +41,12 @@ Both sides take turns in one run, on equal dtypes (bfloat16 only where the proce
 and the same weights; seconds are the median of
 {least} turns or more, memory is the largest of them. A bar is what the ratio may be at most.
 
-Measured {dates} on {processor}, {threads} threads, load of other processes {load} (turns give both
-sides the same share of it), PyTorch {torch}, Python {python}.
+Measured {dates} on {processor} ({flags}), {threads} threads,
+load of other processes {load} (turns give both sides the same share of it), PyTorch {torch}, Python
+{python}.
 """
+NAMED = ("processor", "flags", "threads", "load", "torch", "python")
+"""What the preface takes from the figures as they are."""
 
 
 def measure(name: str, work: Path, quick: bool) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def document(measured: Mapping[str, Mapping[str, Any]]) -> str:
         # Memory is one figure, the largest of all turns.
         least=min(r["runs"] for each in found for r in each["results"] if r["runs"] > 1),
         dates=span("date"),
-        **{name: span(name) for name in ("processor", "threads", "load", "torch", "python")},
+        **{name: span(name) for name in NAMED},
     )
     parts = [f"## {SCRIPTS[name]}\n\n{table(each['results'])}\n" for name, each in measured.items()]
     return "\n".join([head, *parts])

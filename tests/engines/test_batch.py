@@ -12,7 +12,8 @@ from engines.runs import apart, begun, ended, unet
 from underdraw.backends.deltas import LowRank
 from underdraw.controls import Control
 from underdraw.engines.batch import Batch
-from underdraw.engines.engine import Question
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Question, answer
 from underdraw.errors import ControlError
 from underdraw.networks import joining
 from underdraw.networks.sites import Observed, Sites, UpTo, owner_field
@@ -295,6 +296,39 @@ def test_what_is_infinite_in_one_run_leaves_the_others_alone(model):
     questions = [next(run) for run in runs]
     first, second = Batch().run_all(questions)
     assert first.sample.isfinite().all() and not second.sample.isfinite().all()
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("path", ["conv_in", "down_blocks.0.attentions.0.proj_out", "time_emb"])
+def test_differences_that_are_not_finite_leave_other_runs_alone(model, path, stacked):
+    path = "down_blocks.0.resnets.0.time_emb_proj" if path == "time_emb" else path
+    weight = model.get_submodule(path).weight
+    ones = (1,) * (weight.dim() - 2)
+    down, up = torch.full((2, *weight.shape[1:]), torch.inf), torch.ones(len(weight), 2, *ones)
+    if stacked:
+        down, up = (a.expand(4, *a.shape) for a in (down, up))
+    broken = [Acting(Sites(leaves={path: LowRank(down, up, 0.5)}))]
+    runs = [begun(model, 1), begun(model, 2, controls=broken), begun(model, 3)]
+    first, second, third = Batch().run_all([next(run) for run in runs])
+    assert not second.sample.isfinite().all()
+    for made, seed in ((first, 1), (third, 3)):
+        alone = answer(EAGER, next(begun(model, seed)))
+        assert apart(made.sample.numpy(), alone.sample.numpy()) <= 1e-5
+
+
+def test_what_acts_before_the_network_acts_once(model):
+    """Also where a run cannot be joined after all, beside latents of another size."""
+    seen = []
+    counted = lambda nn, x: seen.append(x.shape[0]) or x * 1.1  # noqa: E731
+    runs = lambda: [  # noqa: E731
+        begun(model, 1, controls=[Acting(Sites(model_input=(counted,), context=(counted,)))]),
+        begun(model, 2, size=(6, 6)),
+    ]
+    first, second = (next(run) for run in runs())
+    made = Batch().run_all([first, second])
+    assert seen == [4, 4]
+    alone = answer(EAGER, next(runs()[0]))
+    assert apart(made[0].sample.numpy(), alone.sample.numpy()) <= 1e-6
 
 
 def test_an_extra_of_none_is_told_in_a_batch(model):

@@ -241,6 +241,12 @@ def test_engines_by_name():
         engines.get(3)
 
 
+@JAX
+def test_blocks_are_not_compiled_on_jax():
+    with pytest.raises(InputError, match=r"'compiled' .* 'jax' does not; .*'eager', 'jit'"):
+        ended(unet("jax", **SHALLOW), 1, Regional())
+
+
 def test_an_error_of_the_engine_ends_the_run():
     class Failing:
         def run(self, question):

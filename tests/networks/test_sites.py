@@ -108,8 +108,8 @@ ACTING = {
     },
 }
 PLACES = {
-    "context": ("context", (3, 5, 9), (3, 5, 10)),
-    "model_input": ("model_input", (3, 4, 8, 14), (3, 4, 9, 14)),
+    "context": ("context", (3, 5, 9), "(3, any, 10)"),
+    "model_input": ("model_input", (3, 4, 8, 14), "(3, any, 9, 14)"),
     "after_self_attention": (f"down_blocks.0.{BLOCK}", (3, 125, 8), (3, 126, 8)),
     "self_attention": (f"down_blocks.0.{BLOCK}.attn1", (3, 1, 126, 126), (3, 2, 126, 126)),
     "cross_attention": (f"down_blocks.0.{BLOCK}.attn2", (3, 1, 126, 5), (3, 2, 126, 5)),

@@ -7,6 +7,7 @@ from pipelines import tiny
 from pipelines.tiny import run, together
 
 from underdraw import StableDiffusionPipeline, schedulers
+from underdraw.sampling import denoiser
 
 PROMPTS = ["a red sphere", "blue cube on the table", "green", ""]
 SOLVERS = {
@@ -76,6 +77,18 @@ def test_guidance_per_image(changes, rescale):
         one = run(pipe, PROMPTS[i], seed=2 + i, guidance_scale=scale, **call)
         assert apart(batch[i : i + 1], one) <= 1e-5
     assert apart(batch, run(pipe, PROMPTS, seed=2, guidance_scale=7.5, **call)) > 1e-3
+
+
+def test_distilled_networks_keep_the_guidance_of_the_start(monkeypatch):
+    """They are told it with the times, which are embedded for many calls at once."""
+    monkeypatch.setattr(denoiser, "CHUNK", 1)
+    pipe = tiny.pipeline(unet={"time_cond_proj_dim": 16})
+
+    def change(pipe, index, timestep, given):
+        pipe._guidance_scale = 2.0
+        return {}
+
+    assert torch.equal(run(pipe, callback_on_step_end=change), run(pipe))
 
 
 @pytest.mark.parametrize("sample_size", [8, [5, 7]])

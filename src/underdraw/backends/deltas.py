@@ -156,13 +156,13 @@ class LowRank(Delta):
                 )
             x = nn.expand(x, (down.shape[0], *x.shape[1:]))
         if leaf.kind == "conv2d":
-            return self._convolve(nn, leaf, x, down, up, mid)
+            return silenced(nn, self.scale, self._convolve(nn, leaf, x, down, up, mid))
         if not self.stacked:
             h = scaled(nn, self.scale, nn.linear(Arrays(down), x, down.shape[0], False))
-            return nn.linear(Arrays(up), h, up.shape[0], False)
+            return silenced(nn, self.scale, nn.linear(Arrays(up), h, up.shape[0], False))
         h = nn.matmul(x.reshape(x.shape[0], -1, x.shape[-1]), nn.permute(down, (0, 2, 1)))
         y = nn.matmul(scaled(nn, self.scale, h), nn.permute(up, (0, 2, 1)))
-        return y.reshape(*x.shape[:-1], leaf.shape[0])
+        return silenced(nn, self.scale, y.reshape(*x.shape[:-1], leaf.shape[0]))
 
     def _convolve(
         self, nn: Operations, leaf: Leaf, x: Array, down: Array, up: Array, mid: Array | None
@@ -262,7 +262,7 @@ class Full(Delta):
             y = bias.reshape(1, -1, 1, 1) if leaf.kind == "conv2d" else bias.reshape(*ones, -1)
         else:
             y = operate(nn, replace(leaf, bias=bias is not None), Arrays(weight, bias), x)
-        return scaled(nn, self.scale, y)
+        return silenced(nn, self.scale, scaled(nn, self.scale, y))
 
     def rows(self, nn: Operations, start: int, stop: int, of: int) -> Full:
         like = self.bias if self.weight is None else self.weight
@@ -378,6 +378,15 @@ def scaled(nn: Operations, scale: Any, x: Array) -> Array:
     return x * factors
 
 
+def silenced(nn: Operations, scale: Any, y: Array) -> Array:
+    """`y`, and 0 in rows whose factor is 0: there a weight that is not finite would give NaN, in
+    rows of a call that belong to other runs."""
+    if not _by_row(scale):
+        return y
+    factors = nn.cast(scale, y).reshape(-1, *(1 for _ in y.shape[1:]))
+    return nn.where(factors != 0, y, 0.0)
+
+
 def _cast(nn: Operations, x: Array | None, like: Array) -> Any:
     return None if x is None else nn.cast(x, like)
 
@@ -424,7 +433,9 @@ def _scale_on_rows(nn: Operations, delta: Any, like: Array, start: int, stop: in
 
 def _padded(nn: Operations, x: Array, before: int, behind: int) -> Array:
     """Rows of zeros around `x (rows, ...)`."""
-    none, sizes = x[:1] * 0, x.shape[1:]
+    # Not `x[:1] * 0`: of infinity that is NaN.
+    sizes = x.shape[1:]
+    none = nn.cast(nn.arange(1, x), x).reshape(1, *(1 for _ in sizes))
     parts = [x]
     if before:
         parts.insert(0, nn.expand(none, (before, *sizes)))

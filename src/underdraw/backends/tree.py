@@ -152,7 +152,7 @@ def _build(structure: Structure, leaves: Any) -> Any:
         return dict(zip(structure.names, children, strict=True))
     if issubclass(kind, tuple):
         return kind(*children) if structure.names else tuple(children)
-    # As copying does: a frozen value was checked when it was made.
+    # Not by its constructor: a frozen value was checked when it was made. Fields are all it keeps.
     made = object.__new__(kind)
     for name, child in zip(structure.names, children, strict=True):
         object.__setattr__(made, name, child)

@@ -9,7 +9,7 @@ from typing import Any
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question, answer
 from underdraw.networks import joining
-from underdraw.networks.unet import CONTEXT, UNET, Inputs
+from underdraw.networks.unet import CONTEXT, UNET, Inputs, begun
 
 KEPT = 4
 """Joined contexts that are remembered, for runs go on together for many steps."""
@@ -36,12 +36,12 @@ class Batch:
 
         An error in what a single run brings (a hook that breaks its contract) is that run's alone.
         """
-        begun = [self._begun(question) for question in questions]
+        started = [self._started(question) for question in questions]
         answers: list[Any] = [None] * len(questions)
-        for group in _groups(begun):
-            joined = self._together([begun[i] for i in group]) if len(group) > 1 else None
+        for group in _groups(started):
+            joined = self._together([started[i] for i in group]) if len(group) > 1 else None
             for place, i in enumerate(group):
-                answers[i] = self._alone(questions[i]) if joined is None else joined[place]
+                answers[i] = self._alone(started[i]) if joined is None else joined[place]
         return answers
 
     def _alone(self, question: Question) -> Any:
@@ -64,21 +64,18 @@ class Batch:
         except Exception:
             return None
 
-    def _begun(self, question: Question) -> Question:
+    def _started(self, question: Question) -> Question:
         """A question about the UNet after what acts before its first convolution; one whose hooks
         break their contract stays as it is, and is told so when it is asked alone."""
         if question.program != UNET:
             return question
         inputs, nn = Inputs(*question.inputs), question.nn
-        sites, x, context = inputs.sites, inputs.x, inputs.context
+        sites = inputs.sites
         if not (sites.model_input or sites.context):
             return question
         try:
             with question.model._framework.no_grad():
-                for extend in sites.model_input:
-                    x = extend(nn, x)
-                for change in sites.context:
-                    context = change(nn, context)
+                x, context = begun(nn, inputs.x, inputs.context, sites)
             if sites.context:
                 asked = replace(question, program=CONTEXT, inputs=(context,))
                 context = answer(self.engine, asked)

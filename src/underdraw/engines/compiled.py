@@ -106,9 +106,14 @@ class Regional:
     def run(self, question: Question) -> Any:
         """The outputs; blocks of the UNet are run compiled."""
         model, program, nn = question.model, question.program, question.nn
+        if self.compiler is None and _is_value(model):
+            raise InputError(
+                f"engine='compiled' compiles blocks, which the backend {nn.name!r} does not; "
+                "allowed there: 'eager', 'jit'"
+            )
+        compiler = self.compiler or _compiler(model)
         if program != UNET:
             return program(nn, model, model.config, *question.inputs)
-        compiler = self.compiler or _compiler(model)
 
         def run(block: Callable[..., Any], nn: Any, p: Any, x: Any, *arguments: Any) -> Any:
             key = (block, self._shapes_of(p), tuple(x.shape[1:]), str(x.dtype))

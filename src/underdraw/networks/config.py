@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from underdraw.errors import InputError
 
@@ -15,7 +15,7 @@ from underdraw.errors import InputError
 class Config(Mapping[str, Any]):
     """Base of the configs: typed fields, which can also be read like a dictionary."""
 
-    is_structure: ClassVar[bool] = True
+    is_structure = True  # without a type, or it would be among the fields that are written
     """Programs are written around configs: none of their numbers changes from call to call."""
 
     def __getitem__(self, name: str) -> Any:

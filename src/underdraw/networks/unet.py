@@ -128,16 +128,7 @@ def unet(
         settings = (heads, groups, linear, at, inside, only_cross, mask, extras)
         return run(spatial_transformer, nn, p, x, contexts, *settings)
 
-    for change in sites.context:
-        if isinstance(context, Mapping):
-            raise ControlError("keys and values were computed before controls change the context")
-        changed = change(nn, context)
-        check(change, "context", changed, (context.shape[0], None, context.shape[2]))
-        context = changed
-    for extend in sites.model_input:
-        extended = extend(nn, x)
-        check(extend, "model_input", extended, (x.shape[0], None, *x.shape[2:]))
-        x = extended
+    x, context = begun(nn, x, context, sites)
     if x.shape[1] != c.in_channels and sites.conv_in is None:
         error = ControlError if sites.model_input else InputError
         raise error(
@@ -205,6 +196,21 @@ def unet(
 
     x = act(nn.group_norm(p.conv_norm_out, x, groups, eps))
     return nn.conv2d(p.conv_out, x, c.out_channels, c.conv_out_kernel)
+
+
+def begun(nn: Operations, x: Array, context: Context, sites: Sites) -> tuple[Array, Context]:
+    """Latents and context after the hooks that act before the first convolution."""
+    for change in sites.context:
+        if isinstance(context, Mapping):
+            raise ControlError("keys and values were computed before controls change the context")
+        changed = change(nn, context)
+        check(change, "context", changed, (context.shape[0], None, context.shape[2]))
+        context = changed
+    for extend in sites.model_input:
+        extended = extend(nn, x)
+        check(extend, "model_input", extended, (x.shape[0], None, *x.shape[2:]))
+        x = extended
+    return x, context
 
 
 def _block_context(context: Context, place: str, number: int, only_cross: bool) -> BlockContext:

@@ -32,6 +32,8 @@ class Denoiser:
         self.run = run
         self.context = run.conditioning.joined(run.nn)
         """`(batch, tokens, width)`, under guidance `(2 * batch, ...)`, unconditional first."""
+        self._guidance = run.guidance
+        """What distilled UNets are told with the time: the one that the run began with."""
         self._keys: dict[int, Any] = {}
         self._times: dict[int, list[Any]] = {}
         self._checked: tuple[Deltas, int] = NO_DELTAS, 0
@@ -136,7 +138,7 @@ class Denoiser:
         t = array(np.array(times, np.float32), device=device)
         condition = None
         if run.distilled:
-            width, scale = run.model.config.time_cond_proj_dim, run.guidance - 1.0
+            width, scale = run.model.config.time_cond_proj_dim, self._guidance - 1.0
             scale = scale.reshape(-1) if hasattr(scale, "shape") else [scale]
             scale = array(np.array(scale, np.float32), device=device)
             rows = max(rows, scale.shape[0])
