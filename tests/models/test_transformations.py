@@ -11,12 +11,6 @@ from underdraw import StableDiffusionPipeline
 from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from underdraw.models.outputs import CLIPTextOutput, DiagonalGaussian, UNet2DConditionOutput
 
-ONE_LEVEL = {
-    "block_out_channels": (16,),
-    "down_block_types": ("CrossAttnDownBlock2D",),
-    "up_block_types": ("CrossAttnUpBlock2D",),
-}
-
 
 def test_torch_exports_a_unet(tmp_path):
     unet = MAKE["unet"]().eval()
@@ -43,7 +37,7 @@ def test_torch_maps_over_outputs():
 
 def test_jax_compiles_calls_that_return_outputs():
     # Outside of `jit` JAX compiles each operation and each shape by itself: one level has few.
-    unet = UNet2DConditionModel(**{**tiny.UNET, **ONE_LEVEL}, backend="jax")
+    unet = UNet2DConditionModel(**{**tiny.UNET, **tiny.ONE_LEVEL}, backend="jax")
     draw = np.random.default_rng(0).standard_normal
     x, context = draw((3, 4, 8, 16), np.float32), draw((3, 5, tiny.WIDTH), np.float32)
     found = jax.jit(lambda model, *given: model(*given))(unet, x, 7, context)
@@ -97,7 +91,7 @@ def test_torch_exports_an_encoder():
 
 def test_a_compiled_unet_in_a_pipeline(tmp_path):
     """`torch.compile` wraps a module: the pipeline moves and saves what is inside."""
-    pipe = tiny.pipeline()
+    pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)
     expected = tiny.run(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     torch.testing.assert_close(tiny.run(pipe), expected, rtol=0, atol=1e-5)

@@ -30,6 +30,9 @@ SIZE = {"height": 40, "width": 72}  # latents 5 x 9
 TWO = ["a red sphere left of a blue cube", "a green sphere on the table"]
 BOUND = 1e-4
 """Of the largest value: three guided steps of float32 in another order of sums."""
+ENGINES = {"jax": engines.Compiled()}
+"""One for all cases: whole programs are compiled sooner than each operation by itself, and once for
+networks of one config."""
 ROUNDED = 1
 """Of the 255 levels of a pixel: both sides are rounded to whole ones."""
 
@@ -41,8 +44,12 @@ def mask(size=(72, 40)):
 
 
 def pipeline(cls, backend, **changes):
-    pipe = cls(**tiny.on(backend, tiny.components(**changes)))
+    return ready(cls(**tiny.on(backend, tiny.components(**changes))), backend)
+
+
+def ready(pipe, backend):
     pipe.set_progress_bar_config(disable=True)
+    pipe.engine = ENGINES.get(backend)
     return pipe
 
 
@@ -100,8 +107,8 @@ def diffedit(backend):
 def gligen(backend):
     parts = tiny.components()
     parts["unet"] = parts["unet"].with_grounding(opened(parts["unet"]))
-    pipe = underdraw.StableDiffusionGLIGENPipeline(**tiny.on(backend, parts))
-    pipe.set_progress_bar_config(disable=True)
+    cls = underdraw.StableDiffusionGLIGENPipeline
+    pipe = ready(cls(**tiny.on(backend, parts)), backend)
     boxes = {"gligen_boxes": [BOXES, BOXES[:1]], "gligen_phrases": [PHRASES, PHRASES[:1]]}
     return pipe(TWO, **boxes, **SIZE, **CALL, gligen_scheduled_sampling_beta=0.7).images
 
@@ -116,8 +123,8 @@ def gligen_text_image(backend):
     parts["processor"] = underdraw.CLIPProcessor(
         CLIPImageProcessor(32, (32, 32)), parts["tokenizer"]
     )
-    pipe = underdraw.StableDiffusionGLIGENTextImagePipeline(**tiny.on(backend, parts))
-    pipe.set_progress_bar_config(disable=True)
+    cls = underdraw.StableDiffusionGLIGENTextImagePipeline
+    pipe = ready(cls(**tiny.on(backend, parts)), backend)
     boxes = {"gligen_boxes": BOXES, "gligen_phrases": [PHRASES[0], None]}
     return pipe(TWO, **boxes, gligen_images=[None, photo(seed=4)], **SIZE, **CALL).images
 
@@ -125,6 +132,7 @@ def gligen_text_image(backend):
 def controls(backend):
     """Boxes of its own for each image, a region kept, and an attention edit, all in one call."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    pipe.engine = None  # here each operation by itself, also on JAX
     pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), backend))
     steering = [
         PerImage(Layout([RED, BLUE], EVER), [BLUE]),
@@ -206,6 +214,7 @@ def test_jit_compiles_nothing_for_a_second_call():
     pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), "jax"))
     pipe.engine = "jit"
     assert isinstance(pipe.engine, engines.Compiled)
+    assert pipe.engine is not ENGINES["jax"]
     plain = pipeline(underdraw.StableDiffusionPipeline, "torch")
     plain.load_grounding(opened(tiny.components()["unet"]))
     to_numpy = backends.get("jax").to_numpy

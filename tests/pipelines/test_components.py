@@ -73,7 +73,7 @@ def test_other_networks_may_be_compiled_too(name):
 
 
 def test_a_compiled_network_stays_compiled():
-    pipe = tiny.pipeline()
+    pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)
     plain = run(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     assert hasattr(pipe.unet, "_orig_mod")

@@ -28,6 +28,12 @@ UNET: dict[str, Any] = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
 }
+ONE_LEVEL: dict[str, Any] = {
+    "block_out_channels": (16,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
+"""Of a UNet that takes a third of the time to compile."""
 VAE: dict[str, Any] = {
     "block_out_channels": (8, 8, 16, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
