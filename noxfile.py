@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "GLOG_v": "3",
     "PYTHONPATH": "",
+    # Else each process that a test starts would compile diffusers' and PyTorch's sources again.
+    "PYTHONDONTWRITEBYTECODE": "",
 }
 WORKERS = ("-n", "2", "--dist", "worksteal")
 # What a session must find importable, so that a backend or diffusers, had it failed to install,

@@ -132,7 +132,6 @@ def gligen_text_image(backend):
 def controls(backend):
     """Boxes of its own for each image, a region kept, and an attention edit, all in one call."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
-    pipe.engine = None  # here each operation by itself, also on JAX
     pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), backend))
     steering = [
         PerImage(Layout([RED, BLUE], EVER), [BLUE]),
@@ -157,6 +156,7 @@ def null_text(backend):
 def batched(backend):
     """Calls of other guidance and controls that share each call of the UNet."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    pipe.engine = None  # here each operation by itself, also on JAX
     region = Region(mask(), image=photo((72, 40), 3))
     streams = [
         pipe.stream(TWO[0], **SIZE, **CALL, controls=[region]),

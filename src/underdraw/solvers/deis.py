@@ -3,7 +3,7 @@ Integrator")."""
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import exp, expm1, log, prod, sqrt
 
 import numpy as np
 
@@ -17,26 +17,30 @@ from underdraw.solvers.terms import combine
 
 def log_rho_coefficients(levels: list[float], end: float) -> list[float]:
     """Integrals over ρ from `levels[0]` to `end` of the Lagrange polynomials in log ρ on `levels`
-    (newest first): eq. 15 with ρ = σ/α. In u = log ρ they integrate a polynomial times e^u."""
-    nodes = [log(rho) for rho in levels]
+    (newest first): eq. 15 with ρ = σ/α. In v = log ρ - log `levels[0]` they integrate a polynomial
+    times e^v, and v stays small."""
+    nodes = [log(level / levels[0]) for level in levels]
     weights = []
     for k, own in enumerate(nodes):
-        others = [node for i, node in enumerate(nodes) if i != k]
-        polynomial = np.poly(others) if others else np.ones(1)
-        polynomial = polynomial / np.prod([own - node for node in others])
-        weights.append(_exponential_integral(polynomial, nodes[0], log(end)))
+        others = nodes[:k] + nodes[k + 1 :]
+        integral = _exponential_integral(others, log(end / levels[0]))
+        weights.append(levels[0] * integral / prod(own - node for node in others))
     return weights
 
 
-def _exponential_integral(polynomial: np.ndarray, start: float, end: float) -> float:
-    """∫ p(u) e^u du = e^u (p - p' + p'' - ...); around `start`, where the terms stay small."""
-    shifted = np.poly1d(polynomial)(np.poly1d([1.0, start]))
-    primitive, derivative = np.poly1d([0.0]), np.poly1d(shifted)
-    for sign in (1, -1, 1):
-        primitive = primitive + sign * derivative
-        derivative = derivative.deriv()
-    width = end - start
-    return float(np.exp(start) * (np.exp(width) * primitive(width) - primitive(0.0)))
+def _exponential_integral(roots: list[float], end: float) -> float:
+    """∫ (v - root) (v - other root) ... e^v dv from 0 to `end`."""
+    coefficients = [1.0]  # of 1, v, v², ...
+    for root in roots:
+        pairs = zip([0.0, *coefficients], [*coefficients, 0.0], strict=True)
+        coefficients = [lower - root * same for lower, same in pairs]
+    # ∫ v^n e^v dv = v^n e^v - n ∫ v^(n-1) e^v dv
+    moment = total = expm1(end)
+    total *= coefficients[0]
+    for power, coefficient in enumerate(coefficients[1:], 1):
+        moment = end**power * exp(end) - power * moment
+        total += coefficient * moment
+    return total
 
 
 def deis(
