@@ -106,6 +106,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             pictures=pictures.shape[0],
+            spread=True,
             strength=strength,
         )
         plan = make_plan(parts, request, self)

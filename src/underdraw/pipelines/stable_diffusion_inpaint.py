@@ -170,6 +170,7 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             pictures=most,
+            spread=True,
             strength=strength,
         )
         plan = make_plan(parts, request, self)
