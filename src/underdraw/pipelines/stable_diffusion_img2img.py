@@ -27,6 +27,8 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
     """A picture and a text to a picture. Components are those of `StableDiffusionPipeline`; make
     one of a pipeline that is loaded already with `from_pipe`."""
 
+    outdated = ("steps_offset", "clip_sample")
+
     @streamed
     def __call__(
         self,

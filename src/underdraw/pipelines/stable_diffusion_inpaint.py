@@ -52,6 +52,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
     with `from_pipe`.
     """
 
+    outdated = ("steps_offset", "skip_prk_steps")
+
     _callback_tensor_inputs: ClassVar[list[str]] = [
         *LatentPipeline._callback_tensor_inputs,
         *TENSORS,

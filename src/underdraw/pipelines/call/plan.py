@@ -148,11 +148,10 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
 
 def _count(components: Components, request: Request, prompts: int) -> int:
     """Prompts, or pictures where these are more."""
-    pictures = request.pictures
-    if components.compat == "diffusers" and request.spread:
+    pictures, wanted = request.pictures, prompts * request.num_images_per_prompt
+    if components.compat == "diffusers" and request.spread and wanted % pictures == 0:
         # Pictures ask for no images of their own there: those of the prompts take turns with them.
-        if prompts * request.num_images_per_prompt % pictures == 0:
-            return prompts
+        return prompts
     if pictures not in (1, prompts) and prompts != 1:
         raise InputError(f"image has {pictures} pictures; there are {prompts} prompts")
     return max(prompts, pictures)
