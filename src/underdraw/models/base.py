@@ -43,6 +43,8 @@ class Model:
     _framework: ClassVar[Any]
 
     config: Any
+    diffusers_version: str | None = None
+    """The version of diffusers that wrote the config which this was made of, where it says so."""
 
     def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Any:
         return object.__new__(_bind(cls, backend))
@@ -85,7 +87,9 @@ class Model:
     @classmethod
     def from_config(cls: type[Self], config: Mapping[str, Any], backend: str = "torch") -> Self:
         """Random weights from a parsed `config.json`; keys that are no fields are left out."""
-        return cls(read(cls.config_class, cls.adapt_config(dict(config))), backend=backend)
+        made = cls(read(cls.config_class, cls.adapt_config(dict(config))), backend=backend)
+        made.diffusers_version = _version(config)
+        return made
 
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +172,7 @@ class Model:
         fitting = match_network(cls.network, layout.shapes, tensors, cls.__name__)
         model: Any = object.__new__(_bind(cls, backend))
         super(Model, model).__init__()
-        model.config = config
+        model.config, model.diffusers_version = config, _version(raw_config)
         model._framework.load_root(model, layout, fitting, dtype or "float32", device)
         if check and (bad := model.non_finite()):
             named = f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:5])}"
@@ -301,6 +305,11 @@ def _framework_of(backend: str) -> Any:
     for kind in (*Output.__subclasses__(), DiagonalGaussian):
         framework.register_output(kind)
     return framework
+
+
+def _version(config: Mapping[str, Any]) -> str | None:
+    version = config.get("_diffusers_version")
+    return version if isinstance(version, str) else None
 
 
 def _first(owners: Sequence[Model], path: str) -> Any:

@@ -23,10 +23,12 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import Stream
 from underdraw.pipelines.call.views import Views
 from underdraw.pipelines.components.accepting import accepted, check_widths
-from underdraw.pipelines.components.adapters import Adaptable
+from underdraw.pipelines.components.adapters import Adaptable, own_folder
 from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
+from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.single_file import read_file
@@ -186,12 +188,29 @@ class DiffusionPipeline:
             engine: by default that of the other pipeline.
             overrides: components to use instead, or those the other pipeline lacks, and other
                 arguments of the constructor; those not given are as in the other pipeline.
+
+        `DiffusionPipeline.from_pipe` gives another one of the same class.
+
+        Raises:
+            InputError: a component is neither there nor given.
         """
+        ours = isinstance(pipeline, DiffusionPipeline)
+        kind = type(pipeline)
+        if cls is DiffusionPipeline:
+            if not ours:
+                raise InputTypeError(
+                    f"{kind.__name__} is of another library; use the from_pipe of a pipeline's own "
+                    "class, as StableDiffusionPipeline.from_pipe"
+                )
+            cls = kind
         names = cls.names()
         names.check(overrides, cls.switches)
         theirs = dict(pipeline.components)
         chosen = {name: overrides.get(name, theirs.get(name)) for name in names.all}
-        ours = isinstance(pipeline, DiffusionPipeline)
+        complete(names, chosen, own_folder(pipeline.source) if ours else None)
+        there = {name for name, value in theirs.items() if value is not None}
+        made = {name for name, value in chosen.items() if value is not None}
+        names.check_complete({*made, *overrides, *names.for_text}, kind.__name__, there)
         config = {} if ours else dict(getattr(pipeline, "config", {}))
         for name in cls.switches:
             if name in overrides:
@@ -390,6 +409,8 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     components_for_text = ("text_encoder", "tokenizer")
     components_optional = ("safety_checker", "feature_extractor", "image_encoder")
     switches = ("requires_safety_checker", "compat")
+    outdated: ClassVar[tuple[str, ...]] = ()
+    """Values of a scheduler's configuration that are mended where they are outdated."""
 
     vae: Any
     text_encoder: Any
@@ -426,6 +447,7 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
         )
+        self.scheduler = mend(type(self).__name__, self.outdated, self.scheduler, self.unet)
         if self.safety_checker is not None and self.feature_extractor is None:
             raise InputTypeError("feature_extractor=None; the safety checker needs one")
         self.compat = compat

@@ -32,6 +32,8 @@ class StableDiffusionPipeline(LatentPipeline):
             window of tokens is cut) and ignores `height` given without `width`.
     """
 
+    outdated = ("steps_offset", "clip_sample")
+
     @streamed
     def __call__(
         self,

@@ -67,6 +67,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             blended a step late and never with the picture, inversion guided by 7.5.
     """
 
+    outdated = ("steps_offset", "skip_prk_steps")
+
     components_optional = ("safety_checker", "feature_extractor", "inverse_scheduler")
 
     def __init__(

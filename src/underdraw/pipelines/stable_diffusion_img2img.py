@@ -27,6 +27,8 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
     """A picture and a text to a picture. Components are those of `StableDiffusionPipeline`; make
     one of a pipeline that is loaded already with `from_pipe`."""
 
+    outdated = ("steps_offset", "clip_sample")
+
     @streamed
     def __call__(
         self,
@@ -106,6 +108,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             pictures=pictures.shape[0],
+            spread=True,
             strength=strength,
         )
         plan = make_plan(parts, request, self)

@@ -52,6 +52,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
     with `from_pipe`.
     """
 
+    outdated = ("steps_offset", "skip_prk_steps")
+
     _callback_tensor_inputs: ClassVar[list[str]] = [
         *LatentPipeline._callback_tensor_inputs,
         *TENSORS,
@@ -170,6 +172,7 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             pictures=most,
+            spread=True,
             strength=strength,
         )
         plan = make_plan(parts, request, self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -73,6 +74,15 @@ class Scheduler(Published, Stepping):
                 self._tables.clear()
             self._tables[key] = table
         return table
+
+    def with_config(self, values: Mapping[str, Any]) -> Any:
+        """The same scheduler with other values in its configuration, which keeps in mind what the
+        class's defaults were; those that describe the noise schedule cannot be changed so."""
+        made = copy(self)
+        known = {name: value for name, value in values.items() if hasattr(self.settings, name)}
+        made.settings, made._tables = replace(self.settings, **known), {}
+        made._publish({**self.config, **values})
+        return made
 
     def _build(self, steps: int | None, request: dict[str, Any]) -> Table:
         build = partial(type(self).build, self.schedule, self.settings, steps, **request)

@@ -80,7 +80,8 @@ GRID_SWITCHES = (
 
 @dataclass(frozen=True)
 class DDPMConfig(Config):
-    variance_type: str = "fixed_small"
+    variance_type: str | None = "fixed_small"
+    """None, as DPM-Solver's configurations have it, is "fixed_small"."""
     clip_sample: bool = True
     prediction_type: str = "epsilon"
     thresholding: bool = False
@@ -92,7 +93,7 @@ class DDPMConfig(Config):
     rescale_betas_zero_snr: bool = False
 
     allowed: ClassVar = {
-        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
     }
 
 

@@ -170,16 +170,23 @@ class TextToImageTask:
 
 
 def scheduler_for(objective: ObjectiveConfig) -> Any:
-    """The solver that goes with a trained family: DPM-Solver++ of second order."""
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=objective.num_train_timesteps,
-        beta_start=objective.beta_start,
-        beta_end=objective.beta_end,
-        beta_schedule=objective.beta_schedule,
-        rescale_betas_zero_snr=objective.rescale_betas_zero_snr,
-        prediction_type=objective.prediction_type,
-        timestep_spacing="trailing",
-    )
+    """The solver that goes with a trained family: DPM-Solver++ of second order.
+
+    Its config also says what others are to do with the family's latents: DDIM, DDPM and PNDM read
+    it when they take its place, and by their own defaults would clip latents to [-1, 1].
+    """
+    own = {
+        "num_train_timesteps": objective.num_train_timesteps,
+        "beta_start": objective.beta_start,
+        "beta_end": objective.beta_end,
+        "beta_schedule": objective.beta_schedule,
+        "rescale_betas_zero_snr": objective.rescale_betas_zero_snr,
+        "prediction_type": objective.prediction_type,
+        "timestep_spacing": "trailing",
+        "steps_offset": 1,
+    }
+    of_others = {"clip_sample": False, "set_alpha_to_one": True, "skip_prk_steps": True}
+    return DPMSolverMultistepScheduler.from_config({**own, **of_others})
 
 
 def make_pipeline(family: dict[str, Any], objective: ObjectiveConfig) -> Any:

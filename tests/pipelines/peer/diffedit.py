@@ -22,6 +22,7 @@ SIZE = (HEIGHT // 8, WIDTH // 8)
 LEADING = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
 SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", "DDIMInverseScheduler", LEADING),
+    "sample": ("DDIMScheduler", "DDIMInverseScheduler", {**LEADING, "prediction_type": "sample"}),
     "dpm": ("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", {}),
 }
 

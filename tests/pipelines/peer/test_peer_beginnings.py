@@ -62,6 +62,24 @@ def test_image_to_image(case):
     assert deviation(pair("img2img"), **call) <= LIMIT
 
 
+# Prompts, pictures, images per prompt, and whether each image has a generator.
+SPREAD = [(1, 2, 2, False), (1, 2, 4, True), (2, 4, 2, False), (4, 2, 1, True)]
+
+
+@pytest.mark.parametrize(("prompts", "count", "each", "listed"), SPREAD)
+@pytest.mark.parametrize("case", ["img2img", "inpaint", "nine channels"])
+def test_pictures_take_turns_under_compat(case, prompts, count, each, listed):
+    """Pictures ask for no images of their own in diffusers: there are so many as prompts ask for,
+    and beside the images the pictures are repeated as a whole."""
+    call = {"prompt": [RED, BLUE, "", "red"][:prompts], "image": pictures(count), "strength": 0.7}
+    few = {"num_images_per_prompt": each, "num_inference_steps": 3}
+    seeds = {"seeds": tuple(range(prompts * each))} if listed else {}
+    name, channels = ("inpaint", 9) if case == "nine channels" else (case, 4)
+    if name == "inpaint":
+        call |= {"mask_image": masks(count), **SIZE}
+    assert deviation(pair(name, "diffusers", channels), **call, **few, **seeds) <= LIMIT
+
+
 SIZE = {"height": 48, "width": 72}
 INPAINT = {
     "plain": {},

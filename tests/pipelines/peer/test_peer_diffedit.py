@@ -113,12 +113,23 @@ def test_default_guidance_is_the_peers():
 
 
 # Strong steps make the latents of a random network large, and rounding with them.
+ONE = {"num_reg_steps": 1, "num_auto_corr_rolls": 1}
 REGULARISED = {
     "auto-correlation": ("sd1", {"lambda_kl": 0.0, "lambda_auto_corr": 5.0}),
     "divergence": ("sd1", {"lambda_auto_corr": 0.0}),
     "guided": ("sd1", {"guidance_scale": 2.0, "lambda_auto_corr": 1.0}),
     "batch": ("sd1", {"prompt": SOURCES, "image": pictures(3), "lambda_auto_corr": 5.0}),
     "v-prediction": ("sd2", {"prompt": SOURCES, "image": pictures(3), "lambda_auto_corr": 5.0}),
+    "guided v-prediction": ("sd2", {"guidance_scale": 2.0, "lambda_auto_corr": 5.0}),
+    "one step and roll": (
+        "sd2",
+        {**ONE, "guidance_scale": 2.0, "lambda_auto_corr": 2.0, "lambda_kl": 2.0},
+    ),
+    "guided sample": (
+        "sd1",
+        {**ONE, "solver": "sample", "guidance_scale": 2.0}
+        | {"lambda_auto_corr": 1e-4, "lambda_kl": 1e-3},
+    ),
 }
 
 

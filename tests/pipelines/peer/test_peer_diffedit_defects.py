@@ -151,6 +151,21 @@ def test_regularised_guided_batches_raise_there():
     assert torch.isfinite(ours.invert(**call).latents).all()
 
 
+def test_regularisation_counts_a_guided_picture_twice_there():
+    """Guidance away from the prompt itself changes no prediction. Yet with v-prediction the peer
+    reads its noise beside both halves of the network's input, and sums over the two."""
+    options = {"num_reg_steps": 1, "lambda_auto_corr": 2.0, "lambda_kl": 0.0}
+    options |= {"num_inference_steps": 3, "negative_prompt": RED}
+    theirs, _ = diffedit.pair("sd2")
+    latents = torch.randn(1, 4, 3, 7, generator=noise())  # so low that every shift drawn is 0
+    for pipe, twice in ((theirs, True), (diffedit.right("sd2"), False)):
+        made = [
+            quietly(lambda p=pipe, g=g: p.invert(RED, latents, guidance_scale=g, **options)).latents
+            for g in (1.0, 2.0)
+        ]
+        assert (deviation(*made) > 1e-3) == twice
+
+
 def test_regularisation_couples_a_batch_there():
     options = {"num_reg_steps": 1, "lambda_auto_corr": 0.0, "num_inference_steps": 3}
     options |= {"guidance_scale": 1.0}

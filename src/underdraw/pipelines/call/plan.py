@@ -135,9 +135,7 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
     if not (embeds is request.negative_prompt_embeds is None):
         _check_embeds(components, request, prompts, positive, opposite)
     count = embeds.shape[0] if prompts is None else len(prompts)
-    if request.pictures not in (1, count) and count != 1:
-        raise InputError(f"image has {request.pictures} pictures; there are {count} prompts")
-    images = max(count, request.pictures)
+    images = _count(components, request, count)
     if request.negative_prompt is None:
         return Prompts(prompts, None, images)
     negatives = checks.texts(opposite, request.negative_prompt)
@@ -146,6 +144,17 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
     if len(negatives) != count:
         raise InputError(f"{opposite} has {len(negatives)} entries; there are {count} prompts")
     return Prompts(prompts, negatives, images)
+
+
+def _count(components: Components, request: Request, prompts: int) -> int:
+    """Prompts, or pictures where these are more."""
+    pictures, wanted = request.pictures, prompts * request.num_images_per_prompt
+    if components.compat == "diffusers" and request.spread and wanted % pictures == 0:
+        # Pictures ask for no images of their own there: those of the prompts take turns with them.
+        return prompts
+    if pictures not in (1, prompts) and prompts != 1:
+        raise InputError(f"image has {pictures} pictures; there are {prompts} prompts")
+    return max(prompts, pictures)
 
 
 def _check_embeds(

@@ -34,6 +34,9 @@ class Request:
     controls: Any = ()
     pictures: int = 1
     """Pictures the call begins with; one prompt serves all of them, or one of them all prompts."""
+    spread: bool = False
+    """Whether diffusers spreads the pictures over the images of this call, whichever prompt these
+    are of (`compat`)."""
     strength: Any = 1.0
     """The part of the solver's steps that is run: its last ones."""
     scheduler: Any = None

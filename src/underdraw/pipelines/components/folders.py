@@ -11,6 +11,7 @@ from underdraw.errors import InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
 from underdraw.pipelines.components.advice import Advice, read_advice
+from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.registry import (
     LIBRARIES,
     MODELS,
@@ -18,6 +19,7 @@ from underdraw.pipelines.components.registry import (
     READERS,
     SCHEDULERS,
     Names,
+    check_listed,
     scheduler_class,
     uncompiled,
 )
@@ -81,6 +83,9 @@ def read_folder(
         name: None for name in names.for_text if index.get(name) == [None, None]
     }
     found |= given
+    for name in names.all:
+        if name not in given and index.get(name) not in (None, [None, None]):
+            check_listed(name, index[name], str(name_or_path))
     here = [name for name in names.all if name in listed and name not in given]
     networks = [name for name in here if name in MODELS]
     variants = folders.pick_variants(path, networks, how.variant)
@@ -97,9 +102,11 @@ def read_folder(
                 use_safetensors=how.use_safetensors,
             )
         elif name in SCHEDULERS:
-            found[name] = scheduler_class(listed[name][1]).from_pretrained(path, subfolder=name)
+            kind = listed[name][1].removeprefix("Flax")
+            found[name] = scheduler_class(kind).from_pretrained(path, subfolder=name)
         else:
             found[name] = READERS[name].from_pretrained(path, subfolder=name)
+    complete(names, found, path)
     names.check_complete(found, str(name_or_path), listed)
     return Read(found, switches, advice)
 

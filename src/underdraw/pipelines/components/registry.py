@@ -37,6 +37,16 @@ READERS: Mapping[str, Any] = {
     "feature_extractor": models.CLIPImageProcessor,
 }
 """The class of each component that prepares texts or pictures."""
+ALSO_READ: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizerFast",),
+    "feature_extractor": (
+        "CLIPFeatureExtractor",
+        "CLIPImageProcessorFast",
+        "CLIPImageProcessorPil",
+    ),
+}
+"""Names of further classes whose files are those of the component's own."""
 NEUTRAL = {**familiar.LOADING, "provider": (None,), "sess_options": (None,)}
 
 
@@ -65,13 +75,13 @@ class Names:
             raise InputTypeError(f"{self.kind} has no components {unknown}; there are {there}")
 
     def check_complete(self, found: Iterable[str], where: str, listed: Iterable[str]) -> None:
-        """Raise an InputError where a needed one is lacking in a folder, which lists others."""
-        for name in self.needed:
-            if name not in found:
-                raise InputError(
-                    f"{where} has no {name}, which {self.kind} needs; it lists "
-                    f"{', '.join(sorted(listed)) or 'nothing'}"
-                )
+        """Raise an InputError where needed ones are lacking in a folder or pipeline, which lists
+        others."""
+        if missing := [name for name in self.needed if name not in found]:
+            raise InputError(
+                f"{where} has no {' and no '.join(missing)}, which {self.kind} needs; it lists "
+                f"{', '.join(sorted(listed)) or 'nothing'}"
+            )
 
 
 def uncompiled(value: Any) -> Any:
@@ -87,6 +97,33 @@ def scheduler_class(name: str) -> Any:
             f"scheduler {name!r} is not known; allowed: {', '.join(sorted(schedulers.__all__))}"
         )
     return found
+
+
+def check_listed(name: str, listed: Any, where: str) -> None:
+    """Check what a `model_index.json` says of a component: `[library, class]` of one we read.
+
+    Raises:
+        InputError: it names another library or class, or something else stands there.
+    """
+    library = LIBRARIES.get(name, "transformers")
+    own = MODELS.get(name) or READERS.get(name)
+    known = tuple(sorted(schedulers.__all__)) if name in SCHEDULERS else ()
+    if own is not None:
+        known = (own.__name__, *ALSO_READ.get(name, ()))
+    what = repr(listed)
+    if isinstance(listed, list) and len(listed) == 2 and all(isinstance(x, str) for x in listed):
+        place, kind = listed
+        # A module of the library may be named, and what was written on Flax is as for PyTorch.
+        inside = (library, "diffusers") if library == "stable_diffusion" else (library,)
+        ours = place.split(".")[0] in inside
+        if ours and kind.removeprefix("Flax") in known:
+            return
+        what = repr(kind) if ours else f"{kind!r} of {place!r}"
+    allowed = f"{', '.join(known)} of {library!r}" if known else "none that can be read"
+    raise InputError(
+        f"{where}: model_index.json: {name} {what} is not known; allowed: {allowed}. Else give "
+        f"another: {name}=..."
+    )
 
 
 def listed_class(folder: Path) -> Any:

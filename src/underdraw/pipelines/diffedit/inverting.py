@@ -99,7 +99,10 @@ def regularised(
     def pick(image: int, below: int) -> int:
         return whole_number(plan.generators, image, below)
 
-    regularise = Regularisation(weights[0], weights[1], rounds, rolls, pick, plain)
+    # Several guided pictures raise there.
+    twice = plain and plan.guided and plan.count == 1 and kind != "epsilon"
+    copies = 2 if twice else 1
+    regularise = Regularisation(weights[0], weights[1], rounds, rolls, pick, plain, copies)
     return RegularisedSolver(solver, regularise, reads)
 
 

@@ -31,6 +31,8 @@ class Regularisation:
         pick: `f(image, most)` draws a shift in `0 .. most - 1` for an image.
         together: the variance over the whole batch, as diffusers takes it: an image then depends on
             its neighbours.
+        copies: how often an image counts: diffusers measures the noise of a guided prediction that
+            is not noise itself beside both halves of the network's input, which are the same.
     """
 
     auto_corr: float
@@ -39,6 +41,7 @@ class Regularisation:
     rolls: int
     pick: Callable[[int, int], int]
     together: bool = False
+    copies: int = 1
 
     def __call__(self, nn: Any, noise: Array, factor: float = 1.0) -> Array:
         """The step to add to an output for the noise `(batch, channels, height, width)` in it;
@@ -47,21 +50,32 @@ class Regularisation:
         for _ in range(self.steps):
             if self.auto_corr > 0:
                 for _ in range(self.rolls):
-                    grad = self._auto_corr_gradient(nn, noise)
+                    grad = self._over_copies(nn, noise, self._auto_corr_gradient)
                     noise = noise - grad * (factor**2 * self.auto_corr / self.rolls)
             if self.kl > 0:
-                noise = noise - kl_gradient(nn, noise, self.together) * (factor**2 * self.kl)
+                grad = self._over_copies(nn, noise, self._kl_gradient)
+                noise = noise - grad * (factor**2 * self.kl)
         return (noise - begin) / factor
 
+    def _over_copies(self, nn: Any, noise: Array, gradient: Callable[[Any, Array], Array]) -> Array:
+        if self.copies == 1:
+            return gradient(nn, noise)
+        found = gradient(nn, nn.concat([noise] * self.copies, 0))
+        images = noise.shape[0]
+        return sum(found[k * images : (k + 1) * images] for k in range(self.copies))
+
+    def _kl_gradient(self, nn: Any, noise: Array) -> Array:
+        return kl_gradient(nn, noise, self.together)
+
     def _auto_corr_gradient(self, nn: Any, noise: Array) -> Array:
-        images, channels, height, width = noise.shape
-        rows = []
-        for i in range(images):
+        total, channels, height, width = noise.shape
+        images, rows = total // self.copies, []
+        for i in range(total):
             planes = []
             for j in range(channels):
                 shifts, scale = [], 1
                 while True:
-                    shifts.append(self.pick(i, max(height // scale // 2, 1)))
+                    shifts.append(self.pick(i % images, max(height // scale // 2, 1)))
                     if height // scale <= SMALLEST or width // scale < 2:
                         break
                     scale *= 2
