@@ -15,6 +15,7 @@ from typing import Any
 from underdraw.errors import NotFoundError, WeightError
 from underdraw.formats.stored import StoredTensor, looks_like
 from underdraw.weights.files import open_tensors
+from underdraw.weights.quantised import as_floats
 
 MODEL_INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -221,9 +222,10 @@ def open_component(
 
 
 def open_weights(place: Path, chosen: WeightFiles) -> dict[str, StoredTensor]:
-    """Tensors of one file or of all shards together, checked against their index."""
+    """Tensors of one file or of all shards together, checked against their index; weights in 8-bit
+    floats with scales in float32 (`quantised.as_floats`)."""
     if chosen.index is None and len(chosen.files) == 1 and "-of-" not in chosen.files[0]:
-        return open_tensors(place / chosen.files[0])
+        return _floats(place / chosen.files[0], open_tensors(place / chosen.files[0]))
     wanted = _weight_map(place / chosen.index) if chosen.index else None
     files = sorted(set(wanted.values())) if wanted is not None else list(chosen.files)
     if wanted is None:
@@ -246,7 +248,15 @@ def open_weights(place: Path, chosen: WeightFiles) -> dict[str, StoredTensor]:
                 + ", ".join(lacking[:5])
             )
         tensors |= shard
-    return tensors
+    return _floats(place, tensors)
+
+
+def _floats(place: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Of all shards together: a weight and its scale may be in two."""
+    try:
+        return as_floats(tensors)
+    except WeightError as error:
+        raise WeightError(f"{place}: {error}") from None
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -184,12 +184,12 @@ class _Hub:
                 "one needs token= or `hf auth login`"
             ) from error
         except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-            return self.cached(f"the Hub could not be reached ({_first_line(error)})", whole)
+            return self.cached(f"the Hub could not be reached ({first_line(error)})", whole)
         except Exception as error:
             # The HTTP libraries below changed between versions and have no common base class.
             if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests"):
                 raise
-            return self.cached(f"the Hub could not be reached ({_first_line(error)})", whole)
+            return self.cached(f"the Hub could not be reached ({first_line(error)})", whole)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         components = None
         # Everything by the commit, not the branch: all files are then of one state.
@@ -228,7 +228,7 @@ class _Hub:
                 paths = list(pool.map(one, files))
         except (errors.HfHubHTTPError, errors.EntryNotFoundError) as error:
             raise NotFoundError(
-                f"{self.name}: a download failed ({_first_line(error)}); run it again to go on "
+                f"{self.name}: a download failed ({first_line(error)}); run it again to go on "
                 "where it stopped"
             ) from error
         return Path(paths[0]).parents[files[0].count("/")]
@@ -268,5 +268,6 @@ class _Hub:
         )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of the Hub's library says, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
