@@ -64,8 +64,9 @@ def is_weight_file(name: str) -> bool:
 
 
 def variants(names: Iterable[str]) -> list[str | None]:
-    """The variants there are among file names; None stands for plain weights."""
-    found = {parsed.variant for parsed in map(parse, names) if parsed and not parsed.index}
+    """The variants there are among file names; None stands for plain weights. An index without its
+    shards counts, so that these are missed."""
+    found = {parsed.variant for parsed in map(parse, names) if parsed}
     return sorted(found, key=lambda variant: variant or "")
 
 
@@ -104,7 +105,8 @@ def component_files(
     names the variants there are.
     """
     place = _existing(Path(folder, component or ""))
-    names = [entry.name for entry in place.iterdir() if entry.is_file()]
+    # A link that leads nowhere is what an incomplete download leaves.
+    names = [entry.name for entry in place.iterdir() if entry.is_file() or entry.is_symlink()]
     chosen = choose_weights(names, variant, use_safetensors)
     if chosen is not None:
         return chosen
@@ -229,12 +231,16 @@ def open_weights(place: Path, chosen: WeightFiles) -> dict[str, StoredTensor]:
     wanted = _weight_map(place / chosen.index) if chosen.index else None
     files = sorted(set(wanted.values())) if wanted is not None else list(chosen.files)
     if wanted is None:
-        total = int(re.findall(r"-of-(\d{5})", files[0])[0])
-        if len(files) != total:
-            raise NotFoundError(f"{place}: {len(files)} of {total} shards like {files[0]!r}")
+        files = _all_shards(files[0])
+        if other := sorted(set(chosen.files) - set(files)):
+            raise NotFoundError(f"{place}: shards of several sets are there: {_listing(other)}")
     absent = [name for name in files if not (place / name).exists()]
     if absent:
-        raise NotFoundError(f"{place}: shards named by {chosen.index} are missing: {absent}")
+        by = f" that {chosen.index} names" if chosen.index else ""
+        raise NotFoundError(
+            f"{place}: {len(absent)} of {len(files)} shards{by} are missing: {_listing(absent)}; "
+            "the download or copy is incomplete, run it again"
+        )
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         shard = open_tensors(place / name)
@@ -257,6 +263,12 @@ def _floats(place: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTe
         return as_floats(tensors)
     except WeightError as error:
         raise WeightError(f"{place}: {error}") from None
+
+
+def _all_shards(name: str) -> list[str]:
+    """The names of a set of shards, by one of them."""
+    start, total, end = re.fullmatch(r"(.*-)\d{5}-of-(\d{5})(.*)", name).groups()  # type: ignore[union-attr]
+    return [f"{start}{i:05d}-of-{total}{end}" for i in range(1, int(total) + 1)]
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -97,7 +97,9 @@ def find(source: Any, **access: Any) -> Path:
         access.setdefault("revision", revision)
     try:
         return Path(hf_hub_download(repository, file, **access))
-    except (OSError, ValueError) as error:  # what the library raises, offline or not, is one
+    except Exception as error:
+        if not hub.of_the_hub(error) and not isinstance(error, ValueError):
+            raise
         raise NotFoundError(
             f"{name}: no such file here, and the Hub gives no {file} of {repository} "
             f"({hub.first_line(error)})"
