@@ -372,11 +372,17 @@ def cached(tmp_path):
 SECOND = rf"{D}\.fp16-00002-of-00002\.safetensors"
 BOTH = rf"{D}\.fp16-00001-of-00002\.safetensors, {SECOND}"
 LACKING = {
-    "a shard": (["unet/*-00002-of*"], f"1 of 2 shards that .*names are missing: {SECOND}; the down"),
+    "a shard": (
+        ["unet/*-00002-of*"],
+        f"1 of 2 shards that .*names are missing: {SECOND}; the down",
+    ),
     "a blob of a shard": (["../../blobs/1"], f"1 of 2 shards that .* missing: {SECOND}"),
     "all shards": (["unet/*-of-*"], f"2 of 2 shards that .* names are missing: {BOTH}; the down"),
     "all blobs": (["../../blobs/*"], f"2 of 2 shards that .* names are missing: {BOTH}"),
-    "index and shard": (["unet/*index*", "unet/*-00002-of*"], f"1 of 2 shards are missing: {SECOND}"),
+    "index and shard": (
+        ["unet/*index*", "unet/*-00002-of*"],
+        f"1 of 2 shards are missing: {SECOND}",
+    ),
     "a shard by itself": (["unet/*index*", "../../blobs/1"], f"1 of 2 shards are .*: {SECOND}"),
     "a whole file's blob": (["../../blobs/2"], r"fp16\.safetensors: no such file any more; the do"),
     "index and shards": (["unet/*fp16*"], "no weights; expected .*, found config.json"),

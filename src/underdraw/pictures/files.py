@@ -51,8 +51,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             picture = Image.open(path)
     except Image.DecompressionBombError:
         raise InputError(
-            f"{name} is too large a picture; allowed: {modes.MOST_PIXELS:,} pixels. Make it "
-            "smaller first"
+            f"{name} is too large a picture; allowed: {modes.MOST_PIXELS:,} pixels, such as "
+            "8,192 x 8,192"
         ) from None
     except Exception as error:  # readers of heads raise whatever they stumble over
         raise InputError(f"{name} is not a picture: {modes.first_line(error)}") from None

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 from underdraw.errors import InputError
 
 MOST_PIXELS = 2**26
-"""Of one picture, 8192 x 8192: some seconds and less than 2 GB to read."""
+"""Of one picture, 8192 x 8192: to read as many takes some seconds and 2 GB."""
 
 ORIENTATION = 0x0112  # the EXIF tag: 1 upright, 5 to 8 lying on a side
 # What stands for white in modes whose numbers have no end of their own: the first that holds all.
@@ -30,7 +30,7 @@ def check_sides(name: str, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise InputError(
             f"{name} is {width:,} x {height:,} pixels; allowed: {MOST_PIXELS:,} in all, such as "
-            "8,192 x 8,192. Make it smaller first"
+            "8,192 x 8,192"
         )
 
 
@@ -159,13 +159,14 @@ def _scaled(name: str, picture: Image.Image) -> np.ndarray:
 def _without_alpha(name: str, picture: Image.Image, behind: str) -> Image.Image:
     straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)
     rgba = (picture.convert(straight) if straight else picture).convert("RGBA")
-    lowest, highest = rgba.getchannel("A").getextrema()
+    alpha = np.asarray(rgba.getchannel("A"))
+    lowest, highest = int(alpha.min()), int(alpha.max())
     if lowest == 255:
         return picture.convert("RGB") if straight is None else rgba.convert("RGB")
     shown = Image.new("RGBA", rgba.size, behind)
     shown.alpha_composite(rgba)
     shown = shown.convert("RGB")
-    if behind == "black" and lowest < highest and not any(map(max, shown.getextrema())):
+    if behind == "black" and lowest < highest and shown.getbbox() is None:
         raise InputError(
             f"{name} is black wherever it is not transparent, so its brightness sets nothing; to "
             f'use its transparency give {name}.getchannel("A")'

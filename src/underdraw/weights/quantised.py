@@ -53,15 +53,17 @@ def as_floats(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
             raise WeightError(_integers(name, tensors))
         module, _, last = name.rpartition(".")
         beside = tensors.get(f"{module}.weight")
-        eight = beside is not None and beside.dtype in FLOAT8
-        if last == "scaled_fp8" or (eight and name.endswith(_INPUTS)):
+        if last == "scaled_fp8":
             del result[name]
-        elif eight and name.endswith(_NOTE):
+        if beside is None or beside.dtype not in FLOAT8:
+            continue
+        if name.endswith(_NOTE):
             _check_note(name, tensor)
-            del result[name]
-        elif eight and name.endswith(SCALES):
+        elif name.endswith(SCALES):
             result[f"{module}.weight"] = _scaled(f"{module}.weight", beside, name, tensor)
-            del result[name]
+        elif not name.endswith(_INPUTS):
+            continue
+        del result[name]
     return result
 
 
