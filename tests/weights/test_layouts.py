@@ -126,8 +126,15 @@ def test_unknown_names_are_told(parts, name):
         single_file.read_single_file(Checkpoint(tensors, {}))
 
 
-def test_a_controlnet_is_no_unet(parts):
-    tensors = {k: v for k, v in parts["unet"][1].items() if not k.startswith(("up_", "conv_"))}
-    tensors["controlnet_mid_block.weight"] = stored(np.zeros(3, np.float32))
+@pytest.mark.parametrize("form", ["folder", "original", "prefixed"])
+def test_a_controlnet_is_no_unet(parts, form):
+    """It is the way down of a UNet, with convolutions of its own."""
+    whole = parts["unet"][1] if form == "folder" else original(parts, "unet")
+    up = ("up_", "conv_norm_out", "conv_out", "output_blocks", "out.")
+    tensors = {name: tensor for name, tensor in whole.items() if not name.startswith(up)}
+    own = "controlnet_mid_block.weight" if form == "folder" else "input_hint_block.0.weight"
+    tensors[own] = stored(np.zeros(3, np.float32))
+    if form == "prefixed":
+        tensors = {f"control_model.{name}": tensor for name, tensor in tensors.items()}
     with pytest.raises(WeightError, match="looks like a ControlNet"):
         single_file.read_single_file(Checkpoint(tensors, {}))

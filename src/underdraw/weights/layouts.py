@@ -15,9 +15,15 @@ UNET_PREFIXES = (keys.UNET_PREFIX, "diffusion_model.", "unet.", "")
 VAE_PREFIXES = (keys.VAE_PREFIX, "vae.", "")
 TEXT_PREFIXES = (keys.CLIP_PREFIX, keys.OPENCLIP_PREFIX, "text_encoder.")
 
-# What tells a network: (in the original, in a folder). A ControlNet has no way up.
-_UNET = ("input_blocks.0.0.weight", "up_blocks.0.resnets.0.conv1.weight")
-_VAE = ("encoder.down.0.block.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight")
+# What tells a network: in the original, and in a folder. A ControlNet has no way up.
+_UNET = (
+    {"input_blocks.0.0.weight", "output_blocks.0.0.in_layers.2.weight"},
+    {"conv_in.weight", "up_blocks.0.resnets.0.conv1.weight"},
+)
+_VAE = (
+    {"encoder.down.0.block.0.conv1.weight"},
+    {"encoder.down_blocks.0.resnets.0.conv1.weight"},
+)
 
 Found = dict[str, dict[str, str]]
 
@@ -32,9 +38,9 @@ def networks(names: Collection[str]) -> Found:
     ):
         for prefix in prefixes:
             inside = keys.below(prefix, names)
-            if signs[0] in inside:
+            if signs[0] <= inside.keys():
                 found[component] = inside
-            elif signs[1] in inside:
+            elif signs[1] <= inside.keys():
                 found[component] = _renamed(component, inside)
             if component in found:
                 break

@@ -89,7 +89,9 @@ class ImageProcessor:
     @staticmethod
     def blur(image: Any, blur_factor: int = 4) -> Any:
         """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
-        return modes.plain("image", image).filter(ImageFilter.GaussianBlur(blur_factor))
+        if image.mode not in ("L", "RGB", "RGBA", "CMYK"):  # others have no neighbours to mix
+            image = modes.plain("image", image)
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
 
     def postprocess(self, image: Array, output_type: str = "pil") -> Any:
         """Decoded images `(images, 3, height, width)` near [-1, 1] as "pil", "np", "pt", "latent"
