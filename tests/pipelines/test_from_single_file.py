@@ -10,7 +10,9 @@ from pipelines import tiny
 from underdraw import AutoencoderKL, StableDiffusionPipeline
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 from underdraw.formats.stored import stored
-from underdraw.weights import files, folders, save, single_file
+from underdraw.pipelines.components.single_file import load_tokenizer
+from underdraw.weights import files, folders, hub, save, single_file
+from underdraw.weights.vocabularies import Tokenizer
 
 NETWORKS = ("unet", "vae", "text_encoder")
 
@@ -149,7 +151,30 @@ def offline(monkeypatch, tmp_path):
 
 def test_the_repository_of_the_vocabulary_is_named(file, offline):
     with pytest.raises(NotFoundError, match=r"openai/clip-vit-large-patch14.*give a tokenizer"):
+        load_tokenizer(Tokenizer())
+    known = len(tiny.tokenizer())
+    with pytest.raises(NotFoundError, match=rf"knows {known} tokens, as no published.*give the"):
         StableDiffusionPipeline.from_single_file(file)
+
+
+def test_the_vocabulary_is_told_by_its_size(folder, file, tmp_path):
+    """The scenes' own file needs none; what cannot belong together is refused."""
+    names = ("unet", "vae", "text_encoder")
+    found = {name: folders.open_component(hub.scenes_folder(), name) for name in names}
+    place = tmp_path / "scenes.safetensors"
+    metadata = single_file.single_file_metadata(found)
+    save.save_tensors(place, single_file.to_single_file(found), metadata)
+    read = single_file.read_single_file(place)
+    assert read.tokenizer.repository == "underdraw/scenes"
+    own = load_tokenizer(read.tokenizer)
+    assert len(own) == read.components["text_encoder"][0]["vocab_size"] == read.tokenizer.tokens
+    small, large = len(tiny.tokenizer()), len(own)
+    with pytest.raises(InputError, match=f"has {large} tokens; .* knows {small}"):
+        StableDiffusionPipeline.from_single_file(file, tokenizer="underdraw/scenes")
+    with pytest.raises(InputError, match=f"has {small} tokens; .*49408, as that of openai/clip"):
+        load_tokenizer(Tokenizer(tokens=49408), folder)
+    some_more = load_tokenizer(Tokenizer(None, tokens=small + 3), folder)  # added in training
+    assert len(some_more) == small
 
 
 @pytest.mark.parametrize(

@@ -171,5 +171,5 @@ def test_bad_folders_and_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="size=30"):
         CaptionedFolder(tmp_path, 30)
     photos(tmp_path, [line("torn.png", "a")] if (tmp_path / "torn.png").write_bytes(b"x") else [])
-    with pytest.raises(InputError, match=r"torn\.png is not a readable image"):
+    with pytest.raises(InputError, match=r"torn\.png' is not a picture"):
         CaptionedFolder(tmp_path, 32).images(np.array([0]))

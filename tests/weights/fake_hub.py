@@ -14,6 +14,7 @@ class FakeHub:
     def __init__(self):
         self.repositories: dict[str, dict[str, Path]] = {}
         self.private: set[str] = set()
+        self.gated: set[str] = set()
         self.down = False
         self.requests: list[str] = []
         hub = self
@@ -67,6 +68,8 @@ class FakeHub:
         revisions = self.repositories.get(name)
         if revisions is None or (name in self.private and not allowed):
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if name in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
         revision = rest[1] if len(rest) > 1 else "main"
         by_commit = {commit_of(name, branch): branch for branch in revisions}
         branch = by_commit.get(revision, revision)

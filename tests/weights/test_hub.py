@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from huggingface_hub import errors
 from weights.fake_hub import FakeHub, commit_of
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.pipelines.components import single_file
 from underdraw.weights import folders, hub
 from underdraw.weights.save import save_tensors
 
@@ -259,3 +261,163 @@ def test_local_names_import_no_hub_library(folder):
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def raising(error):
+    def download(*arguments, **options):
+        raise error
+
+    return download
+
+
+def assert_one_line(error):
+    """No line more in the message, and none of what the library raised above it."""
+    assert "\n" not in str(error) and len(str(error)) < 400
+    while error is not None:
+        assert error.__cause__ is None
+        assert error.__context__ is None or error.__suppress_context__
+        error = None if error.__suppress_context__ else error.__context__
+
+
+SERVED = {
+    "a private one": ("some/private", {}, "needs token="),
+    "none": ("some/nothing", {}, "no such repository on the Hub"),
+    "a gated one": ("some/gated", {}, "access must be asked for"),
+    "no revision": ("some/pipeline", {"revision": "gone"}, "no revision 'gone'"),
+    "no such variant": ("some/pipeline", {"variant": "bf16"}, "no weights of variant 'bf16'"),
+    "down": ("some/pipeline", {}, "the Hub could not be reached"),
+    "a name of two hyphens": ("some/a--b", {}, "no such folder here"),
+    "a name of .git": ("some/a.git", {}, "no such folder here"),
+}
+
+
+@pytest.mark.parametrize("case", SERVED)
+def test_errors_of_the_hub_are_one_line(server, tmp_path, case):
+    name, options, words = SERVED[case]
+    server.repositories["some/private"] = server.repositories["some/gated"] = {"main": tmp_path}
+    server.private.add("some/private")
+    server.gated.add("some/gated")
+    server.down = case == "down"
+    with pytest.raises(NotFoundError, match=words) as caught:
+        hub.resolve(name, cache_dir=tmp_path / "cache", token=False, **options)
+    assert_one_line(caught.value)
+
+
+LONG = "line\n" * 80
+FAILURES = [
+    OSError(28, "No space left on device"),
+    PermissionError(13, "Permission denied"),
+    errors.LocalEntryNotFoundError(LONG),
+    errors.EntryNotFoundError(LONG),
+    errors.FileMetadataError(LONG),
+    TimeoutError(),
+    *(  # of libraries that other versions of the Hub's library use
+        type(name, (Exception,), {"__module__": module})(LONG)
+        for module, name in (
+            ("httpx", "ReadTimeout"),
+            ("requests.exceptions", "ConnectionError"),
+            ("huggingface_hub.errors", "XetDownloadError"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_downloads_that_fail_are_one_line(server, tmp_path, monkeypatch, error):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", raising(error))
+    with pytest.raises(NotFoundError, match=r"a download failed \(") as caught:
+        hub.resolve("some/pipeline", cache_dir=tmp_path)
+    assert_one_line(caught.value)
+    monkeypatch.setattr(single_file, "hf_hub_download", raising(error))
+    with pytest.raises(NotFoundError, match=r"gives no x\.ckpt of some/pipeline \(") as caught:
+        single_file.find("some/pipeline/x.ckpt", cache_dir=tmp_path)
+    assert_one_line(caught.value)
+
+
+def test_mistakes_of_ours_are_not_hidden(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", raising(KeyError("a mistake")))
+    with pytest.raises(KeyError):
+        hub.resolve("some/pipeline", cache_dir=tmp_path)
+
+
+# -- incomplete caches -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A cache as `huggingface_hub` leaves it, links and all: the UNet in a sharded variant."""
+    storage, commit = tmp_path / "models--some--model", "c" * 40
+    snapshot, blobs = storage / "snapshots" / commit, storage / "blobs"
+    for place in (snapshot / "unet", snapshot / "vae", blobs, storage / "refs"):
+        place.mkdir(parents=True)
+    (storage / "refs" / "main").write_text(commit)
+    shards = [f"{D}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    contents = {f"unet/{shard}": {f"x{i}": np.ones(3, "f4")} for i, shard in enumerate(shards)}
+    contents[f"vae/{D}.fp16.safetensors"] = {"y": np.ones(3, "f4")}
+    for i, (name, tensors) in enumerate(contents.items()):
+        save_tensors(blobs / str(i), tensors)
+        (snapshot / name).symlink_to(blobs / str(i))
+    index = {"weight_map": {f"x{i}": shard for i, shard in enumerate(shards)}}
+    (snapshot / "unet" / f"{D}.safetensors.index.fp16.json").write_text(json.dumps(index))
+    for name in ("unet", "vae"):
+        (snapshot / name / "config.json").write_text("{}")
+    listed = {name: INDEX[name] for name in ("_class_name", "unet", "vae")}
+    (snapshot / "model_index.json").write_text(json.dumps(listed))
+    return tmp_path, snapshot
+
+
+SECOND = rf"{D}\.fp16-00002-of-00002\.safetensors"
+BOTH = rf"{D}\.fp16-00001-of-00002\.safetensors, {SECOND}"
+LACKING = {
+    "a shard": (
+        ["unet/*-00002-of*"],
+        f"1 of 2 shards that .*names are missing: {SECOND}; the down",
+    ),
+    "a blob of a shard": (["../../blobs/1"], f"1 of 2 shards that .* missing: {SECOND}"),
+    "all shards": (["unet/*-of-*"], f"2 of 2 shards that .* names are missing: {BOTH}; the down"),
+    "all blobs": (["../../blobs/*"], f"2 of 2 shards that .* names are missing: {BOTH}"),
+    "index and shard": (
+        ["unet/*index*", "unet/*-00002-of*"],
+        f"1 of 2 shards are missing: {SECOND}",
+    ),
+    "a shard by itself": (["unet/*index*", "../../blobs/1"], f"1 of 2 shards are .*: {SECOND}"),
+    "a whole file's blob": (["../../blobs/2"], r"fp16\.safetensors: no such file any more; the do"),
+    "index and shards": (["unet/*fp16*"], "no weights; expected .*, found config.json"),
+    "a config": (["unet/config.json"], r"unet: no config\.json"),
+    "a folder": (["unet/*"], r"unet: no config\.json"),
+}
+
+
+@pytest.mark.parametrize("variant", ["fp16", None])
+@pytest.mark.parametrize("case", LACKING)
+def test_an_incomplete_cache_says_what_is_incomplete(cached, case, variant):
+    """As a pipeline asks: the variant that each component has, else plain weights."""
+    (cache, snapshot), (gone, words) = cached, LACKING[case]
+    if variant is None and "no " not in words[:3] and "unet: no" not in words:
+        words = r"no plain weights \(no variant\); there are: 'fp16'"
+    for pattern in gone:
+        for path in sorted(snapshot.glob(pattern)):
+            path.unlink()
+    found = hub.resolve("some/model", cache_dir=cache, local_files_only=True, variant=variant)
+    with pytest.raises(NotFoundError, match=words) as caught:
+        chosen = folders.pick_variants(found, ["unet", "vae"], variant)
+        for name in ("unet", "vae"):
+            folders.open_component(found, name, chosen[name])
+    assert_one_line(caught.value)
+
+
+def test_a_complete_cache_is_complete(cached):
+    cache, _ = cached
+    found = hub.resolve("some/model", cache_dir=cache, local_files_only=True, variant="fp16")
+    assert folders.pick_variants(found, ["unet", "vae"], "fp16") == {"unet": "fp16", "vae": "fp16"}
+    assert folders.open_component(found, "unet", "fp16")[1].keys() == {"x0", "x1"}
+
+
+def test_shards_of_two_sets_are_not_joined(tmp_path):
+    for name in (f"{D}-00001-of-00001.safetensors", f"{D}-00002-of-00002.safetensors"):
+        save_tensors(tmp_path / name, {name: np.ones(3, "f4")})
+    with pytest.raises(NotFoundError, match="shards of several sets are there"):
+        folders.open_weights(tmp_path, folders.component_files(tmp_path))

@@ -120,15 +120,10 @@ def controls_of(layout: Mapping[str, Any]) -> list[Any]:
 
 
 def _picture(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from underdraw.pictures.files import read_file
+    from underdraw.pictures.modes import plain
 
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no picture {path!r}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path!r} is not a picture: {error}") from error
+    return plain(repr(path), read_file(path))
 
 
 def drawn(image: Any, layout: Mapping[str, Any]) -> Any:

@@ -139,7 +139,8 @@ def counted(tensor: StoredTensor, tick: Callable[[int], Any]) -> StoredTensor:
 
 def write_file(source: Source, tensors: dict[str, dict[str, StoredTensor]], target: Path) -> None:
     """One file with the original names. What has no place in it is told."""
-    from underdraw.weights import save, single_file
+    from underdraw.weights import hub, save, single_file
+    from underdraw.weights.vocabularies import tokenizer_of
 
     fitting = {
         name: (source.networks[name][1], tensors[name])
@@ -154,7 +155,9 @@ def write_file(source: Source, tensors: dict[str, dict[str, StoredTensor]], targ
         tell(f"note: left out, since single files hold no {', '.join(left)}")
     metadata = single_file.single_file_metadata(fitting, source.scheduler)
     save.save_tensors(target, single_file.to_single_file(fitting), metadata)
-    if "text_encoder" in fitting:
+    if "text_encoder" in fitting and tokenizer_of("sd1", fitting["text_encoder"][0]).repository != (
+        hub.SCENES
+    ):
         tell(
             "note: single files hold no vocabulary; give it with --tokenizer when loading this one"
         )
@@ -220,7 +223,7 @@ def single_file_index(source: Source) -> dict[str, Any]:
 
 def load_vocabulary(source: Source, tokenizer: str | None) -> Any:
     from underdraw.pipelines.components.single_file import NoVocabularyError, load_tokenizer
-    from underdraw.weights.single_file import Tokenizer
+    from underdraw.weights.vocabularies import Tokenizer
 
     try:
         return load_tokenizer(source.tokenizer or Tokenizer(), tokenizer)

@@ -6,6 +6,7 @@ import numpy as np
 
 from underdraw.errors import WeightError
 from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor
+from underdraw.weights import quantised
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -15,6 +16,7 @@ def cast(name: str, tensor: StoredTensor, dtype: str) -> StoredTensor:
 
     When it is loaded, WeightError names a tensor whose numbers do not fit.
     """
+    tensor = quantised.widened(tensor)
     if tensor.dtype == dtype or tensor.dtype not in FLOATS:
         return tensor
 

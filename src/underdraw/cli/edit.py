@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs
+from underdraw.cli import options, outputs, pictures
 from underdraw.cli.failures import Interrupted, tell
-from underdraw.errors import InputError, NotFoundError
+from underdraw.errors import InputError
 
 
 def edit(
@@ -66,7 +66,7 @@ def edit(
         tell(solvers.describe())
         return
     image = read(picture)
-    given = None if mask is None else read(mask)
+    given = None if mask is None else pictures.read(mask)
     target_file = outputs.Target(out, [target], [seed or 0])
     if keep_latents is not None and keep_latents.suffix != ".safetensors":
         raise InputError(f"--keep-latents {keep_latents} must end with .safetensors")
@@ -153,13 +153,8 @@ def pictures_of_mask(image: Any, made: Any) -> dict[str, Any]:
 
 
 def read(path: Path) -> Any:
-    """A picture, upright."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    """A picture in RGB, upright."""
+    from underdraw.pictures.files import read_file
+    from underdraw.pictures.modes import plain
 
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {str(path)!r}") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a picture: {error}") from error
+    return plain(repr(str(path)), read_file(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from underdraw.errors import InputError, NotFoundError
+from underdraw.errors import InputError
 
 IMG2IMG, INPAINT = "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
 
@@ -17,15 +17,9 @@ def read(path: Path) -> Any:
         NotFoundError: there is no such file.
         InputError: it is no picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from underdraw.pictures.files import read_file
 
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {str(path)!r}") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a picture: {error}") from error
+    return read_file(path)
 
 
 def beginning(

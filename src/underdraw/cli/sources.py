@@ -13,6 +13,7 @@ from underdraw.errors import NotFoundError, UnderdrawError, WeightError
 from underdraw.formats.stored import StoredTensor
 from underdraw.models.base import Model
 from underdraw.weights import files, folders, hub, single_file
+from underdraw.weights.vocabularies import Tokenizer
 
 NETWORKS: dict[str, type[Model]] = {
     name: cls
@@ -41,7 +42,7 @@ class Source:
     """Every tensor of a single file under its name there."""
     index: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
-    tokenizer: single_file.Tokenizer | None = None
+    tokenizer: Tokenizer | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -119,7 +120,8 @@ def _single(name: str, path: Path, prediction_type: str | None, extract_ema: boo
     if "unet" in read.components:
         _describe_scheduler(source, "scheduler")
     if "text_encoder" in read.components:
-        source.notes.append(f"the vocabulary is not inside; {read.tokenizer.repository} has it")
+        place = read.tokenizer.repository or "whoever made the file"
+        source.notes.append(f"the vocabulary is not inside; {place} has it")
     return source
 
 

@@ -21,6 +21,7 @@ from underdraw.controls.strength import Strength, as_strength
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.gligen.config import KEYPOINTS
 from underdraw.networks.sites import Sites
+from underdraw.pictures.modes import numbers
 from underdraw.pictures.reading import as_picture
 
 People = Sequence[Sequence[Sequence[float]]]
@@ -157,14 +158,15 @@ class NormalMap(Map):
 
 
 class SemanticMap(Map):
-    """The class of each place: a PIL image with the number as its grey value or palette index, or
-    an integer array `(height, width)`; classes as the weights were trained with (ADE20K: 152)."""
+    """The class of each place: a PIL image with the number as its grey value (of up to 32 bits) or
+    palette index, or an integer array `(height, width)`; classes as the weights were trained with
+    (ADE20K: 152)."""
 
     kind, usual = "semantic", Strength(0.7, 0.0, 0.3)
 
     def _read(self, name: str, image: Any) -> Any:
         if isinstance(image, Image.Image):
-            image = np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
+            image = numbers(name, image)
         if hasattr(image, "detach"):  # a tensor
             image = image.detach().cpu().numpy()
         if not isinstance(image, np.ndarray) or image.dtype.kind not in "iu":

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Call, Control, Run
 from underdraw.errors import InputError, InputTypeError
-from underdraw.pictures.reading import read_masks, read_pictures, shrunk
+from underdraw.pictures.reading import check_alike, read_masks, read_pictures, shrunk
 
 
 class _Known(NamedTuple):
@@ -144,6 +144,7 @@ class Region(Control):
         else:
             factor = run.components.vae.config.factor
             height, width = shape[2] * factor, shape[3] * factor
+            check_alike(self.image, mask, "Region's mask")
             pixels = read_masks("Region's mask", mask, framework, height, width)
             mask = shrunk(nn, pixels, factor)
         if mask.shape[0] not in (1, shape[0]) or mask.shape[1] != 1:

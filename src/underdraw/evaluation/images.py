@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from underdraw.errors import InputError, InputTypeError
+from underdraw.pictures import modes
 
 SMALLEST = 32
 
@@ -81,8 +83,8 @@ def same_length(**groups: Sequence[Any] | np.ndarray) -> None:
 
 
 def _one(image: Any, name: str) -> np.ndarray:
-    if hasattr(image, "convert"):  # a PIL picture, without importing PIL
-        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, Image.Image):
+        image = np.asarray(modes.plain(name, image))
     if not isinstance(image, np.ndarray):
         raise InputTypeError(
             f"{name} is a {type(image).__name__}; an array (height, width, 3) or a PIL picture "

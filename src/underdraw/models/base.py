@@ -25,6 +25,7 @@ from underdraw.models.outputs import DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
 from underdraw.weights import folders, hub as hubs, save
 from underdraw.weights.match import match_network
+from underdraw.weights.quantised import widened
 
 Self = TypeVar("Self", bound="Model")
 
@@ -173,6 +174,7 @@ class Model:
         model: Any = object.__new__(_bind(cls, backend))
         super(Model, model).__init__()
         model.config, model.diffusers_version = config, _version(raw_config)
+        fitting = {name: widened(tensor) for name, tensor in fitting.items()}
         model._framework.load_root(model, layout, fitting, dtype or "float32", device)
         if check and (bad := model.non_finite()):
             named = f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:5])}"

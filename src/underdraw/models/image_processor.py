@@ -14,6 +14,7 @@ from PIL import Image
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import SAVING, drop_neutral
+from underdraw.pictures import modes
 from underdraw.weights import folders, hub as hubs, save
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -78,7 +79,8 @@ class CLIPImageProcessor:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
     def __call__(self, images: Any, return_tensors: str | None = "np") -> ProcessedImages:
-        """Prepare a PIL image, a `(height, width, 3)` array (uint8, or float in [0, 1]), or a list.
+        """Prepare a PIL image, a `(height, width, 3)` array (uint8, uint16, or float in [0, 1]), or
+        a list.
 
         Returns `pixel_values (batch, 3, crop height, crop width)`, float32; `return_tensors` is
         "np" or "pt".
@@ -94,13 +96,13 @@ class CLIPImageProcessor:
     def _one(self, image: Any) -> np.ndarray:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
-                image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+                image = _bytes(image)
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise InputTypeError(
                 f"images holds {type(image).__name__}; allowed: PIL image, numpy array"
             )
-        image = image.convert("RGB")
+        image = modes.plain("images", image)
         width, height = image.size
         short = min(width, height)
         sides = [int(self.shortest_edge * s / short) for s in (width, height)]
@@ -123,6 +125,15 @@ class ProcessedImages:
     def to(self, *args: Any, **kwargs: Any) -> ProcessedImages:
         """The same on another device or in another dtype (PyTorch tensors)."""
         return ProcessedImages(self.pixel_values.to(*args, **kwargs))
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    """uint8 of numbers in [0, 1], of which rounding may have left a little outside."""
+    x = modes.unit(image)
+    low, high = float(x.min()), float(x.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN, too
+        raise InputError(f"images has values from {low:g} to {high:g}; allowed: uint8, or 0 to 1")
+    return (x.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from underdraw.errors import InputError
+from underdraw.pictures import modes
 
 
 class Crop(NamedTuple):
@@ -27,7 +28,8 @@ def crop_around(mask: Any, width: int, height: int, padding: int) -> Crop:
     Raises:
         InputError: nothing is set.
     """
-    found = mask.convert("L").getbbox()
+    mask = modes.as_mask("mask_image", mask).convert("L")
+    found = mask.getbbox()
     if found is None:
         raise InputError("mask_image is empty, so there is nothing to crop around")
     (left, top, right, bottom), (wide, high) = found, mask.size

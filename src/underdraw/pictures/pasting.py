@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from underdraw.pictures import modes
 from underdraw.pictures.cropping import Crop
 from underdraw.pictures.writing import to_pil, to_pixels
 
@@ -19,7 +20,7 @@ def paste(before: Any, after: Any, mask: np.ndarray) -> Any:
     numpy arrays `(height, width, 3)` of one size, to which the mask is brought.
     """
     if isinstance(after, Image.Image):
-        before = before.convert("RGB")
+        before = modes.plain("image", before)
         if after.size != before.size:
             after = after.resize(before.size, Image.Resampling.LANCZOS)
         cells = Image.fromarray(np.uint8(255) * (mask >= 0.5).astype(np.uint8))
@@ -42,7 +43,7 @@ def originals(image: Any, pixels: np.ndarray, output_type: str) -> Sequence[Any]
     """
     given = list(image) if isinstance(image, list | tuple) else [image]
     if output_type == "pil" and all(isinstance(one, Image.Image) for one in given):
-        return given
+        return [modes.plain("image", one) for one in given]
     plain = to_pixels(pixels)
     return to_pil(plain) if output_type == "pil" else list(plain)
 
@@ -89,7 +90,7 @@ def overlaid(original: Any, made: Any, mask: Any, crop: Crop) -> Any:
     part = Image.new("RGB", (wide, high))
     small = made.resize(inner, Image.Resampling.LANCZOS)
     part.paste(small, (wide // 2 - inner[0] // 2, high // 2 - inner[1] // 2))
-    whole = original.convert("RGB")
+    whole = modes.plain("image", original)
     base = Image.new("RGB", whole.size)
     base.paste(part, (crop.left, crop.top))
-    return Image.composite(base, whole, mask.convert("L"))
+    return Image.composite(base, whole, modes.as_mask("mask_image", mask).convert("L"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from underdraw import backends
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
+from underdraw.pictures import modes
 from underdraw.pictures.cropping import Crop, filled
 from underdraw.pictures.writing import to_bytes
 
@@ -29,9 +31,10 @@ def read_pictures(
 
     Args:
         name: of the argument, for errors.
-        image: a PIL picture; an array of numpy `(height, width, 3)` or `(images, height, width,
-            3)`, or of the backend `(3, height, width)` or `(images, 3, height, width)`, in [0, 1],
-            or uint8, or with negative numbers if it is in [-1, 1]; or a list of one kind.
+        image: a PIL picture of any mode (`modes.plain`); an array of numpy `(height, width, 3)` or
+            `(images, height, width, 3)`, or of the backend `(3, height, width)` or `(images, 3,
+            height, width)`, in [0, 1], or uint8 or uint16, or with negative numbers if it is in
+            [-1, 1]; or a list of one kind.
         height, width: to which PIL pictures are resized (Lanczos) and arrays by taking the nearest
             pixel; by default the first picture's, rounded down to multiples of `factor`.
         crop: of PIL pictures, first; they are then fitted into the size, and what stays empty
@@ -41,10 +44,12 @@ def read_pictures(
 
     Raises:
         InputTypeError: it is no picture, or a list of different kinds.
-        InputError: a shape that does not fit, no pixels, numbers outside [-1, 1], NaN.
+        InputError: a shape that does not fit, no pixels or more than `modes.MOST_PIXELS`, numbers
+            outside [-1, 1], NaN.
     """
     parts = _listed(name, image)
     if all(isinstance(part, Image.Image) for part in parts):
+        parts = [modes.plain(name, part) for part in parts]
         wide, high = parts[0].size if crop is None else (0, 0)
         size = (width or wide - wide % factor, height or high - high % factor)
         if 0 in size:
@@ -52,9 +57,12 @@ def read_pictures(
         if height is None and len({part.size for part in parts}) > 1:
             sizes = sorted({part.size for part in parts})
             raise InputError(f"{name} holds sizes {sizes}; allowed: one size")
-        fitted = [_fitted(part.convert("RGB"), size, crop) for part in parts]
-        pixels = np.stack([np.asarray(one, np.float32) / np.float32(255) for one in fitted])
-        return framework.array(pixels.transpose(0, 3, 1, 2) * np.float32(2) - 1)
+        pixels = np.empty((len(parts), size[1], size[0], 3), np.float32)
+        for row, part in zip(pixels, parts, strict=True):  # in place: large pictures fill memory
+            np.divide(_fitted(part, size, crop), 255, out=row, dtype=np.float32)
+        pixels *= np.float32(2)
+        pixels -= np.float32(1)
+        return framework.array(pixels.transpose(0, 3, 1, 2))
     shape = tuple(parts[0].shape) if framework.is_array(parts[0]) else ()
     if latent_channels is not None and shape[-3:-2] == (latent_channels,):
         return _latents(name, parts, framework)
@@ -81,16 +89,17 @@ def read_masks(
 ) -> Array:
     """Masks as `(masks, 1, height, width)` of 0 and 1, float32: 1 where a picture is to change.
 
-    `mask` is a PIL picture (its luminance), an array `(height, width)`, `(masks, height, width)`,
-    `(masks, 1, height, width)` or, of numpy, `(masks, height, width, 1)`, in [0, 1] or uint8, or a
-    list of one kind; from 0.5 on a place is to change. Sizes and crops are as in `read_pictures`.
+    `mask` is a PIL picture (its luminance, `modes.as_mask`), an array `(height, width)`, `(masks,
+    height, width)`, `(masks, 1, height, width)` or, of numpy, `(masks, height, width, 1)`, in
+    [0, 1], uint8 or uint16, or a list of one kind; from 0.5 on a place is to change. Sizes and
+    crops are as in `read_pictures`.
 
     Raises:
         InputTypeError, InputError: likewise.
     """
     parts = _listed(name, mask)
     if all(isinstance(part, Image.Image) for part in parts):
-        ready = [part if part.mode in ("L", "RGB") else part.convert("L") for part in parts]
+        ready = [modes.as_mask(name, part) for part in parts]
         grey = [_fitted(part, (width, height), crop).convert("L") for part in ready]
         pixels = np.stack([np.asarray(one, np.float32) / np.float32(255) for one in grey])
         return framework.array((pixels >= 0.5).astype(np.float32)[:, None])
@@ -117,7 +126,8 @@ def read_mask(nn: Any, mask: Any, images: int, size: tuple[int, int], factor: in
     """
     framework = backends.get(nn.name)
     first: Any = mask[0] if isinstance(mask, list | tuple) and mask else mask
-    found = first.size[::-1] if hasattr(first, "convert") else getattr(first, "shape", ())[-2:]
+    picture = isinstance(first, Image.Image)
+    found = modes.upright_size(first)[::-1] if picture else getattr(first, "shape", ())[-2:]
     if tuple(found) == size:
         read = read_masks("mask_image", mask, framework, *size)
     else:
@@ -180,6 +190,7 @@ def _stacked(name: str, parts: list[Any], framework: Any, colour: bool) -> np.nd
                 f"{name} holds a {type(part).__name__}; allowed: PIL pictures, numpy arrays, "
                 f"{kind} arrays"
             )
+        _check_shape(name, tuple(part.shape))
     made = []
     for part in parts:
         plain = part if numpy else framework.to_numpy(part)
@@ -187,6 +198,13 @@ def _stacked(name: str, parts: list[Any], framework: Any, colour: bool) -> np.nd
     if len({one.shape[1:] for one in made}) > 1:
         raise InputError(f"{name} holds shapes {sorted({one.shape for one in made})}; allowed: one")
     return np.concatenate(made)
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """That an array is no larger than pictures may be; wherever its channels are."""
+    sides = sorted(shape[-3:])[-2:]
+    if len(sides) == 2 and prod(sides) > modes.MOST_PIXELS:
+        raise InputError(f"{name} has shape {shape}; allowed: {modes.MOST_PIXELS:,} pixels")
 
 
 def _four_axes(name: str, x: np.ndarray, numpy: bool, colour: bool) -> np.ndarray:
@@ -208,7 +226,7 @@ def _four_axes(name: str, x: np.ndarray, numpy: bool, colour: bool) -> np.ndarra
         raise InputError(f"{name} has shape {shape}; allowed: {allowed}")
     if x.dtype.kind not in "biuf":
         raise InputTypeError(f"{name} has dtype {x.dtype}; allowed: numbers")
-    return x.astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
+    return modes.unit(x)
 
 
 def _on_the_host(array: Any) -> np.ndarray:
@@ -220,18 +238,18 @@ def _on_the_host(array: Any) -> np.ndarray:
 
 
 def as_picture(name: str, image: Any) -> Any:
-    """A PIL image in RGB of a PIL image or an array, uint8 or in [0, 1]: one of numpy is `(height,
-    width, 3)`, one of a framework `(3, height, width)`, as everywhere.
+    """A PIL image in RGB of a PIL image of any mode (`modes.plain`) or an array, uint8, uint16 or
+    in [0, 1]: one of numpy is `(height, width, 3)`, one of a framework `(3, height, width)`, as
+    everywhere.
 
     Raises:
         InputTypeError: it is no picture.
-        InputError: it is empty, has another shape, or values outside its range.
+        InputError: it is empty, too large, has another shape, or values outside its range.
     """
     if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise InputError(f"{name} is {image.size[0]} x {image.size[1]} pixels, so empty")
-        return image.convert("RGB")
+        return modes.plain(name, image)
     first = not isinstance(image, np.ndarray) and hasattr(image, "__array__")
+    _check_shape(name, tuple(getattr(image, "shape", ())))
     if first:
         image = _on_the_host(image)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "uf":
@@ -243,7 +261,33 @@ def as_picture(name: str, image: Any) -> Any:
         raise InputError(f"{name} has shape {image.shape}; needed is {needed}")
     image = image.transpose(1, 2, 0) if first else image
     if image.dtype != np.uint8:
+        image = modes.unit(image) if image.dtype == np.uint16 else image
         if not (image.min() >= 0 and image.max() <= 1):  # false for NaN, too
             raise InputError(f"{name} has values outside [0, 1], where it is not uint8")
         image = to_bytes(image)
     return Image.fromarray(np.ascontiguousarray(image))
+
+
+def check_alike(image: Any, mask: Any, name: str = "mask_image") -> None:
+    """That masks can lie over pictures which their files turn (EXIF orientation): they are turned
+    likewise, or have the size of the turned picture, which is not also that of the file.
+
+    Raises:
+        InputError: they might be drawn for the picture as it lies in the file.
+    """
+    if mask is None:
+        return
+    pictures, masks = (list(v) if isinstance(v, list | tuple) else [v] for v in (image, mask))
+    for i, picture in enumerate(pictures):
+        turned, other = modes.orientation(picture), masks[i % len(masks)] if masks else None
+        if turned == 1 or modes.orientation(other) == turned:
+            continue
+        seen = modes.upright_size(picture)
+        size = getattr(other, "shape", ())[-2:][::-1]
+        if isinstance(other, Image.Image):
+            size = modes.upright_size(other)
+        if tuple(size) != seen or seen == picture.size:
+            raise InputError(
+                f"the picture's EXIF orientation {turned} turns it, and {name} may not fit it then:"
+                " turn the picture first (PIL.ImageOps.exif_transpose), and draw the mask for that"
+            )

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from underdraw.backends.contract import Array
-from underdraw.errors import InputError, NotFoundError
+from underdraw.errors import InputError
+from underdraw.pictures.files import opened
 
 METADATA = "underdraw"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -77,13 +78,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         NotFoundError: there is no such file.
         InputError: it is no picture, or holds no such metadata.
     """
-    try:
-        with Image.open(path) as image:
-            text = image.info.get(METADATA)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {os.fspath(path)!r}") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{os.fspath(path)!r} is not a picture: {error}") from error
+    with opened(path) as image:
+        text = image.info.get(METADATA)
     try:
         found = json.loads(text) if isinstance(text, str) else None
     except ValueError:

@@ -14,7 +14,7 @@ from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.pictures.cropping import crop_around
 from underdraw.pictures.pasting import overlaid
-from underdraw.pictures.reading import nearest, read_masks, read_pictures
+from underdraw.pictures.reading import check_alike, nearest, read_masks, read_pictures
 from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
@@ -125,11 +125,12 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
                 raise InputError(f"{name}=None; give a picture")
         if paste_back and output_type == "latent":
             raise InputError("paste_back=True with output_type='latent'; pixels are pasted")
+        check_alike(image, mask_image)
         parts = self.parts
         height, width = check_size(parts, height, width, latents)
         crop = None
         if padding_mask_crop is not None:
-            check_crop(image, mask_image, output_type)
+            image, mask_image = check_crop(image, mask_image, output_type)
             padding = checks.whole("padding_mask_crop", padding_mask_crop, 0)
             crop = crop_around(mask_image, width, height, padding)
         framework, factor = parts.framework, self.vae.config.factor

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from underdraw.errors import InputError
+from underdraw.pictures import modes
 
 from .captions import phrases
 from .stream import Sample
@@ -19,7 +20,7 @@ MARKS = ((255, 64, 64), (64, 200, 64), (72, 128, 255), (255, 200, 0), (220, 80, 
 def to_image(picture: np.ndarray | Image.Image) -> Image.Image:
     """A float (height, width, 3) or (height, width) array in [0, 1] as a PIL picture in RGB."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return modes.plain("picture", picture)
     array = np.asarray(picture)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise InputError(

@@ -21,6 +21,7 @@ from typing import Any
 from underdraw.backends.contract import Array
 from underdraw.backends.seeds import global_seed
 from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.pictures import modes
 from underdraw.text.prompts import encode_prompts
 
 Captioner = Callable[[Any], str]
@@ -55,7 +56,7 @@ def caption(
     if not hasattr(image, "convert"):
         raise InputTypeError(f"image is {type(image).__name__}; a PIL picture is needed")
     texts = {"text": beginning} if beginning else {}
-    inputs = processor(images=image.convert("RGB"), return_tensors="pt", **texts)
+    inputs = processor(images=modes.plain("image", image), return_tensors="pt", **texts)
     inputs = inputs.to(device=model.device, dtype=model.dtype)
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens)
     said = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()

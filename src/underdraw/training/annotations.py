@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.pictures.files import opened, read_file
+from underdraw.pictures.modes import plain, upright_size
 from underdraw.training.data import to_signed
 from underdraw.training.layouts import MOST, Layout
 
@@ -109,11 +111,7 @@ class GroundedFolder:
 
     def _open(self, index: int) -> np.ndarray:
         picture, view = self._view(index)
-        try:
-            with Image.open(picture.path) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{picture.path} is not a readable image: {error}") from error
+        image = plain(str(picture.path), read_file(picture.path))
         left, top, side = self._square(index, *image.size)
         whole = (self.size, self.size)
         box = (left, top, left + side, top + side)
@@ -122,12 +120,9 @@ class GroundedFolder:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Width and height, read from the head of the file."""
-    try:
-        with Image.open(path) as file:
-            return file.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not a readable image: {error}") from error
+    """Width and height as people see it, read from the head of the file."""
+    with opened(path) as picture:
+        return upright_size(picture)
 
 
 # -- JSON beside pictures ------------------------------------------------------------------------

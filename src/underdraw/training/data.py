@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.pictures.files import read_file
+from underdraw.pictures.modes import plain
 from underdraw.scenes import (
     Camera,
     Caption,
@@ -305,11 +307,7 @@ class CaptionedFolder:
         return [choices[int(rng.integers(len(choices)))] for choices in texts]
 
     def _open(self, name: str) -> np.ndarray:
-        try:
-            with Image.open(self.folder / name) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{self.folder / name} is not a readable image: {error}") from error
+        image = plain(repr(name), read_file(self.folder / name))
         scale = self.size / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)

@@ -51,6 +51,8 @@ def unet_config(tensors: Tensors, family: str, sample_size: int) -> dict[str, An
         "in_channels": _shape(tensors, "input_blocks.0.0.weight")[1],
         "layers_per_block": layers[0],
         "mid_block_scale_factor": 1,
+        # The smallest distilled networks have none.
+        **({} if "middle_block" in _tops(tensors) else {"mid_block_type": None}),
         "norm_eps": 1e-05,
         "norm_num_groups": 32,
         "num_class_embeds": None,

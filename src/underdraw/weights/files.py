@@ -35,7 +35,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         raise WeightError(f"{path} is a folder; a weight file was expected")
     if not path.exists():
-        raise NotFoundError(f"{path}: no such file")
+        nowhere = " any more; the download is incomplete, run it again" if path.is_symlink() else ""
+        raise NotFoundError(f"{path}: no such file{nowhere}")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise WeightError(

@@ -15,6 +15,7 @@ from typing import Any
 from underdraw.errors import NotFoundError, WeightError
 from underdraw.formats.stored import StoredTensor, looks_like
 from underdraw.weights.files import open_tensors
+from underdraw.weights.quantised import as_floats
 
 MODEL_INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -63,8 +64,9 @@ def is_weight_file(name: str) -> bool:
 
 
 def variants(names: Iterable[str]) -> list[str | None]:
-    """The variants there are among file names; None stands for plain weights."""
-    found = {parsed.variant for parsed in map(parse, names) if parsed and not parsed.index}
+    """The variants there are among file names; None stands for plain weights. An index without its
+    shards counts, so that these are missed."""
+    found = {parsed.variant for parsed in map(parse, names) if parsed}
     return sorted(found, key=lambda variant: variant or "")
 
 
@@ -103,7 +105,8 @@ def component_files(
     names the variants there are.
     """
     place = _existing(Path(folder, component or ""))
-    names = [entry.name for entry in place.iterdir() if entry.is_file()]
+    # A link that leads nowhere is what an incomplete download leaves.
+    names = [entry.name for entry in place.iterdir() if entry.is_file() or entry.is_symlink()]
     chosen = choose_weights(names, variant, use_safetensors)
     if chosen is not None:
         return chosen
@@ -221,18 +224,23 @@ def open_component(
 
 
 def open_weights(place: Path, chosen: WeightFiles) -> dict[str, StoredTensor]:
-    """Tensors of one file or of all shards together, checked against their index."""
+    """Tensors of one file or of all shards together, checked against their index; weights in 8-bit
+    floats with scales in float32 (`quantised.as_floats`)."""
     if chosen.index is None and len(chosen.files) == 1 and "-of-" not in chosen.files[0]:
-        return open_tensors(place / chosen.files[0])
+        return _floats(place / chosen.files[0], open_tensors(place / chosen.files[0]))
     wanted = _weight_map(place / chosen.index) if chosen.index else None
     files = sorted(set(wanted.values())) if wanted is not None else list(chosen.files)
     if wanted is None:
-        total = int(re.findall(r"-of-(\d{5})", files[0])[0])
-        if len(files) != total:
-            raise NotFoundError(f"{place}: {len(files)} of {total} shards like {files[0]!r}")
+        files = _all_shards(files[0])
+        if other := sorted(set(chosen.files) - set(files)):
+            raise NotFoundError(f"{place}: shards of several sets are there: {_listing(other)}")
     absent = [name for name in files if not (place / name).exists()]
     if absent:
-        raise NotFoundError(f"{place}: shards named by {chosen.index} are missing: {absent}")
+        by = f" that {chosen.index} names" if chosen.index else ""
+        raise NotFoundError(
+            f"{place}: {len(absent)} of {len(files)} shards{by} are missing: {_listing(absent)}; "
+            "the download or copy is incomplete, run it again"
+        )
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         shard = open_tensors(place / name)
@@ -246,7 +254,21 @@ def open_weights(place: Path, chosen: WeightFiles) -> dict[str, StoredTensor]:
                 + ", ".join(lacking[:5])
             )
         tensors |= shard
-    return tensors
+    return _floats(place, tensors)
+
+
+def _floats(place: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Of all shards together: a weight and its scale may be in two."""
+    try:
+        return as_floats(tensors)
+    except WeightError as error:
+        raise WeightError(f"{place}: {error}") from None
+
+
+def _all_shards(name: str) -> list[str]:
+    """The names of a set of shards, by one of them."""
+    start, total, end = re.fullmatch(r"(.*-)\d{5}-of-(\d{5})(.*)", name).groups()  # type: ignore[union-attr]
+    return [f"{start}{i:05d}-of-{total}{end}" for i in range(1, int(total) + 1)]
 
 
 def _weight_map(path: Path) -> dict[str, str]:

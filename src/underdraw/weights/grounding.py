@@ -33,6 +33,7 @@ from underdraw.weights import architecture, folders, key_tables as keys, single_
 from underdraw.weights.files import map_file, open_checkpoint
 from underdraw.weights.known_keys import GROUNDING_FILE, reason
 from underdraw.weights.match import match
+from underdraw.weights.quantised import as_floats
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -116,7 +117,7 @@ def _from_folder(
 def _from_file(
     checkpoint: Checkpoint, unet: UNetConfig | None, kind: str | None, source: str
 ) -> Found:
-    tensors = checkpoint.tensors
+    tensors = as_floats(checkpoint.tensors)
     if written := checkpoint.metadata.get(METADATA):
         try:
             config = read(GroundingConfig, json.loads(written))

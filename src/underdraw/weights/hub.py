@@ -169,27 +169,29 @@ class _Hub:
         from huggingface_hub import errors
 
         api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token)
+        info, unreached = None, ""
         try:
             info = api.model_info(self.name, revision=self.revision)
-        except errors.GatedRepoError as error:
+        except errors.GatedRepoError:
             raise NotFoundError(
                 f"{self.name}: access must be asked for at its page on the Hub; then log in "
                 "(`hf auth login`) or pass token="
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise NotFoundError(f"{self.name}: no revision {self.revision!r}") from error
-        except errors.RepositoryNotFoundError as error:
+            ) from None
+        except errors.RevisionNotFoundError:
+            raise NotFoundError(f"{self.name}: no revision {self.revision!r}") from None
+        except errors.RepositoryNotFoundError:
             raise NotFoundError(
                 f"{self.name}: no such folder here and no such repository on the Hub; a private "
                 "one needs token= or `hf auth login`"
-            ) from error
-        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-            return self.cached(f"the Hub could not be reached ({_first_line(error)})", whole)
+            ) from None
+        except errors.HFValidationError as error:
+            raise NotFoundError(f"{self.name}: no such folder here; {first_line(error)}") from None
         except Exception as error:
-            # The HTTP libraries below changed between versions and have no common base class.
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests"):
+            if not of_the_hub(error):
                 raise
-            return self.cached(f"the Hub could not be reached ({_first_line(error)})", whole)
+            unreached = first_line(error)
+        if info is None:  # outside of what the library raised, which fills a screen
+            return self.cached(f"the Hub could not be reached ({unreached})", whole)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         components = None
         # Everything by the commit, not the branch: all files are then of one state.
@@ -199,7 +201,7 @@ class _Hub:
         try:
             files = wanted(names, components)
         except NotFoundError as error:
-            raise NotFoundError(f"{self.name}: {error}") from error
+            raise NotFoundError(f"{self.name}: {error}") from None
         if not files:
             raise NotFoundError(f"{self.name}: nothing to load in it; it has {names[:8]}")
         folder = self._fetch(files, info.sha)
@@ -209,7 +211,6 @@ class _Hub:
     def _fetch(self, files: Iterable[str], commit: str | None) -> Path:
         """Download files of one commit (those in the cache cost no request); their folder."""
         import huggingface_hub
-        from huggingface_hub import errors
 
         def one(file: str) -> str:
             return huggingface_hub.hf_hub_download(
@@ -226,11 +227,13 @@ class _Hub:
         try:
             with ThreadPoolExecutor(max_workers=4) as pool:
                 paths = list(pool.map(one, files))
-        except (errors.HfHubHTTPError, errors.EntryNotFoundError) as error:
+        except Exception as error:
+            if not of_the_hub(error):
+                raise
             raise NotFoundError(
-                f"{self.name}: a download failed ({_first_line(error)}); run it again to go on "
+                f"{self.name}: a download failed ({first_line(error)}); run it again to go on "
                 "where it stopped"
-            ) from error
+            ) from None
         return Path(paths[0]).parents[files[0].count("/")]
 
     def _storage(self) -> Path:
@@ -268,5 +271,19 @@ class _Hub:
         )
 
 
-def _first_line(error: BaseException) -> str:
+def of_the_hub(error: Exception) -> bool:
+    """Whether it tells of the Hub, the way there or a full disk, and not of a mistake here: the
+    HTTP libraries changed between versions, and have no base class in common with anything."""
+    where = type(error).__module__.split(".")[0]
+    return isinstance(error, OSError) or where in (
+        "huggingface_hub",
+        "hf_xet",
+        "httpx",
+        "httpx2",
+        "requests",
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of the Hub's library says, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

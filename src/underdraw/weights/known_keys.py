@@ -56,8 +56,17 @@ TEXT_PROJECTION = Known(
 )
 VISUAL_PROJECTION = Known(r"visual_projection\.weight", "the other half of a whole CLIP checkpoint")
 
+SCHEDULE = Known(
+    r"(?:[\w.]+\.)?(?:betas|alphas_cumprod(?:_prev|_next)?"
+    r"|sqrt_(?:one_minus_|recip_|recipm1_)?alphas_cumprod|log_one_minus_alphas_cumprod"
+    r"|posterior_(?:variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor"
+    r"|(?:log_)?sigmas|sigma_(?:data|min|max)|ddim_\w+)"
+    r"|(?:model\.)?model_sampling\..*|denoiser\.\w+",
+    "the noise schedule in tables, as samplers keep it; it is computed from its config",
+)
+
 FOLDERS: dict[str, Rules] = {
-    "unet": Rules(),
+    "unet": Rules(ignored=(SCHEDULE,)),
     "vae": Rules(
         ignored=(
             Known(r"loss\..*", "discriminator and perceptual loss of the autoencoder's training"),
@@ -102,12 +111,7 @@ FOLDERS: dict[str, Rules] = {
 
 # Original one-file checkpoints (CompVis, Stability, merges of them); names as in the file.
 SINGLE_FILE: tuple[Known, ...] = (
-    Known(
-        r"betas|alphas_cumprod(_prev)?|sqrt_(one_minus_|recip_|recipm1_)?alphas_cumprod"
-        r"|log_one_minus_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12])"
-        r"|sqrt_recipm1_alphas_cumprod|lvlb_weights|logvar|scale_factor",
-        "the noise schedule in tables; it is computed from its config",
-    ),
+    SCHEDULE,
     Known(r"model_ema\..*", "averaged copy of the UNet, read instead of it with extract_ema"),
     Known(
         r"(optimizer|optimizer_states|lr_schedulers|callbacks|loops|scaler|amp|opt)\..*",
@@ -141,7 +145,7 @@ GROUNDING_FILE: tuple[Known, ...] = (
         "the UNet which the grounding part was trained beside",
     ),
     Known(r"(autoencoder|text_encoder)\..*", "the frozen networks of the training run"),
-    Known(r"diffusion\..*", SINGLE_FILE[0].why),
+    Known(r"diffusion\..*", SCHEDULE.why),
     Known(r"(ema|model_ema)\..*", "averaged copy of a training run; the plain weights are there"),
     Known(r"(opt|scheduler|config_dict)(\..*)?|iters|step", "state of the training run"),
     Known(

@@ -15,23 +15,17 @@ from typing import Any
 
 from underdraw.errors import InputError, WeightError
 from underdraw.formats.stored import Checkpoint, StoredTensor
-from underdraw.weights import architecture, key_tables as keys, text_towers
+from underdraw.weights import architecture, key_tables as keys, layouts, text_towers
 from underdraw.weights.files import open_checkpoint
 from underdraw.weights.known_keys import FOLDERS, SINGLE_FILE, reason
+from underdraw.weights.quantised import as_floats
+from underdraw.weights.vocabularies import Tokenizer, tokenizer_of
 
 Component = tuple[dict[str, Any], dict[str, StoredTensor]]
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 CONFIGS = "underdraw.configs"  # metadata of files written here: configs by component, as JSON
 # Steps of training at which Stability published SD 2.0-base and 2.1-base, which predict noise.
 EPSILON_STEPS = (875_000, 220_000)
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """Where the vocabulary is, since no one-file checkpoint holds it, and how its prompts end."""
-
-    repository: str = "openai/clip-vit-large-patch14"
-    pad_token: str = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,9 @@ def read_single_file(
 ) -> SingleFile:
     """Read an original SD 1.x or 2.x checkpoint (UNet with or without VAE and text encoder, or a
     VAE alone), strictly: a name that is neither translated nor listed in `known_keys` is an error.
+
+    A UNet or VAE may have the names of a folder (`diffusion_pytorch_model.safetensors` by itself).
+    What no name or shape tells (heads, groups) is then taken to be as in Stable Diffusion, too.
 
     Args:
         prediction_type: "epsilon", "v_prediction" or "sample"; None finds it out (see `notes`).
@@ -84,8 +81,8 @@ def _read(
     extract_ema: bool,
     configs: Mapping[str, Mapping[str, Any]],
 ) -> SingleFile:
-    tensors = checkpoint.tensors
-    names, notes, used = _prefixes(tensors), [], set()
+    tensors = as_floats(checkpoint.tensors)
+    names, notes, used = layouts.networks(tensors), [], set()
     if not names:
         raise WeightError(_what_else(tensors))
     unet = {short: tensors[name] for short, name in names.get("unet", {}).items()}
@@ -95,7 +92,7 @@ def _read(
     given = {c: written.get(c, {}) | dict(configs.get(c, {})) for c in (*names, "scheduler")}
     predicts = "epsilon"
     if unet:
-        predicts, why = _prediction(checkpoint, family, channels)
+        predicts, why = _prediction(Checkpoint(tensors, checkpoint.metadata), family, channels)
         asked = prediction_type or given["scheduler"].get("prediction_type")
         if asked:
             predicts, why = asked, "as asked, or as the file says"
@@ -129,7 +126,7 @@ def _read(
         family,
         components,
         architecture.scheduler_config(predicts) | scheduler,
-        Tokenizer(pad_token="!") if family == "sd2" else Tokenizer(),
+        tokenizer_of(family, components.get("text_encoder", (None,))[0]),
         predicts,
         tuple(notes),
     )
@@ -144,24 +141,6 @@ def _configs_inside(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not all(isinstance(c, dict) for c in content.values()):
         raise WeightError(f"metadata {CONFIGS!r} does not hold configs by component")
     return content
-
-
-def _prefixes(tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, str]]:
-    """Per component inside: name without its prefix -> name in the file."""
-    found = {}
-    unet = keys.below(keys.UNET_PREFIX, tensors)
-    if "input_blocks.0.0.weight" in unet:
-        found["unet"] = unet
-    vae = keys.below(keys.VAE_PREFIX, tensors)
-    if not found and not vae and "encoder.down.0.block.0.conv1.weight" in tensors:
-        vae = keys.below("", tensors)  # an autoencoder alone
-    if "encoder.conv_in.weight" in vae:
-        found["vae"] = vae
-    for prefix in (keys.CLIP_PREFIX, keys.OPENCLIP_PREFIX):
-        text = keys.below(prefix, tensors)
-        if any(name.endswith("token_embedding.weight") for name in text):
-            found["text_encoder"] = text
-    return found
 
 
 def _family(tensors: Mapping[str, StoredTensor], unet: Mapping[str, StoredTensor]) -> str:

@@ -11,6 +11,7 @@ from underdraw.controls.control import Call, Control
 from underdraw.controls.run import Run
 from underdraw.errors import InputError
 from underdraw.networks.sites import Sites
+from underdraw.pictures import modes
 from underdraw.pictures.pasting import originals, paste_all
 from underdraw.pictures.reading import read_masks
 from underdraw.pipelines.call.plan import Plan
@@ -85,8 +86,8 @@ def pasted(
     return paste_all(made, before, masks, framework)
 
 
-def check_crop(image: Any, mask: Any, output_type: str) -> None:
-    """What `padding_mask_crop` needs.
+def check_crop(image: Any, mask: Any, output_type: str) -> tuple[Any, Any]:
+    """What `padding_mask_crop` needs: picture and mask as people see them.
 
     Raises:
         InputError: something else than one PIL picture and one PIL mask of its size, giving PIL.
@@ -97,7 +98,9 @@ def check_crop(image: Any, mask: Any, output_type: str) -> None:
                 f"padding_mask_crop is given, so {name} must be a PIL picture, not "
                 f"{type(value).__name__}"
             )
+    image, mask = modes.plain("image", image), modes.as_mask("mask_image", mask)
     if image.size != mask.size:
         raise InputError(f"mask_image is {mask.size}, the image {image.size}; needed is one size")
     if output_type != "pil":
         raise InputError(f"output_type={output_type!r} with padding_mask_crop; allowed: 'pil'")
+    return image, mask

@@ -8,6 +8,7 @@ from typing import Any
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
+from underdraw.pictures.modes import check_sides
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
 
@@ -17,7 +18,7 @@ LatentShape = tuple[int, int, int, int]
 # -- sizes -----------------------------------------------------------------------------------------
 def check_size(components: Components, height: Any, width: Any, latents: Any) -> tuple[int, int]:
     """Height and width of the picture in pixels; by default those of `latents`, or else the trained
-    ones."""
+    ones. InputError: no multiples of the autoencoder's factor, or more than `MOST_PIXELS`."""
     factor = components.vae.config.factor
     trained = components.unet.config.sample_size or 64
     shape = (trained, trained) if isinstance(trained, int) else tuple(trained)
@@ -28,6 +29,7 @@ def check_size(components: Components, height: Any, width: Any, latents: Any) ->
         side * factor if value is None else checks.size(name, checks.whole(name, value), factor)
         for (name, value), side in zip(given.items(), shape, strict=True)
     ]
+    check_sides("the image", made[1], made[0])
     return made[0], made[1]
 
 

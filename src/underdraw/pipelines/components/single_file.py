@@ -16,7 +16,8 @@ from underdraw.pipelines.components.registry import MODELS, Names, scheduler_cla
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import folders, hub
 from underdraw.weights.files import SUFFIXES
-from underdraw.weights.single_file import Tokenizer, read_single_file
+from underdraw.weights.single_file import read_single_file
+from underdraw.weights.vocabularies import Tokenizer
 
 NEUTRAL = {**familiar.LOADING, "use_safetensors": (None, False, True)}
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
@@ -96,11 +97,13 @@ def find(source: Any, **access: Any) -> Path:
         access.setdefault("revision", revision)
     try:
         return Path(hf_hub_download(repository, file, **access))
-    except (OSError, ValueError) as error:  # what the library raises, offline or not, is one
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:
+        if not hub.of_the_hub(error) and not isinstance(error, ValueError):
+            raise
         raise NotFoundError(
-            f"{name}: no such file here, and the Hub gives no {file} of {repository} ({why})"
-        ) from error
+            f"{name}: no such file here, and the Hub gives no {file} of {repository} "
+            f"({hub.first_line(error)})"
+        ) from None
 
 
 def read_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -116,20 +119,39 @@ def load_tokenizer(wanted: Tokenizer, source: Any = None, **access: Any) -> CLIP
     Without `source` from the repository in which the vocabulary was published. Raises
     NoVocabularyError that names it where it cannot be had, NotFoundError where `source` cannot.
     """
+    place = source or wanted.repository
+    if place is None:
+        raise NoVocabularyError(
+            f"one-file checkpoints hold no vocabulary, and the text encoder of this one knows "
+            f"{wanted.tokens} tokens, as no published vocabulary has: give the tokenizer it was "
+            "made with (folder or Hub id with vocab.json and merges.txt, or tokenizer.json)"
+        )
     try:
-        place = hub.resolve(source or wanted.repository, weights=False, **access)
+        place = hub.resolve(place, weights=False, **access)
         inside = place / "tokenizer"
         tokenizer = CLIPTokenizer.from_pretrained(inside if inside.is_dir() else place)
-    except NotFoundError as error:
+    except NotFoundError:
         if source is not None:
             raise
         raise NoVocabularyError(
             "one-file checkpoints hold no vocabulary, and the one this needs, that of "
             f"{wanted.repository}, is neither in the cache nor to be had from the Hub now: give a "
             "tokenizer (folder or Hub id with vocab.json and merges.txt, or tokenizer.json)"
-        ) from error
+        ) from None
+    _check_size(tokenizer, wanted, source or wanted.repository)
     # SD 2 pads prompts with "!", though it shares its vocabulary with SD 1. A pipeline's own
     # tokenizer says so itself.
     if not inside.is_dir() and wanted.pad_token in tokenizer.get_vocab():
         tokenizer.pad_token = wanted.pad_token
     return tokenizer
+
+
+def _check_size(tokenizer: CLIPTokenizer, wanted: Tokenizer, source: Any) -> None:
+    """That a vocabulary may be that of a text encoder, which may know some tokens more: those that
+    were added in training."""
+    if wanted.tokens is not None and not wanted.tokens / 2 <= len(tokenizer) <= wanted.tokens:
+        raise InputError(
+            f"tokenizer={os.fspath(source)!r} has {len(tokenizer)} tokens; the text encoder of the "
+            f"checkpoint knows {wanted.tokens}"
+            + (f", as that of {wanted.repository}" if wanted.repository else "")
+        )

@@ -16,7 +16,7 @@ from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, NonFiniteError, WeightError
 from underdraw.pictures.pasting import originals, paste_all
-from underdraw.pictures.reading import read_mask
+from underdraw.pictures.reading import check_alike, read_mask
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.plan import check_prompts, make_plan
 from underdraw.pipelines.call.request import Request
@@ -147,6 +147,7 @@ def edit(
     pipe = reversible(pipe)
     parts: Components = pipe.parts
     framework, seed = parts.framework, target.seed
+    check_alike(image, mask_image)
     pictures = read_image(parts, image)
     source = replace(source, pictures=pictures.shape[0])
     target = replace(

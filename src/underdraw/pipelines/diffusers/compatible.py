@@ -14,7 +14,7 @@ from PIL import ImageFilter
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
-from underdraw.pictures import cropping, reading as pictures, writing as images
+from underdraw.pictures import cropping, modes, reading as pictures, writing as images
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.offload import enable
@@ -63,7 +63,7 @@ class ImageProcessor:
         """
         crop = None if crops_coords is None else cropping.Crop(*crops_coords)
         if self.mask:
-            side = getattr(image, "size", None) if hasattr(image, "convert") else None
+            side = modes.upright_size(image) if hasattr(image, "convert") else None
             side = (image.shape[-1], image.shape[-2]) if side is None else side
             wide, high = (n - n % self.vae_scale_factor for n in side)
             read = pictures.read_masks(
@@ -89,6 +89,8 @@ class ImageProcessor:
     @staticmethod
     def blur(image: Any, blur_factor: int = 4) -> Any:
         """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
+        if image.mode not in ("L", "RGB", "RGBA", "CMYK"):  # others have no neighbours to mix
+            image = modes.plain("image", image)
         return image.filter(ImageFilter.GaussianBlur(blur_factor))
 
     def postprocess(self, image: Array, output_type: str = "pil") -> Any:

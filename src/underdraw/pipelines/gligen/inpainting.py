@@ -17,9 +17,10 @@ from underdraw.controls.region import Region
 from underdraw.errors import InputError
 from underdraw.networks.gligen.grounding import Constants
 from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.pictures import modes
 from underdraw.pictures.cropping import box_mask, cut_to
 from underdraw.pictures.pasting import paste_all
-from underdraw.pictures.reading import as_picture, read_masks, read_pictures, shrunk
+from underdraw.pictures.reading import as_picture, check_alike, read_masks, read_pictures, shrunk
 from underdraw.pipelines.components.components import Components
 
 
@@ -72,6 +73,7 @@ def read_inpainting(
         raise InputError(
             f"gligen_inpaint_image has {len(given)} pictures; allowed: 1 or {count}, one per image"
         )
+    check_alike(given, mask, "gligen_inpaint_mask")
     given = [one for one in given for _ in range(count // len(given) if len(given) > 1 else 1)]
     pictures = [cut_to(as_picture("gligen_inpaint_image", one), height, width) for one in given]
     if mask is None:
@@ -85,7 +87,12 @@ def read_inpainting(
         )
     masks = list(mask) if isinstance(mask, list | tuple) else [mask]
     # A picture of a mask is cut as the picture beside it.
-    masks = [cut_to(one, height, width) if hasattr(one, "crop") else one for one in masks]
+    masks = [
+        cut_to(modes.as_mask("gligen_inpaint_mask", one), height, width)
+        if hasattr(one, "crop")
+        else one
+        for one in masks
+    ]
     read = read_masks("gligen_inpaint_mask", masks, framework, height, width)
     if read.shape[0] not in (1, prompts, count):
         raise InputError(
