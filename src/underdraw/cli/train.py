@@ -263,7 +263,7 @@ def train_grounding(
     examples = GroundedFolder(pictures, size or side * pipe.vae.config.factor)
     plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     kind = "text" if pipe.components.get("image_encoder") is None else "text-image"
-    part = new_part(pipe.unet, kind, inpainting=boxes.inpainting)
+    part = new_part(pipe.unet, kind, inpainting=boxes.inpainting, seed=plan.seed)
     config = GroundingTrainingConfig(schedule(pipe))
     task = GroundingTask(part, pipe.components, examples, config)
     tell(f"grounding of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")

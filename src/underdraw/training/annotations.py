@@ -32,6 +32,7 @@ from underdraw.training.layouts import MOST, Layout
 COORDINATES = ("relative", "pixels")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SIDECARS = (".bbox", ".jsonl", ".json")
+_NO_CHOICE = np.random.default_rng(0)
 _OBJECT = '{"label": "a cat", "bbox": [0.1, 0.2, 0.5, 0.9]}'
 _LINE = f'{{"file_name": "cat.png", "text": "a cat", "objects": [{_OBJECT}]}}'
 
@@ -64,6 +65,17 @@ class GroundedFolder:
         self.pictures, self.size, self.views = list(pictures), size, views
         if not self.pictures:
             raise InputError("there is no annotated picture")
+        if not any(len(picture.layout) for picture in self.pictures):
+            raise InputError(
+                f"none of {len(self.pictures)} pictures ({self.pictures[0].path}, ...) has a box; "
+                f"each object: {_OBJECT}"
+            )
+        numbers = np.arange(len(self))
+        if not any(len(self.layouts(numbers[i : i + 1], _NO_CHOICE)[0]) for i in numbers):
+            raise InputError(
+                f"no box of {len(self.pictures)} pictures ({self.pictures[0].path}, ...) is left in "
+                f"the squares that are cut from them: all lie outside or are too small"
+            )
 
     def __len__(self) -> int:
         return len(self.pictures) * self.views
