@@ -6,6 +6,7 @@ Renders are made once and kept in FOLDER; an interrupted run goes on after its l
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from underdraw.errors import WeightError
-from underdraw.weights.atomic import write_file, writing_file
+from underdraw.weights.atomic import write_file
 
 from .augment import augment
 from .examples import SEED, Examples, render_examples
@@ -184,8 +185,9 @@ def train(examples: Examples, config: TrainConfig, state_path: Path | None = Non
             if state_path is not None:
                 parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
                 state = {name: part.state_dict() for name, part in parts.items()}
-                with writing_file(state_path) as file:
-                    torch.save({**state, "epochs": epoch + 1}, file)
+                made = io.BytesIO()
+                torch.save({**state, "epochs": epoch + 1}, made)
+                write_file(state_path, made.getvalue())
         before = total
     return folded(network)
 

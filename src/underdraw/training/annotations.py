@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from underdraw.training.layouts import MOST, Layout
 COORDINATES = ("relative", "pixels")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SIDECARS = (".bbox", ".jsonl", ".json")
-_NO_CHOICE = np.random.default_rng(0)
 _OBJECT = '{"label": "a cat", "bbox": [0.1, 0.2, 0.5, 0.9]}'
 _LINE = f'{{"file_name": "cat.png", "text": "a cat", "objects": [{_OBJECT}]}}'
 
@@ -65,16 +64,12 @@ class GroundedFolder:
         self.pictures, self.size, self.views = list(pictures), size, views
         if not self.pictures:
             raise InputError("there is no annotated picture")
-        if not any(len(picture.layout) for picture in self.pictures):
+        require_boxes(self.pictures)
+        numbers, rng = np.arange(len(self)), np.random.default_rng(0)
+        if not any(len(self.layouts(numbers[i : i + 1], rng)[0]) for i in numbers):
             raise InputError(
-                f"none of {len(self.pictures)} pictures ({self.pictures[0].path}, ...) has a box; "
-                f"each object: {_OBJECT}"
-            )
-        numbers = np.arange(len(self))
-        if not any(len(self.layouts(numbers[i : i + 1], _NO_CHOICE)[0]) for i in numbers):
-            raise InputError(
-                f"no box of {len(self.pictures)} pictures ({self.pictures[0].path}, ...) is left in "
-                f"the squares that are cut from them: all lie outside or are too small"
+                f"no box of {len(self.pictures)} pictures ({self.pictures[0].path}, ...) is left "
+                "in the squares that are cut from them: all lie outside or are too small"
             )
 
     def __len__(self) -> int:
@@ -131,6 +126,15 @@ class GroundedFolder:
         box = (left, top, left + side, top + side)
         image = image.resize(whole, Image.Resampling.LANCZOS, box=box)
         return np.asarray(ImageOps.mirror(image) if view % 2 else image)
+
+
+def require_boxes(pictures: Sequence[Annotated]) -> None:
+    """Raises InputError where no picture has a box: nothing could be learnt from them."""
+    if not any(len(picture.layout) for picture in pictures):
+        some = f" ({pictures[0].path}, ...)" if pictures else ""
+        raise InputError(
+            f"none of {len(pictures)} annotated pictures{some} has a box; each object: {_OBJECT}"
+        )
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -16,7 +16,13 @@ NAME = "state.pt"
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) atomically: an interrupted write harms nothing."""
     with writing_file(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # PyTorch ends its archive even where writing failed, and then tells of that instead.
+            if error.__context__ is not None:
+                raise error.__context__ from None
+            raise
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -20,6 +20,10 @@ from underdraw.weights.replacing import NEW, replace_files, settle, sync
 def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """An open file that becomes `path` when the block ends well, and vanishes when not."""
     path = Path(path)
+    if leftovers.is_private(path):
+        with open(path, "wb") as file:
+            yield file
+        return
     leftovers.clear(path.parent, path.name)
     with leftovers.held_file(path.parent, path.name) as (beside, file):
         yield file
@@ -48,6 +52,10 @@ def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     whoever reads or writes the folder next. Other leftovers of it go with the next save.
     """
     target = Path(os.path.abspath(folder))
+    if leftovers.is_private(target):
+        os.makedirs(target, exist_ok=True)
+        yield target
+        return
     if target.exists() and not target.is_dir():
         raise InputError(f"{folder} is a file; a folder to write into was expected")
     settle(target)

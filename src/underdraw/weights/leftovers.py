@@ -87,6 +87,11 @@ def hold(file: BinaryIO, path: Path) -> bool:
         return False
 
 
+def is_private(path: Path) -> bool:
+    """Whether a place lies in a folder that is being made, which appears as a whole anyway."""
+    return any(NAME.fullmatch(part) for part in path.parts[:-1])
+
+
 def clear(folder: Path, name: str) -> None:
     """Remove what killed writers of `name` have left in a folder; what a living one holds stays."""
     with suppress(OSError):

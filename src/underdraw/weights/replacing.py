@@ -24,7 +24,8 @@ from underdraw.weights import folders, leftovers
 JOURNAL = ".underdraw-saving"
 NEW, OLD, LIST = "new", "old", "list.json"
 GATES = (folders.MODEL_INDEX, "config.json", "tokenizer.json", "vocab.json")
-"""Files without which nothing of a folder loads, from the outermost on."""
+"""Files without which nothing of a folder loads, from the outermost on; then comes other JSON, such
+as indexes of shards."""
 PATIENCE, PAUSE = 200, 0.05
 """How often to look again, and after how many seconds, while another process moves its files: a few
 renames."""
@@ -78,7 +79,7 @@ def _rank(file: str) -> tuple[int, str]:
     name = PurePosixPath(file).name
     if name in GATES:
         return GATES.index(name), file
-    return len(GATES) + (not name.endswith(".json") or folders.is_weight_file(name)), file
+    return len(GATES) + (not name.endswith(".json")), file
 
 
 def replace_files(place: Path, target: Path) -> None:
