@@ -118,9 +118,11 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """What `write_arrays` wrote; None where there is none, or a file that cannot be read."""
     try:
-        with np.load(path) as held:
+        with open(path, "rb") as file, np.load(file) as held:
             return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    except (AttributeError, TypeError):  # a single array
         return None
 
 
