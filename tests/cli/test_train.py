@@ -71,6 +71,48 @@ def test_grounding_layers_beside_a_checkpoint(run, tiny, pictures, sides, option
     assert ("conv_in.weight" in made) == ("--inpainting" in options)
 
 
+def test_a_seed_gives_the_same_grounding_layers_each_time(run, tiny, pictures):
+    arguments = ("train", "grounding", "--data", boxes_of(pictures), "--model", tiny, *QUICK)
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(*arguments, "--seed", seed, "--out", out)
+    a, b, c = (folders.open_component(f"{out}/grounding", "")[1] for out in "abc")
+    assert all(np.array_equal(t.load(), b[name].load()) for name, t in a.items())
+    assert not all(np.array_equal(t.load(), c[name].load()) for name, t in a.items())
+
+
+def no_objects(pictures):
+    """Captions alone: for other recipes that is enough."""
+
+
+def empty_lists(pictures):
+    lines = [json.dumps({"file_name": f"{i}.png", "objects": []}) for i in range(5)]
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def empty_files(pictures):
+    (pictures / "metadata.jsonl").unlink()
+    for i in range(5):
+        (pictures / f"{i}.json").write_text("[]")
+
+
+def outside(pictures):
+    """Pictures are 90 wide and 70 high; a square in the middle is cut from them."""
+    (pictures / "metadata.jsonl").unlink()
+    for i in range(5):
+        line = json.dumps({"label": "a cube", "bbox": [0.0, 0.1, 0.05, 0.9]})
+        (pictures / f"{i}.bbox").write_text(line)
+
+
+@pytest.mark.parametrize("told", [no_objects, empty_lists, empty_files, outside])
+def test_a_folder_without_boxes_is_refused(run, tiny, pictures, told, tmp_path):
+    told(pictures)
+    arguments = ("train", "grounding", "--data", pictures, "--model", tiny, *QUICK)
+    failed = run(*arguments, "--out", "work", code=2)
+    wanted = "no box of 5 pictures" if told is outside else "none of 5 annotated pictures"
+    assert wanted in failed.stderr
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_interrupted_it_goes_on_with_the_same_command(run, tiny, pictures, monkeypatch):
     from underdraw.training import loop
 

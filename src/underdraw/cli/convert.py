@@ -88,6 +88,8 @@ convert.examples = f"""Examples:
 
 def check_target(target: Path, force: bool) -> None:
     """Raises InputError where something stands that must not be lost."""
+    from underdraw.weights.leftovers import is_empty
+
     is_file = target.suffix.lower() == FILE_SUFFIX
     if target.is_dir() and is_file:
         raise InputError(f"{target} is a folder; name a file that ends in {FILE_SUFFIX}")
@@ -97,7 +99,7 @@ def check_target(target: Path, force: bool) -> None:
         )
     if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise InputError(f"{target}: single files are written as {FILE_SUFFIX} only")
-    full = target.is_dir() and any(target.iterdir())
+    full = target.is_dir() and not is_empty(target)
     if (full or target.is_file()) and not force:
         raise InputError(f"{target} exists; --force writes over it")
     if not target.parent.is_dir():

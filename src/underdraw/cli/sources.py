@@ -76,7 +76,7 @@ def open_source(
         return _single(name, path, prediction_type, extract_ema)
     note = None
     if path.is_dir() or name == hub.SCENES or download:
-        place = path if path.is_dir() else hub.resolve(name, variant=variant)
+        place = hub.resolve(path if path.is_dir() else name, variant=variant)
     else:
         try:
             place = hub.resolve(name, variant=variant, local_files_only=True)

@@ -245,7 +245,12 @@ def train_grounding(
 ) -> Path:
     """Grounding layers for a checkpoint, from annotated pictures; where they are."""
     from underdraw.cli.loading import load_pipeline
-    from underdraw.training.annotations import GroundedFolder, read_coco, read_folder
+    from underdraw.training.annotations import (
+        GroundedFolder,
+        read_coco,
+        read_folder,
+        require_boxes,
+    )
     from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
     from underdraw.training.loop import TrainingConfig, shorter, train as run
 
@@ -257,13 +262,14 @@ def train_grounding(
         raise InputError("--captions is for --annotations")
     else:
         pictures = read_folder(data, boxes.coordinates)
+    require_boxes(pictures)
     pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
     trained = pipe.unet.config.sample_size
     side = trained if isinstance(trained, int) else min(trained)
     examples = GroundedFolder(pictures, size or side * pipe.vae.config.factor)
     plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     kind = "text" if pipe.components.get("image_encoder") is None else "text-image"
-    part = new_part(pipe.unet, kind, inpainting=boxes.inpainting)
+    part = new_part(pipe.unet, kind, inpainting=boxes.inpainting, seed=plan.seed)
     config = GroundingTrainingConfig(schedule(pipe))
     task = GroundingTask(part, pipe.components, examples, config)
     tell(f"grounding of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")

@@ -25,7 +25,7 @@ from .detector import Detection, Evaluator, load_evaluator
 from .editing import background_change, mask_iou, psnr, unchanged_objects
 from .images import as_images
 from .rates import Rate, as_json, table
-from .report import SHEET, claim, write_report
+from .report import SHEET, claim, read_arrays, write_arrays, write_picture, write_report
 from .text_to_image import describe_model
 
 SEED = 40_906_117  # no training uses it
@@ -225,22 +225,18 @@ def evaluate_editing(
         for start in range(0, count, batch):
             chosen = pairs[start : start + batch]
             path = None if place is None else place / f"{start:04d}-{len(chosen)}.npz"
-            if path is not None and path.exists():
-                with np.load(path) as held:
-                    parts.append({name: held[name] for name in held.files})
-            else:
-                parts.append(_edited(pipe, chosen, seed + start, compare, arguments))
+            part = None if path is None else read_arrays(path)
+            if part is None:
+                part = _edited(pipe, chosen, seed + start, compare, arguments)
                 if path is not None:
-                    partial = path.with_suffix(".tmp")
-                    with open(partial, "wb") as file:
-                        np.savez(file, **parts[-1])
-                    os.replace(partial, path)
+                    write_arrays(path, part)
+            parts.append(part)
             bar.update(len(chosen))
     made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     report = _report(pairs, made, evaluator, settings, place)
     if place is not None:
         write_report(place, report)
-        _sheet(pairs, made).save(place / SHEET, "PNG")
+        write_picture(place / SHEET, _sheet(pairs, made))
     return report
 
 

@@ -16,10 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from underdraw import scenes
+from underdraw.errors import NotFoundError
 from underdraw.scenes import vocabulary
 from underdraw.scenes.layout import SPLITS
 from underdraw.scenes.solids import centre
 from underdraw.scenes.world import MAX_OBJECTS
+
+from .report import read_arrays, write_arrays
 
 SEED = 771_204_533
 CHUNK = 500
@@ -120,8 +123,11 @@ def load_examples(folder: str | os.PathLike, count: int, seed: int = SEED) -> Ex
     """The first `count` pictures out of `folder`."""
     parts = []
     for chunk in range(-(-count // CHUNK)):
-        with np.load(_chunk_path(Path(folder), seed, chunk)) as arrays:
-            parts.append({name: arrays[name] for name in arrays.files})
+        path = _chunk_path(Path(folder), seed, chunk)
+        part = read_arrays(path)
+        if part is None:
+            raise NotFoundError(f"{path} is not there or damaged; remove it and render it anew")
+        parts.append(part)
     names = [field.name for field in fields(Examples)]
     return Examples(*(np.concatenate([p[name] for p in parts])[:count] for name in names))
 
@@ -140,8 +146,4 @@ def _render_chunk(folder: str, seed: int, chunk: int) -> None:
     names = [field.name for field in fields(Examples)]
     columns = zip(*made, strict=True)
     path = _chunk_path(Path(folder), seed, chunk)
-    partial_path = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(partial_path, "wb") as file:
-        arrays = {n: np.stack(c) for n, c in zip(names, columns, strict=True)}
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(partial_path, path)
+    write_arrays(path, {n: np.stack(c) for n, c in zip(names, columns, strict=True)})

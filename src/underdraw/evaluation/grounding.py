@@ -29,7 +29,7 @@ from .layouts import (
     held_out_subjects,
 )
 from .rates import Rate, as_json, table
-from .report import SHEET, claim, generate_kept, write_report
+from .report import SHEET, claim, generate_kept, write_picture, write_report
 
 Generate = Callable[[Sequence[HeldOutLayout], Sequence[int]], Any]
 """Pictures (see `as_images`) of layouts, picture i from its seed; one that is not `grounded` is
@@ -262,9 +262,7 @@ def _sheet(
         cells += [plain[i] for i in some]
     if shown is not None:
         cells += [draw_boxes(p, one.boxes) for p, one in zip(shown, subjects, strict=True)]
-    partial = path.with_name(f"{path.name}.tmp")
-    contact_sheet(cells).save(partial, "PNG")
-    os.replace(partial, path)
+    write_picture(path, contact_sheet(cells))
 
 
 __all__ = [

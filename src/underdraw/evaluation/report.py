@@ -6,8 +6,9 @@ Everything in it is written whole or not at all, so an interrupted run goes on w
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from underdraw.errors import InputError
+from underdraw.errors import InputError, WeightError
+from underdraw.weights.atomic import write_file, writing_file
+from underdraw.weights.folders import read_json
+from underdraw.weights.leftovers import is_empty
 
 RUN, REPORT, TABLE, SHEET = "run.json", "report.json", "table.txt", "sheet.png"
 Item = TypeVar("Item")
@@ -31,8 +35,8 @@ class Report(Protocol):
 
 def write_report(folder: Path, report: Report) -> None:
     """As JSON and as a table."""
-    _write(folder / REPORT, json.dumps(report.to_json(), indent=1).encode())
-    _write(folder / TABLE, (report.table() + "\n").encode())
+    write_file(folder / REPORT, json.dumps(report.to_json(), indent=1).encode())
+    write_file(folder / TABLE, (report.table() + "\n").encode())
 
 
 def generate_kept(
@@ -62,7 +66,7 @@ def generate_kept(
             for i, picture in zip(numbers, made, strict=True):
                 pictures[i] = picture
                 if folder is not None:
-                    _keep(_picture_path(folder, i), picture)
+                    write_picture(_picture_path(folder, i), Image.fromarray(picture))
             bar.update(len(numbers))
     return _stacked([pictures[i] for i in range(len(items))])
 
@@ -76,18 +80,22 @@ def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder this run's, or find that it is."""
+    """Make the folder this run's, or find that it is.
+
+    Raises:
+        InputError: it is another run's, or holds something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / RUN
     if not run.exists():
-        if any(folder.iterdir()):
+        if not is_empty(folder):
             raise InputError(f"folder={str(folder)!r} is not empty and holds no {RUN}")
-        _write(run, json.dumps(settings, indent=1).encode())
+        write_file(run, json.dumps(settings, indent=1).encode())
         return
     try:
-        kept = json.loads(run.read_text())
-    except ValueError:
-        kept = {}
+        kept = read_json(run)
+    except WeightError as error:
+        raise InputError(f"folder={str(folder)!r}: {error}; name another one") from error
     changed = [name for name in settings if kept.get(name) != settings[name]]
     if changed:
         raise InputError(
@@ -95,28 +103,37 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def write_picture(path: Path, picture: Any) -> None:
+    """A PIL image as PNG, whole or not at all."""
+    with writing_file(path) as file:
+        picture.save(file, "PNG")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name, whole or not at all."""
+    with writing_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What `write_arrays` wrote; None where there is none, or a file that cannot be read."""
+    try:
+        with open(path, "rb") as file, np.load(file) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    except (AttributeError, TypeError):  # a single array
+        return None
+
+
 def _picture_path(folder: Path, number: int) -> Path:
     return folder / f"{number:04d}.png"
 
 
-def _keep(path: Path, picture: np.ndarray) -> None:
-    partial = path.with_suffix(".tmp")
-    Image.fromarray(picture).save(partial, "PNG")
-    os.replace(partial, path)
-
-
 def _read(path: Path) -> np.ndarray | None:
     """A kept picture; None where there is none, or one that cannot be read."""
-    if not path.exists():
-        return None
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except OSError:
+    except (OSError, SyntaxError, ValueError, zlib.error):  # Pillow's, for torn files
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -21,7 +21,7 @@ from underdraw.scenes import Caption
 from .detector import Evaluator
 from .images import as_images
 from .judging import CaptionReport, score_captions
-from .report import SHEET, claim, generate_kept, write_report
+from .report import SHEET, claim, generate_kept, write_picture, write_report
 from .sheet import judged_sheet
 from .staging import as_captions, held_out_captions
 
@@ -89,9 +89,7 @@ def evaluate_text_to_image(
     )
     if place is not None:
         write_report(place, report)
-        partial = place / f"{SHEET}.tmp"
-        judged_sheet(pictures, report.judgements).save(partial, "PNG")
-        os.replace(partial, place / SHEET)
+        write_picture(place / SHEET, judged_sheet(pictures, report.judgements))
     return report
 
 

@@ -6,18 +6,21 @@ Renders are made once and kept in FOLDER; an interrupted run goes on after its l
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from underdraw.errors import WeightError
+from underdraw.weights.atomic import write_file
 
 from .augment import augment
 from .examples import SEED, Examples, render_examples
@@ -160,8 +163,11 @@ def train(examples: Examples, config: TrainConfig, state_path: Path | None = Non
     kept: dict = {"epochs": 0}
     before = 0
     if state_path is not None and state_path.exists():
-        kept = torch.load(state_path, weights_only=True)
-        network.load_state_dict(kept["network"])
+        try:
+            kept = torch.load(state_path, weights_only=True)
+            network.load_state_dict(kept["network"])
+        except Exception as error:  # the library raises many kinds
+            raise WeightError(f"{state_path} is no state of this training: {error}") from error
     for phase in config.phases:
         labels = examples.labels[: phase.renders]
         steps, total = len(labels) // config.batch, before + phase.epochs
@@ -179,9 +185,9 @@ def train(examples: Examples, config: TrainConfig, state_path: Path | None = Non
             if state_path is not None:
                 parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
                 state = {name: part.state_dict() for name, part in parts.items()}
-                partial = state_path.with_suffix(".tmp")
-                torch.save({**state, "epochs": epoch + 1}, partial)
-                os.replace(partial, state_path)
+                made = io.BytesIO()
+                torch.save({**state, "epochs": epoch + 1}, made)
+                write_file(state_path, made.getvalue())
         before = total
     return folded(network)
 
@@ -215,9 +221,8 @@ def save(network: Network, path: Path, config: TrainConfig) -> None:
     """In half precision, with the settings that made it in the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
-    save_file(
-        state, path, {"widths": json.dumps(network.widths), "made": json.dumps(asdict(config))}
-    )
+    made = {"widths": json.dumps(network.widths), "made": json.dumps(asdict(config))}
+    write_file(path, to_bytes(state, made))
 
 
 def main(arguments: list[str] | None = None) -> None:

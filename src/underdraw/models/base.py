@@ -241,7 +241,7 @@ class Model:
         is_main_process: bool = True,
         **familiar: Any,
     ) -> None:
-        """Write `config.json` and safetensors, which diffusers reads. Each write is atomic.
+        """Write `config.json` and safetensors, which diffusers reads, as a whole or not at all.
 
         Args:
             is_main_process: False writes nothing: of several processes one saves.
@@ -252,16 +252,14 @@ class Model:
             return
         if not safe_serialization:
             raise InputError("safe_serialization=False; underdraw writes safetensors only")
-        tensors = self.stored_tensors()
-        with save.writing_folder(folder) as place:
-            save.write_json(place / "config.json", self.export_config())
-            save.save_weights(
-                place,
-                tensors,
-                stem=self.weights_name,
-                variant=variant,
-                max_shard_size=max_shard_size,
-            )
+        save.save_weights(
+            folder,
+            self.stored_tensors(),
+            stem=self.weights_name,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            config=self.export_config(),
+        )
 
     # -- what the tree is made of
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
 from underdraw.pictures.files import opened
+from underdraw.weights.atomic import writing_file
 
 METADATA = "underdraw"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -63,12 +63,8 @@ def save_png(
     text = image.info.get(METADATA) if metadata is None else json.dumps(metadata)
     if text:
         info.add_itxt(METADATA, text)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        image.save(beside, format="PNG", pnginfo=info)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing_file(path) as file:
+        image.save(file, format="PNG", pnginfo=info)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

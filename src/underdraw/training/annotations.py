@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,13 @@ class GroundedFolder:
         self.pictures, self.size, self.views = list(pictures), size, views
         if not self.pictures:
             raise InputError("there is no annotated picture")
+        require_boxes(self.pictures)
+        numbers, rng = np.arange(len(self)), np.random.default_rng(0)
+        if not any(len(self.layouts(numbers[i : i + 1], rng)[0]) for i in numbers):
+            raise InputError(
+                f"no box of {len(self.pictures)} pictures ({self.pictures[0].path}, ...) is left "
+                "in the squares that are cut from them: all lie outside or are too small"
+            )
 
     def __len__(self) -> int:
         return len(self.pictures) * self.views
@@ -117,6 +124,15 @@ class GroundedFolder:
         box = (left, top, left + side, top + side)
         image = image.resize(whole, Image.Resampling.LANCZOS, box=box)
         return np.asarray(ImageOps.mirror(image) if view % 2 else image)
+
+
+def require_boxes(pictures: Sequence[Annotated]) -> None:
+    """Raises InputError where no picture has a box: nothing could be learnt from them."""
+    if not any(len(picture.layout) for picture in pictures):
+        some = f" ({pictures[0].path}, ...)" if pictures else ""
+        raise InputError(
+            f"none of {len(pictures)} annotated pictures{some} has a box; each object: {_OBJECT}"
+        )
 
 
 def _size(path: Path) -> tuple[int, int]:

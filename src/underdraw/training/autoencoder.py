@@ -20,6 +20,7 @@ from underdraw.errors import InputError
 from underdraw.models import AutoencoderKL
 from underdraw.training.data import Examples, shuffled, to_signed
 from underdraw.training.loop import Batch, Draw, Figures, autocast, resolve_precision
+from underdraw.weights.atomic import writing_file
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class AutoencoderTask:
         first = self.shown[:8]
         back = ((reconstruct(self.vae, first) + 1) * 127.5).round().permute(0, 2, 3, 1)
         rows = [np.concatenate(list(part), 1) for part in (first, back.byte().cpu().numpy())]
-        Image.fromarray(np.concatenate(rows, 0)).save(folder / "preview.png")
+        with writing_file(folder / "preview.png") as file:
+            Image.fromarray(np.concatenate(rows, 0)).save(file, "PNG")
         return {"psnr": psnr(self.vae, self.shown)}
 
 
@@ -175,11 +177,12 @@ def encode_all(
 ) -> np.ndarray:
     """Latents of all examples (their means, not scaled) as float16 `(n, channels, h, w)`, kept in
     the file `path`. Where it holds some already, only those that are missing are computed; of an
-    interrupted run, what was done a minute before is beside it and is not computed again.
+    interrupted run, what was done a minute before is beside it and is not computed again. Files
+    that cannot be read count as missing.
     `progress` shows a bar; None: where standard error is a terminal."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial.npy")
-    parts = [np.load(kept) for kept in (partial, path) if kept.exists()][:1]
+    parts = [held for held in map(_kept, (partial, path)) if held is not None][:1]
     dtype = resolve_precision(precision, vae.device)
     first, saved = len(parts[0]) if parts else 0, time.monotonic()
     hidden = None if progress is None else not progress
@@ -204,9 +207,16 @@ _KEEP = 60.0
 
 
 def _keep(path: Path, parts: list[np.ndarray]) -> None:
-    beside = path.with_name(f".{path.name}.saving.npy")
-    np.save(beside, np.concatenate(parts))
-    beside.replace(path)
+    with writing_file(path) as file:
+        np.save(file, np.concatenate(parts))
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file)
+    except (OSError, ValueError, EOFError):  # not there, or torn
+        return None
 
 
 def scaling_factor(latents: np.ndarray) -> float:

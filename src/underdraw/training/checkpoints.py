@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from underdraw.errors import NotFoundError, WeightError
+from underdraw.weights.atomic import writing_file
 
 NAME = "state.pt"
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) atomically: an interrupted write harms nothing."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.saving")
-    try:
-        with open(beside, "wb") as file:
+    with writing_file(path) as file:
+        try:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+        except RuntimeError as error:
+            # PyTorch ends its archive even where writing failed, and then tells of that instead.
+            if error.__context__ is not None:
+                raise error.__context__ from None
+            raise
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-COLUMNS = ("step", "seconds", "images", "rate", "loss")
+from underdraw.weights.atomic import write_file, writing_file
+
+CURVE, PICTURE, MEASURED = "curve.csv", "curve.png", "measured.csv"
+Row = dict[str, float]
 
 
 class Curve:
     """Means over every `every` steps, in `curve.csv`, drawn in `curve.png`; what previews measured
-    goes to `measured.csv`."""
+    goes to `measured.csv`. All are written whole."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[Row] = []
+        self.measured: list[Row] = []
         self.pending: list[Mapping[str, Any]] = []
 
     def add(
@@ -46,13 +52,9 @@ class Curve:
         """Keep what was measured on the averaged weights at a step."""
         if not measured:
             return
-        path = self.folder / "measured.csv"
-        new = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", *measured])
-            writer.writerow([step, *measured.values()])
+        earlier = [row for row in self.measured if row["step"] < step]
+        self.measured = [*earlier, {"step": step, **measured}]
+        _write(self.folder / MEASURED, self.measured)
         text = "  ".join(f"{name} {value:.4g}" for name, value in measured.items())
         if not sys.stderr.isatty():
             print(time.strftime("%H:%M:%S"), f"measured at step {step}: {text}", flush=True)
@@ -61,28 +63,44 @@ class Curve:
         """Write both files."""
         if not self.rows:
             return
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        path = self.folder / "curve.csv"
-        with open(path.with_suffix(".tmp"), "w", newline="") as file:
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        path.with_suffix(".tmp").replace(path)
-        draw(self.rows, self.folder / "curve.png")
+        _write(self.folder / CURVE, self.rows)
+        draw(self.rows, self.folder / PICTURE)
 
     def rewind(self, step: int) -> None:
-        """Go on from a checkpoint of `step`: forget what was noted after it."""
-        path = self.folder / "curve.csv"
-        if not path.exists():
-            return
-        with open(path, newline="") as file:
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        self.rows = [row for row in rows if row["step"] <= step]
+        """Go on from a checkpoint of `step`: forget what was noted after it. Rows that cannot be
+        read are left out: they are for looking at, and no reason not to go on."""
+        self.rows = [row for row in _read(self.folder / CURVE) if row["step"] <= step]
+        self.measured = [row for row in _read(self.folder / MEASURED) if row["step"] <= step]
 
 
-def draw(rows: list[dict[str, float]], path: Path, width: int = 640, height: int = 360) -> None:
+def _write(path: Path, rows: list[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    text = path.read_text("utf-8", "replace").replace("\0", "")
+    whole = text[: text.rfind("\n") + 1]  # of a torn number nobody can tell
+    found: list[Row] = []
+    with suppress(csv.Error):
+        for row in csv.DictReader(whole.splitlines()):
+            with suppress(ValueError, TypeError, OverflowError):  # text, too many numbers, infinity
+                numbers = {name: float(value) for name, value in row.items() if value}
+                if "step" in numbers:
+                    found.append({**numbers, "step": int(numbers["step"])})
+    return found
+
+
+def draw(rows: list[Row], path: Path, width: int = 640, height: int = 360) -> None:
     """The loss over the images seen, on a logarithmic scale."""
-    points = [(r["images"], r["loss"]) for r in rows if r.get("loss", 0) > 0]
+    told = [(r.get("images", 0.0), r.get("loss", 0.0)) for r in rows]
+    points = [(n, loss) for n, loss in told if n > 0 and 0 < loss < math.inf]
     if len(points) < 2:
         return
     picture = Image.new("RGB", (width, height), "white")
@@ -104,4 +122,5 @@ def draw(rows: list[dict[str, float]], path: Path, width: int = 640, height: int
     ]
     pen.line(places, fill="#2255aa", width=2)
     pen.text((left, bottom + 8), f"loss over images seen, 0 to {last:,.0f}", fill="#444444")
-    picture.save(path)
+    with writing_file(path) as file:
+        picture.save(file, "PNG")

@@ -41,7 +41,8 @@ from underdraw.scenes import (
     vocabulary,
 )
 from underdraw.scenes.stream import in_order
-from underdraw.weights.save import writing_folder
+from underdraw.weights.atomic import writing_folder
+from underdraw.weights.replacing import settle
 
 SHARD = 4096
 MIX = (1,) * 4 + (2,) * 9 + (3,) * 4 + (4,) * 3
@@ -165,6 +166,7 @@ class RenderedScenes:
     """`Examples` in a folder written by `render_cache`, without the first `HELD_BACK`."""
 
     def __init__(self, folder: str | Path, held_back: int = HELD_BACK) -> None:
+        settle(Path(folder))
         places = sorted(Path(folder).glob("[0-9][0-9][0-9]"))
         if not places:
             raise NotFoundError(f"{folder} holds no rendered scenes; make them with render_cache")

@@ -351,7 +351,13 @@ class GroundingTask:
 
 
 def new_part(
-    unet: Any, kind: str = "text", *, inpainting: bool = False, gate: float = 1.0, **fields: Any
+    unet: Any,
+    kind: str = "text",
+    *,
+    inpainting: bool = False,
+    gate: float = 1.0,
+    seed: int | None = None,
+    **fields: Any,
 ) -> Any:
     """A `Grounding` to be trained beside `unet`, in which it changes nothing yet.
 
@@ -363,11 +369,15 @@ def new_part(
     Args:
         kind: "text" or "text-image".
         gate: before the hyperbolic tangent; 0 begins as the original does.
+        seed: of its weights, which are then always the same; None draws from PyTorch's own stream.
         fields: of `GroundingConfig`.
     """
     if inpainting:
         fields["extra_channels"] = INPAINTING_CHANNELS
-    part: Any = Grounding.for_unet(unet, kind, **fields)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        part: Any = Grounding.for_unet(unet, kind, **fields)
     with torch.no_grad():
         for name, p in part.named_parameters():
             if name.endswith(("alpha_attn", "alpha_dense")):

@@ -362,18 +362,31 @@ class _Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; length, rate and intervals may differ from when it was made."""
+        path = self.folder / checkpoints.NAME
         if set(state["modules"]) != set(self.task.modules):
             raise InputError(
-                f"{self.folder / checkpoints.NAME} holds {sorted(state['modules'])}; this task "
+                f"{path} holds {sorted(state['modules'])}; this task "
                 f"trains {sorted(self.task.modules)}. Choose another folder, or resume=False"
             )
-        fixed = ("batch", "seed")
-        for name in fixed:
-            if state["config"][name] != getattr(self.config, name):
-                raise InputError(
-                    f"{name}={getattr(self.config, name)!r}, but the checkpoint in {self.folder} "
-                    f"was made with {state['config'][name]!r}; use that, or resume=False"
-                )
+        try:
+            fixed = {name: state["config"][name] for name in ("batch", "seed")}
+            for name, value in fixed.items():
+                if value != getattr(self.config, name):
+                    raise InputError(
+                        f"{name}={getattr(self.config, name)!r}, but the checkpoint in "
+                        f"{self.folder} was made with {value!r}; use that, or resume=False"
+                    )
+            self._take(state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # of PyTorch's
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path} does not fit the networks that are trained "
+                f"({' '.join(str(error).split())[:200]}); choose another folder, or resume=False"
+            ) from error
+        self.curve.rewind(self.step)
+
+    def _take(self, state: dict[str, Any]) -> None:
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
         self.average.load_state_dict(state["average"])
@@ -383,7 +396,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.done = state["step"], state["elapsed"]
-        self.curve.rewind(self.step)
 
     def preview(self) -> None:
         """Let the task look at its averaged weights."""

@@ -9,9 +9,10 @@ goes on from a family that is there already, and needs no stage whose networks t
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from underdraw.errors import InputError, NotFoundError
+from underdraw.errors import InputError, NotFoundError, WeightError
 from underdraw.models import (
     AutoencoderKL,
     CLIPImageProcessor,
@@ -46,6 +47,11 @@ from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask,
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
 from underdraw.training.views import Views, render_views
+from underdraw.weights.atomic import writing_folder
+from underdraw.weights.folders import read_json
+from underdraw.weights.save import write_json
+
+LATENTS, FACTS = "latents.npy", "latents.json"
 
 PROMPTS = (
     "a red sphere left of a blue cube",
@@ -185,7 +191,7 @@ class Workshop:
         """The tokenizer, which the stage "text" makes."""
         if self.recipe.start is not None:
             return CLIPTokenizer.from_pretrained(self.recipe.start, subfolder="tokenizer")
-        return CLIPTokenizer.from_pretrained(self._needs("text", "tokenizer"))
+        return CLIPTokenizer.from_pretrained(self._needs("text", "text/tokenizer"))
 
     def text_config(self, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         """The text tower's config, with what depends on the vocabulary."""
@@ -213,15 +219,28 @@ class Workshop:
         started = vae is not None
         if vae is None:
             config = self.recipe.vae
-            facts = self.folder / "latents.json"
-            if facts.exists():
-                factor = json.loads(facts.read_text())["scaling_factor"]
-                config = replace(config, scaling_factor=factor)
+            if (self.folder / FACTS).exists():
+                config = replace(config, scaling_factor=self.scaling_factor())
             vae = AutoencoderKL(config)
         if not trained:
             return vae
         self._fill(vae, "autoencoder", "vae", optional=started)
         return self._fill(vae, "decoder", "vae", optional=True)
+
+    def scaling_factor(self) -> float:
+        """What the stage "latents" measured.
+
+        Raises:
+            NotFoundError: it has not done that yet.
+            WeightError: its file cannot be read; the stage writes it anew.
+        """
+        told = read_json(self._needs("latents", FACTS))
+        factor = told.get("scaling_factor")
+        if not isinstance(factor, float) or not 0 < factor < math.inf:
+            raise WeightError(
+                f"{self.folder / FACTS} holds no scaling_factor; run the stage 'latents' again"
+            )
+        return factor
 
     def unet(self, trained: bool = True) -> Any:
         """The denoiser, trained or with starting weights."""
@@ -235,6 +254,8 @@ class Workshop:
 
     def family(self, trained: bool = True) -> dict[str, Any]:
         """The components of a pipeline."""
+        if self.recipe.start is None:
+            self.scaling_factor()  # without it, an autoencoder would have another one's
         found = {
             "vae": self.vae(),
             "text_encoder": self.text_encoder(),
@@ -287,7 +308,8 @@ class Workshop:
             raise
 
     def _needs(self, stage: str, name: str) -> Path:
-        path = self.folder / stage / name
+        """A file in the folder, which `stage` makes."""
+        path = self.folder / name
         if not path.exists():
             raise NotFoundError(f"{path} is not there; run the stage {stage!r} first")
         return path
@@ -297,7 +319,7 @@ class Workshop:
         path = self.folder / stage / checkpoints.NAME
         if optional and not path.exists():
             return module
-        state = checkpoints.load(self._needs(stage, checkpoints.NAME))
+        state = checkpoints.load(self._needs(stage, f"{stage}/{checkpoints.NAME}"))
         if name in state["modules"]:
             own = state["modules"][name]
             prefix = f"{name}."
@@ -383,17 +405,18 @@ def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
+    with suppress(FileNotFoundError):
+        (shop.folder / FACTS).unlink()  # it is written anew, whatever is in it
     vae = shop.vae().to(where["device"]).eval()
     batch = 32 if vae.device.type == "cpu" else 512
-    path, bar = shop.folder / "latents.npy", where["progress"]
+    path, bar = shop.folder / LATENTS, where["progress"]
     latents = encode_all(vae, shop.examples, path, batch, progress=bar)
     if shop.recipe.start is None:
-        facts = {"scaling_factor": round(scaling_factor(latents), 5)}
-        (shop.folder / "latents.json").write_text(json.dumps(facts))
+        write_json(shop.folder / FACTS, {"scaling_factor": round(scaling_factor(latents), 5)})
 
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
+    latents = np.load(shop._needs("latents", LATENTS), mmap_mode="r")
     family = _on(where["device"], shop.family(trained=False))
     task = TextToImageTask(family, shop.examples, shop.recipe.denoiser, latents)
     _train(shop, "denoiser", task, minutes, where)
@@ -417,7 +440,7 @@ def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
+    latents = np.load(shop._needs("latents", LATENTS), mmap_mode="r")
     family = _on(where["device"], shop.family())
     if "image_encoder" not in family:
         raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")
@@ -436,9 +459,10 @@ def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
-    save_family(shop.family(), shop.recipe.denoiser.objective, shop.folder / "export")
-    if (shop.folder / "grounding" / checkpoints.NAME).exists():
-        shop.grounding().half().save_pretrained(shop.folder / "export" / "grounding")
+    with writing_folder(shop.folder / "export") as place:
+        save_family(shop.family(), shop.recipe.denoiser.objective, place)
+        if (shop.folder / "grounding" / checkpoints.NAME).exists():
+            shop.grounding().half().save_pretrained(place / "grounding")
 
 
 STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {

@@ -22,6 +22,7 @@ from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.truth import Recorder, TruthHeads
+from underdraw.weights.atomic import writing_file
 
 ADVICE = Advice(guidance_scale=4.5)
 """For small networks: at the usual 7.5 colours of theirs go over."""
@@ -222,7 +223,8 @@ def draw_grid(
     for i, tile in enumerate(tiles):
         top, left = i // columns * height, i % columns * width
         sheet[top : top + height, left : left + width] = tile
-    Image.fromarray(sheet).save(path)
+    with writing_file(path) as file:
+        Image.fromarray(sheet).save(file, "PNG")
 
 
 def save_family(

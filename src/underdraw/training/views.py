@@ -23,7 +23,8 @@ from underdraw.scenes import Scene, SceneObject, alone, phrases, render, scene_r
 from underdraw.scenes.layout import pick
 from underdraw.scenes.stream import in_order
 from underdraw.training.data import to_signed
-from underdraw.weights.save import writing_folder
+from underdraw.weights.atomic import writing_folder
+from underdraw.weights.replacing import settle
 
 Kind = tuple[str, str, str]
 """Shape, colour and material: what two pictures of a thing have in common, from any distance."""
@@ -43,6 +44,7 @@ def render_views(
     `images.npy`, uint8 `(count, size, size, 3)`, and `things.json`. About 6 ms each and worker.
     """
     folder = Path(folder)
+    settle(folder)
     if (folder / "things.json").exists() and len(Views(folder)) >= count:
         return
     images, things = np.empty((count, size, size, 3), np.uint8), []
@@ -75,6 +77,7 @@ class Views:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
+        settle(folder)
         if not (folder / "things.json").exists():
             raise NotFoundError(
                 f"{folder} holds no views; make them with render_views, or the stage 'renders'"

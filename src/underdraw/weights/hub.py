@@ -14,6 +14,8 @@ from typing import Any
 
 from underdraw.errors import InputError, NotFoundError
 from underdraw.weights import folders
+from underdraw.weights.atomic import write_file
+from underdraw.weights.replacing import settle
 
 SCENES = "underdraw/scenes"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -55,6 +57,8 @@ def resolve(
     if name == SCENES:
         return scenes_folder()
     if os.path.isdir(name):
+        settle(Path(name, subfolder))
+        settle(Path(name))
         return Path(name)
     if os.path.isfile(name):
         raise NotFoundError(
@@ -248,7 +252,7 @@ class _Hub:
         if commit and branch != commit:
             note = self._storage() / "refs" / branch
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(commit)
+            write_file(note, commit.encode())
 
     def cached(self, why: str, whole: bool) -> Path:
         """The snapshot an earlier call downloaded, or NotFoundError.

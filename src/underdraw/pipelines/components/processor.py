@@ -38,13 +38,14 @@ class CLIPProcessor:
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write what transformers reads as a CLIPProcessor."""
         drop_neutral("CLIPProcessor.save_pretrained", familiar, SAVING, ())
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
         content = {
             "image_processor": self.image_processor.to_dict(),
             "processor_class": "CLIPProcessor",
         }
-        save.write_json(Path(folder) / CONFIG, content)
+        with save.writing_folder(folder) as place:
+            self.tokenizer.save_pretrained(place)
+            self.image_processor.save_pretrained(place)
+            save.write_json(place / CONFIG, content)
 
     def __call__(
         self,
