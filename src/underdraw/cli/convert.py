@@ -110,6 +110,7 @@ def prepare(
     """By component the tensors to write, unread: matched with the network, in another dtype."""
     from underdraw.cli.dtypes import cast
     from underdraw.cli.sources import NETWORKS
+    from underdraw.formats.stored import check_sizes
     from underdraw.networks.config import read
     from underdraw.weights.match import match_network
 
@@ -120,6 +121,7 @@ def prepare(
             understood = read(cls.config_class, cls.adapt_config(dict(config)))
             layout = cls.layout(understood).shapes
             tensors = match_network(cls.network, layout, tensors, f"{source.name}: {name}")
+        check_sizes(tensors.values())
         prepared[name] = {
             key: counted(cast(f"{name}.{key}", tensor, dtype) if dtype else tensor, tick)
             for key, tensor in tensors.items()

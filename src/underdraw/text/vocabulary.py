@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats import opening
 from underdraw.weights import folders, save
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -30,6 +31,7 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
+MOST_MERGES = 1_000_000  # CLIP has 48,894
 _CLOSE = "</w>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -84,7 +86,7 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"vocab": model["vocab"], "merges": model.get("merges", [])}
     else:
         names = ("vocab.json", "merges.txt")
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not opening.is_regular(folder / name)]
         if missing:
             raise NotFoundError(
                 f"{folder} holds no tokenizer: needed are tokenizer.json, or vocab.json and"
@@ -131,6 +133,8 @@ def read_merges(merges: Iterable[Any] | str | os.PathLike[str]) -> list[tuple[st
         lines = _text(Path(merges))
         if lines is None:
             raise NotFoundError(f"there are no merges at {merges}")
+        if lines.count("\n") > MOST_MERGES:
+            raise WeightError(f"{merges}: more than {MOST_MERGES:,} lines")
         lines = [line.rstrip("\r") for line in lines.split("\n")]
         merges = [line for line in lines if line and not line.startswith("#version")]
     pairs = []
@@ -260,13 +264,8 @@ def _dump(value: Any) -> str:
 
 
 def _text(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise WeightError(f"{path} is not text: {error}") from error
+    return opening.read_text(path) if opening.is_regular(path) else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return folders.read_json(path) if path.is_file() else None
+    return folders.read_json(path) if opening.is_regular(path) else None

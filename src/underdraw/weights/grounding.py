@@ -6,7 +6,6 @@ in both directions: what is neither of the grounding part nor known to stand bes
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from underdraw.errors import InputError, WeightError
+from underdraw.formats import json_text
+from underdraw.formats.opening import map_file
 from underdraw.formats.pickles import read_pickle
 from underdraw.formats.stored import Checkpoint, StoredTensor
 from underdraw.networks import unet as network
@@ -30,7 +31,7 @@ from underdraw.networks.gligen.config import (
 )
 from underdraw.networks.gligen.sites import layout
 from underdraw.weights import architecture, folders, key_tables as keys, single_file
-from underdraw.weights.files import map_file, open_checkpoint
+from underdraw.weights.files import open_checkpoint
 from underdraw.weights.known_keys import GROUNDING_FILE, reason
 from underdraw.weights.match import match
 
@@ -118,8 +119,9 @@ def _from_file(
 ) -> Found:
     tensors = checkpoint.tensors
     if written := checkpoint.metadata.get(METADATA):
+        raw = json_text.parse(str(written), f"metadata {METADATA!r} is not readable")
         try:
-            config = read(GroundingConfig, json.loads(written))
+            config = read(GroundingConfig, raw)
         except (ValueError, TypeError, AttributeError) as error:
             raise WeightError(f"metadata {METADATA!r} is not readable: {error}") from error
         _same_kind(kind, config.kind)
