@@ -27,7 +27,7 @@ _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 
 @dataclass(frozen=True)
 class Limits:
-    """The most of a text: bytes, values (entries of lists and objects), containers in one another."""
+    """The most of a text: bytes, values (entries of lists and objects), levels of containers."""
 
     size: int = TEXT
     values: int = 1_000_000
@@ -73,14 +73,19 @@ _KINDS: Mapping[type, str] = {
 
 
 def parse(
-    text: bytes | str, source: str, limits: Limits = LIMITS, *, fault: Fault = WeightError
+    text: bytes | str,
+    source: str,
+    limits: Limits = LIMITS,
+    *,
+    fault: Fault = WeightError,
+    told: str = ": not readable as JSON",
 ) -> Any:
-    """The value of a JSON text, as UTF-8 (or UTF-16, UTF-32) or decoded. `source` stands first in
-    errors, which are of class `fault`."""
+    """The value of a JSON text, as UTF-8 (or UTF-16, UTF-32) or decoded. Errors are of class
+    `fault` and begin with `source` and `told`."""
     if isinstance(text, bytes):
         encoding = json.detect_encoding(text)
         raw = text
-        text = decoded(text, f"{source}: not readable as JSON", encoding, fault=fault)
+        text = decoded(text, f"{source}{told}", encoding, fault=fault)
         if not encoding.startswith("utf-8"):
             raw = text.encode(errors="replace")
     else:
@@ -94,7 +99,7 @@ def parse(
         if _SURROGATE.search(raw):
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise fault(f"{source}: not readable as JSON: {_reason(raw, error)}") from error
+        raise fault(f"{source}{told}: {_reason(raw, error)}") from error
     return content
 
 

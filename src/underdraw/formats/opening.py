@@ -5,13 +5,10 @@ would hang or never end. Each kind of file has a most that it can hold, and no m
 whatever a file says of itself.
 """
 
-import io
 import mmap
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 from underdraw.errors import NotFoundError, UnderdrawError, WeightError

@@ -7,15 +7,17 @@ are views of the mapped file (storage offsets, strides and shared storages inclu
 
 import mmap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from underdraw.errors import WeightError
+from underdraw.formats.opening import map_file
 from underdraw.formats.pickle_machine import (
     MAX_PROGRAM,
+    Global,
     LazyTensor,
     PickleError,
     Storage,
@@ -30,6 +32,7 @@ from underdraw.formats.stored import (
     Source,
     StoredTensor,
     Window,
+    check_sizes,
     looks_like,
     view,
 )
@@ -50,19 +53,41 @@ def read_pickle(path: Path, mapped: mmap.mmap) -> Checkpoint:
     dictionaries the names are joined by dots (`model.conv_in.weight`).
     """
     try:
-        if mapped[:4] == b"PK\x03\x04":
-            root, locate = _read_zip(mapped)
-        elif mapped[:1] == b"\x80":
-            root, locate = _read_legacy(mapped)
-        else:
-            what = looks_like(mapped[:512]) or "something unknown"
-            raise WeightError(f"{path}: not a PyTorch checkpoint but {what}")
+        root, locate = _read(path, mapped)
         lazy, metadata = _collect(root)
         source = Source(str(path), len(mapped))
         tensors = {name: _stored(source, name, t, locate) for name, t in lazy.items()}
     except PickleError as error:
         raise WeightError(f"{path}: {error}") from error
     return Checkpoint(tensors, metadata)
+
+
+def read_values(path: Path, make: Callable[[StoredTensor], Any]) -> Any:
+    """All that a `torch.save` file holds, where that is dictionaries, lists, tuples, numbers and
+    texts around tensors: a state of training. `make` gives what is to stand for each tensor.
+
+    Raises NotFoundError without a file, WeightError for one that is damaged or holds anything else.
+    """
+    mapped = map_file(path)
+    try:
+        root, locate = _read(path, mapped)
+        source = Source(str(path), len(mapped))
+        tensors = _flatten(root)
+        stored = {id(t): _stored(source, name, t, locate) for name, t in tensors.items()}
+        check_sizes(stored.values())
+        return _Values(lambda tensor: make(stored[id(tensor)])).of(root)
+    except PickleError as error:
+        raise WeightError(f"{path}: {error}") from error
+
+
+def _read(path: Path, mapped: mmap.mmap) -> tuple[Any, Any]:
+    """The value of the main pickle, and what finds the bytes of a storage."""
+    if mapped[:4] == b"PK\x03\x04":
+        return _read_zip(mapped)
+    if mapped[:1] == b"\x80":
+        return _read_legacy(mapped)
+    what = looks_like(mapped[:512]) or "something unknown"
+    raise WeightError(f"{path}: not a PyTorch checkpoint but {what}")
 
 
 # ---- containers -------------------------------------------------------------------------------
@@ -291,6 +316,36 @@ def _children(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     prefix = f"{name}." if name else ""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return ((f"{prefix}{key}", part) for key, part in items)
+
+
+class _Values:
+    """Copies a tree of plain values; what occurs in several places is copied once."""
+
+    def __init__(self, make: Callable[[LazyTensor], Any]):
+        self.make = make
+        self.done: dict[int, Any] = {}
+        self.doing: set[int] = set()
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, Stub | Global | Storage):
+            raise PickleError(f"holds {value!r:.80}, which is no plain value")
+        if not isinstance(value, LazyTensor | dict | list | tuple):
+            return value
+        if id(value) not in self.done:
+            if id(value) in self.doing or len(self.doing) > MAX_DEPTH:
+                raise PickleError("damaged: values inside of one another without an end")
+            self.doing.add(id(value))
+            self.done[id(value)] = self._copy(value)
+            self.doing.discard(id(value))
+        return self.done[id(value)]
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, LazyTensor):
+            return self.make(value)
+        if isinstance(value, dict):
+            return {key: self.of(part) for key, part in value.items()}
+        parts = [self.of(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
 
 
 def _stored(source: Source, name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:

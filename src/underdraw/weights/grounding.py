@@ -119,7 +119,8 @@ def _from_file(
 ) -> Found:
     tensors = checkpoint.tensors
     if written := checkpoint.metadata.get(METADATA):
-        raw = json_text.parse(str(written), f"metadata {METADATA!r} is not readable")
+        source = f"metadata {METADATA!r}"
+        raw = json_text.parse(str(written), source, told=" is not readable as JSON")
         try:
             config = read(GroundingConfig, raw)
         except (ValueError, TypeError, AttributeError) as error:
