@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -232,12 +231,13 @@ def load_vocabulary(source: Source, tokenizer: str | None) -> Any:
 
 def copy_texts(source: Path, target: Path) -> None:
     """Copy configs and vocabularies, but no weights."""
+    from underdraw.formats.opening import read_bytes
     from underdraw.weights.folders import is_weight_file
 
     for path in source.iterdir():
         is_text = path.is_file() and path.suffix in (".json", ".txt", ".model")
         if is_text and not is_weight_file(path.name):
-            shutil.copyfile(path, target / path.name)
+            (target / path.name).write_bytes(read_bytes(path))
 
 
 def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.lib import format as npy
 
 from underdraw.errors import WeightError
-from underdraw.formats.opening import Name, map_file, open_regular
+from underdraw.formats.archives import open_archive, read_entry
+from underdraw.formats.opening import Name, map_file
 from underdraw.formats.stored import are_indices, looks_like, possible
 
 _HEADER = 10_000
-_ENTRIES = 100
 
 
 def read_array(path: Name) -> np.ndarray:
@@ -39,23 +39,20 @@ def read_array(path: Name) -> np.ndarray:
 def read_arrays(path: Name) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file by name, as `numpy.savez` writes them: not compressed. Raises as
     `read_array`."""
-    arrays: dict[str, np.ndarray] = {}
-    with open_regular(path) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                entries = archive.infolist()
-                plain = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
-                if len(entries) > _ENTRIES or not plain:
-                    raise WeightError(f"{path} is no archive that numpy.savez writes")
-                for entry in entries:
-                    with archive.open(entry) as part:
-                        content = part.read(entry.file_size)
-                    arrays[entry.filename.removesuffix(".npy")] = _parsed(content, path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
-            if isinstance(error, WeightError):
-                raise
-            raise WeightError(f"{path}: damaged, or no archive of arrays: {error}") from error
-    return arrays
+    mapped = map_file(path)
+    try:
+        archive = open_archive(mapped)
+        entries = archive.infolist()
+        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not plain or sum(entry.file_size for entry in entries) > len(mapped):
+            raise WeightError(f"{path} is no archive that numpy.savez writes")
+        return {
+            entry.filename.removesuffix(".npy"): _parsed(read_entry(archive, entry), path)
+            for entry in entries
+        }
+    except zipfile.BadZipFile as error:
+        what = looks_like(mapped[:512]) or str(error)
+        raise WeightError(f"{path}: damaged, or no archive of arrays (.npz): {what}") from error
 
 
 def _parsed(content: bytes, path: Name) -> np.ndarray:

@@ -27,11 +27,13 @@ _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 
 @dataclass(frozen=True)
 class Limits:
-    """The most of a text: bytes, values (entries of lists and objects), levels of containers."""
+    """The most of a text: bytes, values (entries of lists and objects), levels of containers.
+    `nan` lets NaN pass, for readers that look at every number."""
 
     size: int = TEXT
     values: int = 1_000_000
     depth: int = 64
+    nan: bool = False
 
 
 LIMITS = Limits()
@@ -94,7 +96,10 @@ def parse(
     try:
         _check_extent(raw, limits)
         content = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_whole
+            text,
+            object_pairs_hook=_object,
+            parse_constant=float if limits.nan else _constant,
+            parse_int=_whole,
         )
         if _SURROGATE.search(raw):
             json.dumps(content, ensure_ascii=False).encode()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import WeightError
+from underdraw.formats.archives import open_archive, read_entry
 from underdraw.formats.opening import map_file
 from underdraw.formats.pickle_machine import (
     MAX_PROGRAM,
@@ -31,7 +32,6 @@ from underdraw.formats.stored import (
     Checkpoint,
     Source,
     StoredTensor,
-    Window,
     check_sizes,
     looks_like,
     view,
@@ -39,8 +39,6 @@ from underdraw.formats.stored import (
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MAX_CONTENTS = 1 << 23
-"""Bytes of an archive's list of contents: 8 MB, which is 80,000 entries of torch's."""
 MAX_DEPTH = 128  # of dictionaries inside dictionaries, or objects that stand for some
 INFLATED = 8
 """How many times larger than the file what was compressed may be; weights hardly shrink."""
@@ -145,16 +143,14 @@ class _ZipStorages:
 
 
 def _read_zip(mapped: mmap.mmap) -> tuple[Any, Any]:
-    window = Window(mapped, most=MAX_CONTENTS)
     try:
-        archive = zipfile.ZipFile(window)  # type: ignore[arg-type]
-        names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
+        archive = open_archive(mapped)
+    except zipfile.BadZipFile as error:
         raise PickleError(
             "truncated or damaged: a zip archive (torch.save) without its list of contents; "
             "download or copy it again"
         ) from error
-    window.most = None  # tensors may be larger
+    names = archive.namelist()
     programs = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     folder = programs[0][: -len("data.pkl")] if len(programs) == 1 else ""
     if len(folder) > MAX_NAME:
@@ -176,14 +172,9 @@ def _entry(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> byt
     if info.file_size > (MAX_PROGRAM if limit is None else limit):
         raise PickleError(f"entry {name!r} of {info.file_size:,} bytes is no checkpoint's")
     try:
-        with archive.open(info) as file:
-            # Not `archive.read`, which inflates 2 GB of an entry that calls itself small.
-            content = file.read(info.file_size)
-    except Exception as error:  # zlib, lzma and CRC errors have no common base
+        return read_entry(archive, info)
+    except zipfile.BadZipFile as error:
         raise PickleError(f"damaged: entry {name!r} cannot be read: {error}") from error
-    if len(content) != info.file_size:
-        raise PickleError(f"damaged: entry {name!r} is cut off")
-    return content
 
 
 def _read_legacy(mapped: mmap.mmap) -> tuple[Any, Any]:

@@ -100,7 +100,7 @@ def _header(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    fault = f"{path}: damaged header: tensor {name[:MAX_NAME]!r} "
+    fault = f"{path}: damaged header: tensor {name[:200]!r} "
     if len(name) > MAX_NAME:
         raise WeightError(f"{fault}has a name of {len(name):,} characters")
     try:

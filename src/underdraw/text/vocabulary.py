@@ -32,6 +32,9 @@ SPECIAL = (
     "mask_token",
 )
 MOST_MERGES = 1_000_000  # CLIP has 48,894
+MOST_ADDED = 20_000
+LONGEST = 1000
+"""Characters of a token that is added: the library builds an automaton of them."""
 _CLOSE = "</w>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -150,6 +153,9 @@ def as_added(token: Any, **defaults: Any) -> Any:
     """`token` (text, a dict from a config file, or the library's own) as an `AddedToken`."""
     from tokenizers import AddedToken
 
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str) and len(text) > LONGEST:
+        raise WeightError(f"an added token has {len(text):,} characters; allowed are {LONGEST:,}")
     if isinstance(token, dict):
         return AddedToken(**{**defaults, **{k: v for k, v in token.items() if k != "__type"}})
     return AddedToken(token, **defaults) if isinstance(token, str) else token

@@ -45,6 +45,9 @@ _OBJECT = '{"label": "a cat", "bbox": [0.1, 0.2, 0.5, 0.9]}'
 _LINE = f'{{"file_name": "cat.png", "text": "a cat", "objects": [{_OBJECT}]}}'
 
 
+_OBJECTS = json_text.Limits(nan=True)  # told with the object it is in
+
+
 @dataclass(frozen=True)
 class Annotated:
     """A picture file, its captions to choose from (none: its phrases are listed), and where things
@@ -187,7 +190,7 @@ def _beside(path: Path, pixels: bool) -> Annotated | None:
     told = path.with_suffix(".txt")
     texts = (read_text(told, LINE, fault=InputError).strip(),) if is_regular(told) else ()
     if sidecar.suffix == ".json":
-        raw = json_text.read(sidecar, fault=InputError)
+        raw = json_text.read(sidecar, _OBJECTS, fault=InputError)
         if isinstance(raw, dict) and "objects" in raw:
             texts = _texts(raw.get("text"), str(sidecar)) or texts
             raw = raw["objects"]
@@ -246,7 +249,7 @@ def _lines(path: Path) -> Iterator[tuple[Any, str]]:
     """What each line of a JSON lines file holds, and where that is."""
     for number, line in read_lines(path, fault=InputError):
         at = f"{path}:{number}"
-        yield json_text.parse(line, at, fault=InputError, told=" is not JSON"), at
+        yield json_text.parse(line, at, _OBJECTS, fault=InputError, told=" is not JSON"), at
 
 
 # -- COCO ----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from underdraw.errors import InputError, WeightError
+from underdraw.errors import InputError, UnderdrawError, WeightError
 from underdraw.formats import json_text
 from underdraw.formats.opening import map_file
 from underdraw.formats.pickles import read_pickle
@@ -86,6 +86,10 @@ def read_grounding(
     except WeightError as error:
         told = str(error)
         raise WeightError(told if told.startswith(str(path)) else f"{path}: {told}") from error
+    except (LookupError, ArithmeticError, ValueError) as error:
+        if isinstance(error, UnderdrawError):
+            raise
+        raise WeightError(f"{path}: names and shapes are no grounding part's ({error})") from error
 
 
 def _from_folder(

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from underdraw.errors import InputError, WeightError
+from underdraw.errors import InputError, UnderdrawError, WeightError
 from underdraw.formats import json_text
 from underdraw.formats.stored import Checkpoint, StoredTensor
 from underdraw.weights import architecture, key_tables as keys, text_towers
@@ -77,6 +77,13 @@ def read_single_file(
         return _read(checkpoint, prediction_type, extract_ema, configs or {})
     except WeightError as error:
         raise WeightError(f"{place}: {error}") from error
+    except (LookupError, ArithmeticError, ValueError) as error:
+        if isinstance(error, UnderdrawError):
+            raise
+        raise WeightError(f"{place}: {_NO_SHAPES} ({error})") from error
+
+
+_NO_SHAPES = "names and shapes are not those of a Stable Diffusion 1 or 2 checkpoint"
 
 
 def _read(
