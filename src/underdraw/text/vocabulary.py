@@ -132,7 +132,9 @@ def read_vocab(vocab: Mapping[str, int] | str | os.PathLike[str]) -> dict[str, i
 
 def read_merges(merges: Iterable[Any] | str | os.PathLike[str]) -> list[tuple[str, str]]:
     """Pairs in order of rank, from pairs, strings `"a b"`, or a `merges.txt`."""
+    source = ""
     if isinstance(merges, (str, os.PathLike)):
+        source = f"{os.fspath(merges)}: "
         lines = _text(Path(merges))
         if lines is None:
             raise NotFoundError(f"there are no merges at {merges}")
@@ -144,7 +146,7 @@ def read_merges(merges: Iterable[Any] | str | os.PathLike[str]) -> list[tuple[st
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if len(pair) != 2:
-            raise WeightError(f"a merge joins two symbols; got {merge!r}")
+            raise WeightError(f"{source}a merge joins two symbols; got {merge!r:.80}")
         pairs.append((pair[0], pair[1]))
     return pairs
 
