@@ -451,7 +451,8 @@ def assert_not_mixed(
 def test_everything_is_written_by_the_functions_under_test() -> None:
     """A writer that opens files by itself would not survive what these tests try."""
     source = Path(underdraw.__file__).parent
-    own = {source / "weights" / f"{n}.py" for n in ("atomic", "leftovers", "replacing")}
+    names = ("formats/leftovers", "formats/writing", "weights/atomic", "weights/replacing")
+    own = {source / f"{name}.py" for name in names}
     found = {}
     for path in source.rglob("*.py"):
         text = path.read_text()

@@ -11,9 +11,11 @@ import pytest
 from weights.kills import files_in
 
 from underdraw.errors import InputError, WeightError
+from underdraw.formats import leftovers
+from underdraw.formats.writing import write_file, writing_file
 from underdraw.models import UNet2DConditionModel
-from underdraw.weights import hub, leftovers, replacing, save
-from underdraw.weights.atomic import write_file, writing_file, writing_folder
+from underdraw.weights import hub, replacing, save
+from underdraw.weights.atomic import writing_folder
 from underdraw.weights.folders import component_files, open_weights
 from underdraw.weights.replacing import JOURNAL, LIST, NEW, OLD, settle
 
@@ -88,7 +90,8 @@ def test_processes_that_are_really_killed(tmp_path):
 WAITING = """
 import sys
 from pathlib import Path
-from underdraw.weights.atomic import writing_file, writing_folder
+from underdraw.formats.writing import writing_file
+from underdraw.weights.atomic import writing_folder
 with writing_folder(sys.argv[1]) as new, writing_file(sys.argv[2]) as file:
     file.write(b"half")
     print("writing", flush=True)

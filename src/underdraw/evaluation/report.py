@@ -6,7 +6,6 @@ Everything in it is written whole or not at all, so an interrupted run goes on w
 from __future__ import annotations
 
 import json
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from underdraw.errors import InputError, WeightError
-from underdraw.weights.atomic import write_file, writing_file
-from underdraw.weights.folders import read_json
-from underdraw.weights.leftovers import is_empty
+from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats import arrays
+from underdraw.formats.json_text import read_object
+from underdraw.formats.leftovers import is_empty
+from underdraw.formats.writing import write_file, writing_file
 
 RUN, REPORT, TABLE, SHEET = "run.json", "report.json", "table.txt", "sheet.png"
 Item = TypeVar("Item")
@@ -93,7 +93,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         write_file(run, json.dumps(settings, indent=1).encode())
         return
     try:
-        kept = read_json(run)
+        kept = read_object(run)
     except WeightError as error:
         raise InputError(f"folder={str(folder)!r}: {error}; name another one") from error
     changed = [name for name in settings if kept.get(name) != settings[name]]
@@ -109,20 +109,17 @@ def write_picture(path: Path, picture: Any) -> None:
         picture.save(file, "PNG")
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, named: Mapping[str, np.ndarray]) -> None:
     """Arrays by name, whole or not at all."""
     with writing_file(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **named)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """What `write_arrays` wrote; None where there is none, or a file that cannot be read."""
     try:
-        with open(path, "rb") as file, np.load(file) as held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-    except (AttributeError, TypeError):  # a single array
+        return arrays.read_arrays(path)
+    except (NotFoundError, WeightError):
         return None
 
 

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from underdraw.backends.torch_weights import tensor
 from underdraw.errors import WeightError
-from underdraw.weights.atomic import write_file
+from underdraw.formats.pickles import read_values
+from underdraw.formats.writing import write_file
 
 from .augment import augment
 from .examples import SEED, Examples, render_examples
@@ -163,10 +165,10 @@ def train(examples: Examples, config: TrainConfig, state_path: Path | None = Non
     kept: dict = {"epochs": 0}
     before = 0
     if state_path is not None and state_path.exists():
+        kept = read_values(state_path, lambda stored: tensor(stored).clone())
         try:
-            kept = torch.load(state_path, weights_only=True)
             network.load_state_dict(kept["network"])
-        except Exception as error:  # the library raises many kinds
+        except (LookupError, RuntimeError, TypeError) as error:
             raise WeightError(f"{state_path} is no state of this training: {error}") from error
     for phase in config.phases:
         labels = examples.labels[: phase.renders]

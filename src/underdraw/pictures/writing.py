@@ -13,8 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
+from underdraw.formats.json_text import as_object, parse
+from underdraw.formats.writing import writing_file
 from underdraw.pictures.files import opened
-from underdraw.weights.atomic import writing_file
 
 METADATA = "underdraw"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -76,13 +77,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with opened(path) as image:
         text = image.info.get(METADATA)
-    try:
-        found = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
+    if not isinstance(text, str):
         raise InputError(f"{os.fspath(path)!r} holds no underdraw metadata")
-    return found
+    source = f"{os.fspath(path)!r}: its underdraw metadata"
+    return as_object(parse(text, source, fault=InputError), source, fault=InputError)
 
 
 def grid(images: list[Any], columns: int | None = None, gap: int = 4) -> Any:

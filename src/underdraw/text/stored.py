@@ -70,9 +70,13 @@ class StoredTokenizer:
         )
         added = {index: vocabulary.as_added(t) for index, t in sorted((added_tokens or {}).items())}
         tokens = list(added.values())
-        present = {token.content for token in tokens}
+        if len(added) + len(extra_special_tokens) > vocabulary.MOST_ADDED:
+            raise WeightError(f"over {vocabulary.MOST_ADDED:,} tokens are added to the vocabulary")
+        present, seen = {token.content for token in tokens}, set()
         for token in [*named.values(), *extra_special_tokens]:
-            if _text(token) not in present and token not in tokens:
+            key = token if isinstance(token, str) else repr(token)  # the same text may come twice
+            if _text(token) not in present and key not in seen:
+                seen.add(key)
                 tokens.append(token)
         specials = set(texts.values())
         self.backend_tokenizer.add_tokens([_special(token, specials) for token in tokens])

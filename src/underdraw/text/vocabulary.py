@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats import opening
 from underdraw.weights import folders, save
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -30,6 +31,10 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
+MOST_MERGES = 1_000_000  # CLIP has 48,894
+MOST_ADDED = 20_000
+LONGEST = 1000
+"""Characters of a token that is added: the library builds an automaton of them."""
 _CLOSE = "</w>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -84,7 +89,7 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"vocab": model["vocab"], "merges": model.get("merges", [])}
     else:
         names = ("vocab.json", "merges.txt")
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not opening.is_regular(folder / name)]
         if missing:
             raise NotFoundError(
                 f"{folder} holds no tokenizer: needed are tokenizer.json, or vocab.json and"
@@ -127,17 +132,21 @@ def read_vocab(vocab: Mapping[str, int] | str | os.PathLike[str]) -> dict[str, i
 
 def read_merges(merges: Iterable[Any] | str | os.PathLike[str]) -> list[tuple[str, str]]:
     """Pairs in order of rank, from pairs, strings `"a b"`, or a `merges.txt`."""
+    source = ""
     if isinstance(merges, (str, os.PathLike)):
+        source = f"{os.fspath(merges)}: "
         lines = _text(Path(merges))
         if lines is None:
             raise NotFoundError(f"there are no merges at {merges}")
+        if lines.count("\n") > MOST_MERGES:
+            raise WeightError(f"{merges}: more than {MOST_MERGES:,} lines")
         lines = [line.rstrip("\r") for line in lines.split("\n")]
         merges = [line for line in lines if line and not line.startswith("#version")]
     pairs = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if len(pair) != 2:
-            raise WeightError(f"a merge joins two symbols; got {merge!r}")
+            raise WeightError(f"{source}a merge joins two symbols; got {merge!r:.80}")
         pairs.append((pair[0], pair[1]))
     return pairs
 
@@ -146,6 +155,9 @@ def as_added(token: Any, **defaults: Any) -> Any:
     """`token` (text, a dict from a config file, or the library's own) as an `AddedToken`."""
     from tokenizers import AddedToken
 
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str) and len(text) > LONGEST:
+        raise WeightError(f"an added token has {len(text):,} characters; allowed are {LONGEST:,}")
     if isinstance(token, dict):
         return AddedToken(**{**defaults, **{k: v for k, v in token.items() if k != "__type"}})
     return AddedToken(token, **defaults) if isinstance(token, str) else token
@@ -260,13 +272,8 @@ def _dump(value: Any) -> str:
 
 
 def _text(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise WeightError(f"{path} is not text: {error}") from error
+    return opening.read_text(path) if opening.is_regular(path) else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return folders.read_json(path) if path.is_file() else None
+    return folders.read_json(path) if opening.is_regular(path) else None

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from underdraw.errors import InputError
+from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats.arrays import read_array
+from underdraw.formats.writing import writing_file
 from underdraw.models import AutoencoderKL
 from underdraw.training.data import Examples, shuffled, to_signed
 from underdraw.training.loop import Batch, Draw, Figures, autocast, resolve_precision
-from underdraw.weights.atomic import writing_file
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def encode_all(
                 saved = time.monotonic()
     _keep(path, parts)
     partial.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    return read_array(path)
 
 
 _KEEP = 60.0
@@ -213,9 +214,8 @@ def _keep(path: Path, parts: list[np.ndarray]) -> None:
 
 def _kept(path: Path) -> np.ndarray | None:
     try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file)
-    except (OSError, ValueError, EOFError):  # not there, or torn
+        return np.array(read_array(path))  # a copy: the file is written anew
+    except (NotFoundError, WeightError):
         return None
 
 

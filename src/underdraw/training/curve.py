@@ -14,7 +14,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from underdraw.weights.atomic import write_file, writing_file
+from underdraw.errors import NotFoundError, WeightError
+from underdraw.formats.opening import MB, read_bytes
+from underdraw.formats.writing import write_file, writing_file
 
 CURVE, PICTURE, MEASURED = "curve.csv", "curve.png", "measured.csv"
 Row = dict[str, float]
@@ -83,9 +85,10 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 
 def _read(path: Path) -> list[Row]:
-    if not path.is_file():
+    try:
+        text = read_bytes(path, 64 * MB).decode("utf-8", "replace").replace("\0", "")
+    except (NotFoundError, WeightError):
         return []
-    text = path.read_text("utf-8", "replace").replace("\0", "")
     whole = text[: text.rfind("\n") + 1]  # of a torn number nobody can tell
     found: list[Row] = []
     with suppress(csv.Error):

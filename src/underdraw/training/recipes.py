@@ -21,6 +21,8 @@ import numpy as np
 import torch
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats.arrays import read_array
+from underdraw.formats.json_text import read_object
 from underdraw.models import (
     AutoencoderKL,
     CLIPImageProcessor,
@@ -48,7 +50,6 @@ from underdraw.training.text_tower import TextTowerTask, initialise, scenes_toke
 from underdraw.training.truth import TruthHeads
 from underdraw.training.views import Views, render_views
 from underdraw.weights.atomic import writing_folder
-from underdraw.weights.folders import read_json
 from underdraw.weights.save import write_json
 
 LATENTS, FACTS = "latents.npy", "latents.json"
@@ -234,7 +235,7 @@ class Workshop:
             NotFoundError: it has not done that yet.
             WeightError: its file cannot be read; the stage writes it anew.
         """
-        told = read_json(self._needs("latents", FACTS))
+        told = read_object(self._needs("latents", FACTS))
         factor = told.get("scaling_factor")
         if not isinstance(factor, float) or not 0 < factor < math.inf:
             raise WeightError(
@@ -416,7 +417,7 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = np.load(shop._needs("latents", LATENTS), mmap_mode="r")
+    latents = read_array(shop._needs("latents", LATENTS))
     family = _on(where["device"], shop.family(trained=False))
     task = TextToImageTask(family, shop.examples, shop.recipe.denoiser, latents)
     _train(shop, "denoiser", task, minutes, where)
@@ -440,7 +441,7 @@ def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = np.load(shop._needs("latents", LATENTS), mmap_mode="r")
+    latents = read_array(shop._needs("latents", LATENTS))
     family = _on(where["device"], shop.family())
     if "image_encoder" not in family:
         raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from underdraw.errors import InputError
+from underdraw.formats.writing import writing_file
 from underdraw.networks.sites import NO_SITES
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -22,7 +23,6 @@ from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.truth import Recorder, TruthHeads
-from underdraw.weights.atomic import writing_file
 
 ADVICE = Advice(guidance_scale=4.5)
 """For small networks: at the usual 7.5 colours of theirs go over."""

@@ -1,44 +1,18 @@
-"""Files and folders that are whole whenever somebody looks: as before, or as they were to be.
+"""Folders that are whole whenever somebody looks: as before, or as they were to be.
 
-Everything that this package writes goes through here. A file is written beside its place, flushed
-to disk and moved over the old one in one step; a folder is prepared whole and takes its place in
-one step, or, where there is one already, as `weights.replacing` tells.
+A new one is prepared whole and takes its place in one step; one that is there already is replaced
+as `weights.replacing` tells. Single files are written by `formats.writing`.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from underdraw.errors import InputError
-from underdraw.weights import leftovers
-from underdraw.weights.replacing import NEW, replace_files, settle, sync
-
-
-@contextmanager
-def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """An open file that becomes `path` when the block ends well, and vanishes when not."""
-    path = Path(path)
-    if leftovers.is_private(path):
-        with open(path, "wb") as file:
-            yield file
-        return
-    leftovers.clear(path.parent, path.name)
-    with leftovers.held_file(path.parent, path.name) as (beside, file):
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        if not leftovers.CAN_LOCK:  # such systems move no open files
-            file.close()
-        os.replace(beside, path)
-    sync([path.parent])
-
-
-def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with writing_file(path) as file:
-        file.write(content)
+from underdraw.formats import leftovers
+from underdraw.formats.writing import sync
+from underdraw.weights.replacing import NEW, replace_files, settle
 
 
 @contextmanager

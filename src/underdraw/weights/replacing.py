@@ -8,7 +8,6 @@ loads. Whoever reads or writes the folder next calls `settle`, which goes on whe
 is left to do can be told from where the files are.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -19,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from underdraw.errors import InputError, WeightError
-from underdraw.weights import folders, leftovers
+from underdraw.formats import leftovers
+from underdraw.formats.writing import sync
+from underdraw.weights import folders
 
 JOURNAL = ".underdraw-saving"
 NEW, OLD, LIST = "new", "old", "list.json"
@@ -144,23 +145,6 @@ def outdated(folder: Path, written: Iterable[str]) -> list[str]:
         if name not in written
         and (name in rest or ((parsed := folders.parse(name)) and parsed.variant in kinds))
     ]
-
-
-def sync(paths: Iterable[Path]) -> None:
-    """Make files, and renames in folders, last through a power cut, where the system can.
-
-    Raises OSError where the disk is full or broken.
-    """
-    for path in paths:
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:  # others only say that this system cannot
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                raise
 
 
 def _compare(place: Path, target: Path) -> Replacing:

@@ -11,9 +11,10 @@ import numpy as np
 
 from underdraw.errors import InputError
 from underdraw.formats.safetensors import DTYPES
-from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, stored
+from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, check_sizes, stored
+from underdraw.formats.writing import write_file, writing_file
 from underdraw.weights import folders
-from underdraw.weights.atomic import write_file, writing_file, writing_folder
+from underdraw.weights.atomic import writing_folder
 
 CODES = {ours: theirs for theirs, ours in DTYPES.items()}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -118,6 +119,7 @@ def _as_stored(tensors: Tensors) -> dict[str, StoredTensor]:
         if tensor.dtype not in CODES:
             raise InputError(f"{name}: safetensors files hold no {tensor.dtype}")
         named[name] = tensor
+    check_sizes(named.values())
     return named
 
 

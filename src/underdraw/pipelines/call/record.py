@@ -13,6 +13,7 @@ from underdraw.backends.hardware import has_channels_last
 from underdraw.controls.run import Run
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
+from underdraw.formats.json_text import parse
 from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.plan import Plan
@@ -104,7 +105,7 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
             something that `changes` does not give.
     """
     try:
-        found = json.loads(metadata) if isinstance(metadata, str) else metadata
+        found = parse(metadata, "metadata") if isinstance(metadata, str) else metadata
         call, missing = {**found["call"]}, set(found["missing"])
         kind, compat, config = found["pipeline"], found["compat"], found["scheduler"]
         settings = Settings(**found["settings"])

@@ -1,0 +1,57 @@
+"""Files that are whole whenever somebody looks: as before, or as they were to be.
+
+Everything that this package writes goes through here, or, for whole folders, through
+`weights.atomic`. A file is written beside its place, flushed to disk and moved over the old one in
+one step.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from underdraw.formats import leftovers
+
+
+@contextmanager
+def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """An open file that becomes `path` when the block ends well, and vanishes when not."""
+    path = Path(path)
+    if leftovers.is_private(path):
+        with open(path, "wb") as file:
+            yield file
+        return
+    leftovers.clear(path.parent, path.name)
+    with leftovers.held_file(path.parent, path.name) as (beside, file):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if not leftovers.CAN_LOCK:  # such systems move no open files
+            file.close()
+        os.replace(beside, path)
+    sync([path.parent])
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with writing_file(path) as file:
+        file.write(content)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Make files, and renames in folders, last through a power cut, where the system can.
+
+    Raises OSError where the disk is full or broken.
+    """
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:  # others only say that this system cannot
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
