@@ -325,6 +325,11 @@ WRITERS = {
         lambda p: DDIMScheduler.from_pretrained(p).config.num_train_timesteps,
         gate="scheduler_config.json",
     ),
+    "config of a network": Writer(
+        lambda p, v: CLIPTextModel(**{**TEXT, "hidden_size": 8 * v}).save_config(p),
+        lambda p: CLIPTextModel.load_config(p)["hidden_size"] // 8,
+        gate="config.json",
+    ),
     "grounding folder": Writer(
         lambda p, v: save_grounding(filled(Grounding, v), p),
         lambda p: value_in(load_grounding(p)),
@@ -395,7 +400,7 @@ def test_what_is_there_is_old_or_new(
             break
         assert fault != "full" or not isinstance(error, OSError) or error.errno == errno.ENOSPC
         left = files_in(now)
-        if left == old and at > STRIDE[fault]:  # as if nothing had been tried
+        if left == old and seen:  # as if nothing had been tried
             continue
         assert_not_mixed(visible(left), old, new, gate)
         # What follows depends on nothing else, so it is tried once for each of them.
@@ -417,8 +422,8 @@ def test_what_is_there_is_old_or_new(
         shutil.rmtree(now)
     assert_only(now, new, gate)
     assert at > 3
-    assert 1 in seen
-    assert fault != "killed" or 2 in seen  # some come after what decides
+    # Some come before what decides, some after; what leaves no trace at all is not among them.
+    assert seen == {1, 2} if fault == "killed" else seen <= {1, 2}
 
 
 def assert_only(folder: Path, files: dict[str, bytes], gate: str, clean: bool = True) -> None:

@@ -14,6 +14,7 @@ from underdraw.errors import InputError, WeightError
 from underdraw.formats import leftovers
 from underdraw.formats.writing import write_file, writing_file
 from underdraw.models import UNet2DConditionModel
+from underdraw.schedulers import DDIMScheduler
 from underdraw.weights import hub, replacing, save
 from underdraw.weights.atomic import writing_folder
 from underdraw.weights.folders import component_files, open_weights
@@ -154,6 +155,7 @@ def test_every_way_to_a_half_moved_folder_finds_it_whole(tmp_path):
         "from above": lambda f: settle(f),
         "as a part": lambda f: hub.resolve(f, subfolder="unet"),
         "by a save": lambda f: write(f / "unet", 2),
+        "by a config": lambda f: DDIMScheduler().save_pretrained(f / "unet"),
         "by a save above": lambda f: save.save_weights(f, {"a": np.ones(1)}),
     }
     for name, way in ways.items():
@@ -221,6 +223,26 @@ def test_a_journal_from_elsewhere_moves_nothing_outside(tmp_path, listed, says):
     with pytest.raises(WeightError, match=says):
         hub.resolve(folder)
     assert files_in(tmp_path) == before
+
+
+def test_a_journal_of_somebody_else_moves_nothing(tmp_path, monkeypatch):
+    """As in a folder that all may write into."""
+    folder = half_moved(tmp_path / "model")
+    before, lstat = files_in(folder), os.lstat
+
+    def of_another(path, **options):
+        found = list(lstat(path, **options))
+        found[4] += 1 if str(path).endswith(JOURNAL) else 0
+        return os.stat_result(found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", of_another)
+        settle(folder)
+        assert files_in(folder) == before
+        with pytest.raises(OSError, match=JOURNAL):
+            write(folder, 3)
+    assert files_in(folder) == before
+    assert value_in(folder) == 2
 
 
 def test_leftovers_are_told_by_their_whole_name(tmp_path):
@@ -314,7 +336,7 @@ def test_systems_without_locks_move_closed_files(tmp_path, monkeypatch):
         return files[-1]
 
     def closed(source, target):
-        assert files[-1].closed and files[-1].name == source
+        assert files[-1].closed and str(files[-1].name) == str(source)
         replace(source, target)
 
     monkeypatch.setattr("builtins.open", remembered)

@@ -114,8 +114,8 @@ class Model:
     def save_config(self, folder: str | Path, **familiar: Any) -> None:
         """Write `config.json` alone; what else the folder holds stays."""
         drop_neutral(f"{type(self).__name__}.save_config", familiar, SAVING, ())
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save.write_json(Path(folder) / "config.json", self.export_config())
+        with save.writing_folder(folder) as place:
+            save.write_json(place / "config.json", self.export_config())
 
     @classmethod
     def from_pretrained(

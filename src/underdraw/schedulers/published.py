@@ -17,7 +17,7 @@ from underdraw.solvers.configs import Config
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 from underdraw.weights.folders import read_json
 from underdraw.weights.hub import resolve
-from underdraw.weights.save import write_json
+from underdraw.weights.save import write_json, writing_folder
 
 FILE = "scheduler_config.json"
 
@@ -169,11 +169,10 @@ class Published:
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
         """Write `scheduler_config.json`, whole or not at all; the familiar library reads it."""
-        target = Path(folder)
-        if target.is_file():
+        if os.path.isfile(folder):
             raise InputError(f"folder={str(folder)!r} is a file")
-        target.mkdir(parents=True, exist_ok=True)
-        write_json(target / FILE, self._plain_config())
+        with writing_folder(folder) as place:
+            write_json(place / FILE, self._plain_config())
 
     save_config = save_pretrained
 

@@ -11,6 +11,7 @@ is left to do can be told from where the files are.
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -98,9 +99,9 @@ def replace_files(place: Path, target: Path) -> None:
             os.rename(place, target / JOURNAL)
             break
         except OSError:
-            if not os.path.lexists(target / JOURNAL):
+            if not _is_half_moved(target):
                 raise
-            settle(target)  # another process was quicker
+            _finish(target)  # another process was quicker
     todo = Replacing(target, target / JOURNAL, todo.new, todo.gone)
     made = [folder for folder in todo.folders() if not folder.exists()]
     try:
@@ -165,7 +166,7 @@ def _compare(place: Path, target: Path) -> Replacing:
 
 def _finish(target: Path) -> None:
     journal = target / JOURNAL
-    if not os.path.isdir(journal):
+    if not _is_half_moved(target):
         return
     try:
         for _ in range(PATIENCE):
@@ -176,7 +177,7 @@ def _finish(target: Path) -> None:
                     return
             time.sleep(PAUSE)  # a living process brings its files to their places
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not os.path.isdir(journal):
+        if isinstance(error, FileNotFoundError) and not _is_half_moved(target):
             return
         raise WeightError(
             f"{target}: a save was interrupted while files were moved, and they cannot be moved "
@@ -184,6 +185,17 @@ def _finish(target: Path) -> None:
             f"{journal / OLD}"
         ) from error
     raise WeightError(f"{target}: another process is writing into it and does not end")
+
+
+def _is_half_moved(target: Path) -> bool:
+    """Whether there is a journal of one's own, or of whom the folder belongs to: in a folder that
+    all may write into, others could have files moved by it."""
+    try:
+        journal, folder = os.lstat(target / JOURNAL), os.stat(target)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    own = os.geteuid() if hasattr(os, "geteuid") else folder.st_uid
+    return stat.S_ISDIR(journal.st_mode) and journal.st_uid in (own, folder.st_uid)
 
 
 def _read(target: Path) -> Replacing:

@@ -14,6 +14,7 @@ from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection,
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.weights import hub as hubs
+from underdraw.weights.replacing import settle
 
 
 class Sight(NamedTuple):
@@ -97,6 +98,8 @@ class Attached:
         known = adapter_kind(kind)
         if kind not in self.by_kind:
             found, folder = {}, own_folder(components.source)
+            if folder is not None:
+                settle(folder / known.folder)
             if folder is not None and (folder / known.folder / "config.json").exists():
                 name, network = known.read(components, folder / known.folder)
                 found = {name: network}
