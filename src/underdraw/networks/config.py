@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
+from underdraw.errors import InputError
 from underdraw.schema import Length, OneOf, Range, Schema, fault, read as read, shown
 
 
@@ -45,6 +46,18 @@ def require_divisor(owner: str, name: str, value: Any, of: str, width: int) -> N
     """Raise an `InputError` naming the config field unless `value` splits `width` evenly."""
     if not isinstance(value, int) or value < 1 or width % value:
         raise fault(owner, f"{name}={value!r} is not supported; allowed: divisors of {of}={width}")
+
+
+def inner_config(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of a config of a whole CLIP that is about one tower; a tower's own has no parts.
+
+    Raises:
+        InputError: there is something else under its name.
+    """
+    inner = raw.get(name) or raw
+    if not isinstance(inner, Mapping):
+        raise InputError(f"CLIP config: {name}={shown(inner)} is not supported; allowed: an object")
+    return dict(inner)
 
 
 def _thaw(value: Any) -> Any:

@@ -45,4 +45,5 @@ def ddpm_table(
         steps = check_steps(steps, train)
         timesteps = spaced(train, steps, config.timestep_spacing, config.steps_offset)
     rows = Rows(config.prediction_type, config.clip)
-    return ddpm(schedule, timesteps, rows, config.variance_type.startswith("fixed_large"))
+    large = config.variance_type in ("fixed_large", "fixed_large_log")
+    return ddpm(schedule, timesteps, rows, large)
