@@ -28,7 +28,7 @@ from numbers import Integral, Real
 from reprlib import Repr
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from underdraw.errors import InputError
+from underdraw.errors import InputError, WeightError
 
 MOST_ENTRIES = 100_000
 """Of a list, where its annotation says nothing else."""
@@ -210,8 +210,9 @@ def within(where: Any) -> Iterator[None]:
     """Messages of what is read inside name the file it comes from, or the class it is for."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    except (InputError, WeightError) as error:
+        kind = InputError if isinstance(error, InputError) else WeightError
+        raise kind(f"{where}: {error}") from None
 
 
 _SHORT = Repr()
