@@ -212,7 +212,8 @@ def within(where: Any) -> Iterator[None]:
         yield
     except (InputError, WeightError) as error:
         kind = InputError if isinstance(error, InputError) else WeightError
-        raise kind(f"{where}: {error}") from None
+        told = str(error)
+        raise kind(told if told.startswith(str(where)) else f"{where}: {told}") from None
 
 
 _SHORT = Repr()
@@ -377,7 +378,8 @@ def described(hint: Any) -> str:
     words = _WORDS.get(get_origin(kind) or kind, "an object")
     if kind is float and any(isinstance(rule, Range) for rule in rules):
         words = "a number"
-    return ", ".join((words, *map(str, rules))) if rules else words
+    told = (f"of {rule} signs" if isinstance(rule, Length) else str(rule) for rule in rules)
+    return ", ".join((words, *told))
 
 
 def _described_list(kinds: tuple[Any, ...], rules: Sequence[Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, InputTypeError, WeightError
+from underdraw.schema import within
 from underdraw.text import tokens, vocabulary
 from underdraw.weights import hub
 
@@ -104,7 +105,9 @@ class StoredTokenizer:
         where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         place = hub.resolve(name, subfolder=subfolder or "", weights=False, **where)
         folder = Path(place, subfolder or "")
-        return cls(**{**vocabulary.read_folder(folder), **options})
+        arguments = {**vocabulary.read_folder(folder), **options}
+        with within(folder):
+            return cls(**arguments)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that this class and transformers 4 and 5 read."""

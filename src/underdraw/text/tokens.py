@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from underdraw.errors import WeightError
-from underdraw.schema import Length, Range, Schema, accept, fault, read, shown
+from underdraw.schema import Length, Range, Schema, accept, fault, read, shown, within
 
 OWNER = "tokenizer"
 MOST_ID = 2**24
@@ -22,8 +22,6 @@ MaxLength = Annotated[int, Range(1, 10**31)]
 @dataclass(frozen=True)
 class Token(Schema):
     """A special or added token as config files spell it out; None: the library's default."""
-
-    owner = "token"
 
     content: Text
     single_word: bool | None = None
@@ -40,10 +38,8 @@ def as_token(name: str, value: Any) -> Any:
         InputError: it is none of these.
     """
     if isinstance(value, Mapping):
-        try:
+        with within(f"{OWNER}: {name}"):
             token = read(Token, value)
-        except ValueError as error:
-            raise fault(OWNER, f"{name}: {error}") from None
         said = {each.name: getattr(token, each.name) for each in fields(token)}
         return {field: kept for field, kept in said.items() if kept is not None}
     if isinstance(getattr(value, "content", None), str):
