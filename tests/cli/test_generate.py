@@ -51,7 +51,7 @@ def test_each_picture_of_several_comes_again_bit_by_bit(run, tiny):
     assert done.stdout.split() == ["x-0.png", "x-1.png", "x-2.png", "x.png"]
     assert pixels("x.png").shape == (2 * 44 - 4, 2 * 76 - 4, 3)
     for i in range(3):
-        again = run("generate", "--again", f"x-{i}.png", "--out", "y.png")
+        again = run("generate", "--again", f"x-{i}.png", "--out", "y.png", "--force")
         assert "DPMSolverMultistepScheduler, 2 steps" in again.stderr
         with open(f"x-{i}.png", "rb") as first, open("y.png", "rb") as second:
             assert first.read() == second.read()
@@ -64,7 +64,7 @@ def test_the_memory_layout_comes_again(run, tiny, dtype):
     call = ("--steps", 1, "--height", 128, "--width", 128, "--dtype", dtype, "--no-grid")
     run("generate", "a cone", "-n", 6, "--model", tiny, *call, "--out", "x.png")
     for i in range(6):
-        run("generate", "--again", f"x-{i}.png", "--out", "y.png")
+        run("generate", "--again", f"x-{i}.png", "--out", "y.png", "--force")
         assert np.array_equal(pixels(f"x-{i}.png"), pixels("y.png"))
 
 
@@ -146,7 +146,7 @@ def test_a_model_advises_its_guidance(run, tiny, advised):
         (advised, ("--guidance", 6), 6.0),
         (tiny, (), 7.5),
     ):
-        run("generate", "a cone", "--model", model, *QUICK, *arguments, "--out", "a.png")
+        run("generate", "a cone", "--model", model, *QUICK, *arguments, "--out", "a.png", "--force")
         assert read_metadata("a.png")["call"]["guidance_scale"] == scale
     # A picture that was made with another one keeps it.
     run("generate", "a cone", "--again", "a.png", "--model", advised, "--out", "b.png")
@@ -241,10 +241,10 @@ def test_solver_help_lists_them(run):
     [
         (["--solver", "foo"], "--solver foo is not known; allowed: ddim"),
         (["--height", "30"], "height=30 is not a multiple of 8"),
-        (["--guidance", "nan"], "guidance_scale"),
+        (["--guidance", "nan"], "--guidance=nan is out of range"),
         (["--device", "tpu9"], "device='tpu9' is not known"),
         (["--device", "cuda:77"], "device='cuda:77' is not on this machine; allowed: cpu"),
-        (["--out", "x.jpg"], "written as .png"),
+        (["--out", "x.gif"], "written as .png, .jpg, .jpeg or .webp"),
         (["--out", "file/x.png"], "is a file"),
         (["--out", "file"], "is a file"),
         (["--variant", "fp16"], "variant 'fp16'"),

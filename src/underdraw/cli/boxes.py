@@ -9,6 +9,8 @@ from typing import Any
 
 import typer.core
 
+from underdraw.cli import embedded
+from underdraw.cli.files import read
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 
 BOX = "--box"
@@ -109,26 +111,45 @@ def controls_of(layout: Mapping[str, Any]) -> list[Any]:
 
     parts: list[Any] = []
     for i, entry in enumerate(layout["boxes"]):
-        image = None if entry.get("image") is None else _picture(entry["image"])
+        where = f"box {i + 1}"
+        image = None if entry.get("image") is None else _picture(entry["image"], where)
         try:
             parts.append(Box(entry.get("phrase"), entry.get("box", ()), image))
         except (InputError, InputTypeError) as error:
-            raise type(error)(f"box {i + 1}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
     if layout.get("style") is not None:
-        parts.append(Style(_picture(layout["style"])))
+        parts.append(Style(_picture(layout["style"], "style")))
     return [Layout(tuple(parts), layout.get("strength"))]
 
 
-def _picture(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+def _picture(held: Any, where: str) -> Any:
+    """A picture of a layout: a path, or what a record holds of it."""
+    if not isinstance(held, str):
+        return embedded.restored(held, f"the picture of {where}")
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no picture {path!r}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path!r} is not a picture: {error}") from error
+        return read(Path(held)).convert("RGB")
+    except NotFoundError as error:
+        raise NotFoundError(f"{where}: there is no picture {held!r}") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def with_pictures(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """A layout that holds its pictures instead of naming files, for the record of what is made."""
+
+    def held(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if not isinstance(entry.get(name), str):
+            return dict(entry)
+        path = Path(entry[name])
+        return {**entry, name: embedded.kept(read(path).convert("RGB"), path.name)}
+
+    return {**held(layout, "style"), "boxes": [held(box, "image") for box in layout["boxes"]]}
+
+
+def files_of(layout: Mapping[str, Any]) -> list[str]:
+    """Files of the pictures that a layout names."""
+    named = [layout.get("style"), *(box.get("image") for box in layout["boxes"])]
+    return [name for name in named if isinstance(name, str)]
 
 
 def drawn(image: Any, layout: Mapping[str, Any]) -> Any:

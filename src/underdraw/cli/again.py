@@ -1,0 +1,174 @@
+"""What a picture's record says of the call that made it, read as a request for another."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from underdraw.cli import embedded
+from underdraw.cli.options import MOST_SIDE
+from underdraw.errors import InputError
+
+RECORD = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
+TEXTS = ("model", "variant", "tokenizer", "grounding", "backend", "engine")
+OPTIONS = {
+    "image": "--image",
+    "mask_image": "--mask",
+    "controls": "--box or --layout",
+    "seed": "--seed",
+    "engine": "--engine",
+}
+"""Argument that a record may lack -> what gives it on the command line."""
+NEVER = {"output_type", "return_dict", "callback_on_step_end", "callback", "generator"}
+"""Arguments that no record holds."""
+
+
+@dataclass
+class Request:
+    """What to make: where from, how, and the arguments of the calls."""
+
+    loading: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] | None = None
+    """Configuration recorded in a picture; None: the checkpoint's."""
+    compat: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    layout: dict[str, Any] | None = None
+    """Boxes, as a layout file holds them."""
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Argument -> the picture it was, as `embedded.kept` tells."""
+
+    def fitted_before(self) -> tuple[int, int] | None:
+        """Width and height at which the picture of a record was worked on; None: there is none."""
+        if "image" not in self.inputs:
+            return None
+        if "mask_image" in self.call:
+            size = [self.call.get("width"), self.call.get("height")]
+        else:
+            size = self.inputs["image"].get("size")
+        sides = size if isinstance(size, list) else []
+        known = [side for side in sides if isinstance(side, int) and 0 < side <= MOST_SIDE]
+        return (known[0], known[1]) if len(known) == len(sides) == 2 else None
+
+
+def recorded(path: Path, given: Collection[str] = ()) -> Request:
+    """The request in a picture's metadata.
+
+    Args:
+        given: arguments that need not be in it.
+
+    Raises InputError where the picture cannot be made again from what it holds, saying what to do.
+    """
+    from underdraw.pictures.writing import read_metadata
+
+    record = read_metadata(path)
+    refuse_others(path, record)
+    if wrong := [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]:
+        raise InputError(
+            f"{path} holds metadata that this version of underdraw cannot read: "
+            f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or damaged"
+        )
+    inputs = _mapping(path, record, "inputs")
+    layout = record.get("layout")
+    if layout is not None:
+        check_layout(path, layout)
+    call = dict(record["call"])
+    if unknown := sorted(NEVER & set(call)):
+        raise InputError(f"{record['pipeline']} has no arguments {', '.join(unknown)} in a record")
+    for name in sorted(set(inputs) - set(given)):
+        picture = embedded.restored(inputs[name], f"{path}: its {name}")
+        if picture is not None:
+            call[name] = picture
+    held = {*given, *call, *(["controls"] if layout is not None else [])}
+    if missing := [str(name) for name in record["missing"] if name not in held]:
+        raise InputError(lacking(path, missing, inputs))
+    if "seed" not in given and not isinstance(call.get("seed"), int):
+        raise InputError(f"{path} cannot be made again: it does not hold its seed")
+    loading = {"kind": record["pipeline"], "dtype": record.get("dtype", "auto")}
+    loading |= {name: record[name] for name in TEXTS if isinstance(record.get(name), str)}
+    if isinstance(record.get("channels_last"), list):
+        loading["channels_last"] = record["channels_last"]
+    settings, compat = _mapping(path, record, "settings"), record.get("compat")
+    return Request(loading, record["scheduler"], compat, settings, call, layout, inputs)
+
+
+def _mapping(path: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = record.get(name, {})
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {name} of the picture cannot be read: {value!r:.80}")
+    return dict(value)
+
+
+def refuse_others(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise an InputError for what is no picture of a call: sheets, views, previews, edits."""
+    if isinstance(record.get("sheet"), list):
+        named = ", ".join(map(str, record["sheet"]))
+        raise InputError(f"{path} is a sheet of several pictures; --again takes one of {named}")
+    if isinstance(record.get("of"), str):
+        raise InputError(
+            f"{path} shows {record.get('view', 'a view')} of {record['of']}; --again takes that "
+            "picture"
+        )
+    if isinstance(record.get("preview"), str):
+        raise InputError(
+            f"{path} is a preview (step {record['preview']}) of a picture that was not finished, "
+            "and holds no more than that"
+        )
+    if isinstance(record.get("edit"), dict):
+        raise InputError(
+            f"{path} is an edit, which needs the picture it began with; `underdraw edit` makes it "
+            f"again: {edit_command(record['edit'])}"
+        )
+
+
+def edit_command(edit: Mapping[str, Any]) -> str:
+    """The command that made an edit, as its record tells it."""
+    told = {name: str(edit.get(name, "...")) for name in ("picture", "from", "to")}
+    words = ["underdraw", "edit", told["picture"], "--from", told["from"], "--to", told["to"]]
+    options = edit.get("options")
+    options = options if isinstance(options, dict) else {"seed": edit.get("seed")}
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return " ".join(map(shlex.quote, words))
+
+
+def check_layout(path: Path, layout: Any) -> None:
+    """Raise an InputError where the boxes of a record are damaged, or show pictures that it does
+    not hold."""
+    if not isinstance(layout, dict) or not isinstance(layout.get("boxes"), list):
+        raise InputError(f"{path}: its layout is damaged: {layout!r:.80}")
+    entries = {f"box {i + 1}": (box, "image") for i, box in enumerate(layout["boxes"])}
+    for where, (entry, name) in {**entries, "style": (layout, "style")}.items():
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: its layout is damaged: {entry!r:.80}")
+        held = entry.get(name)
+        if held is None:
+            continue
+        if isinstance(held, str):  # as earlier versions kept them
+            raise InputError(
+                f"{path} cannot be made again by itself: {where} shows the picture {held}, and it "
+                "holds no copy of that; give the boxes with --layout"
+            )
+        if embedded.restored(held, f"{path}: the picture of {where}") is None:
+            raise InputError(
+                f"{path} cannot be made again by itself: {where} shows {held['name']}, which was "
+                "too large to be kept; give the boxes with --layout"
+            )
+
+
+def lacking(path: Path, missing: list[str], inputs: Mapping[str, Any]) -> str:
+    """Why a picture cannot be made again by itself, and what would help."""
+    told = f"{path} cannot be made again by itself: it does not hold its {', '.join(missing)}"
+    named = [f"{name} was {inputs[name]['name']}" for name in missing if name in inputs]
+    if named:
+        told += f" ({', '.join(named)}, too large to be kept)"
+    ways = [OPTIONS[name] for name in missing if name in OPTIONS]
+    if len(ways) == len(missing):
+        return f"{told}; give {' and '.join(ways)}"
+    return (
+        f"{told}; in Python, underdraw.pipelines.call.record.repeat(pipe, metadata, "
+        f"{', '.join(f'{name}=...' for name in missing)}) makes it"
+    )
