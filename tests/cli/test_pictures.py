@@ -35,9 +35,13 @@ def test_a_picture_from_a_picture(run, tiny, files):
         call = {"num_inference_steps": 4, "seed": 5}
         made = pipe("a cone", photo, 0.5, **call).images[0]
     assert np.array_equal(pixels("a.png"), np.asarray(made)) and made.size == (72, 40)
-    again = run("generate", "--again", "a.png", "--image", "photo.png", "--out", "b.png")
+    again = run(
+        "generate", "--again", "a.png", "--as-recorded", "--image", "photo.png", "--out", "b.png"
+    )
     assert again.exit_code == 0 and np.array_equal(pixels("a.png"), pixels("b.png"))
-    run("generate", "--again", "a.png", "--out", "c.png")  # which holds the picture
+    run(
+        "generate", "--again", "a.png", "--as-recorded", "--out", "c.png"
+    )  # which holds the picture
     assert np.array_equal(pixels("a.png"), pixels("c.png"))
 
 
@@ -49,7 +53,7 @@ def test_a_part_made_anew_leaves_every_other_pixel(run, tiny, files):
     assert made.shape == photo.shape
     assert np.array_equal(made[~inside], photo[~inside])
     assert not np.array_equal(made[inside], photo[inside])
-    run("generate", "--again", "a.png", *begin, "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", *begin, "--out", "b.png")
     assert np.array_equal(made, pixels("b.png"))
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from underdraw.cli import embedded
-from underdraw.cli.options import MOST_SIDE
+from underdraw.cli import boxes, embedded
+from underdraw.cli.options import MOST_SIDE, SCENES
 from underdraw.errors import InputError
+from underdraw.schema import read, within
 
-RECORD = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
 TEXTS = ("model", "variant", "tokenizer", "grounding", "backend", "engine")
 OPTIONS = {
     "image": "--image",
@@ -23,7 +23,11 @@ OPTIONS = {
 }
 """Argument that a record may lack -> what gives it on the command line."""
 NEVER = {"output_type", "return_dict", "callback_on_step_end", "callback", "generator"}
-"""Arguments that no record holds."""
+NEVER |= {"image", "mask_image", "latents", "controls", "callback_on_step_end_tensor_inputs"}
+"""Arguments that no record holds in its call."""
+SOURCES = {"model": "--model", "tokenizer": "--tokenizer", "grounding": "--grounding"}
+"""What a record may name that is read from disk or the Hub -> what names it on the command line."""
+ASK = "--as-recorded"
 
 
 @dataclass
@@ -54,52 +58,81 @@ class Request:
         return (known[0], known[1]) if len(known) == len(sides) == 2 else None
 
 
-def recorded(path: Path, given: Collection[str] = ()) -> Request:
+def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> Request:
     """The request in a picture's metadata.
 
     Args:
-        given: arguments that need not be in it.
+        given: arguments, and sources, that need not be in it.
+        trusted: what the record names is loaded. Otherwise a picture, which may come from anybody,
+            chooses no path and no Hub id.
 
     Raises InputError where the picture cannot be made again from what it holds, saying what to do.
     """
     from underdraw.pictures.writing import read_metadata
+    from underdraw.pipelines.call.record import Record
 
-    record = read_metadata(path)
-    refuse_others(path, record)
-    if wrong := [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]:
-        raise InputError(
-            f"{path} holds metadata that this version of underdraw cannot read: "
-            f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or damaged"
-        )
-    inputs = _mapping(path, record, "inputs")
-    layout = record.get("layout")
-    if layout is not None:
+    found = read_metadata(path)
+    refuse_others(path, found)
+    with within(f"{path} holds metadata that this version of underdraw cannot read"):
+        record = read(Record, found)
+    with within(path):
+        _ = record.chosen_scheduler
+        require_callable(record.pipeline, record.call)
+    inputs = dict(record.inputs or {})
+    layout = None if record.layout is None else dict(record.layout)
+    if layout is not None and "controls" not in given:
         check_layout(path, layout)
-    call = dict(record["call"])
+    call = dict(record.call)
     if unknown := sorted(NEVER & set(call)):
-        raise InputError(f"{record['pipeline']} has no arguments {', '.join(unknown)} in a record")
+        raise InputError(f"{record.pipeline} has no arguments {', '.join(unknown)} in a record")
     for name in sorted(set(inputs) - set(given)):
         picture = embedded.restored(inputs[name], f"{path}: its {name}")
         if picture is not None:
             call[name] = picture
     held = {*given, *call, *(["controls"] if layout is not None else [])}
-    if missing := [str(name) for name in record["missing"] if name not in held]:
+    if missing := [name for name in record.missing if name not in held]:
         raise InputError(lacking(path, missing, inputs))
-    if "seed" not in given and not isinstance(call.get("seed"), int):
+    if "seed" not in given and call.get("seed") is None:
         raise InputError(f"{path} cannot be made again: it does not hold its seed")
-    loading = {"kind": record["pipeline"], "dtype": record.get("dtype", "auto")}
-    loading |= {name: record[name] for name in TEXTS if isinstance(record.get(name), str)}
-    if isinstance(record.get("channels_last"), list):
-        loading["channels_last"] = record["channels_last"]
-    settings, compat = _mapping(path, record, "settings"), record.get("compat")
-    return Request(loading, record["scheduler"], compat, settings, call, layout, inputs)
+    named = {name: getattr(record, name) for name in TEXTS}
+    loading = {name: value for name, value in named.items() if value is not None}
+    if "model" in given and not trusted:
+        loading.pop("tokenizer", None)  # which belongs to the model of before
+    loading |= {"kind": record.pipeline, "dtype": record.dtype or "auto"}
+    if record.channels_last is not None:
+        loading["channels_last"] = list(record.channels_last)
+    if not trusted:
+        require_asked(path, loading, given)
+    settings = dict(record.settings)
+    return Request(loading, dict(record.scheduler), record.compat, settings, call, layout, inputs)
 
 
-def _mapping(path: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name, {})
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {name} of the picture cannot be read: {value!r:.80}")
-    return dict(value)
+def require_asked(path: Path, loading: Mapping[str, Any], given: Collection[str]) -> None:
+    """Raise an InputError where a record names what is not shipped, and nobody asked for it."""
+    named = {
+        option: loading[name]
+        for name, option in SOURCES.items()
+        if name not in given and loading.get(name, SCENES) != SCENES
+    }
+    if named:
+        told = " ".join(f"{option} {shlex.quote(value)}" for option, value in named.items())
+        raise InputError(
+            f"{path} was made with {told:.300}; pictures do not choose what is loaded by "
+            f"themselves: add {ASK} to load just that, or name it yourself"
+        )
+
+
+def require_callable(kind: str, call: Mapping[str, Any]) -> None:
+    """Raise an InputError where there is no such pipeline, or it has no such arguments."""
+    import inspect
+
+    import underdraw
+
+    cls = getattr(underdraw, kind, None) if kind.endswith("Pipeline") else None
+    if cls is None:
+        raise InputError(f"no pipeline {kind!r:.100} in this version of underdraw")
+    if unknown := sorted(set(call) - set(inspect.signature(cls.__call__).parameters)):
+        raise InputError(f"{kind} has no arguments {', '.join(unknown):.200}")
 
 
 def refuse_others(path: Path, record: Mapping[str, Any]) -> None:
@@ -138,6 +171,12 @@ def edit_command(edit: Mapping[str, Any]) -> str:
 def check_layout(path: Path, layout: Any) -> None:
     """Raise an InputError where the boxes of a record are damaged, or show pictures that it does
     not hold."""
+    _check_entries(path, layout)
+    with within(f"{path}: its layout"):
+        boxes.controls_of(layout)
+
+
+def _check_entries(path: Path, layout: Any) -> None:
     if not isinstance(layout, dict) or not isinstance(layout.get("boxes"), list):
         raise InputError(f"{path}: its layout is damaged: {layout!r:.80}")
     entries = {f"box {i + 1}": (box, "image") for i, box in enumerate(layout["boxes"])}

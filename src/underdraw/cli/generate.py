@@ -104,6 +104,14 @@ def generate(
             "with --image, --mask or --layout, and edits are made again by edit."
         ),
     ] = None,
+    as_recorded: Annotated[
+        bool,
+        typer.Option(
+            records.ASK,
+            help="With --again: load the model, vocabulary and grounding weights that the file "
+            "names. Without it these are the shipped ones, or those you name.",
+        ),
+    ] = False,
 ) -> None:
     """Make pictures from prompts.
 
@@ -121,8 +129,9 @@ def generate(
     if again is not None:
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
         named |= {"controls": layout or box}
+        named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         held = [name for name, value in named.items() if value is not None]
-        request = records.recorded(again, held)
+        request = records.recorded(again, held, as_recorded)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
     if draw_boxes and request.layout is None:
