@@ -24,10 +24,18 @@ OPTIONS = {
 """Argument that a record may lack -> what gives it on the command line."""
 NEVER = {"output_type", "return_dict", "callback_on_step_end", "callback", "generator"}
 NEVER |= {"image", "mask_image", "latents", "controls", "callback_on_step_end_tensor_inputs"}
+NEVER |= {"callback_steps", "cross_attention_kwargs", "scheduler", "num_images_per_prompt"}
 """Arguments that no record holds in its call."""
 SOURCES = {"model": "--model", "tokenizer": "--tokenizer", "grounding": "--grounding"}
 """What a record may name that is read from disk or the Hub -> what names it on the command line."""
 ASK = "--as-recorded"
+STEPS = {"num_inference_steps", "solver"}
+"""Arguments after which other steps are made than those of the record."""
+PICTURES = {
+    "StableDiffusionImg2ImgPipeline": ("image",),
+    "StableDiffusionInpaintPipeline": ("image", "mask_image"),
+}
+"""What calls of a pipeline begin with."""
 
 
 @dataclass
@@ -76,13 +84,15 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     with within(f"{path} holds metadata that this version of underdraw cannot read"):
         record = read(Record, found)
     with within(path):
+        if STEPS.isdisjoint(given):
+            record.check_steps()
         _ = record.chosen_scheduler
         require_callable(record.pipeline, record.call)
     inputs = dict(record.inputs or {})
     layout = None if record.layout is None else dict(record.layout)
     if layout is not None and "controls" not in given:
         check_layout(path, layout)
-    call = dict(record.call)
+    call = {name: value for name, value in record.call.items() if value is not None}
     if unknown := sorted(NEVER & set(call)):
         raise InputError(f"{record.pipeline} has no arguments {', '.join(unknown)} in a record")
     for name in sorted(set(inputs) - set(given)):
@@ -90,7 +100,8 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         if picture is not None:
             call[name] = picture
     held = {*given, *call, *(["controls"] if layout is not None else [])}
-    if missing := [name for name in record.missing if name not in held]:
+    needed = dict.fromkeys((*record.missing, *PICTURES.get(record.pipeline, ())))
+    if missing := [name for name in needed if name not in held]:
         raise InputError(lacking(path, missing, inputs))
     if "seed" not in given and call.get("seed") is None:
         raise InputError(f"{path} cannot be made again: it does not hold its seed")

@@ -130,6 +130,7 @@ def generate(
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
         named |= {"controls": layout or box}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
+        named |= {"num_inference_steps": steps, "solver": solver}
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held, as_recorded)
     if (placed := boxes.read_boxes(box, layout)) is not None:

@@ -23,6 +23,14 @@ from underdraw.schema import Length, OneOf, Range, Schema, read, shown
 
 Line = Annotated[str, Length(1, 1000)]
 Side = Annotated[int, Range(1, 65536)]
+Dtype = Annotated[
+    str,
+    OneOf(
+        *("auto", "float32", "float16", "bfloat16", "float64"),
+        meaning={"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"},
+    ),
+]
+"""MindSpore writes its own with a capital."""
 Numbers = Annotated[tuple[float, ...], Length(1, 100_000)]
 
 
@@ -66,7 +74,7 @@ class Record(Schema):
     grounding: Line | None = None
     backend: Line | None = None
     engine: Line | None = None
-    dtype: Line | None = None
+    dtype: Dtype | None = None
     channels_last: tuple[Any, ...] | None = None
     layout: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] | None = None
@@ -97,6 +105,14 @@ class Record(Schema):
         """The scheduler that `scheduler` describes."""
         name = self.scheduler.get("_class_name")
         return scheduler_class(name if isinstance(name, str) else "").from_config(self.scheduler)
+
+    def check_steps(self) -> None:
+        """Raise an InputError where the scheduler cannot make the steps of the call."""
+        call = read(Call, self.call)
+        custom = call.timesteps or call.sigmas
+        if custom or call.num_inference_steps:
+            steps = None if custom else call.num_inference_steps
+            self.chosen_scheduler.make_table(steps, call.timesteps, call.sigmas)
 
 
 def annotate(run: Run, plan: Plan, made: Sequence[Any], own: Any) -> None:
@@ -200,7 +216,8 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     made = type(pipe).from_pipe(pipe, scheduler=record.chosen_scheduler, engine=engine)
     made.compat, made.settings = record.compat, record.chosen_settings
     made.set_progress_bar_config(**pipe.progress_bar_options)
-    return made(**{**record.call, **changes}).images[0]
+    call = {name: value for name, value in record.call.items() if value is not None}
+    return made(**{**call, **changes}).images[0]
 
 
 def name_of(engine: Engine) -> str | None:
