@@ -51,7 +51,10 @@ def read_boxes(options: list[str] | None, layout: Path | None) -> dict[str, Any]
 
 
 def _option(text: str) -> dict[str, Any]:
-    parts = json.loads(text) if text.startswith("[") else [text]
+    from underdraw.formats import json_text
+
+    listed = text.startswith("[")
+    parts = json_text.parse(text, BOX, fault=InputError) if listed else [text]
     usage = f'{BOX} takes a phrase and four numbers: {BOX} "a red sphere" 0.1 0.2 0.4 0.6'
     if len(parts) != 1 + NUMBERS:
         raise InputError(f"{usage}; got {' '.join(parts)!r}")
@@ -66,12 +69,9 @@ def read_layout(path: Path) -> dict[str, Any]:
     y_max]}], "style": "image.png", "strength": [on, decay, off]}`, of which all but the boxes may
     be left out, or the list of boxes alone. `label` and `bbox`, as annotations have them, are the
     same as `phrase` and `box`; `image` names a picture beside the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}") from error
+    from underdraw.formats import json_text
+
+    content = json_text.read(path, fault=InputError)
     if isinstance(content, list):
         content = {"boxes": content}
     if not isinstance(content, dict) or not isinstance(content.get("boxes", []), list):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -111,6 +110,7 @@ def prepare(
     """By component the tensors to write, unread: matched with the network, in another dtype."""
     from underdraw.cli.dtypes import cast
     from underdraw.cli.sources import NETWORKS
+    from underdraw.formats.stored import check_sizes
     from underdraw.networks.config import read
     from underdraw.weights.match import match_network
 
@@ -121,6 +121,7 @@ def prepare(
             understood = read(cls.config_class, cls.adapt_config(dict(config)))
             layout = cls.layout(understood).shapes
             tensors = match_network(cls.network, layout, tensors, f"{source.name}: {name}")
+        check_sizes(tensors.values())
         prepared[name] = {
             key: counted(cast(f"{name}.{key}", tensor, dtype) if dtype else tensor, tick)
             for key, tensor in tensors.items()
@@ -229,12 +230,13 @@ def load_vocabulary(source: Source, tokenizer: str | None) -> Any:
 
 def copy_texts(source: Path, target: Path) -> None:
     """Copy configs and vocabularies, but no weights."""
+    from underdraw.formats.opening import read_bytes
     from underdraw.weights.folders import is_weight_file
 
     for path in source.iterdir():
         is_text = path.is_file() and path.suffix in (".json", ".txt", ".model")
         if is_text and not is_weight_file(path.name):
-            shutil.copyfile(path, target / path.name)
+            (target / path.name).write_bytes(read_bytes(path))
 
 
 def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:

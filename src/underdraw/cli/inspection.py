@@ -11,7 +11,7 @@ import numpy as np
 
 from underdraw.cli.sources import NETWORKS, Source
 from underdraw.errors import UnderdrawError, WeightError
-from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor
+from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, check_sizes
 from underdraw.networks.config import read
 from underdraw.weights.known_keys import FOLDERS, SINGLE_FILE, Known, reason
 from underdraw.weights.match import match_network
@@ -118,6 +118,11 @@ def network(
         counts[tensor.dtype] += tensor.size
     part.dtypes = dict(counts.most_common())
     if check:
+        try:
+            check_sizes(used.values())
+        except WeightError as error:
+            part.problems.append(str(error))
+            return part
         for key, tensor in used.items():
             try:
                 bad = count_non_finite(tensor)

@@ -6,7 +6,6 @@ shares no code and no data with the trainings whose pictures it judges.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from underdraw.backends.torch_weights import tensor
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats.json_text import parse
 from underdraw.scenes import Mention
 from underdraw.scenes.vocabulary import RELATIONS, check_choice
+from underdraw.weights.files import open_checkpoint
 
 from .images import as_images
 from .network import ATTRIBUTES, UNIT, Network, cell_centres, split
@@ -187,15 +188,18 @@ def load_evaluator(path: str | os.PathLike | None = None) -> Evaluator:
 
 @lru_cache(maxsize=4)
 def _load(path: str) -> Evaluator:
+    import torch
+
     if not os.path.isfile(path):
         raise NotFoundError(f"{path}: there are no evaluator weights")
     try:
-        with safe_open(path, "pt") as file:
-            widths = json.loads((file.metadata() or {})["widths"])
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        network = Network(tuple(widths), norm=False)
-        network.load_state_dict(state)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        held = open_checkpoint(path)
+        widths = parse(held.metadata["widths"], "widths")
+        state = {name: tensor(stored).float().clone() for name, stored in held.tensors.items()}
+        with torch.device("meta"):  # so that widths cost nothing that no weights have
+            network = Network(tuple(widths), norm=False)
+        network.load_state_dict(state, assign=True)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise WeightError(f"{path} does not hold an evaluator: {error}") from error
     if not all(np.isfinite(value.numpy()).all() for value in state.values()):
         raise WeightError(f"{path} holds values that are not finite")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from underdraw import scenes
 from underdraw.errors import InputError
+from underdraw.formats.arrays import read_arrays
 from underdraw.pictures.pasting import paste
 from underdraw.pictures.writing import grid, to_bytes, to_pil
 from underdraw.pipelines.diffedit.edit import EditSettings, reversible
@@ -226,8 +227,7 @@ def evaluate_editing(
             chosen = pairs[start : start + batch]
             path = None if place is None else place / f"{start:04d}-{len(chosen)}.npz"
             if path is not None and path.exists():
-                with np.load(path) as held:
-                    parts.append({name: held[name] for name in held.files})
+                parts.append(read_arrays(path))
             else:
                 parts.append(_edited(pipe, chosen, seed + start, compare, arguments))
                 if path is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from underdraw import scenes
+from underdraw.formats.arrays import read_arrays
 from underdraw.scenes import vocabulary
 from underdraw.scenes.layout import SPLITS
 from underdraw.scenes.solids import centre
@@ -120,8 +121,7 @@ def load_examples(folder: str | os.PathLike, count: int, seed: int = SEED) -> Ex
     """The first `count` pictures out of `folder`."""
     parts = []
     for chunk in range(-(-count // CHUNK)):
-        with np.load(_chunk_path(Path(folder), seed, chunk)) as arrays:
-            parts.append({name: arrays[name] for name in arrays.files})
+        parts.append(read_arrays(_chunk_path(Path(folder), seed, chunk)))
     names = [field.name for field in fields(Examples)]
     return Examples(*(np.concatenate([p[name] for p in parts])[:count] for name in names))
 

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from underdraw.errors import InputError
+from underdraw.errors import InputError, WeightError
+from underdraw.formats.json_text import read_object
 
 RUN, REPORT, TABLE, SHEET = "run.json", "report.json", "table.txt", "sheet.png"
 Item = TypeVar("Item")
@@ -85,8 +86,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         _write(run, json.dumps(settings, indent=1).encode())
         return
     try:
-        kept = json.loads(run.read_text())
-    except ValueError:
+        kept = read_object(run)
+    except WeightError:
         kept = {}
     changed = [name for name in settings if kept.get(name) != settings[name]]
     if changed:

@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from underdraw.backends.torch_weights import tensor
+from underdraw.formats.pickles import read_values
+
 from .augment import augment
 from .examples import SEED, Examples, render_examples
 from .network import ATTRIBUTES, STRIDE, UNIT, Network, cell_centres, folded, split
@@ -160,7 +163,7 @@ def train(examples: Examples, config: TrainConfig, state_path: Path | None = Non
     kept: dict = {"epochs": 0}
     before = 0
     if state_path is not None and state_path.exists():
-        kept = torch.load(state_path, weights_only=True)
+        kept = read_values(state_path, lambda stored: tensor(stored).clone())
         network.load_state_dict(kept["network"])
     for phase in config.phases:
         labels = examples.labels[: phase.renders]

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from underdraw.formats.stored import NUMPY_DTYPES, Window
+from underdraw.formats.stored import MAX_NAME, NUMPY_DTYPES, Window, are_indices, possible
+
+MAX_STEPS = 1_000_000
+"""Opcodes of one program: a tensor takes 25, and a checkpoint of training has 5,000 of them."""
+MAX_COPIES = 4_000_000
+"""Values that calls may copy together: `torch.Size(list)` of one long list many times."""
+MAX_PROGRAM = 1 << 25
+"""Bytes of a program (names and shapes only): 32 MB. Those of Stable Diffusion have 0.3."""
 
 
 class PickleError(Exception):
@@ -65,7 +72,7 @@ STORAGES = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Stub:
     """Stands for something that was not made: the name, and what it was given."""
 
@@ -75,15 +82,14 @@ class Stub:
     items: dict[Any, Any] = field(default_factory=dict)
     elements: list[Any] = field(default_factory=list)
 
-    def parts(self) -> Iterator[tuple[Any, Any]]:
+    def parts(self) -> Iterator[Any]:
         """What may hold tensors: items set, elements added, attributes restored."""
-        yield from self.items.items()
-        yield from enumerate(self.elements)
+        yield from (self.items, self.elements)
         state = self.state
         if isinstance(state, tuple) and len(state) == 2:  # (dict, slots)
-            yield from (pair for half in state if isinstance(half, dict) for pair in half.items())
+            yield from (half for half in state if isinstance(half, dict))
         elif isinstance(state, dict):
-            yield from state.items()
+            yield state
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Storage:
             kind.name.startswith("torch.") and kind.name.split(".")[-1] in STORAGES
         ):
             raise PickleError(f"stores numbers of an unknown type: {_short(kind)}")
-        if type(key) not in (str, int) or type(count) is not int or not 0 <= count < 1 << 60:
+        if type(key) not in (str, int) or not _is_key(key) or not are_indices((count,)):
             raise PickleError("damaged: a storage without key or size")
         return Storage(STORAGES[kind.name.split(".")[-1]], str(key), count)
 
@@ -130,12 +136,8 @@ class LazyTensor:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None = None) -> Any:
     if not isinstance(storage, Storage):
         raise PickleError(f"a tensor without numbers of its own: {_short(storage)}")
-    numbers = (offset, *size, *stride)
-    if (
-        len(size) != len(stride)
-        or len(size) > 32
-        or not all(type(n) is int and 0 <= n < 1 << 60 for n in numbers)
-    ):
+    numbers = are_indices((offset,)) and are_indices(size) and are_indices(stride)
+    if not numbers or len(size) != len(stride) or not possible(size):
         raise PickleError("damaged: a tensor with an impossible shape")
     return LazyTensor(storage, dtype or storage.dtype, offset, tuple(size), tuple(stride))
 
@@ -153,10 +155,6 @@ def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, *rest
     return _tensor(storage, offset, size, stride, DTYPES[name[6:]])
 
 
-def _subclass(function: Any, kind: Any, args: Any, *rest: Any) -> Any:
-    return call(function, args) if isinstance(args, tuple) else Stub(_short(kind))
-
-
 def _mapping(*args: Any) -> Any:
     pairs = args[-1] if args else ()
     if isinstance(pairs, (dict, Global)):
@@ -171,13 +169,22 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": lambda data, *rest: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *rest: data,
-    "torch._tensor._rebuild_from_type_v2": _subclass,
     "torch.Size": lambda sizes=(): tuple(sizes),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": _mapping,
     "builtins.dict": _mapping,
     "__builtin__.dict": _mapping,
 }
+
+
+SUBCLASS = "torch._tensor._rebuild_from_type_v2"
+"""Its arguments are another call, and the class that the outcome would get."""
+
+
+def copied(args: tuple[Any, ...]) -> int:
+    """How many values a call may copy: those in its arguments."""
+    containers = (value for value in args if isinstance(value, tuple | list | dict | str | bytes))
+    return sum(map(len, containers))
 
 
 def call(function: Any, args: tuple[Any, ...]) -> Any:
@@ -196,6 +203,8 @@ def name_of(module: Any, name: Any) -> Global:
     """A mention of `module.name`; refused where it can only be there to run code."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise PickleError("damaged: a name that is not text")
+    if len(module) + len(name) > MAX_NAME:
+        raise PickleError(f"damaged: it names something of {len(module) + len(name):,} characters")
     full = f"{module}.{name}"
     if module.split(".")[0] in REFUSED_MODULES or full in REFUSED_NAMES:
         raise PickleError(
@@ -206,7 +215,9 @@ def name_of(module: Any, name: Any) -> Global:
 
 
 def _is_key(key: Any) -> bool:
-    return isinstance(key, (str, int, float, bytes, type(None)))
+    if isinstance(key, (str, bytes)):
+        return len(key) <= MAX_NAME
+    return isinstance(key, (int, float, type(None)))
 
 
 def _short(value: Any) -> str:
@@ -236,6 +247,21 @@ class Machine:
         self.storage = storage
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copies = 0
+
+    def call(self, function: Any, args: tuple[Any, ...]) -> Any:
+        while isinstance(function, Global) and function.name == SUBCLASS and len(args) > 2:
+            self.spend(1)
+            if not isinstance(args[2], tuple):
+                return Stub(_short(args[1]))
+            function, args = args[0], args[2]
+        self.spend(copied(args))
+        return call(function, args)
+
+    def spend(self, copies: int) -> None:
+        self.copies += copies
+        if self.copies > MAX_COPIES:
+            raise PickleError(f"no checkpoint's: its calls copy more than {MAX_COPIES:,} values")
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -272,6 +298,8 @@ class Machine:
         """One opcode; the names are those of `pickletools`."""
         stack = self.stack
         if op in VALUES:
+            if type(arg) is int and arg.bit_length() > 256:
+                raise PickleError(f"damaged: a whole number of {arg.bit_length():,} bits")
             stack.append(arg)
         elif op in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[arg])
@@ -326,32 +354,35 @@ class Machine:
             args, function = self.pop(), self.pop()
             if not isinstance(args, tuple):
                 raise PickleError("damaged: a call without a tuple of arguments")
-            stack.append(call(function, args))
+            stack.append(self.call(function, args))
         elif op == "BUILD":
             state = self.pop()
             if isinstance(stack[-1], Stub):  # attributes of dictionaries and tensors do not matter
                 stack[-1].state = state
         elif op == "INST":
             args = tuple(self.pop_to_mark())
-            stack.append(call(name_of(*arg.split(" ", 1)), args))
+            stack.append(self.call(name_of(*arg.split(" ", 1)), args))
         elif op == "OBJ":
             function, *args = self.pop_to_mark()
-            stack.append(call(function, tuple(args)))
+            stack.append(self.call(function, tuple(args)))
         else:  # extension registry, out-of-band buffers
             raise PickleError(f"uses pickle opcode {op}, which torch.save never writes")
 
 
 def run(program: Any, start: int, storage: Callable[[Any], Any]) -> tuple[Any, int]:
     """Carry out the pickle at byte `start` of `program`; its value, and where the next byte is."""
-    file: Any = Window(program, start)
+    file: Any = Window(program, start, MAX_PROGRAM)
     machine = Machine(storage)
     try:
-        for opcode, arg, _ in pickletools.genops(file):
+        for steps, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+            if steps >= MAX_STEPS or file.tell() - start > MAX_PROGRAM:
+                most = f"{MAX_STEPS:,} steps or {MAX_PROGRAM:,} bytes"
+                raise PickleError(f"no checkpoint's: a pickle of over {most}")
             if opcode.name == "STOP":
                 return machine.pop(), file.tell()
             machine.step(opcode.name, arg)
     except PickleError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise PickleError(f"truncated or damaged pickle ({error})") from error
+    except (ValueError, LookupError, TypeError, AttributeError, MemoryError) as error:
+        raise PickleError(f"truncated or damaged pickle ({error!s:.200})") from error
     raise PickleError("truncated: the pickle has no end")

@@ -1,19 +1,24 @@
 """PyTorch checkpoints (`torch.save`, zip files and the older form) read without running them.
 
-A pickle is a program. `weights/pickle_machine.py` carries it out over a closed world of plain
+A pickle is a program. `formats/pickle_machine.py` carries it out over a closed world of plain
 values and stubs; this file knows the two containers, and turns what came out into tensors that
 are views of the mapped file (storage offsets, strides and shared storages included).
 """
 
 import mmap
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from underdraw.errors import WeightError
+from underdraw.formats.archives import open_archive, read_entry
+from underdraw.formats.opening import map_file
 from underdraw.formats.pickle_machine import (
+    MAX_PROGRAM,
+    Global,
     LazyTensor,
     PickleError,
     Storage,
@@ -21,18 +26,22 @@ from underdraw.formats.pickle_machine import (
     run,
 )
 from underdraw.formats.stored import (
+    MAX_NAME,
     NUMPY_DTYPES,
+    SMALL,
     Checkpoint,
+    Source,
     StoredTensor,
-    Window,
+    check_sizes,
     looks_like,
     view,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MAX_PROGRAM = 1 << 28  # no checkpoint has a pickle (names and shapes only) of 256 MB
-MAX_DEPTH = 64  # of dictionaries inside dictionaries
+MAX_DEPTH = 128  # of dictionaries inside dictionaries, or objects that stand for some
+INFLATED = 8
+"""How many times larger than the file what was compressed may be; weights hardly shrink."""
 
 
 def read_pickle(path: Path, mapped: mmap.mmap) -> Checkpoint:
@@ -42,18 +51,41 @@ def read_pickle(path: Path, mapped: mmap.mmap) -> Checkpoint:
     dictionaries the names are joined by dots (`model.conv_in.weight`).
     """
     try:
-        if mapped[:4] == b"PK\x03\x04":
-            root, locate = _read_zip(mapped)
-        elif mapped[:1] == b"\x80":
-            root, locate = _read_legacy(mapped)
-        else:
-            what = looks_like(mapped[:512]) or "something unknown"
-            raise WeightError(f"{path}: not a PyTorch checkpoint but {what}")
+        root, locate = _read(path, mapped)
         lazy, metadata = _collect(root)
-        tensors = {name: _stored(path, name, t, locate) for name, t in lazy.items()}
+        source = Source(str(path), len(mapped))
+        tensors = {name: _stored(source, name, t, locate) for name, t in lazy.items()}
     except PickleError as error:
         raise WeightError(f"{path}: {error}") from error
     return Checkpoint(tensors, metadata)
+
+
+def read_values(path: Path, make: Callable[[StoredTensor], Any]) -> Any:
+    """All that a `torch.save` file holds, where that is dictionaries, lists, tuples, numbers and
+    texts around tensors: a state of training. `make` gives what is to stand for each tensor.
+
+    Raises NotFoundError without a file, WeightError for one that is damaged or holds anything else.
+    """
+    mapped = map_file(path)
+    try:
+        root, locate = _read(path, mapped)
+        source = Source(str(path), len(mapped))
+        tensors = _flatten(root)
+        stored = {id(t): _stored(source, name, t, locate) for name, t in tensors.items()}
+        check_sizes(stored.values())
+        return _Values(lambda tensor: make(stored[id(tensor)])).of(root)
+    except PickleError as error:
+        raise WeightError(f"{path}: {error}") from error
+
+
+def _read(path: Path, mapped: mmap.mmap) -> tuple[Any, Any]:
+    """The value of the main pickle, and what finds the bytes of a storage."""
+    if mapped[:4] == b"PK\x03\x04":
+        return _read_zip(mapped)
+    if mapped[:1] == b"\x80":
+        return _read_legacy(mapped)
+    what = looks_like(mapped[:512]) or "something unknown"
+    raise WeightError(f"{path}: not a PyTorch checkpoint but {what}")
 
 
 # ---- containers -------------------------------------------------------------------------------
@@ -65,6 +97,8 @@ class _ZipStorages:
 
     def __init__(self, mapped: mmap.mmap, archive: zipfile.ZipFile, folder: str):
         self.mapped, self.archive, self.folder = mapped, archive, folder
+        self.compressed: set[str] = set()
+        self.inflated = 0  # bytes of these entries
 
     def __call__(self, storage: Storage) -> Any:
         name = f"{self.folder}data/{storage.key}"
@@ -78,11 +112,22 @@ class _ZipStorages:
                 f"{storage.nbytes:,}"
             )
         if info.compress_type == zipfile.ZIP_DEFLATED:
+            self._check_inflated(info)
             return lambda: (bytearray(_entry(self.archive, name, storage.nbytes)), 0)
         if info.compress_type != zipfile.ZIP_STORED:
             raise PickleError(f"entry {name!r} is compressed in a way that torch never uses")
         start = self._start(info)
         return lambda: (self.mapped, start)
+
+    def _check_inflated(self, info: zipfile.ZipInfo) -> None:
+        if info.filename not in self.compressed:
+            self.compressed.add(info.filename)
+            self.inflated += info.file_size
+        if self.inflated > INFLATED * len(self.mapped) + SMALL:
+            raise PickleError(
+                f"its compressed tensors are over {self.inflated:,} bytes, and the file has "
+                f"{len(self.mapped):,}; allowed are {INFLATED} times as many"
+            )
 
     def _start(self, info: zipfile.ZipInfo) -> int:
         # The local header repeats name and extra field with lengths of its own (torch pads there).
@@ -99,21 +144,23 @@ class _ZipStorages:
 
 def _read_zip(mapped: mmap.mmap) -> tuple[Any, Any]:
     try:
-        archive = zipfile.ZipFile(Window(mapped))  # type: ignore[arg-type]
-        names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
+        archive = open_archive(mapped)
+    except zipfile.BadZipFile as error:
         raise PickleError(
             "truncated or damaged: a zip archive (torch.save) without its list of contents; "
             "download or copy it again"
         ) from error
+    names = archive.namelist()
     programs = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     folder = programs[0][: -len("data.pkl")] if len(programs) == 1 else ""
+    if len(folder) > MAX_NAME:
+        raise PickleError(f"damaged: a folder inside has a name of {len(folder):,} characters")
     if f"{folder}constants.pkl" in names:
         raise PickleError("a TorchScript program (torch.jit.save), not a checkpoint of tensors")
     if len(programs) != 1:
         raise PickleError(f"a zip archive, but not one of torch.save: {len(programs)} data.pkl")
     if f"{folder}byteorder" in names:
-        order = _entry(archive, f"{folder}byteorder")
+        order = _entry(archive, f"{folder}byteorder", 64)
         if order != b"little":
             raise PickleError(f"written on a big-endian machine (byteorder {order[:16]!r})")
     root, _ = run(_entry(archive, programs[0]), 0, _zip_storage)
@@ -125,8 +172,8 @@ def _entry(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> byt
     if info.file_size > (MAX_PROGRAM if limit is None else limit):
         raise PickleError(f"entry {name!r} of {info.file_size:,} bytes is no checkpoint's")
     try:
-        return archive.read(info)
-    except Exception as error:  # zlib, lzma and CRC errors have no common base
+        return read_entry(archive, info)
+    except zipfile.BadZipFile as error:
         raise PickleError(f"damaged: entry {name!r} cannot be read: {error}") from error
 
 
@@ -230,34 +277,69 @@ def _items(value: Any) -> Any:
 
 def _flatten(root: Any) -> dict[str, LazyTensor]:
     """Walk dictionaries, lists and what stubs were given; each container once, so that loops and
-    towers of references end."""
+    towers of references end, and one at a time, so that names are not made of what names nothing.
+    """
     tensors: dict[str, LazyTensor] = {}
     seen: set[int] = set()
-    stack: list[tuple[str, Any, int]] = [("", root, 0)]
+    stack: list[Iterator[tuple[str, Any]]] = [iter([("", root)])]
     while stack:
-        name, value, depth = stack.pop()
-        if isinstance(value, LazyTensor):
-            if name in tensors:
-                raise PickleError(f"two tensors are called {name!r}")
-            tensors[name] = value
-            continue
-        if isinstance(value, Stub):
-            children = list(value.parts())
-        elif isinstance(value, dict):
-            children = list(value.items())
-        elif isinstance(value, (list, tuple)):
-            children = list(enumerate(value))
+        for name, value in stack[-1]:
+            if not isinstance(value, LazyTensor | Stub | dict | list | tuple):
+                continue
+            if len(name) > MAX_NAME:
+                raise PickleError(f"damaged: a name of over {MAX_NAME:,} characters")
+            if isinstance(value, LazyTensor):
+                if name in tensors:
+                    raise PickleError(f"two tensors are called {name!r}")
+                tensors[name] = value
+            elif id(value) not in seen and len(stack) <= MAX_DEPTH:
+                seen.add(id(value))
+                stack.append(_children(name, value))
+                break
         else:
-            continue
-        if id(value) in seen or depth >= MAX_DEPTH:
-            continue
-        seen.add(id(value))
-        prefix = f"{name}." if name else ""
-        stack += [(f"{prefix}{key}", part, depth + 1) for key, part in reversed(children)]
+            stack.pop()
     return tensors
 
 
-def _stored(path: Path, name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:
+def _children(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Stub):  # which adds nothing to the names of its parts
+        return ((name, part) for part in value.parts())
+    prefix = f"{name}." if name else ""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return ((f"{prefix}{key}", part) for key, part in items)
+
+
+class _Values:
+    """Copies a tree of plain values; what occurs in several places is copied once."""
+
+    def __init__(self, make: Callable[[LazyTensor], Any]):
+        self.make = make
+        self.done: dict[int, Any] = {}
+        self.doing: set[int] = set()
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, Stub | Global | Storage):
+            raise PickleError(f"holds {value!r:.80}, which is no plain value")
+        if not isinstance(value, LazyTensor | dict | list | tuple):
+            return value
+        if id(value) not in self.done:
+            if id(value) in self.doing or len(self.doing) > MAX_DEPTH:
+                raise PickleError("damaged: values inside of one another without an end")
+            self.doing.add(id(value))
+            self.done[id(value)] = self._copy(value)
+            self.doing.discard(id(value))
+        return self.done[id(value)]
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, LazyTensor):
+            return self.make(value)
+        if isinstance(value, dict):
+            return {key: self.of(part) for key, part in value.items()}
+        parts = [self.of(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+
+
+def _stored(source: Source, name: str, tensor: LazyTensor, locate: Any) -> StoredTensor:
     storage, dtype = tensor.storage, tensor.dtype
     itemsize = NUMPY_DTYPES[dtype].itemsize
     count = storage.nbytes // itemsize
@@ -269,18 +351,21 @@ def _stored(path: Path, name: str, tensor: LazyTensor, locate: Any) -> StoredTen
             f"damaged: tensor {name!r} of shape {list(size)} reaches number {last:,} of a "
             f"storage of {count:,}"
         )
-    source = locate(storage)
+    find = locate(storage)
 
     def load() -> np.ndarray:
         if empty:
             return np.empty(size, NUMPY_DTYPES[dtype])
         try:
-            buffer, start = source()
+            buffer, start = find()
         except PickleError as error:  # only compressed entries are read this late
-            raise WeightError(f"{path}: {error}") from error
+            raise WeightError(f"{source.name}: {error}") from error
         # Only the span this tensor touches: a copy of unaligned numbers then stays small.
         flat = view(buffer, dtype, last - first + 1, start + first * itemsize)
-        strides = tuple(step * itemsize for step in stride)
+        # Along a side of 1 any stride will do, and a file may name one that numpy cannot hold.
+        strides = tuple(
+            step * itemsize if n > 1 else itemsize for n, step in zip(size, stride, strict=True)
+        )
         return np.lib.stride_tricks.as_strided(flat, size, strides)
 
-    return StoredTensor(dtype, size, load)
+    return StoredTensor(dtype, size, load, source)

@@ -5,14 +5,24 @@ while its numpy interface copies each tensor, and because every fault is to be t
 Format: https://github.com/huggingface/safetensors#format
 """
 
-import json
 import mmap
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from underdraw.errors import WeightError
-from underdraw.formats.stored import NUMPY_DTYPES, Checkpoint, StoredTensor, looks_like, view
+from underdraw.formats.json_text import Limits, parse
+from underdraw.formats.opening import MB
+from underdraw.formats.stored import (
+    MAX_NAME,
+    NUMPY_DTYPES,
+    Checkpoint,
+    StoredTensor,
+    are_indices,
+    looks_like,
+    possible,
+    view,
+)
 
 DTYPES = {
     "F64": "float64",
@@ -32,15 +42,18 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-MAX_HEADER = 100_000_000  # the format's own limit
+MAX_HEADER = 32 * MB
+"""The format allows 100 MB; 10,000 tensors take 1 MB, and the tags of a training set a few."""
+LIMITS = Limits(size=MAX_HEADER)
 
 
 def read_safetensors(path: Path, mapped: mmap.mmap) -> Checkpoint:
     """Check the header of a mapped file to the byte and return its tensors unread."""
     header, start = _header(path, mapped)
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise WeightError(f"{path}: damaged header: __metadata__ is not a mapping")
+    texts = metadata.values() if isinstance(metadata, dict) else (None,)
+    if not all(isinstance(text, str) for text in texts):
+        raise WeightError(f"{path}: damaged header: __metadata__ does not map names to texts")
     data_size = len(mapped) - start
     tensors: dict[str, StoredTensor] = {}
     ranges: list[tuple[int, int, str]] = []
@@ -72,48 +85,43 @@ def _header(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
     what = looks_like(mapped[:512])
     if what and what != "a safetensors file":
         raise WeightError(f"{path}: not a safetensors file but {what}")
-    if size < 8 or length > MAX_HEADER or (what is None and size > 9):
+    if size < 8 or (what is None and size > 9):
         raise WeightError(f"{path}: not a safetensors file")
     if length + 8 > size:
         raise WeightError(
             f"{path}: truncated: the header alone takes {length:,} bytes, the file has {size:,}"
         )
-    try:
-        header = json.loads(mapped[8 : 8 + length], object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
-        raise WeightError(f"{path}: damaged header: {error}") from error
+    if length > MAX_HEADER:
+        raise WeightError(f"{path}: a header of {length:,} bytes; allowed are {MAX_HEADER:,}")
+    header = parse(mapped[8 : 8 + length], f"{path}: damaged header", LIMITS)
     if not isinstance(header, dict):
         raise WeightError(f"{path}: damaged header: not a mapping")
     return header, 8 + length
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
-    return mapping
-
-
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    fault = f"{path}: damaged header: tensor {name!r} "
+    fault = f"{path}: damaged header: tensor {name[:200]!r} "
+    if len(name) > MAX_NAME:
+        raise WeightError(f"{fault}has a name of {len(name):,} characters")
     try:
-        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightError(f"{fault}lacks a dtype, a shape or offsets") from error
-    numbers = (*shape, begin, end)
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or end < begin:
-        raise WeightError(f"{fault}has shape {list(shape)} at bytes {begin} to {end}")
+    told = f"{fault}has shape {shape!r:.80} at bytes {begin!r:.20} to {end!r:.20}"
+    lists = isinstance(shape, list) and are_indices(shape) and are_indices((begin, end))
+    if not lists or end < begin:
+        raise WeightError(told)
     if not isinstance(code, str) or code not in DTYPES:
         raise WeightError(
-            f"{path}: tensor {name!r} is of type {code!r}; readable are {', '.join(DTYPES)}"
+            f"{path}: tensor {name!r} is of type {code!r:.80}; readable are {', '.join(DTYPES)}"
         )
     dtype = DTYPES[code]
     needed = prod(shape) * NUMPY_DTYPES[dtype].itemsize
     if end - begin != needed:
         raise WeightError(f"{fault}needs {needed:,} bytes and is given {end - begin:,}")
-    return dtype, shape, begin, end
+    if not possible(shape):
+        raise WeightError(told)
+    return dtype, tuple(shape), begin, end
 
 
 def _tensor(mapped: mmap.mmap, dtype: str, shape: tuple[int, ...], offset: int) -> StoredTensor:

@@ -1,7 +1,7 @@
 """Tensors that stay in their file until somebody asks for their numbers."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -33,17 +33,36 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 }
 
 
+MAX_NAME = 1000
+"""The longest name of a tensor; published ones have up to 200 characters."""
+MAX_AXES = 32  # numpy's limit in its first versions
+
+
+def are_indices(numbers: Sequence[Any]) -> bool:
+    """Whether these can be the sides or strides of an array: few, whole, not negative."""
+    return len(numbers) <= MAX_AXES and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+
+
+def possible(shape: Sequence[int]) -> bool:
+    """Whether numpy makes arrays of such sides: it refuses those with too many numbers, also where
+    a side of 0 leaves none."""
+    return prod(n or 1 for n in shape) < 1 << 59
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file (or anywhere): what it is, and how to get its numbers.
 
     `dtype` is a key of `NUMPY_DTYPES`; `load()` returns an array of `shape` in
     `NUMPY_DTYPES[dtype]` (bfloat16 as its bits in uint16), a view of the file where possible.
+    `source` is told where the numbers of a file may stand in several tensors, or several times in
+    one: `check_sizes` then sees to it that a small file does not become large arrays.
     """
 
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray] = field(repr=False, compare=False)
+    source: "Source | None" = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -60,11 +79,43 @@ class StoredTensor:
     ) -> "StoredTensor":
         """The tensor that `change` makes of this one (a slice, another shape), still unread."""
         load = self.load
-        return StoredTensor(self.dtype, shape, lambda: change(load()))
+        return StoredTensor(self.dtype, shape, lambda: change(load()), self.source)
 
     def reshape(self, shape: tuple[int, ...]) -> "StoredTensor":
         """The same numbers in another shape of the same size."""
         return self.derive(shape, lambda array: array.reshape(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A file in which tensors may share numbers."""
+
+    name: str
+    nbytes: int
+
+
+def check_sizes(tensors: Iterable[StoredTensor]) -> None:
+    """To be called before numbers are copied: refuses tensors that are together far larger than
+    the files they are in, as views of one number as a terabyte are, or the same storage a thousand
+    times. Some are always shared: tied weights, expanded buffers, zeros that were compressed.
+
+    Raises WeightError with the name of the file.
+    """
+    shown: dict[Source, int] = {}
+    for tensor in tensors:
+        if (source := tensor.source) is not None:
+            shown[source] = shown.get(source, 0) + tensor.nbytes
+    for source, nbytes in shown.items():
+        if nbytes > SHARED * source.nbytes + SMALL:
+            raise WeightError(
+                f"{source.name}: its tensors are views of {nbytes:,} bytes together, and the file "
+                f"has {source.nbytes:,}; allowed are {SHARED} times as many"
+            )
+
+
+SHARED = 4
+SMALL = 1 << 28
+"""Bytes that tensors may have together in any file."""
 
 
 def stored(array: np.ndarray, dtype: str | None = None) -> StoredTensor:
@@ -99,15 +150,18 @@ def view(buffer: Any, dtype: str, count: int, offset: int) -> np.ndarray:
 
 
 class Window(io.RawIOBase):
-    """Bytes in memory as a file read from `start` on, without a copy of what follows."""
+    """Bytes in memory as a file read from `start` on, without a copy of what follows. A single
+    read of more than `most` bytes raises ValueError."""
 
-    def __init__(self, data: Any, start: int = 0):
-        self.data, self.at = data, start
+    def __init__(self, data: Any, start: int = 0, most: int | None = None):
+        self.data, self.at, self.most = data, start, most
 
     def read(self, size: int | None = -1) -> bytes:
         end = len(self.data)
         if size is not None and size >= 0:
             end = min(self.at + size, end)
+        if self.most is not None and end - self.at > self.most:
+            raise ValueError(f"a part of {end - self.at:,} bytes; allowed are {self.most:,}")
         chunk = bytes(self.data[self.at : end])
         self.at += len(chunk)
         return chunk
@@ -148,6 +202,14 @@ def looks_like(head: bytes) -> str | None:
         return "a pickle (the way old PyTorch wrote .bin, .ckpt, .pt and .pth files)"
     if head.startswith(b"\x1f\x8b"):
         return "a gzip archive: unpack it first"
+    if head.startswith(b"GGUF"):
+        return "a GGUF file (quantised weights of llama.cpp), which is not read"
+    if head.startswith(b"7z\xbc\xaf") or head[257:262] == b"ustar":
+        return "an archive (7z or tar): unpack it first"
+    if head.startswith(b"\x93NUMPY"):
+        return "an array of numpy (.npy)"
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")):
+        return "a picture"
     if head.startswith(b"\x89HDF"):
         return "an HDF5 file (Keras weights)"
     if text.startswith((b"{", b"[")):

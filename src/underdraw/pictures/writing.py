@@ -15,6 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats.json_text import as_object, parse
+from underdraw.formats.opening import open_regular
 
 METADATA = "underdraw"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -106,23 +108,22 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: it is no picture, or holds no such metadata.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path, fault=InputError) as file, Image.open(file) as image:
             text = image.info.get(METADATA)
             if text is None and image.format in ("JPEG", "WEBP"):
                 text = image.getexif().get_ifd(EXIF).get(USER_COMMENT)
-    except FileNotFoundError as error:
+    except NotFoundError as error:
         raise NotFoundError(f"there is no file {os.fspath(path)!r}") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{os.fspath(path)!r} is not a picture: {error}") from error
     if isinstance(text, bytes):
         text = text.removeprefix(ASCII).decode("ascii", "replace")
-    try:
-        found = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+    if not isinstance(text, str):
         raise InputError(f"{os.fspath(path)!r} holds no underdraw metadata")
-    return found
+    source = f"{os.fspath(path)!r}: its underdraw metadata"
+    return as_object(parse(text, source, fault=InputError), source, fault=InputError)
 
 
 def grid(images: list[Any], columns: int | None = None, gap: int = 4) -> Any:

@@ -76,9 +76,13 @@ class StoredTokenizer:
         extra = tokens.as_tokens("extra_special_tokens", extra_special_tokens)
         extra = [t if isinstance(t, str) else vocabulary.as_added(t) for t in extra]
         every = list(added.values())
-        present = {token.content for token in every}
+        if len(added) + len(extra) > vocabulary.MOST_ADDED:
+            raise WeightError(f"over {vocabulary.MOST_ADDED:,} tokens are added to the vocabulary")
+        present, seen = {token.content for token in every}, set()
         for token in [*named.values(), *extra]:
-            if _text(token) not in present and token not in every:
+            key = token if isinstance(token, str) else repr(token)  # the same text may come twice
+            if _text(token) not in present and key not in seen:
+                seen.add(key)
                 every.append(token)
         specials = set(texts.values())
         self.backend_tokenizer.add_tokens([_special(token, specials) for token in every])

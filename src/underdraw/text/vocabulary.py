@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.formats import opening
 from underdraw.schema import shown, within
 from underdraw.text import tokens
 from underdraw.weights import folders, save
@@ -32,6 +33,10 @@ SPECIAL = (
     "cls_token",
     "mask_token",
 )
+MOST_MERGES = 1_000_000  # CLIP has 48,894
+MOST_ADDED = 20_000
+LONGEST = 1000
+"""Characters of a token that is added: the library builds an automaton of them."""
 _CLOSE = "</w>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -89,7 +94,7 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
             }
     else:
         names = ("vocab.json", "merges.txt")
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not opening.is_regular(folder / name)]
         if missing:
             raise NotFoundError(
                 f"{folder} holds no tokenizer: needed are tokenizer.json, or vocab.json and"
@@ -151,7 +156,7 @@ def read_vocab(vocab: Mapping[str, int] | str | os.PathLike[str]) -> dict[str, i
         return tokens.as_vocabulary(vocab)
     known = _json(Path(vocab))
     if known is None:
-        raise NotFoundError(f"there is no vocabulary at {vocab}")
+        raise NotFoundError(f"there is no vocabulary at {vocab!s:.500}")
     with within(vocab):
         return tokens.as_vocabulary(known)
 
@@ -162,7 +167,9 @@ def read_merges(merges: Iterable[Any] | str | os.PathLike[str]) -> list[tuple[st
         return tokens.as_merges(merges)
     lines = _text(Path(merges))
     if lines is None:
-        raise NotFoundError(f"there are no merges at {merges}")
+        raise NotFoundError(f"there are no merges at {merges!s:.500}")
+    if lines.count("\n") > MOST_MERGES:
+        raise WeightError(f"{merges}: more than {MOST_MERGES:,} lines")
     lines = [line.rstrip("\r") for line in lines.split("\n")]
     with within(merges):
         return tokens.as_merges(
@@ -174,6 +181,9 @@ def as_added(token: Any, **defaults: Any) -> Any:
     """`token` (text, a dict from a config file, or the library's own) as an `AddedToken`."""
     from tokenizers import AddedToken
 
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str) and len(text) > LONGEST:
+        raise WeightError(f"an added token has {len(text):,} characters; allowed are {LONGEST:,}")
     if isinstance(token, dict):
         return AddedToken(**{**defaults, **{k: v for k, v in token.items() if k != "__type"}})
     return AddedToken(token, **defaults) if isinstance(token, str) else token
@@ -288,13 +298,8 @@ def _dump(value: Any) -> str:
 
 
 def _text(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise WeightError(f"{path} is not text: {error}") from error
+    return opening.read_text(path) if opening.is_regular(path) else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return folders.read_json(path) if path.is_file() else None
+    return folders.read_json(path) if opening.is_regular(path) else None

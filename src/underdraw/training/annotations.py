@@ -14,8 +14,8 @@ what its own files define, and is read as that.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats import json_text
+from underdraw.formats.opening import (
+    LINE,
+    MB,
+    is_regular,
+    open_regular,
+    read_lines,
+    read_text,
+)
 from underdraw.training.data import to_signed
 from underdraw.training.layouts import MOST, Layout
 
@@ -34,6 +43,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SIDECARS = (".bbox", ".jsonl", ".json")
 _OBJECT = '{"label": "a cat", "bbox": [0.1, 0.2, 0.5, 0.9]}'
 _LINE = f'{{"file_name": "cat.png", "text": "a cat", "objects": [{_OBJECT}]}}'
+
+
+_OBJECTS = json_text.Limits(nan=True)  # told with the object it is in
 
 
 @dataclass(frozen=True)
@@ -165,20 +177,20 @@ def _listed(folder: Path, raw: Any, at: str, pixels: bool) -> Annotated:
     if not isinstance(raw, dict) or not isinstance(raw.get("file_name"), str):
         raise InputError(f"{at} lacks a file_name; each line: {_LINE}")
     path = folder / raw["file_name"]
-    if not path.is_file():
+    if not is_regular(path):
         raise NotFoundError(f"{at}: there is no image {path}")
     layout = _layout(raw.get("objects", []), at, pixels)
     return Annotated(path, _texts(raw.get("text"), at), layout, pixels)
 
 
 def _beside(path: Path, pixels: bool) -> Annotated | None:
-    sidecar = next((s for s in map(path.with_suffix, SIDECARS) if s.is_file()), None)
+    sidecar = next((s for s in map(path.with_suffix, SIDECARS) if is_regular(s)), None)
     if sidecar is None:
         return None
     told = path.with_suffix(".txt")
-    texts = (told.read_text(encoding="utf-8").strip(),) if told.is_file() else ()
+    texts = (read_text(told, LINE, fault=InputError).strip(),) if is_regular(told) else ()
     if sidecar.suffix == ".json":
-        raw = _parse(sidecar.read_text(encoding="utf-8"), str(sidecar))
+        raw = json_text.read(sidecar, _OBJECTS, fault=InputError)
         if isinstance(raw, dict) and "objects" in raw:
             texts = _texts(raw.get("text"), str(sidecar)) or texts
             raw = raw["objects"]
@@ -235,17 +247,9 @@ def _texts(text: Any, at: str) -> tuple[str, ...]:
 
 def _lines(path: Path) -> Iterator[tuple[Any, str]]:
     """What each line of a JSON lines file holds, and where that is."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            at = f"{path}:{number}"
-            yield _parse(line, at), at
-
-
-def _parse(text: str, at: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{at} is not JSON ({error})") from error
+    for number, line in read_lines(path, fault=InputError):
+        at = f"{path}:{number}"
+        yield json_text.parse(line, at, _OBJECTS, fault=InputError, told=" is not JSON"), at
 
 
 # -- COCO ----------------------------------------------------------------------------------------
@@ -288,13 +292,35 @@ def read_coco(
 
 def _coco(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise NotFoundError(f"there are no annotations {path}")
-    raw = _parse(path.read_text(encoding="utf-8"), str(path))
+    text = _without_outlines(path)
+    raw = json_text.parse(text, str(path), _COCO, fault=InputError, told=" is not JSON")
     missing = [p for p in parts if not isinstance(raw, dict) or not isinstance(raw.get(p), list)]
     if missing:
         raise InputError(f"{path} is not COCO's format: it lacks {', '.join(missing)}")
     return raw
+
+
+_OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[-+.,\d\seE\[\]]*\]')
+_COCO = json_text.Limits(size=256 * MB, values=16_000_000)  # the set of 2017 has 11 million
+_LARGEST, _BLOCK = 1024 * MB, 8 * MB
+
+
+def _without_outlines(path: Path) -> bytes:
+    """The text of a file without the polygons of its objects, which are most of it."""
+    parts: list[bytes] = []
+    rest, kept = b"", 0
+    with open_regular(path, _LARGEST, fault=InputError) as file:
+        while block := file.read(_BLOCK):
+            # No polygon has a brace in it, so none is cut.
+            block = rest + block
+            end = block.rfind(b"}") + 1
+            parts.append(_OUTLINE.sub(b'"segmentation":0', block[:end]))
+            rest, kept = block[end:], kept + len(parts[-1])
+            if kept > _COCO.size or len(rest) > 8 * _BLOCK:
+                raise InputError(f"{path} holds more than annotations have: over {kept:,} bytes")
+    return b"".join([*parts, rest])
 
 
 def _captions(raw: dict[str, Any]) -> dict[Any, tuple[str, ...]]:

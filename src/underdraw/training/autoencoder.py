@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from underdraw.errors import InputError
+from underdraw.formats.arrays import read_array
 from underdraw.models import AutoencoderKL
 from underdraw.training.data import Examples, shuffled, to_signed
 from underdraw.training.loop import Batch, Draw, Figures, autocast, resolve_precision
@@ -179,7 +180,7 @@ def encode_all(
     `progress` shows a bar; None: where standard error is a terminal."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial.npy")
-    parts = [np.load(kept) for kept in (partial, path) if kept.exists()][:1]
+    parts = [np.array(read_array(kept)) for kept in (partial, path) if kept.exists()][:1]
     dtype = resolve_precision(precision, vae.device)
     first, saved = len(parts[0]) if parts else 0, time.monotonic()
     hidden = None if progress is None else not progress
@@ -196,7 +197,7 @@ def encode_all(
                 saved = time.monotonic()
     _keep(path, parts)
     partial.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    return read_array(path)
 
 
 _KEEP = 60.0

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from underdraw.backends.torch_weights import tensor
 from underdraw.errors import NotFoundError, WeightError
+from underdraw.formats.pickles import read_values
 
 NAME = "state.pt"
 
@@ -38,11 +40,11 @@ def load(path: str | Path) -> dict[str, Any]:
         WeightError: it is no training state, or a damaged one.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise NotFoundError(f"there is no training state at {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the library raises many kinds
+        state = read_values(path, lambda stored: tensor(stored).clone())
+    except WeightError as error:
         raise WeightError(f"{path} is not a readable training state: {error}") from error
     if not isinstance(state, dict) or not {"step", "modules", "average"} <= set(state):
         raise WeightError(f"{path} is a file of PyTorch, but not a training state")

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from underdraw.formats.opening import read_lines
+
 COLUMNS = ("step", "seconds", "images", "rate", "loss")
 
 
@@ -75,8 +77,8 @@ class Curve:
         path = self.folder / "curve.csv"
         if not path.exists():
             return
-        with open(path, newline="") as file:
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        lines = csv.DictReader(line for _, line in read_lines(path))
+        rows = [{k: float(v) for k, v in row.items() if v} for row in lines]
         self.rows = [row for row in rows if row["step"] <= step]
 
 

@@ -23,6 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats import json_text
+from underdraw.formats.arrays import read_array
+from underdraw.formats.opening import MB, is_regular, read_lines
 from underdraw.scenes import (
     Camera,
     Caption,
@@ -159,6 +162,10 @@ TRUTH = (len(vocabulary.SHAPES) + 1, len(vocabulary.COLOURS), len(vocabulary.MAT
 """How many answers each question of `RenderedScenes.truth` has."""
 
 
+LIMITS = json_text.Limits(size=64 * MB, values=4_000_000)
+"""Of the facts of a shard: 4096 scenes have 3 MB, 700,000 values."""
+
+
 class RenderedScenes:
     """`Examples` in a folder written by `render_cache`, without the first `HELD_BACK`."""
 
@@ -166,12 +173,10 @@ class RenderedScenes:
         places = sorted(Path(folder).glob("[0-9][0-9][0-9]"))
         if not places:
             raise NotFoundError(f"{folder} holds no rendered scenes; make them with render_cache")
-        self._shards = [np.load(place / "images.npy", mmap_mode="r") for place in places]
-        self._cells = [np.load(place / "cells.npy", mmap_mode="r") for place in places]
+        self._shards = [read_array(place / "images.npy") for place in places]
+        self._cells = [read_array(place / "cells.npy") for place in places]
         self._starts = np.cumsum([0, *map(len, self._shards)])
-        self._facts = [
-            f for place in places for f in json.loads((place / "scenes.json").read_text())
-        ]
+        self._facts = [f for place in places for f in json_text.read(place / "scenes.json", LIMITS)]
         self.held_back = held_back
         if len(self._facts) <= held_back:
             raise InputError(f"{folder} holds {len(self._facts)} scenes; {held_back} are held back")
@@ -284,11 +289,9 @@ class CaptionedFolder:
         if not path.is_file():
             raise NotFoundError(f"{path} is not there; each line: {_LINE}")
         self._entries: list[tuple[str, tuple[str, ...]]] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
+        for number, line in read_lines(path, fault=InputError):
             name, texts = _entry(line, f"{path}:{number}")
-            if not (self.folder / name).is_file():
+            if not is_regular(self.folder / name):
                 raise NotFoundError(f"{path}:{number}: there is no image {self.folder / name}")
             self._entries.append((name, texts))
         if not self._entries:
@@ -321,10 +324,7 @@ _LINE = '{"file_name": "cat.png", "text": "a cat"}'
 
 
 def _entry(line: str, where: str) -> tuple[str, tuple[str, ...]]:
-    try:
-        raw = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error}); each line: {_LINE}") from error
+    raw = json_text.parse(line, where, fault=InputError, told=f" is not JSON; each line: {_LINE}")
     name, text = (raw.get(k) if isinstance(raw, dict) else None for k in ("file_name", "text"))
     listed = text if isinstance(text, list) else [text]
     texts = tuple(one for one in listed if isinstance(one, str))

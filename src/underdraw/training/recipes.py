@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats.arrays import read_array
+from underdraw.formats.json_text import read_object
 from underdraw.models import (
     AutoencoderKL,
     CLIPImageProcessor,
@@ -215,7 +217,7 @@ class Workshop:
             config = self.recipe.vae
             facts = self.folder / "latents.json"
             if facts.exists():
-                factor = json.loads(facts.read_text())["scaling_factor"]
+                factor = read_object(facts)["scaling_factor"]
                 config = replace(config, scaling_factor=factor)
             vae = AutoencoderKL(config)
         if not trained:
@@ -393,7 +395,7 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
+    latents = read_array(shop._needs("", "latents.npy"))
     family = _on(where["device"], shop.family(trained=False))
     task = TextToImageTask(family, shop.examples, shop.recipe.denoiser, latents)
     _train(shop, "denoiser", task, minutes, where)
@@ -417,7 +419,7 @@ def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = np.load(shop._needs("", "latents.npy"), mmap_mode="r")
+    latents = read_array(shop._needs("", "latents.npy"))
     family = _on(where["device"], shop.family())
     if "image_encoder" not in family:
         raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")

@@ -19,10 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats import json_text
+from underdraw.formats.arrays import read_array
 from underdraw.scenes import Scene, SceneObject, alone, phrases, render, scene_rng, vocabulary
 from underdraw.scenes.layout import pick
 from underdraw.scenes.stream import in_order
-from underdraw.training.data import to_signed
+from underdraw.training.data import LIMITS, to_signed
 from underdraw.weights.save import writing_folder
 
 Kind = tuple[str, str, str]
@@ -79,8 +81,8 @@ class Views:
             raise NotFoundError(
                 f"{folder} holds no views; make them with render_views, or the stage 'renders'"
             )
-        self._images = np.load(folder / "images.npy", mmap_mode="r")
-        facts = json.loads((folder / "things.json").read_text())
+        self._images = read_array(folder / "images.npy")
+        facts = json_text.read(folder / "things.json", LIMITS)
         if not facts:
             raise InputError(f"{folder} holds no view; count must be at least 1")
         self.things = [SceneObject(**fact, position=(0.0, 0.0)) for fact in facts]

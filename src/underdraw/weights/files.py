@@ -6,11 +6,11 @@ reading them takes page cache (shared, reclaimable) and no memory of the process
 them never reaches the file.
 """
 
-import mmap
 import os
 from pathlib import Path
 
 from underdraw.errors import NotFoundError, WeightError
+from underdraw.formats.opening import map_file
 from underdraw.formats.pickles import read_pickle
 from underdraw.formats.safetensors import read_safetensors
 from underdraw.formats.stored import Checkpoint, StoredTensor
@@ -32,9 +32,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """As `open_tensors`, with the metadata: `__metadata__` of a safetensors file, or the plain
     values at the top of a pickle (such as `global_step`)."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise WeightError(f"{path} is a folder; a weight file was expected")
-    if not path.exists():
+    if not os.path.exists(path):  # which is False, too, for names that no file can have
         raise NotFoundError(f"{path}: no such file")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -45,14 +45,3 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if suffix == ".safetensors":
         return read_safetensors(path, mapped)
     return read_pickle(path, mapped)
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """The whole file as copy-on-write memory. Empty and unreadable files are WeightErrors."""
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise WeightError(f"{path}: the file is empty (0 bytes)")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -4,7 +4,6 @@ A pipeline folder has `model_index.json` and a folder per component; a component
 weights: `STEM[.VARIANT].safetensors` (or `.bin`), or shards of it with an index.
 """
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import NotFoundError, WeightError
-from underdraw.formats.stored import StoredTensor, looks_like
+from underdraw.formats import json_text
+from underdraw.formats.stored import StoredTensor
 from underdraw.weights.files import open_tensors
 
 MODEL_INDEX = "model_index.json"
@@ -145,23 +145,7 @@ def pick_variants(
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file. NotFoundError without a file, WeightError naming what is wrong."""
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file") from error
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        what = "the file is empty" if not raw.strip() else looks_like(raw[:512])
-        if what is None or what.startswith("a JSON"):
-            what = str(error)
-        raise WeightError(f"{path}: not readable as JSON: {what}") from error
-    if not isinstance(content, dict):
-        raise WeightError(f"{path}: a JSON object was expected, not a {type(content).__name__}")
-    return content
+    return json_text.read_object(path)
 
 
 def read_model_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -232,14 +216,19 @@ def open_weights(place: Path, chosen: WeightFiles) -> dict[str, StoredTensor]:
             raise NotFoundError(f"{place}: {len(files)} of {total} shards like {files[0]!r}")
     absent = [name for name in files if not (place / name).exists()]
     if absent:
-        raise NotFoundError(f"{place}: shards named by {chosen.index} are missing: {absent}")
+        raise NotFoundError(
+            f"{place}: {len(absent)} shards named by {chosen.index} are missing: {absent[:5]}"
+        )
+    promised: dict[str, list[str]] = {}
+    for key, name in (wanted or {}).items():
+        promised.setdefault(name, []).append(key)
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         shard = open_tensors(place / name)
         twice = next((key for key in shard if key in tensors), None)
         if twice is not None:
             raise WeightError(f"{place / name}: tensor {twice!r} is in another shard, too")
-        lacking = [key for key, at in (wanted or {}).items() if at == name and key not in shard]
+        lacking = [key for key in promised.get(name, ()) if key not in shard]
         if lacking:
             raise WeightError(
                 f"{place / name}: the index promises {len(lacking)} tensors that are not in it: "

@@ -6,7 +6,6 @@ in both directions: what is neither of the grounding part nor known to stand bes
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from underdraw.errors import InputError, WeightError
+from underdraw.errors import InputError, UnderdrawError, WeightError
+from underdraw.formats import json_text
+from underdraw.formats.opening import map_file
 from underdraw.formats.pickles import read_pickle
 from underdraw.formats.stored import Checkpoint, StoredTensor
 from underdraw.networks import unet as network
@@ -31,7 +32,7 @@ from underdraw.networks.gligen.config import (
 from underdraw.networks.gligen.sites import layout
 from underdraw.schema import within
 from underdraw.weights import architecture, folders, key_tables as keys, single_file
-from underdraw.weights.files import map_file, open_checkpoint
+from underdraw.weights.files import open_checkpoint
 from underdraw.weights.known_keys import GROUNDING_FILE, reason
 from underdraw.weights.match import match
 
@@ -86,6 +87,10 @@ def read_grounding(
     except WeightError as error:
         told = str(error)
         raise WeightError(told if told.startswith(str(path)) else f"{path}: {told}") from error
+    except (LookupError, ArithmeticError, ValueError) as error:
+        if isinstance(error, UnderdrawError):
+            raise
+        raise WeightError(f"{path}: names and shapes are no grounding part's ({error})") from error
 
 
 def _from_folder(
@@ -121,8 +126,10 @@ def _from_file(
 ) -> Found:
     tensors = checkpoint.tensors
     if written := checkpoint.metadata.get(METADATA):
+        source = f"metadata {METADATA!r}"
+        raw = json_text.parse(str(written), source, told=" is not readable as JSON")
         try:
-            config = read(GroundingConfig, json.loads(written))
+            config = read(GroundingConfig, raw)
         except (ValueError, TypeError, AttributeError) as error:
             raise WeightError(f"metadata {METADATA!r} is not readable: {error}") from error
         _same_kind(kind, config.kind)

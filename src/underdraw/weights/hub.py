@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats.opening import is_regular, read_text
 from underdraw.weights import folders
 
 SCENES = "underdraw/scenes"
@@ -255,7 +256,7 @@ class _Hub:
         """
         storage, branch = self._storage(), self.revision or "main"
         note = storage / "refs" / branch
-        commit = note.read_text().strip() if note.is_file() else branch
+        commit = read_text(note, 1000).strip() if is_regular(note) else branch
         found = storage / "snapshots" / commit
         starts = (folders.MODEL_INDEX, *folders.CONFIGS, "tokenizer.json", "vocab.json")
         if found.is_dir() and (not whole or any((found / name).exists() for name in starts)):

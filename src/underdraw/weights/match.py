@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from underdraw.errors import WeightError
-from underdraw.formats.stored import StoredTensor
+from underdraw.formats.stored import StoredTensor, check_sizes
 from underdraw.weights.known_keys import FOLDERS, Known, Rename, Rules, reason
 
 SHOWN = 5  # names per kind of fault in an error message
@@ -35,7 +35,7 @@ def match(
     ones (1x1 convolution or linear layer) are reshaped.
 
     Raises WeightError, naming `source`, with all that is missing, left over, of another shape or
-    not of floating-point numbers.
+    not of floating-point numbers; also where a small file shows large tensors.
     """
     ignored, renames = tuple(ignored), tuple(renames)
     matched = {name: tensor for name, tensor in found.items() if name in expected}
@@ -66,6 +66,7 @@ def match(
         result[name] = tensor
     if missing or left or wrong:
         raise WeightError(_message(source, len(expected), missing, left, wrong))
+    check_sizes(result.values())
     return result
 
 

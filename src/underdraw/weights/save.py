@@ -20,7 +20,7 @@ import numpy as np
 
 from underdraw.errors import InputError
 from underdraw.formats.safetensors import DTYPES
-from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, stored
+from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, check_sizes, stored
 from underdraw.weights import folders
 
 CODES = {ours: theirs for theirs, ours in DTYPES.items()}
@@ -203,6 +203,7 @@ def _as_stored(tensors: Tensors) -> dict[str, StoredTensor]:
         if tensor.dtype not in CODES:
             raise InputError(f"{name}: safetensors files hold no {tensor.dtype}")
         named[name] = tensor
+    check_sizes(named.values())
     return named
 
 

@@ -13,7 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from underdraw.errors import InputError, WeightError
+from underdraw.errors import InputError, UnderdrawError, WeightError
+from underdraw.formats import json_text
 from underdraw.formats.stored import Checkpoint, StoredTensor
 from underdraw.weights import architecture, key_tables as keys, text_towers
 from underdraw.weights.files import open_checkpoint
@@ -76,6 +77,13 @@ def read_single_file(
         return _read(checkpoint, prediction_type, extract_ema, configs or {})
     except WeightError as error:
         raise WeightError(f"{place}: {error}") from error
+    except (LookupError, ArithmeticError, ValueError) as error:
+        if isinstance(error, UnderdrawError):
+            raise
+        raise WeightError(f"{place}: {_NO_SHAPES} ({error})") from error
+
+
+_NO_SHAPES = "names and shapes are not those of a Stable Diffusion 1 or 2 checkpoint"
 
 
 def _read(
@@ -137,10 +145,7 @@ def _read(
 
 def _configs_inside(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     text = checkpoint.metadata.get(CONFIGS)
-    try:
-        content = json.loads(text) if text else {}
-    except (TypeError, ValueError) as error:
-        raise WeightError(f"metadata {CONFIGS!r} is not readable as JSON: {error}") from error
+    content = json_text.parse(str(text), f"metadata {CONFIGS!r}") if text else {}
     if not isinstance(content, dict) or not all(isinstance(c, dict) for c in content.values()):
         raise WeightError(f"metadata {CONFIGS!r} does not hold configs by component")
     return content

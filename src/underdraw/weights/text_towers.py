@@ -108,7 +108,10 @@ def to_original(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Stored
 def _joined(three: list[StoredTensor]) -> StoredTensor:
     shape = (sum(t.shape[0] for t in three), *three[0].shape[1:])
     return StoredTensor(
-        three[0].dtype, shape, lambda: np.concatenate([tensor.load() for tensor in three])
+        three[0].dtype,
+        shape,
+        lambda: np.concatenate([tensor.load() for tensor in three]),
+        three[0].source,
     )
 
 

@@ -13,6 +13,7 @@ from underdraw.backends.hardware import has_channels_last
 from underdraw.controls.run import Run
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
+from underdraw.formats.json_text import parse
 from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.plan import Plan
@@ -198,9 +199,9 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
             something that `changes` does not give.
     """
     try:
-        found = json.loads(metadata) if isinstance(metadata, str) else metadata
+        found = parse(metadata, "metadata") if isinstance(metadata, str) else metadata
         record = read(Record, found)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputTypeError(
             f"metadata={shown(metadata)} is not what a picture holds: {error}"
         ) from error

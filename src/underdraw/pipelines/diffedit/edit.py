@@ -15,6 +15,7 @@ import numpy as np
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, NonFiniteError, WeightError
+from underdraw.formats.json_text import parse
 from underdraw.pictures.pasting import originals, paste_all
 from underdraw.pictures.reading import read_mask
 from underdraw.pipelines.call.conditioning import encode_texts
@@ -100,7 +101,7 @@ class Kept:
 def _difference(written: str, wanted: str) -> str:
     """In what two descriptions of edits differ, in words."""
     try:
-        old, new = json.loads(written), json.loads(wanted)
+        old, new = parse(written, LEVELS), json.loads(wanted)
         names = [name for name in new if old.get(name) != new[name]]
     except (ValueError, AttributeError):
         names = []
