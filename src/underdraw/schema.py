@@ -28,7 +28,7 @@ from numbers import Integral, Real
 from reprlib import Repr
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from underdraw.errors import InputError, WeightError
+from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 
 MOST_ENTRIES = 100_000
 """Of a list, where its annotation says nothing else."""
@@ -210,12 +210,13 @@ def within(where: Any) -> Iterator[None]:
     """Messages of what is read inside name the file it comes from, or the class it is for."""
     try:
         yield
-    except (InputError, WeightError) as error:
-        kind = InputError if isinstance(error, InputError) else WeightError
+    except _TOLD as error:
+        kind = next(each for each in _TOLD if isinstance(error, each))
         told = str(error)
         raise kind(told if told.startswith(str(where)) else f"{where}: {told}") from None
 
 
+_TOLD = (InputError, InputTypeError, NotFoundError, WeightError)
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8

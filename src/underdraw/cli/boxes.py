@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer.core
 
 from underdraw.cli import embedded
-from underdraw.cli.files import read
+from underdraw.cli.files import read as read_picture
 from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.schema import Length, Range, Schema, read, within
 
 BOX = "--box"
 NUMBERS = 4
 NAMES = {"phrase": ("phrase", "label"), "box": ("box", "bbox"), "image": ("image",)}
+
+Number = Annotated[float, Range(-1e6, 1e6)]
+Picture = Annotated[str, Length(1, 4096)] | Mapping[str, Any]
+"""A path, or what a record holds of a picture."""
+
+
+@dataclass(frozen=True)
+class Entry(Schema):
+    """A box of a layout; whether its numbers make one is `Box`'s to say."""
+
+    box: Annotated[tuple[Number, ...], Length(0, 100)] = ()
+    phrase: str | None = None
+    image: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Whole(Schema):
+    """A layout as JSON keeps it."""
+
+    boxes: tuple[Any, ...] = ()
+    prompt: str | None = None
+    style: Picture | None = None
+    strength: tuple[Number, Number, Number] | None = None
 
 
 class BoxCommand(typer.core.TyperCommand):
@@ -42,11 +67,13 @@ def read_boxes(options: list[str] | None, layout: Path | None) -> dict[str, Any]
         raise InputError(f"{BOX} and --layout are both given; only one of them can be")
     if layout is not None:
         found = read_layout(layout)
+        with within(layout):
+            controls_of(found)
     elif options:
         found = {"boxes": [_option(text) for text in options]}
+        controls_of(found)
     else:
         return None
-    controls_of(found)
     return found
 
 
@@ -110,8 +137,11 @@ def controls_of(layout: Mapping[str, Any]) -> list[Any]:
     from underdraw.controls.boxes import Box, Layout, Style
 
     parts: list[Any] = []
+    read(Whole, layout)
     for i, entry in enumerate(layout["boxes"]):
         where = f"box {i + 1}"
+        with within(where):
+            read(Entry, entry)
         image = None if entry.get("image") is None else _picture(entry["image"], where)
         try:
             parts.append(Box(entry.get("phrase"), entry.get("box", ()), image))
@@ -127,7 +157,7 @@ def _picture(held: Any, where: str) -> Any:
     if not isinstance(held, str):
         return embedded.restored(held, f"the picture of {where}")
     try:
-        return read(Path(held)).convert("RGB")
+        return read_picture(Path(held)).convert("RGB")
     except NotFoundError as error:
         raise NotFoundError(f"{where}: there is no picture {held!r}") from error
     except InputError as error:
@@ -141,7 +171,7 @@ def with_pictures(layout: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(entry.get(name), str):
             return dict(entry)
         path = Path(entry[name])
-        return {**entry, name: embedded.kept(read(path).convert("RGB"), path.name)}
+        return {**entry, name: embedded.kept(read_picture(path).convert("RGB"), path.name)}
 
     return {**held(layout, "style"), "boxes": [held(box, "image") for box in layout["boxes"]]}
 

@@ -13,6 +13,8 @@ from underdraw.errors import InputError
 MOST_KEPT = 2**20
 """Bytes of a picture that is kept whole."""
 MOST_PIXELS = 2**24
+MOST_SIGNS = 1000
+"""Of its name."""
 
 
 def kept(picture: Any, name: str) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def restored(entry: Any, where: str) -> Any:
     """
     from PIL import Image
 
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+    name = entry.get("name") if isinstance(entry, Mapping) else None
+    if not isinstance(name, str) or len(name) > MOST_SIGNS:
         raise InputError(f"{where} is damaged: it is no picture")
     if "png" not in entry:
         return None

@@ -113,8 +113,12 @@ def as_merges(value: Any) -> list[tuple[str, str]]:
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise WeightError(f"merges are a list of pairs; these are {shown(value)}")
+    try:
+        listed = list(value)
+    except Exception:  # an array without dimensions, an iterator of somebody else
+        raise WeightError(f"merges are a list of pairs; these are {shown(value)}") from None
     pairs = []
-    for merge in value:
+    for merge in listed:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         whole = isinstance(pair, list | tuple) and len(pair) == 2
         if not whole or not all(isinstance(symbol, str) and symbol for symbol in pair):
