@@ -199,8 +199,8 @@ def _check_entries(path: Path, layout: Any) -> None:
             continue
         if isinstance(held, str):  # as earlier versions kept them
             raise InputError(
-                f"{path} cannot be made again by itself: {where} shows the picture {held:.200}, and "
-                "it holds no copy of that; give the boxes with --layout"
+                f"{path} cannot be made again by itself: {where} shows the picture {held:.200}, "
+                "and it holds no copy of that; give the boxes with --layout"
             )
         if embedded.restored(held, f"{path}: the picture of {where}") is None:
             raise InputError(
