@@ -34,9 +34,9 @@ def test_edit_with_mask_and_file(run, tiny, photo, tmp_path):
     assert not changed[mask == 0].any()
     assert "mask: " in result.stderr
     first = out.read_bytes()
-    call(run, tiny, photo, *more)  # from the file
+    call(run, tiny, photo, *more, "--force")  # from the file
     assert out.read_bytes() == first
-    other = call(run, tiny, photo, *more, "--seed", "4", code=2)
+    other = call(run, tiny, photo, *more, "--force", "--seed", "4", code=2)
     assert "another seed" in other.stderr
 
 

@@ -49,11 +49,11 @@ def test_a_picture_says_its_engine_and_comes_again_on_it(run, tiny, fake):
     assert (record["engine"], record["backend"], record["missing"]) == ("fake", "torch", [])
     asked = list(fake.asked)
     assert "unet" in asked
-    run("generate", "--again", "a.png", "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--out", "b.png")
     assert fake.asked == 2 * asked
     with open("a.png", "rb") as first, open("b.png", "rb") as second:
         assert first.read() == second.read()
-    run("generate", "--again", "a.png", "--engine", "eager", "--out", "c.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--engine", "eager", "--out", "c.png")
     assert fake.asked == 2 * asked
     assert read_metadata("c.png")["engine"] == "eager"
 
@@ -62,7 +62,7 @@ def test_pictures_of_before_there_were_engines(run, tiny, fake):
     run("generate", "a cone", "--model", tiny, *QUICK, "--out", "a.png")
     assert read_metadata("a.png")["engine"] == "eager"
     rewrite("a.png", "old.png", engine=None, backend=None)
-    run("generate", "--again", "old.png", "--out", "b.png")
+    run("generate", "--again", "old.png", "--as-recorded", "--out", "b.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     assert read_metadata("b.png") == read_metadata("a.png")
 
@@ -73,9 +73,9 @@ def test_an_engine_without_a_name_has_to_be_said(run, tiny):
     pipe = StableDiffusionPipeline.from_pretrained(tiny, engine=Fake())
     pipe.set_progress_bar_config(disable=True)
     pipe("a cone", 40, 72, 1, seed=3).save("a.png")
-    failed = run("generate", "--again", "a.png", "--out", "b.png", code=2)
+    failed = run("generate", "--again", "a.png", "--as-recorded", "--out", "b.png", code=2)
     assert "does not hold its engine" in failed.stderr
-    run("generate", "--again", "a.png", "--engine", "eager", "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--engine", "eager", "--out", "b.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
@@ -108,7 +108,7 @@ def test_evaluate_tells_it_before_its_judge_is_loaded(run, monkeypatch):
 def test_a_picture_of_an_engine_that_is_not_here(run, tiny):
     run("generate", "a cone", "--model", tiny, *QUICK, "--out", "a.png")
     rewrite("a.png", "b.png", engine="warp")
-    failed = run("generate", "--again", "b.png", code=2)
+    failed = run("generate", "--again", "b.png", "--as-recorded", code=2)
     assert "--engine warp is not known" in failed.stderr
 
 
@@ -152,5 +152,5 @@ def test_jit_on_jax(run, tiny):
     assert abs(pixels("a.png").astype(int) - pixels("b.png")).max() <= 1
     record = read_metadata("a.png")
     assert (record["engine"], record["backend"]) == ("jit", "jax")
-    run("generate", "--again", "a.png", "--out", "c.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--out", "c.png")
     assert np.array_equal(pixels("a.png"), pixels("c.png"))

@@ -40,7 +40,7 @@ def test_a_report(run, tiny, calls, tmp_path):
     assert len(captions) == 5
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     assert {n: v for n, v in options.items() if n != "folder"} == {
-        "steps": 3, "seed": 9, "batch": 2, "progress": False, "evaluator": "judge",
+        "steps": 3, "seed": 9, "batch": 2, "progress": True, "evaluator": "judge",
         "guidance_scale": 4.0,
     }  # fmt: skip
     assert done.stdout == "score 1.0\nscore 1.0\n"

@@ -51,7 +51,9 @@ def test_each_picture_of_several_comes_again_bit_by_bit(run, tiny):
     assert done.stdout.split() == ["x-0.png", "x-1.png", "x-2.png", "x.png"]
     assert pixels("x.png").shape == (2 * 44 - 4, 2 * 76 - 4, 3)
     for i in range(3):
-        again = run("generate", "--again", f"x-{i}.png", "--out", "y.png")
+        again = run(
+            "generate", "--again", f"x-{i}.png", "--as-recorded", "--out", "y.png", "--force"
+        )
         assert "DPMSolverMultistepScheduler, 2 steps" in again.stderr
         with open(f"x-{i}.png", "rb") as first, open("y.png", "rb") as second:
             assert first.read() == second.read()
@@ -64,7 +66,7 @@ def test_the_memory_layout_comes_again(run, tiny, dtype):
     call = ("--steps", 1, "--height", 128, "--width", 128, "--dtype", dtype, "--no-grid")
     run("generate", "a cone", "-n", 6, "--model", tiny, *call, "--out", "x.png")
     for i in range(6):
-        run("generate", "--again", f"x-{i}.png", "--out", "y.png")
+        run("generate", "--again", f"x-{i}.png", "--as-recorded", "--out", "y.png", "--force")
         assert np.array_equal(pixels(f"x-{i}.png"), pixels("y.png"))
 
 
@@ -73,13 +75,13 @@ def test_a_record_names_networks_only(run, tiny):
     with Image.open("x.png") as image:
         record = read_metadata("x.png") | {"channels_last": ["scheduler", "os", 3, "unet"]}
         save_png(image, "y.png", record)
-    run("generate", "--again", "y.png", "--out", "z.png")
+    run("generate", "--again", "y.png", "--as-recorded", "--out", "z.png")
     assert read_metadata("z.png")["channels_last"] == ["unet"]
 
 
 def test_again_with_changes(run, tiny):
     run("generate", "a cone", "--model", tiny, *QUICK, "--seed", 1, "--out", "a.png")
-    run("generate", "a cube", "--again", "a.png", "--seed", 2, "--out", "b.png")
+    run("generate", "a cube", "--again", "a.png", "--as-recorded", "--seed", 2, "--out", "b.png")
     before, after = read_metadata("a.png"), read_metadata("b.png")
     assert after["call"] == before["call"] | {"prompt": "a cube", "seed": 2}
     assert not np.array_equal(pixels("a.png"), pixels("b.png"))
@@ -93,7 +95,7 @@ def test_settings_of_a_picture_come_again(run, tiny):
     pipe.enable_vae_slicing()
     pipe.enable_attention_slicing()
     pipe("a cone", 40, 72, 2, seed=3).save("a.png")
-    run("generate", "--again", "a.png", "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--out", "b.png")
     assert read_metadata("a.png") == read_metadata("b.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
@@ -135,7 +137,7 @@ def test_a_single_file_and_again(run, tiny):
     run("generate", "a cone", "--model", tiny, *QUICK, "--seed", 7, "--out", "a.png")
     model = ("--model", "one.safetensors", "--tokenizer", tiny)
     run("generate", "a cone", *model, *QUICK, "--seed", 7, "--out", "b.png")
-    run("generate", "--again", "b.png", "--out", "c.png")
+    run("generate", "--again", "b.png", "--as-recorded", "--out", "c.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     assert np.array_equal(pixels("a.png"), pixels("c.png"))
 
@@ -146,10 +148,20 @@ def test_a_model_advises_its_guidance(run, tiny, advised):
         (advised, ("--guidance", 6), 6.0),
         (tiny, (), 7.5),
     ):
-        run("generate", "a cone", "--model", model, *QUICK, *arguments, "--out", "a.png")
+        run("generate", "a cone", "--model", model, *QUICK, *arguments, "--out", "a.png", "--force")
         assert read_metadata("a.png")["call"]["guidance_scale"] == scale
     # A picture that was made with another one keeps it.
-    run("generate", "a cone", "--again", "a.png", "--model", advised, "--out", "b.png")
+    run(
+        "generate",
+        "a cone",
+        "--again",
+        "a.png",
+        "--as-recorded",
+        "--model",
+        advised,
+        "--out",
+        "b.png",
+    )
     assert read_metadata("b.png")["call"]["guidance_scale"] == 7.5
 
 
@@ -241,10 +253,10 @@ def test_solver_help_lists_them(run):
     [
         (["--solver", "foo"], "--solver foo is not known; allowed: ddim"),
         (["--height", "30"], "height=30 is not a multiple of 8"),
-        (["--guidance", "nan"], "guidance_scale"),
+        (["--guidance", "nan"], "--guidance=nan is out of range"),
         (["--device", "tpu9"], "device='tpu9' is not known"),
         (["--device", "cuda:77"], "device='cuda:77' is not on this machine; allowed: cpu"),
-        (["--out", "x.jpg"], "written as .png"),
+        (["--out", "x.gif"], "written as .png, .jpg, .jpeg or .webp"),
         (["--out", "file/x.png"], "is a file"),
         (["--out", "file"], "is a file"),
         (["--variant", "fp16"], "variant 'fp16'"),
@@ -323,7 +335,9 @@ def test_long_prompts_of_a_compat_pipeline_give_a_note(run, tiny):
     record = read_metadata("a.png")
     with Image.open("a.png") as image:
         save_png(image, "b.png", record | {"compat": "diffusers"})
-    told = run("generate", "a cone " * 60, "--again", "b.png", "--out", "c.png").stderr
+    told = run(
+        "generate", "a cone " * 60, "--again", "b.png", "--as-recorded", "--out", "c.png"
+    ).stderr
     assert told.count("note: only the first 77 tokens") == 1
     assert "Warning" not in told
     assert json.loads(json.dumps(read_metadata("c.png")))["compat"] == "diffusers"

@@ -45,7 +45,7 @@ def test_boxes_layouts_drawings_and_again(run, tiny, part, tmp_path):
     assert record["layout"]["boxes"][0] == {"phrase": "a red sphere", "box": [0.1, 0.2, 0.4, 0.6]}
 
     again = tmp_path / "again.png"
-    run("generate", "--again", str(picture), "--out", str(again))
+    run("generate", "--again", str(picture), "--as-recorded", "--out", str(again))
     assert pixels_of(again) == pixels
 
     labels = [{"label": "a red sphere", "bbox": [0.1, 0.2, 0.4, 0.6]}]

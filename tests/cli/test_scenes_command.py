@@ -62,7 +62,7 @@ def test_subjects(run):
         (["--pairs", "--subjects"], "only one of them"),
         (["--objects", "9"], "--objects"),
         (["--pairs", "--objects", "1"], "at least 2 objects"),
-        (["--out", "a.gif"], "ends in .png"),
+        (["--out", "a.gif"], "written as .png, .jpg, .jpeg or .webp"),
     ],
 )
 def test_mistakes(run, tmp_path, arguments, says):

@@ -148,7 +148,7 @@ def test_stages_of_the_scenes_family_run_in_order_and_once(run, monkeypatch, tmp
     assert (recipe.run("denoiser").steps, recipe.run("denoiser").seed) == (7, 3)
     assert recipe.run("autoencoder") == plain.run("autoencoder")
     assert recipe.scenes == 100
-    assert calls[-1][2] == {"minutes": 2, "device": "cpu"}
+    assert calls[-1][2] == {"minutes": 2, "device": "cpu", "progress": True}
     calls.clear()
     run(*arguments)
     assert [name for name, _, _ in calls] == ["denoiser"]

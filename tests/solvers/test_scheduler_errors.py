@@ -15,7 +15,7 @@ CONSTRUCTION = [
     ("DDIMScheduler", {"timestep_spacing": "even"}, "timestep_spacing='even'.*trailing"),
     ("DDIMScheduler", {"num_train_timesteps": 0}, "num_train_timesteps=0"),
     ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, "trained_betas has 2 entries.*1000"),
-    ("DDIMInverseScheduler", {"timestep_spacing": "linspace"}, "leading, trailing"),
+    ("DDIMInverseScheduler", {"timestep_spacing": "linspace"}, "'leading', 'trailing'"),
     ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type='sample'.*epsilon"),
     ("DDPMScheduler", {"variance_type": "learned"}, "variance_type='learned'.*fixed_small"),
     ("EulerDiscreteScheduler", {"interpolation_type": "cubic"}, "interpolation_type.*log_linear"),
@@ -31,7 +31,7 @@ CONSTRUCTION = [
     ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas=True"),
     ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
     ("UniPCMultistepScheduler", {"solver_type": "bh3"}, "solver_type='bh3'.*bh1"),
-    ("DEISMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "allowed: deis"),
+    ("DEISMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "allowed: 'deis'"),
 ]
 
 

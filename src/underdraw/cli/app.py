@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from underdraw.cli import logs
 from underdraw.cli.boxes import BoxCommand
 from underdraw.cli.convert import convert
 from underdraw.cli.edit import edit
@@ -21,7 +22,7 @@ EXAMPLES = """Examples:
 \b
   underdraw generate "a red sphere left of a blue cube"
   underdraw generate "a red sphere" --count 4 --seed 7 --out spheres.png
-  underdraw edit photo.png --from "a cat" --to "a dog" -o out.png --show-mask
+  underdraw edit photo.png --from "a red cube" --to "a blue cube" -o out.png --show-mask
   underdraw info ./my-model --check
   underdraw convert model.ckpt ./my-model --dtype float16
   underdraw scenes --truth boxes,depth --out sheet.png
@@ -34,7 +35,6 @@ app = typer.Typer(
     help="Draw boxes, subjects, edges and masks underneath; a diffusion model paints over them.",
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -60,6 +60,13 @@ def everywhere(
     debug: Annotated[
         bool,
         typer.Option("--debug", help="Show where an error comes from (anywhere on the line)."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option(logs.QUIET, help="Tell errors only (anywhere on the line).")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(logs.VERBOSE, help="Tell what the library logs, too (anywhere on the line)."),
     ] = False,
 ) -> None:
     """Options of every command."""

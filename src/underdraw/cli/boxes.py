@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer.core
 
-from underdraw.errors import InputError, InputTypeError
+from underdraw.cli import embedded
+from underdraw.cli.files import read_plain
+from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.schema import Length, Range, Schema, read, within
 
 BOX = "--box"
 NUMBERS = 4
 NAMES = {"phrase": ("phrase", "label"), "box": ("box", "bbox"), "image": ("image",)}
+
+Number = Annotated[float, Range(-1e6, 1e6)]
+Picture = Annotated[str, Length(1, 4096)] | Mapping[str, Any]
+"""A path, or what a record holds of a picture."""
+
+
+@dataclass(frozen=True)
+class Entry(Schema):
+    """A box of a layout; whether its numbers make one is `Box`'s to say."""
+
+    box: Annotated[tuple[Number, ...], Length(0, 100)] = ()
+    phrase: str | None = None
+    image: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Whole(Schema):
+    """A layout as JSON keeps it."""
+
+    boxes: tuple[Any, ...] = ()
+    prompt: str | None = None
+    style: Picture | None = None
+    strength: tuple[Number, Number, Number] | None = None
 
 
 class BoxCommand(typer.core.TyperCommand):
@@ -40,11 +67,13 @@ def read_boxes(options: list[str] | None, layout: Path | None) -> dict[str, Any]
         raise InputError(f"{BOX} and --layout are both given; only one of them can be")
     if layout is not None:
         found = read_layout(layout)
+        with within(layout):
+            controls_of(found)
     elif options:
         found = {"boxes": [_option(text) for text in options]}
+        controls_of(found)
     else:
         return None
-    controls_of(found)
     return found
 
 
@@ -108,22 +137,49 @@ def controls_of(layout: Mapping[str, Any]) -> list[Any]:
     from underdraw.controls.boxes import Box, Layout, Style
 
     parts: list[Any] = []
+    read(Whole, layout)
     for i, entry in enumerate(layout["boxes"]):
-        image = None if entry.get("image") is None else _picture(entry["image"])
+        where = f"box {i + 1}"
+        with within(where):
+            read(Entry, entry)
+        image = None if entry.get("image") is None else _picture(entry["image"], where)
         try:
             parts.append(Box(entry.get("phrase"), entry.get("box", ()), image))
         except (InputError, InputTypeError) as error:
-            raise type(error)(f"box {i + 1}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
     if layout.get("style") is not None:
-        parts.append(Style(_picture(layout["style"])))
+        parts.append(Style(_picture(layout["style"], "style")))
     return [Layout(tuple(parts), layout.get("strength"))]
 
 
-def _picture(path: str) -> Any:
-    from underdraw.pictures.files import read_file
-    from underdraw.pictures.modes import plain
+def _picture(held: Any, where: str) -> Any:
+    """A picture of a layout: a path, or what a record holds of it."""
+    if not isinstance(held, str):
+        return embedded.restored(held, f"the picture of {where}")
+    try:
+        return read_plain(Path(held))
+    except NotFoundError as error:
+        raise NotFoundError(f"{where}: there is no picture {held!r}") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
-    return plain(repr(path), read_file(path))
+
+def with_pictures(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """A layout that holds its pictures instead of naming files, for the record of what is made."""
+
+    def held(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if not isinstance(entry.get(name), str):
+            return dict(entry)
+        path = Path(entry[name])
+        return {**entry, name: embedded.kept(read_plain(path), path.name)}
+
+    return {**held(layout, "style"), "boxes": [held(box, "image") for box in layout["boxes"]]}
+
+
+def files_of(layout: Mapping[str, Any]) -> list[str]:
+    """Files of the pictures that a layout names."""
+    named = [layout.get("style"), *(box.get("image") for box in layout["boxes"])]
+    return [name for name in named if isinstance(name, str)]
 
 
 def drawn(image: Any, layout: Mapping[str, Any]) -> Any:

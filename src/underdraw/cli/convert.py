@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import options
-from underdraw.cli.failures import Interrupted, tell
+from underdraw.cli import options, outputs, progress
+from underdraw.cli.failures import Interrupted, note
 from underdraw.errors import InputError, NotFoundError, WeightError
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def convert(
         raise InputError(f"{source} has no weights to convert")
     if ema and opened.kind != SINGLE:
         raise InputError(f"--ema is for single files; {source} is a {opened.kind}")
-    for note in opened.notes:
-        tell(f"note: {note}")
+    for line in opened.notes:
+        note(line)
     try:
-        with tqdm(total=opened.bytes, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        with tqdm(total=opened.bytes, unit="B", unit_scale=True, **progress.bar_options()) as bar:
             prepared = prepare(opened, dtype and dtype.value, bar.update)
             if target.suffix.lower() == FILE_SUFFIX:
                 write_file(opened, prepared, target)
@@ -103,6 +103,7 @@ def check_target(target: Path, force: bool) -> None:
         raise InputError(f"{target} exists; --force writes over it")
     if not target.parent.is_dir():
         raise NotFoundError(f"{target.parent}: no such folder")
+    outputs.check_folder(target.parent, [target.name])
 
 
 def prepare(
@@ -155,15 +156,13 @@ def write_file(source: Source, tensors: dict[str, dict[str, StoredTensor]], targ
             f"{source.name} has none of {', '.join(IN_SINGLE_FILES)}, which single files hold"
         )
     if left := [name for name in tensors if name not in fitting]:
-        tell(f"note: left out, since single files hold no {', '.join(left)}")
+        note(f"left out, since single files hold no {', '.join(left)}")
     metadata = single_file.single_file_metadata(fitting, source.scheduler)
     save.save_tensors(target, single_file.to_single_file(fitting), metadata)
     if "text_encoder" in fitting and tokenizer_of("sd1", fitting["text_encoder"][0]).repository != (
         hub.SCENES
     ):
-        tell(
-            "note: single files hold no vocabulary; give it with --tokenizer when loading this one"
-        )
+        note("single files hold no vocabulary; give it with --tokenizer when loading this one")
 
 
 def write_folder(

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs, pictures
-from underdraw.cli.failures import Interrupted, tell
+from underdraw.cli import early, embedded, options, outputs, pictures, progress, sizes, solvers
+from underdraw.cli.failures import Interrupted, note, tell
+from underdraw.cli.files import read
 from underdraw.errors import InputError
+
+VIEWS = ("mask", "before-after")
 
 
 def edit(
@@ -18,8 +21,12 @@ def edit(
     target: Annotated[str, typer.Option("--to", help="What it shall show instead, in quotes.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A .png file, or a folder (here, if not given)."),
+        typer.Option(
+            "--out", "-o", help="A .png, .jpg or .webp file, or a folder (here, if not given)."
+        ),
     ] = None,
+    format: options.Format = None,
+    force: options.Force = False,
     negative: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="A picture, white where to edit; found if not given.")
@@ -28,7 +35,8 @@ def edit(
         bool, typer.Option("--show-mask", help="Also write the mask, and before beside after.")
     ] = False,
     paste: Annotated[
-        bool, typer.Option("--paste/--no-paste", help="Keep every pixel outside the mask.")
+        bool,
+        typer.Option("--paste/--no-paste", help="Keep every pixel outside the mask, and the size."),
     ] = False,
     keep_latents: Annotated[
         Path | None,
@@ -42,6 +50,9 @@ def edit(
         float | None, typer.Option(help="Of the mask, above 0: larger gives smaller masks.")
     ] = None,
     maps: Annotated[int | None, typer.Option(min=1, help="Noises averaged for the mask.")] = None,
+    size: options.Size = None,
+    height: options.Height = None,
+    width: options.Width = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = 0,
@@ -60,20 +71,41 @@ def edit(
     The place is found by itself. Interrupted with --keep-latents, the same command goes on from
     the inversion. Paths of the pictures go to standard output, everything else to standard error.
     """
-    from underdraw.cli import solvers
-
     if solver == "help":
-        tell(solvers.describe())
+        solvers.show_help()
         return
-    image = read(picture)
-    given = None if mask is None else pictures.read(mask)
-    target_file = outputs.Target(out, [target], [seed or 0])
-    if keep_latents is not None and keep_latents.suffix != ".safetensors":
-        raise InputError(f"--keep-latents {keep_latents} must end with .safetensors")
+    whole = pictures.photo("PICTURE", picture)
+    wanted = sizes.wanted_size(size, height, width)
+    given = None if mask is None else read(mask)
+    target_file = outputs.Target(
+        out,
+        [target],
+        [seed or 0],
+        inputs={"the picture to edit": picture, "--mask": mask},
+        force=force,
+        suffix=format and f".{format.value}",
+        beside=VIEWS if show_mask else (),
+    )
+    check_texts(source, target, negative)
+    check_keep(keep_latents)
+    check_threshold(threshold)
     if solver is not None:
         solvers.make_solver(solver, {})
-    from underdraw.cli.loading import load_pipeline, summary
+    from underdraw.cli.loading import check_engine, load_pipeline, summary
 
+    check_engine(engine or "eager", backend.value if backend else "torch")
+    known = early.facts(model or options.SCENES)
+    early.check_call(
+        known,
+        steps=steps or DEFAULT_STEPS,
+        guidance=guidance,
+        height=wanted.height or wanted.about,
+        width=wanted.width or wanted.about,
+        strength=min(
+            DEFAULT_STRENGTH if strength is None else strength,
+            MASK_STRENGTH if mask is None else 1.0,
+        ),
+    )
     pipe = load_pipeline(
         model or options.SCENES,
         kind="StableDiffusionDiffEditPipeline",
@@ -87,8 +119,12 @@ def edit(
     )
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
-    pipe.set_progress_bar_config(leave=False, disable=None)
-    tell(summary(pipe, engine))
+    pipe.set_progress_bar_config(**progress.bar_options())
+    pipe = turned(pipe)
+    factor = pipe.vae.config.factor
+    fit = sizes.fitted_size(whole.size, wanted, sizes.trained_size(pipe), factor)
+    sizes.tell_fit(str(picture), whole.size, fit, wanted)
+    image = sizes.fitted(whole, fit)
     asked = {
         "num_inference_steps": steps,
         "inpaint_strength": strength,
@@ -96,12 +132,23 @@ def edit(
         "num_maps_per_mask": maps,
         "mask_thresholding_ratio": threshold,
         "negative_prompt": negative,
-        "mask_image": given,
-        "keep": keep_latents,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
+    used = settings(asked)
+    tell(
+        f"{summary(pipe, engine)}, {type(pipe.scheduler).__name__}, {used.steps} steps, strength "
+        f"{used.strength:g}, guidance {used.guidance:g}, threshold {used.threshold:g}, "
+        f"{used.maps} maps, seed {seed or 0}"
+    )
     try:
-        made = pipe.edit(image, source, target, seed=seed or 0, paste=paste, **asked)
+        made = pipe.edit(
+            *(image, source, target),
+            seed=seed or 0,
+            mask_image=given,
+            keep=keep_latents,
+            paste=paste,
+            **asked,
+        )
     except KeyboardInterrupt:
         kept = keep_latents is not None and keep_latents.exists()
         words = f"{keep_latents} holds what was done; the same command goes on" if kept else ""
@@ -109,31 +156,114 @@ def edit(
     share = float(made.mask_image[0].mean())
     tell(f"mask: {100 * share:.0f} % of the picture")
     if share == 0:
-        tell("note: no difference was found, so nothing was edited; a lower --threshold finds more")
+        note("no difference was found, so nothing was edited; a lower --threshold finds more")
+    if paste and image is not whole:
+        made.images = [pasted(whole, made)]
+    told = {
+        "model": model,
+        "negative": negative,
+        "mask": mask and str(mask),
+        "strength": strength,
+        "threshold": threshold,
+        "maps": maps,
+        "size": f"{fit[1]}x{fit[0]}" if wanted.given else None,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed or 0,
+        "solver": solver,
+        "prediction-type": prediction_type and prediction_type.value,
+        "paste": paste or None,
+    }
     record = {
         "pipeline": type(pipe).__name__,
         "model": pipe.source,
-        "edit": {"from": source, "to": target, "picture": picture.name, "seed": seed or 0},
+        "edit": {
+            "from": source,
+            "to": target,
+            "picture": picture.name,
+            "sha256": embedded.fingerprint(whole),
+            "seed": seed or 0,
+            "options": {name: value for name, value in told.items() if value is not None},
+        },
     }
     path = target_file.write(0, made.images[0], record)
     typer.echo(path)
     if made.nsfw_content_detected and made.nsfw_content_detected[0]:
-        tell("note: the safety checker withheld this picture")
+        note("the safety checker withheld this picture")
     if show_mask:
-        from underdraw.pictures.writing import save_png
-
-        for name, shown in pictures_of_mask(image, made).items():
-            beside = path.with_stem(f"{path.stem}-{name}")
-            save_png(shown, beside, record)
-            typer.echo(beside)
+        for view, shown in pictures_of_mask(whole, made).items():
+            typer.echo(target_file.write_beside(path, view, shown))
 
 
 edit.examples = """Examples:
 
 \b
-  underdraw edit photo.png --from "a cat" --to "a dog" -o out.png --show-mask
-  underdraw edit scene.png --from "a red cube" --to "a blue cube" --paste --threshold 2.5
-  underdraw edit photo.png --from "a cat" --to "a dog" --keep-latents cat.safetensors"""  # type: ignore[attr-defined]
+  underdraw edit photo.png --from "a red cube" --to "a blue cube" -o out.png --show-mask
+  underdraw edit scene.png --from "a red cube" --to "a red sphere" --paste --threshold 2.5
+  underdraw edit photo.png --from "a cube" --to "a cone" --keep-latents cube.safetensors
+  underdraw edit cat.jpg --from "a cat" --to "a dog" --model ./stable-diffusion --size 512"""  # type: ignore[attr-defined]
+DEFAULT_STEPS, DEFAULT_STRENGTH, MASK_STRENGTH = 50, 0.8, 0.5
+"""Of an edit, as `EditSettings` has them, which would import numpy."""
+
+
+def check_texts(source: str, target: str, negative: str | None) -> None:
+    """Raises InputError: the texts cannot be read, or are one to the text encoder."""
+    early.check_texts([source, target, negative or ""])
+    if " ".join(source.lower().split()) == " ".join(target.lower().split()):
+        raise InputError(f"--from and --to both say {target!r}; nothing would change")
+
+
+def check_keep(path: Path | None) -> None:
+    """Raises InputError: latents cannot be kept there."""
+    if path is None:
+        return
+    if path.suffix != ".safetensors":
+        raise InputError(f"--keep-latents {path} must end with .safetensors")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--keep-latents {path} is no file")
+    if not path.parent.is_dir():
+        raise InputError(f"--keep-latents {path}: there is no folder {path.parent}")
+    outputs.check_folder(path.parent, [path.name])
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raises InputError: it is no positive number."""
+    if threshold is not None and not 0 < threshold < float("inf"):
+        raise InputError(f"--threshold {threshold} is out of range; allowed: finite, above 0")
+
+
+def turned(pipe: Any) -> Any:
+    """The pipeline whose solver can go the way of an inversion, and a note if that is another."""
+    from underdraw.pipelines.diffedit.edit import reversible
+
+    found = reversible(pipe)
+    if found is not pipe:
+        note(
+            f"{type(pipe.scheduler).__name__} cannot be turned round; "
+            f"{type(found.scheduler).__name__} is used"
+        )
+    return found
+
+
+def settings(asked: dict[str, Any]) -> Any:
+    """What an edit takes, by default too."""
+    from underdraw.pipelines.diffedit.edit import EditSettings
+
+    usual = EditSettings()
+    return EditSettings(
+        asked.get("num_inference_steps", usual.steps),
+        asked.get("inpaint_strength", usual.strength),
+        asked.get("guidance_scale", usual.guidance),
+        asked.get("num_maps_per_mask", usual.maps),
+        threshold=asked.get("mask_thresholding_ratio", usual.threshold),
+    )
+
+
+def pasted(whole: Any, made: Any) -> Any:
+    """The edit inside its mask in the picture as it was, at its own size."""
+    from underdraw.pictures.pasting import paste
+
+    return paste(whole, made.images[0], made.mask_image[0])
 
 
 def pictures_of_mask(image: Any, made: Any) -> dict[str, Any]:
@@ -149,12 +279,4 @@ def pictures_of_mask(image: Any, made: Any) -> dict[str, Any]:
     before = image.convert("RGB").resize(after.size, Image.Resampling.LANCZOS)
     dark = Image.blend(before, Image.new("RGB", before.size), 0.65)
     place = Image.composite(before, dark, mask)
-    return {"mask": mask, "before-after": grid([before, place, after], 3)}
-
-
-def read(path: Path) -> Any:
-    """A picture in RGB, upright."""
-    from underdraw.pictures.files import read_file
-    from underdraw.pictures.modes import plain
-
-    return plain(repr(str(path)), read_file(path))
+    return dict(zip(VIEWS, (mask, grid([before, place, after], 3)), strict=True))

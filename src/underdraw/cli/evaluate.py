@@ -8,9 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import options
+from underdraw.cli import early, options, outputs, progress, solvers
 from underdraw.cli.failures import Interrupted, tell
 from underdraw.errors import InputError
+
+STRENGTH = 0.5
+"""Of the masks of edits: less than this part of the steps must not be none."""
 
 
 class Task(str, Enum):
@@ -55,18 +58,15 @@ def evaluate(
     The report, the pictures and a sheet of them are written to a folder; interrupted, the same
     command goes on there.
     """
-    from underdraw.cli import solvers
-
     if solver == "help":
-        tell(solvers.describe())
+        solvers.show_help()
         return
     if task is not Task.grounding and (grounding is not None or strength is not None):
         raise InputError("--grounding and --strength are for --task grounding")
+    check(out, model or options.SCENES, task, steps, guidance, solver, engine, grounding, strength)
     from underdraw import evaluation
-    from underdraw.cli.loading import check_engine, load_pipeline, summary
+    from underdraw.cli.loading import load_pipeline, summary
 
-    if engine is not None:
-        check_engine(engine, "torch")
     judge = evaluation.load_evaluator()
     pipe = load_pipeline(
         model or options.SCENES,
@@ -101,13 +101,15 @@ def evaluate(
             seed=seed or 0,
             batch=batch,
             folder=out,
-            progress=terminal(),
+            progress=progress.wanted(),
             evaluator=judge,
             **arguments,
         )
         typer.echo(report.table())
         if autoencoder:
-            kept = evaluation.evaluate_autoencoder(pipe.vae, progress=terminal(), evaluator=judge)
+            kept = evaluation.evaluate_autoencoder(
+                pipe.vae, progress=progress.wanted(), evaluator=judge
+            )
             typer.echo(kept.table())
             write(out / "autoencoder.json", kept.to_json())
     except KeyboardInterrupt:
@@ -122,6 +124,35 @@ evaluate.examples = """Examples:
   underdraw evaluate --model work/export --guidance 5 --out report-5
   underdraw evaluate --task grounding --strength 1 0 0 --out boxes
   underdraw evaluate --task editing --count 64 --out edits"""  # type: ignore[attr-defined]
+
+
+def check(
+    out: Path,
+    model: str,
+    task: Task,
+    steps: int | None,
+    guidance: float | None,
+    solver: str | None,
+    engine: str | None,
+    grounding: str | None,
+    strength: tuple[float, float, float] | None,
+) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    outputs.check_folder(out, ["report.json"])
+    if solver is not None:
+        solvers.make_solver(solver, {})
+    if strength is not None:
+        from underdraw.controls.boxes import Layout
+
+        Layout((), strength)
+    from underdraw.cli.loading import check_engine
+
+    if engine is not None:
+        check_engine(engine, "torch")
+    if grounding is not None:
+        early.check_grounding(grounding)
+    way = STRENGTH if task is Task.editing else None
+    early.check_call(early.facts(model), steps=steps, guidance=guidance, strength=way)
 
 
 def evaluate_boxes(
@@ -157,7 +188,7 @@ def evaluate_boxes(
             batch=batch,
             folder=out,
             settings={**told, "arguments": {k: repr(v) for k, v in sorted(arguments.items())}},
-            progress=terminal(),
+            progress=progress.wanted(),
             evaluator=judge,
         )
     except KeyboardInterrupt:
@@ -187,7 +218,7 @@ def evaluate_edits(
             seed=seed,
             batch=batch,
             folder=out,
-            progress=terminal(),
+            progress=progress.wanted(),
             evaluator=judge,
             **arguments,
         )
@@ -195,13 +226,6 @@ def evaluate_edits(
         raise Interrupted(f"edits made so far are in {out}; the same command goes on") from None
     typer.echo(report.table())
     tell(f"report: {out}")
-
-
-def terminal() -> bool:
-    """Whether someone watches standard error."""
-    import sys
-
-    return sys.stderr.isatty()
 
 
 def write(path: Path, content: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from underdraw.cli import logs, progress
 from underdraw.errors import InputError, InputTypeError, NotFoundError, UnderdrawError
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -25,6 +27,9 @@ MISTAKES = (
     PermissionError,
 )
 DEBUG = "--debug"
+ANYWHERE = (DEBUG, logs.QUIET, logs.VERBOSE)
+"""Switches of every command, understood at every place of the line."""
+LOG = logging.getLogger(logs.OWN)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +39,12 @@ class Interrupted(KeyboardInterrupt):
 def tell(*lines: str) -> None:
     """Something for the person at the terminal. Results for other programs go to stdout."""
     for line in lines:
-        typer.echo(line, err=True)
+        LOG.info("%s", line)
+
+
+def note(text: str) -> None:
+    """Something that the person may want to change."""
+    LOG.warning("note: %s", text)
 
 
 class Group(TyperGroup):
@@ -45,18 +55,24 @@ class Group(TyperGroup):
     def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         args = list(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)
-        self.debug = DEBUG in args[:end]
-        args = [arg for i, arg in enumerate(args) if arg != DEBUG or i > end] or ["--help"]
-        try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
-        except Exception as error:
-            # typer carries its own copy of click or uses the installed one: told by what they have.
-            if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
-                raise
-            context = getattr(error, "ctx", None)
-            hint = f" (see {context.command_path} --help)" if context is not None else ""
-            tell(f"error: {_line(error.format_message())}{hint}")  # type: ignore[attr-defined]
-            code = MISTAKE
+        self.debug, quiet, verbose = (switch in args[:end] for switch in ANYWHERE)
+        args = [arg for i, arg in enumerate(args) if arg not in ANYWHERE or i > end] or ["--help"]
+        with logs.shown(quiet, verbose), progress.followed():
+            try:
+                if quiet and verbose:
+                    raise InputError(f"{logs.QUIET} and {logs.VERBOSE} are both given")
+                code = super().main(args, *rest, standalone_mode=False, **extra)
+            except InputError as error:
+                code = self.fail(error, MISTAKE)
+            except Exception as error:
+                # typer carries its own copy of click or uses the installed one: told by what they
+                # have.
+                if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+                    raise
+                context = getattr(error, "ctx", None)
+                hint = f" (see {context.command_path} --help)" if context is not None else ""
+                LOG.error("error: %s%s", _line(error.format_message()), hint)  # type: ignore[attr-defined]
+                code = MISTAKE
         code = code if isinstance(code, int) else 0
         if standalone_mode:
             sys.exit(code)
@@ -69,7 +85,7 @@ class Group(TyperGroup):
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt as stopped:
-                tell(f"stopped: {_line(stopped) or 'nothing was written'}")
+                LOG.error("stopped: %s", _line(stopped) or "nothing was written")
                 raise typer.Exit(INTERRUPTED) from None
             except BrokenPipeError:
                 raise
@@ -87,7 +103,7 @@ class Group(TyperGroup):
         """Tell an error that is being handled."""
         if self.debug:
             traceback.print_exc()
-        tell(f"error: {label}{_line(error)}")
+        LOG.error("error: %s%s", label, _line(error))
         return code
 
 
@@ -96,8 +112,13 @@ def quieten() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", module=r"underdraw\.")
 
+    told: set[str] = set()
+
     def show(message: Any, *_: Any, **__: Any) -> None:
-        tell(f"note: {_line(message)}")
+        line = _line(message)
+        if line not in told:  # each picture of several may warn of the same
+            told.add(line)
+            note(line)
 
     warnings.showwarning = show
 

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import boxes, options, outputs, pictures
-from underdraw.cli.failures import Interrupted, tell
+from underdraw.cli import again as records, boxes, early, options, outputs, pictures, sizes, solvers
+from underdraw.cli.again import Request
+from underdraw.cli.failures import note, tell
 from underdraw.errors import InputError
 
 STEPS = 25
+MOST = 100_000
+"""Pictures per prompt."""
+IMG2IMG_STRENGTH = 0.8
+"""If none is given, as in the pipeline."""
 PER_CALL = 1
 """Pictures made at once if not said. One: its bits are then the same alone and among others."""
-
-
-@dataclass
-class Request:
-    """What to make: where from, how, and the arguments of the calls."""
-
-    loading: dict[str, Any]
-    scheduler: dict[str, Any] | None
-    """Configuration recorded in a picture; None: the checkpoint's."""
-    compat: str | None
-    settings: dict[str, Any]
-    call: dict[str, Any]
-    layout: dict[str, Any] | None = None
-    """Boxes, as a layout file holds them."""
 
 
 def generate(
@@ -51,12 +40,15 @@ def generate(
         float | None,
         typer.Option(help="How much of --image to make anew, above 0 to 1; 0.8, or 1 in a mask."),
     ] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="In pixels.")] = None,
+    size: options.Size = None,
+    height: options.Height = None,
+    width: options.Width = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures per prompt.")] = 1,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=MOST, help="Pictures per prompt.")
+    ] = 1,
     solver: options.Solver = None,
     backend: options.Framework = None,
     engine: options.Engine = None,
@@ -86,8 +78,12 @@ def generate(
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = PER_CALL,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A .png file, or a folder (here, if not given)."),
+        typer.Option(
+            "--out", "-o", help="A .png, .jpg or .webp file, or a folder (here, if not given)."
+        ),
     ] = None,
+    format: options.Format = None,
+    force: options.Force = False,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also all pictures on one sheet, if several.")
     ] = True,
@@ -102,41 +98,55 @@ def generate(
     ] = None,
     again: Annotated[
         Path | None,
-        typer.Option(help="Make the picture in this PNG again; other options change it."),
+        typer.Option(
+            help="Make the picture in this file again; other options change it. It holds what is "
+            "needed, small pictures that it began with included; larger ones are given again "
+            "with --image, --mask or --layout, and edits are made again by edit."
+        ),
     ] = None,
+    as_recorded: Annotated[
+        bool,
+        typer.Option(
+            records.ASK,
+            help="With --again: load the model, vocabulary and grounding weights that the file "
+            "names. Without it these are the shipped ones, or those you name.",
+        ),
+    ] = False,
 ) -> None:
     """Make pictures from prompts.
 
-    Every PNG holds what is needed to make it again (--again). Paths of the pictures go to standard
-    output, everything else to standard error.
+    Every picture holds what is needed to make it again (--again). Paths of the pictures go to
+    standard output, everything else to standard error.
     """
-    from underdraw.cli import loading, solvers
-    from underdraw.text.weighting import parse_weights
+    from underdraw.cli import loading, making
 
     if solver == "help":
-        tell(solvers.describe())
+        solvers.show_help()
         return
-    kind, begin = pictures.beginning(image, mask, strength)
-    request = Request({}, None, None, {}, {}) if again is None else recorded(again, begin, engine)
+    begin = pictures.beginning(image, mask, strength)
+    wanted = sizes.wanted_size(size, height, width)
+    request = Request()
+    if again is not None:
+        named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
+        named |= {"controls": layout or box}
+        named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
+        named |= {"num_inference_steps": steps, "solver": solver}
+        held = [name for name, value in named.items() if value is not None]
+        request = records.recorded(again, held, as_recorded)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
     if draw_boxes and request.layout is None:
         raise InputError("--draw-boxes needs --box or --layout")
     if not prompts and request.layout is not None and "prompt" in request.layout:
         prompts = [request.layout["prompt"]]
-    if kind is not None:
-        request.loading["kind"] = kind
-        request.call |= begin
-    if kind == pictures.IMG2IMG:
-        if height is not None or width is not None:
-            raise InputError("--height and --width do not go with --image: the picture has a size")
-        for name in ("height", "width"):
-            request.call.pop(name, None)
+    if begin.kind is not None:
+        request.loading["kind"] = begin.kind
+        request.call |= begin.arguments()
     if not prompts and "prompt" not in request.call:
         raise InputError('no PROMPT; for example: underdraw generate "a red sphere"')
     words = [prompt for prompt in prompts or () if not prompt.strip() or " " not in prompt.strip()]
     if len(words) > 1 and len(words) == len(prompts or ()):
-        tell(f"note: {len(words)} prompts of one word; one prompt of several words needs quotes")
+        note(f"{len(words)} prompts of one word; one prompt of several words needs quotes")
     given = {
         "model": model,
         "backend": backend and backend.value,
@@ -151,11 +161,12 @@ def generate(
     request.loading |= {name: value for name, value in given.items() if value is not None}
     changes = {
         "negative_prompt": negative,
-        "height": height,
-        "width": width,
         "guidance_scale": guidance,
         "num_inference_steps": steps,
     }
+    if "image" not in request.call:
+        exact = wanted.exact()
+        changes |= {"height": exact.height, "width": exact.width}
     request.call |= {name: value for name, value in changes.items() if value is not None}
     if steps is not None:
         request.call.pop("timesteps", None)
@@ -166,15 +177,24 @@ def generate(
 
     every = [p for p in prompts or [request.call["prompt"]] for _ in range(count)]
     first = request.call["seed"]
+    if not 0 <= first <= 2**63 - count:
+        raise InputError(f"--seed {first} is out of range; allowed: 0 .. 2**63 - {count}")
     seeds = [first + i % count for i in range(len(every))]
-    target = outputs.Target(out, every, seeds)
+    target = outputs.Target(
+        out,
+        every,
+        seeds,
+        inputs=read_files(image, mask, again, layout, request.layout),
+        force=force,
+        suffix=format and f".{format.value}",
+        beside=("boxes",) if draw_boxes else (),
+        sheet=grid,
+    )
     # A mistake should not wait for a model to be loaded.
-    if solver is not None:
-        solvers.make_solver(solver, {})
-    if request.compat is None:
-        for prompt in (*every, request.call.get("negative_prompt") or ""):
-            parse_weights(prompt)
-    pipe = load(request, solver)
+    check(request, every, wanted, solver)
+    pipe = making.load(request, solver)
+    pictures.fit(pipe, request, wanted, image)
+    pictures.keep(request, image, mask)
     if pipe.advice.guidance_scale is not None:
         request.call.setdefault("guidance_scale", pipe.advice.guidance_scale)
     tell(
@@ -182,7 +202,7 @@ def generate(
         f"{request.call['num_inference_steps']} steps, "
         f"seed {first if count == 1 else f'{first} to {first + count - 1}'}"
     )
-    make(pipe, request, every, seeds, target, batch, preview, draw_boxes)
+    making.make(pipe, request, every, seeds, target, batch, making.Showing(preview, draw_boxes))
     if grid and len(every) > 1:
         target.write_sheet(columns=count if len(every) > count else None)
 
@@ -199,119 +219,43 @@ generate.examples = """Examples:
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
-def recorded(path: Path, given: dict[str, Any], engine: str | None = None) -> Request:
-    """The request in a picture's metadata; `given` are arguments that need not be in it, as is the
-    engine where it is named.
-
-    Raises InputError where the picture cannot be made again from what it holds.
-    """
-    from underdraw.pictures.writing import read_metadata
-
-    record = read_metadata(path)
-    if isinstance(record.get("sheet"), list):
-        named = ", ".join(map(str, record["sheet"]))
-        raise InputError(f"{path} is a sheet of several pictures; --again takes one of {named}")
-    kinds = {"call": dict, "scheduler": dict, "pipeline": str, "missing": list}
-    if any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
-        raise InputError(f"{path} holds metadata that this version of underdraw cannot read")
-    layout = record.get("layout")
-    held = {*given, "controls"} if isinstance(layout, dict) else set(given)
-    held |= set() if engine is None else {"engine"}
-    if missing := [name for name in record["missing"] if name not in held]:
-        lacking = ", ".join(map(str, missing))
-        raise InputError(f"{path} cannot be made again: it does not hold its {lacking}")
-    if not isinstance(record["call"].get("seed"), int):
-        raise InputError(f"{path} cannot be made again: it does not hold its seed")
-    loading = {"kind": record["pipeline"], "dtype": record.get("dtype", "auto")}
-    for name in ("model", "variant", "tokenizer", "grounding", "backend", "engine"):
-        if isinstance(record.get(name), str):
-            loading[name] = record[name]
-    if isinstance(record.get("channels_last"), list):
-        loading["channels_last"] = record["channels_last"]
-    settings, compat = record.get("settings", {}), record.get("compat")
-    call = dict(record["call"])
-    return Request(loading, record["scheduler"], compat, settings, call, layout)
+def read_files(
+    image: Path | None,
+    mask: Path | None,
+    again: Path | None,
+    layout: Path | None,
+    placed: dict[str, Any] | None,
+) -> dict[str, Path | None]:
+    """Option -> file that is read, and must not be written over."""
+    files: dict[str, Path | None] = {
+        "--image": image,
+        "--mask": mask,
+        "--again": again,
+        "--layout": layout,
+    }
+    shown = [] if placed is None else boxes.files_of(placed)
+    return files | {f"the picture {path} of a box": Path(path) for path in shown}
 
 
-def load(request: Request, solver: str | None) -> Any:
-    """The pipeline of a request."""
-    from underdraw.cli import loading, solvers
-    from underdraw.pipelines.components.registry import scheduler_class
-    from underdraw.pipelines.components.settings import Settings
-
-    loading_options = dict(request.loading)
-    grounding = loading_options.pop("grounding", None)
-    pipe = loading.load_pipeline(loading_options.pop("model", options.SCENES), **loading_options)
-    pipe.compat = request.compat
-    if grounding is not None:
-        pipe.load_grounding(grounding)
-    try:
-        pipe.settings = Settings(**request.settings)
-    except TypeError as error:
-        raise InputError(f"settings of the picture cannot be read: {error}") from error
-    if request.scheduler is not None:
-        name = str(request.scheduler.get("_class_name"))
-        pipe.scheduler = scheduler_class(name).from_config(request.scheduler)
+def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str | None) -> None:
+    """Refuse what can be refused by the configs of the model."""
     if solver is not None:
-        pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
-    return pipe
+        solvers.make_solver(solver, {})
+    call, begins = request.call, request.loading.get("kind") == pictures.IMG2IMG
+    if request.compat is None:
+        early.check_texts(list(dict.fromkeys((*prompts, call.get("negative_prompt") or ""))))
+    from underdraw.cli.loading import check_engine
 
-
-def make(
-    pipe: Any,
-    request: Request,
-    prompts: list[str],
-    seeds: list[int],
-    target: outputs.Target,
-    batch: int,
-    preview: int | None = None,
-    draw_boxes: bool = False,
-) -> None:
-    """Make and write the pictures; each is on disk as soon as it is done, and before that every
-    `preview` steps as it is then."""
-    import inspect
-
-    from underdraw.pictures.writing import METADATA
-
-    allowed = inspect.signature(type(pipe).__call__).parameters
-    if unknown := sorted(set(request.call) - set(allowed)):
-        raise InputError(f"{type(pipe).__name__} has no arguments {', '.join(unknown)}")
-    # What only the command line knows of where the networks came from.
-    kept = ("variant", "tokenizer", "grounding")
-    origin = {name: value for name, value in request.loading.items() if name in kept}
-    beside: dict[str, Any] = {}
-    if request.layout is not None:
-        origin["layout"] = request.layout
-        beside["controls"] = boxes.controls_of(request.layout)
-    total = len(prompts)
-    try:
-        for start in range(0, total, batch):
-            here = slice(start, min(start + batch, total))
-            label = f"picture {here.start + 1}" + (f" to {here.stop}" if batch > 1 else "")
-            # disable=None: no bar where standard error is a file.
-            pipe.set_progress_bar_config(
-                desc=f"{label} of {total}" if total > 1 else None, leave=False, disable=None
-            )
-            call = request.call | {"prompt": prompts[here], "seed": seeds[here]} | beside
-            made = pipe(**call) if preview is None else watched(pipe, call, start, target, preview)
-            for i, image in enumerate(made.images, start):
-                record = json.loads(image.info[METADATA]) | origin
-                typer.echo(path := target.write(i, image, record))
-                if draw_boxes and request.layout is not None:
-                    shown = boxes.drawn(image, request.layout)
-                    typer.echo(target.write_beside(path, "boxes", shown))
-                if made.nsfw_content_detected and made.nsfw_content_detected[i - start]:
-                    tell("note: the safety checker withheld this picture")
-    except KeyboardInterrupt:
-        raise Interrupted(target.kept()) from None
-
-
-def watched(pipe: Any, call: dict[str, Any], start: int, target: outputs.Target, every: int) -> Any:
-    """A call, which writes what is being made every so many model calls."""
-    run = pipe.stream(**call)
-    for step in run:
-        done = step.index + 1
-        if done % every == 0 and done < step.calls:
-            for i, image in enumerate(step.preview(full=True), start):
-                target.write_preview(i, image, {"preview": f"{done} of {step.calls}"})
-    return run.output
+    loading = request.loading
+    check_engine(loading.get("engine") or "eager", loading.get("backend") or "torch")
+    if "grounding" in request.loading:
+        early.check_grounding(request.loading["grounding"])
+    known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
+    early.check_call(
+        known,
+        steps=call.get("num_inference_steps"),
+        guidance=call.get("guidance_scale"),
+        height=wanted.height or wanted.about or call.get("height"),
+        width=wanted.width or wanted.about or call.get("width"),
+        strength=call.get("strength", IMG2IMG_STRENGTH if begins else None),
+    )

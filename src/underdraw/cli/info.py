@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import options
-from underdraw.cli.failures import FAILED, listed, tell
+from underdraw.cli import options, progress
+from underdraw.cli.failures import FAILED, LOG, listed
 
 if TYPE_CHECKING:
     from underdraw.cli.inspection import Part, Report
@@ -44,9 +44,9 @@ def info(
             source, variant, prediction_type and prediction_type.value, download=check
         )
     except WeightError as error:
-        tell(f"error: {error}")
+        LOG.error("error: %s", error)
         raise typer.Exit(FAILED) from None
-    with tqdm(total=opened.bytes, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with tqdm(total=opened.bytes, unit="B", unit_scale=True, **progress.bar_options()) as bar:
         bar.disable = bar.disable or not check
         report = inspect(opened, check, bar.update)
     if as_json:

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
+from underdraw.cli import solvers
+
 SCENES = "underdraw/scenes"
+ENGINES = ("eager", "compiled", "jit")
+"""The same as `engines.NAMES`, which would import numpy."""
+MOST_SIDE = 16384
+"""Pixels of a side."""
 
 
 class DType(str, Enum):
@@ -36,6 +42,14 @@ class Prediction(str, Enum):
     sample = "sample"
 
 
+class Suffix(str, Enum):
+    """Of pictures in a folder."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -59,7 +73,8 @@ Engine = Annotated[
     typer.Option(
         help="How networks run. eager (the default): at once, as they are written. compiled: "
         "blocks by torch.compile; the first picture takes a minute longer, the others less. jit: "
-        "whole networks by jax.jit or torch.compile, which takes longer to begin, most on torch."
+        "whole networks by jax.jit or torch.compile, which takes longer to begin, most on torch.",
+        autocompletion=lambda incomplete: [e for e in ENGINES if e.startswith(incomplete)],
     ),
 ]
 Variant = Annotated[
@@ -77,6 +92,18 @@ PredictionType = Annotated[
     typer.Option(help="If the checkpoint does not say it rightly (512 px SD 2: epsilon)."),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW", help="In pixels, such as 128x192; of a picture one number keeps proportions."
+    ),
+]
+Height = Annotated[int | None, typer.Option(min=1, max=MOST_SIDE, help="In pixels.")]
+Width = Annotated[int | None, typer.Option(min=1, max=MOST_SIDE, help="In pixels.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Write over a file that is at --out.")]
+Format = Annotated[
+    Suffix | None, typer.Option("--format", help="Of pictures in a folder; png if not given.")
+]
 Guidance = Annotated[
     float | None,
     typer.Option(
@@ -86,10 +113,13 @@ Guidance = Annotated[
 ]
 Solver = Annotated[
     str | None,
-    typer.Option(help="ddim, euler_a, dpm++, ...; `--solver help` lists them."),
+    typer.Option(
+        help="ddim, euler_a, dpm++, ...; `--solver help` lists them.",
+        autocompletion=solvers.complete,
+    ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, help="The same seed gives the same pictures."),
+    typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same pictures."),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]

@@ -4,41 +4,80 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from underdraw.cli.failures import listed
 from underdraw.errors import InputError
 
 LONGEST = 48
 """Letters of a prompt in a file name."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Of pictures; the same as `pictures.writing.FORMATS`, which would import numpy."""
+WRITTEN = f"pictures are written as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
 class Target:
     """Names of the pictures of one command, checked before any work.
 
-    `out` ending in .png is the file of a single picture, or the sheet of several, which then stand
-    beside it as -0, -1, ...; anything else is a folder, in which nothing is ever overwritten.
+    Args:
+        out: with the suffix of a picture the file of a single one, or the sheet of several, which
+            then stand beside it as -0, -1, ...; anything else is a folder, in which nothing is ever
+            overwritten. None: the folder of the shell.
+        inputs: option -> file that the command reads: none of them is written over.
+        force: write over other files that are there.
+        suffix: of pictures in a folder.
+        beside: names of views that are written beside each picture, as NAME-view.
+        sheet: whether several pictures also come on one sheet.
+
+    Raises:
+        InputError: a file is there, is an input, or cannot be written.
     """
 
-    def __init__(self, out: Path | None, prompts: list[str], seeds: list[int]) -> None:
+    def __init__(
+        self,
+        out: Path | None,
+        prompts: list[str],
+        seeds: list[int],
+        *,
+        inputs: Mapping[str, Path | None] | None = None,
+        force: bool = False,
+        suffix: str | None = None,
+        beside: Sequence[str] = (),
+        sheet: bool = False,
+    ) -> None:
         self.out, self.several = out, len(prompts) > 1
         self.names = [f"{slug(p)}-{seed}" for p, seed in zip(prompts, seeds, strict=True)]
         self.written: list[Path] = []
         self.previews: dict[int, Path] = {}
-        self.file = out is not None and out.suffix.lower() == ".png" and not out.is_dir()
-        suffix = "" if out is None or self.file or out.is_dir() else out.suffix
-        if re.fullmatch(r"\.[A-Za-z]\w{1,4}", suffix):
-            raise InputError(f"--out {out}: pictures are written as .png, which keep their data")
-        self.folder = (out.parent if self.file else out) if out is not None else Path()
-        prepare_folder(self.folder)
+        self.file = out is not None and is_picture(out)
+        if self.file and suffix is not None and out is not None and out.suffix.lower() != suffix:
+            raise InputError(f"--out {out} is a file, so --format does not go with it")
+        self.suffix = suffix or ".png"
+        folder = (out.parent if self.file else out) if out is not None else None
+        self.folder = folder or Path()
+        planned = self.planned(beside, sheet)
+        check_folder(self.folder, [path.name for path in planned] or self.names)
+        check_free(planned, inputs or {}, force)
+
+    def planned(self, beside: Sequence[str], sheet: bool) -> list[Path]:
+        """Files whose names are fixed; in a folder they are chosen when they are written."""
+        if not self.file or self.out is None:
+            return []
+        pictures = [self.place(i) for i in range(len(self.names))]
+        views = [view_of(path, view) for path in pictures for view in beside]
+        return [*pictures, *views, *([self.out] if sheet and self.several else [])]
 
     def write(self, index: int, image: Any, record: dict[str, Any]) -> Path:
         """Write a picture with its metadata and return where; its preview goes."""
-        from underdraw.pictures.writing import save_png
-
         path = self.place(index)
-        save_png(image, path, record)
+        save(image, path, record)
         self.written.append(path)
         if (shown := self.previews.pop(index, None)) is not None:
             shown.unlink(missing_ok=True)
@@ -46,40 +85,36 @@ class Target:
 
     def write_preview(self, index: int, image: Any, record: dict[str, Any]) -> None:
         """Write a picture that is being made beside the place where it will be."""
-        from underdraw.pictures.writing import save_png
-
         if index not in self.previews:
             path = self.place(index)
             self.previews[index] = free(path.with_stem(f"{path.stem}-preview"))
-        save_png(image, self.previews[index], record)
+        save(image, self.previews[index], record)
 
-    def write_beside(self, path: Path, what: str, image: Any) -> Path:
+    def write_beside(self, path: Path, view: str, image: Any) -> Path:
         """Write another view of the picture at `path` beside it, and return where."""
-        from underdraw.pictures.writing import save_png
-
-        place = free(path.with_stem(f"{path.stem}-{what}"))
-        save_png(image, place, {"view": what, "of": path.name})
+        place = view_of(path, view)
+        place = place if self.file else free(place)
+        save(image, place, {"view": view, "of": path.name})
         return place
 
     def place(self, index: int) -> Path:
         """Where a picture goes that is not yet written."""
         if self.file and self.out is not None:
             return self.out.with_stem(f"{self.out.stem}-{index}") if self.several else self.out
-        return free(self.folder / f"{self.names[index]}.png")
+        return free(self.folder / f"{self.names[index]}{self.suffix}")
 
     def write_sheet(self, columns: int | None = None) -> None:
         """All pictures written so far on one sheet."""
-        import typer
         from PIL import Image
 
-        from underdraw.pictures.writing import grid, save_png
+        from underdraw.pictures.writing import grid
 
         pictures = [Image.open(path) for path in self.written]
         if self.file and self.out is not None:
             path = self.out
         else:
-            path = free(self.folder / f"{self.names[0]}-grid.png")
-        save_png(grid(pictures, columns), path, {"sheet": [path.name for path in self.written]})
+            path = free(self.folder / f"{self.names[0]}-grid{self.suffix}")
+        save(grid(pictures, columns), path, {"sheet": [path.name for path in self.written]})
         for picture in pictures:
             picture.close()
         typer.echo(path)
@@ -90,16 +125,90 @@ class Target:
         return f"kept {listed(kept)}" if kept else "no picture was finished"
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make sure that files can be written into a folder.
+def save(image: Any, path: Path, record: dict[str, Any]) -> None:
+    """Write a picture into a folder, which is made if it is not there."""
+    from underdraw.pictures.writing import save_picture
 
-    Raises InputError, or PermissionError.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(image, path, record)
+
+
+def is_picture(out: Path) -> bool:
+    """Whether a name is that of a picture, and not of a folder.
+
+    Raises InputError where it is that of another kind of file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; a folder to write into was expected")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder or '.'} cannot be written to")
+    if out.is_dir():
+        return False
+    if out.suffix.lower() in SUFFIXES:
+        return True
+    if re.fullmatch(r"\.[A-Za-z]\w{1,4}", out.suffix):
+        raise InputError(f"--out {out}: {WRITTEN}, or into a folder")
+    return False
+
+
+def check_folder(folder: Path, names: Iterable[str] = ()) -> None:
+    """Make sure that files of such names can be written into a folder, which need not be there
+    yet: one of the longest name is, and removed. Nothing is left, no folder is made.
+
+    Raises:
+        InputError: it is a file, may not be written to, or a name is too long.
+    """
+    place, missing = folder.absolute(), []
+    try:
+        while not place.exists():
+            missing.append(place.name)
+            place = place.parent
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from error
+    if not place.is_dir():
+        raise InputError(f"{place} is a file; a folder to write into was expected")
+    token = secrets.token_hex(4)
+    # Files are written under their name, a dot before it and such a token behind.
+    beside = [f".{name}.{token}" for name in names]
+    longest = max(len(os.fsencode(name)) for name in [*missing, *beside, token])
+    probe = place / f".{token}".ljust(longest, "x")
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def check_free(
+    paths: Iterable[Path], inputs: Mapping[str, Path | None], force: bool = False
+) -> None:
+    """Make sure that nothing is lost by writing files: on a terminal by asking.
+
+    Raises:
+        InputError: a file is one of the inputs; or it is there, and neither `force` nor the person
+            at the terminal says that it may go.
+    """
+    there = []
+    for path in paths:
+        if not path.exists():
+            continue
+        for option, read in inputs.items():
+            if read is not None and read.exists() and path.samefile(read):
+                raise InputError(f"{path} is {option}, which would be lost; name another --out")
+        if not path.is_file():
+            raise InputError(f"{path} exists and is no file; name another --out")
+        there.append(str(path))
+    if not there or force:
+        return
+    verb = "exists" if len(there) == 1 else "exist"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        if typer.confirm(f"{listed(there)} {verb}; write over it?", err=True):
+            return
+        raise InputError("nothing was written")
+    raise InputError(f"{listed(there)} {verb}; --force writes over it, or name another --out")
+
+
+def view_of(path: Path, view: str) -> Path:
+    """Where a view of a picture stands."""
+    return path.with_stem(f"{path.stem}-{view}")
 
 
 def slug(text: str) -> str:

@@ -1,31 +1,57 @@
-"""Pictures that a command begins with, read from files."""
+"""Pictures that a command begins with: read from files, and fitted to the model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from underdraw.cli import embedded, sizes
+from underdraw.cli.again import Request
+from underdraw.cli.failures import note
+from underdraw.cli.files import read
 from underdraw.errors import InputError
 
 IMG2IMG, INPAINT = "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
+SMALLEST = 8
+"""Pixels of a side."""
 
 
-def read(path: Path) -> Any:
-    """A PIL picture, upright as cameras mean it.
+def photo(option: str, path: Path) -> Any:
+    """The picture of an option in RGB, large enough for a model.
 
     Raises:
-        NotFoundError: there is no such file.
-        InputError: it is no picture.
+        NotFoundError, InputError: there is no such file; it is no picture, or too small.
     """
-    from underdraw.pictures.files import read_file
+    from underdraw.pictures.reading import as_picture
 
-    return read_file(path)
+    picture = as_picture(option, read(path))
+    if min(picture.size) < SMALLEST:
+        raise InputError(
+            f"{str(path)!r} is {sizes.shown(picture.size)} pixels; at least {SMALLEST} are needed"
+        )
+    return picture
 
 
-def beginning(
-    image: Path | None, mask: Path | None, strength: float | None
-) -> tuple[str | None, dict[str, Any]]:
-    """The pipeline that begins with a picture, and its arguments; None and nothing without one.
+@dataclass(frozen=True)
+class Beginning:
+    """What a call begins with."""
+
+    kind: str | None = None
+    """The pipeline for it; None: noise, so that of the model."""
+    image: Any = None
+    mask: Any = None
+    strength: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the call, but for those that depend on the model."""
+        given = {"image": self.image, "mask_image": self.mask, "strength": self.strength}
+        found = {name: value for name, value in given.items() if value is not None}
+        return found | ({"paste_back": True} if self.kind == INPAINT else {})
+
+
+def beginning(image: Path | None, mask: Path | None, strength: float | None) -> Beginning:
+    """What a call begins with, read.
 
     Raises:
         InputError: a mask or a strength without a picture; sizes that differ; a strength that is
@@ -35,20 +61,59 @@ def beginning(
         for name, value in (("--mask", mask), ("--strength", strength)):
             if value is not None:
                 raise InputError(f"{name} needs --image, the picture to begin with")
-        return None, {}
-    call = {"image": read(image)}
+        return Beginning()
     if strength is not None and not 0 < strength <= 1:
         raise InputError(f"--strength {strength} is out of range; allowed: above 0, to 1")
-    if strength is not None:
-        call["strength"] = strength
+    picture = photo("--image", image)
     if mask is None:
-        return IMG2IMG, call
+        return Beginning(IMG2IMG, picture, None, strength)
     cells = read(mask)
-    if cells.size != call["image"].size:
+    if cells.size != picture.size:
         raise InputError(
-            f"--mask is {cells.size[0]} x {cells.size[1]} pixels, --image "
-            f"{call['image'].size[0]} x {call['image'].size[1]}; needed is one size"
+            f"--mask is {sizes.shown(cells.size)} pixels, --image {sizes.shown(picture.size)}; "
+            "needed is one size"
         )
-    width, height = (max(side - side % 8, 8) for side in cells.size)
-    call |= {"mask_image": cells, "paste_back": True, "height": height, "width": width}
-    return INPAINT, call
+    return Beginning(INPAINT, picture, cells, strength)
+
+
+def fit(pipe: Any, request: Request, wanted: sizes.Size, path: Path | None) -> None:
+    """Give a request the size at which the model works on its picture.
+
+    Without a mask the picture is brought to it; with one it is a size of the call alone, and what
+    is outside the mask keeps its own pixels.
+
+    Args:
+        path: where the picture was read from. None: it comes from a record, so that it stays as it
+            is if no size is wanted.
+    """
+    call, name = request.call, "the picture" if path is None else str(path)
+    picture = call.get("image")
+    if picture is None or (path is None and not wanted.given):
+        return
+    size = None if wanted.given else request.fitted_before()
+    if size is None:
+        trained, factor = sizes.trained_size(pipe), pipe.vae.config.factor
+        size = sizes.fitted_size(picture.size, wanted, trained, factor)
+    sizes.tell_fit(name, picture.size, size, wanted)
+    if "mask_image" in call:
+        call["width"], call["height"] = size
+    else:
+        call["image"] = sizes.fitted(picture, size)
+        if path is None:
+            held = request.inputs["image"]["name"]
+            request.inputs["image"] = embedded.kept(call["image"], held)
+
+
+def keep(request: Request, image: Path | None, mask: Path | None) -> None:
+    """Let a request tell in its record which pictures it begins with.
+
+    Args:
+        image, mask: files that were read; what is None is as the request has it.
+    """
+    for argument, path in (("image", image), ("mask_image", mask)):
+        if argument in request.call and path is not None:
+            before = request.inputs.get(argument)
+            now = embedded.kept(request.call[argument], path.name)
+            if before is not None and before.get("sha256") != now["sha256"]:
+                note(f"{path} is not the picture ({before['name']}) of before")
+            request.inputs[argument] = now

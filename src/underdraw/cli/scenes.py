@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import outputs
+from underdraw.cli import options, outputs, progress
 from underdraw.cli.failures import tell
 from underdraw.errors import InputError
 
@@ -36,7 +36,10 @@ def scenes(
         bool, typer.Option("--subjects", help="Things with textures of their own, three views.")
     ] = False,
     scale: Annotated[int, typer.Option(min=1, max=8, help="How much to enlarge them.")] = 2,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .png file.")] = Path("scenes.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .png, .jpg or .webp file.")] = Path(
+        "scenes.png"
+    ),
+    force: options.Force = False,
 ) -> None:
     """Render sample scenes with their truth drawn on them; captions go to standard output."""
     from underdraw.scenes import draw
@@ -45,9 +48,10 @@ def scenes(
     chosen = parse_truth(truth)
     if pairs and subjects:
         raise InputError("--pairs and --subjects are both given; only one of them can be")
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise InputError(f"--out {out}: wanted a file that ends in .png")
-    outputs.prepare_folder(out.parent)
+    if not outputs.is_picture(out):
+        raise InputError(f"--out {out} is no file; {outputs.WRITTEN}")
+    outputs.check_folder(out.parent, [out.name])
+    outputs.check_free([out], {}, force)
     how: dict[str, Any] = {
         "height": height,
         "width": width,
@@ -60,9 +64,7 @@ def scenes(
     pictures = [enlarged(cell, height * scale, width * scale) for row in rows for cell in row]
     across = max(1, 6 // len(rows[0])) * len(rows[0])
     sheet = draw.contact_sheet(pictures, across)
-    from underdraw.pictures.writing import save_png
-
-    save_png(sheet, out)
+    outputs.save(sheet, out, {"sheet": captions})
     for i, text in enumerate(captions):
         typer.echo(f"{i}\t{text}")
     tell(f"{out}: {sheet.width} x {sheet.height} pixels, seed {seed}, split {split}")
@@ -105,7 +107,7 @@ def enlarged(image: Any, height: int, width: int) -> Any:
 def bar(count: int) -> Any:
     from tqdm import tqdm
 
-    return tqdm(range(count), unit="scene", leave=False, disable=None)
+    return tqdm(range(count), unit="scene", **progress.bar_options())
 
 
 def shown(sample: Sample, truth: tuple[str, ...], scale: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from underdraw.errors import InputError
@@ -66,3 +67,14 @@ def describe() -> str:
         f"allowed: {', '.join(SOLVERS)}; most also with a noise grid, as in euler_karras "
         f"({', '.join(GRIDS)})"
     )
+
+
+def complete(incomplete: str) -> list[str]:
+    """Names that begin so, for the shell."""
+    names = (*SOLVERS, *ALIASES, *(f"{name}_{grid}" for name in SOLVERS for grid in GRIDS), "help")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def show_help() -> None:
+    """Tell all names to who asked for them, on standard error, since they are no result."""
+    print(describe(), file=sys.stderr)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs
+from underdraw import checks
+from underdraw.cli import early, options, outputs, progress
 from underdraw.cli.failures import tell
 from underdraw.errors import InputError, NotFoundError
 
@@ -130,7 +131,7 @@ def train(
             "--coordinates, --annotations, --captions and --inpainting are for grounding with "
             "--data FOLDER"
         )
-    outputs.prepare_folder(out)
+    outputs.check_folder(out)
     from underdraw.backends.hardware import resolve_device
 
     place = resolve_device(device)
@@ -189,12 +190,18 @@ def train_scenes(
     )
     if not resume and any((out / stage / NAME).exists() for stage in own):
         raise InputError(f"--no-resume: {out} already holds {recipe.value}; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         done = stage not in own and (out / stage / "done").exists()
         if done:
             continue
         tell(f"{stage}: in {out}")
-        train_stage(stage, out, plan, minutes=changes["minutes"], device=device)
+        train_stage(
+            *(stage, out, plan),
+            minutes=changes["minutes"],
+            device=device,
+            progress=progress.wanted(),
+        )
         if (out / stage).is_dir():
             (out / stage / "done").touch()
     typer.echo(out / stages[-1])
@@ -218,15 +225,16 @@ def train_further(
     from underdraw.training.data import CaptionedFolder
     from underdraw.training.loop import TrainingConfig, shorter, train as run
 
+    plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
+    check_model(model, size)
     pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
     trained = pipe.unet.config.sample_size
     side = trained if isinstance(trained, int) else min(trained)
     examples = CaptionedFolder(data, size or side * pipe.vae.config.factor)
-    plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     make = autoencoder_task if recipe is Recipe.autoencoder else text_to_image_task
     task = make(pipe, examples, text)
     tell(f"{recipe.value} of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
-    average = run(task, plan, out, resume=resume, device=device)
+    average = run(task, plan, out, resume=resume, device=device, progress=progress.wanted())
     target = out / "model"
     with average.applied():
         pipe.save_pretrained(target)
@@ -254,6 +262,8 @@ def train_grounding(
     from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
     from underdraw.training.loop import TrainingConfig, shorter, train as run
 
+    plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
+    check_model(model, size)
     if boxes.annotations is not None:
         if boxes.coordinates != "relative":
             raise InputError("--coordinates: COCO's annotations say themselves what they mean")
@@ -267,17 +277,23 @@ def train_grounding(
     trained = pipe.unet.config.sample_size
     side = trained if isinstance(trained, int) else min(trained)
     examples = GroundedFolder(pictures, size or side * pipe.vae.config.factor)
-    plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     kind = "text" if pipe.components.get("image_encoder") is None else "text-image"
     part = new_part(pipe.unet, kind, inpainting=boxes.inpainting, seed=plan.seed)
     config = GroundingTrainingConfig(schedule(pipe))
     task = GroundingTask(part, pipe.components, examples, config)
     tell(f"grounding of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
-    average = run(task, plan, out, resume=resume, device=device)
+    average = run(task, plan, out, resume=resume, device=device, progress=progress.wanted())
     target = out / "grounding"
     with average.applied():
         part.save_pretrained(target)
     return target
+
+
+def check_model(model: str | None, size: int | None) -> None:
+    """Refuse a size that the model cannot take, or a model that is not there, before loading it."""
+    known = early.facts(model or options.SCENES)
+    if size is not None:
+        checks.size("--size", size, known.factor)
 
 
 def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:

@@ -23,6 +23,7 @@ from underdraw.formats.stored import stored
 from underdraw.models.keywords import SAVING, drop_neutral
 from underdraw.models.outputs import DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
+from underdraw.schema import shown, within
 from underdraw.weights import folders, hub as hubs, save
 from underdraw.weights.match import match_network
 from underdraw.weights.quantised import widened
@@ -71,7 +72,8 @@ class Model:
             return config
         if config is not None:
             raise InputTypeError(
-                f"config={config!r} is not a {cls.config_class.__name__}; give one, or its fields"
+                f"config={shown(config)} is not a {cls.config_class.__name__}; give one, or its "
+                "fields"
             )
         names = set(cls.config_class.__dataclass_fields__)
         if unknown := sorted(set(fields) - names):
@@ -88,9 +90,21 @@ class Model:
     @classmethod
     def from_config(cls: type[Self], config: Mapping[str, Any], backend: str = "torch") -> Self:
         """Random weights from a parsed `config.json`; keys that are no fields are left out."""
-        made = cls(read(cls.config_class, cls.adapt_config(dict(config))), backend=backend)
+        made = cls(cls.read_config(config), backend=backend)
         made.diffusers_version = _version(config)
         return made
+
+    @classmethod
+    def read_config(cls, raw: Mapping[str, Any]) -> Config:
+        """The config of this network from a parsed `config.json`, checked; keys that are no fields
+        are left out."""
+        if isinstance(raw, cls.config_class):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise InputError(
+                f"config={shown(raw)} is not the content of a config.json of {cls.__name__}"
+            )
+        return read(cls.config_class, cls.adapt_config(dict(raw)))
 
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
@@ -152,8 +166,10 @@ class Model:
         hub = drop_neutral(f"{cls.__name__}.from_pretrained", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", variant=variant, **hub)
         raw, tensors = folders.open_component(path, subfolder or "", variant, use_safetensors)
+        with within(Path(path, subfolder or "")):
+            config = cls.read_config(raw)
         return cls.from_tensors(
-            raw, tensors, dtype=dtype or torch_dtype, device=device, backend=backend, check=check
+            config, tensors, dtype=dtype or torch_dtype, device=device, backend=backend, check=check
         )
 
     @classmethod
@@ -167,8 +183,8 @@ class Model:
         backend: str = "torch",
         check: bool = False,
     ) -> Self:
-        """A model from a parsed `config.json` and the `StoredTensor`s that were found, by name."""
-        config = read(cls.config_class, cls.adapt_config(dict(raw_config)))
+        """A model from a config or a parsed `config.json`, and the `StoredTensor`s by name."""
+        config = cls.read_config(raw_config)
         layout = cls.layout(config)
         fitting = match_network(cls.network, layout.shapes, tensors, cls.__name__)
         model: Any = object.__new__(_bind(cls, backend))

@@ -11,7 +11,7 @@ from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
 from underdraw.networks import clip, vision
-from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig
+from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, inner_config
 from underdraw.networks.program import Ask, directly
 
 
@@ -29,7 +29,7 @@ class CLIPTextModel(Model):
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
         # Whole-CLIP configs nest the towers; old ones put the sizes under another name.
-        return raw.get("text_config") or raw
+        return inner_config(raw, "text_config")
 
     def export_config(self) -> dict[str, Any]:
         return {
@@ -130,7 +130,7 @@ class CLIPVisionModelWithProjection(Model):
 
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        return raw.get("vision_config") or raw
+        return inner_config(raw, "vision_config")
 
     def export_config(self) -> dict[str, Any]:
         return {

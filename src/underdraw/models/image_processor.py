@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -15,30 +15,54 @@ from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import SAVING, drop_neutral
 from underdraw.pictures import modes
+from underdraw.schema import Range, Schema, accept, fault, shown, within
 from underdraw.weights import folders, hub as hubs, save
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+FILE = "preprocessor_config.json"
+NORMALISING = ("image_mean", "image_std")
+
+
+Side = Annotated[int, Range(1, 8192)]
+Mean = Annotated[float, Range(-1000, 1000)]
+Deviation = Annotated[float, Range(1e-6, 1000)]
 
 
 @dataclass(frozen=True)
-class CLIPImageProcessor:
+class CLIPImageProcessor(Schema):
     """Shortest side to `shortest_edge` (bicubic), centre crop to `crop`, normalised per channel."""
 
-    shortest_edge: int = 224
-    crop: tuple[int, int] = (224, 224)
-    image_mean: tuple[float, ...] = MEAN
-    image_std: tuple[float, ...] = STD
+    owner = "image processor config"
+
+    shortest_edge: Side = 224
+    crop: tuple[Side, Side] = (224, 224)
+    image_mean: tuple[Mean, Mean, Mean] = MEAN
+    image_std: tuple[Deviation, Deviation, Deviation] = STD
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any]) -> CLIPImageProcessor:
         """From a parsed `preprocessor_config.json`, in its older or newer form."""
-        size = raw.get("size", 224)
-        crop = raw.get("crop_size", 224)
-        edge = size if isinstance(size, int) else size.get("shortest_edge", size.get("height", 224))
-        sides = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
-        mean, std = raw.get("image_mean", MEAN), raw.get("image_std", STD)
-        return cls(edge, sides, tuple(mean), tuple(std))
+        if not isinstance(raw, Mapping):
+            raise fault(cls.owner, f"{shown(raw)} is not the content of a {FILE}")
+        given = {name: value for name, value in raw.items() if value is not None}
+        edge, crop = given.get("size", 224), given.get("crop_size", 224)
+        if isinstance(edge, Mapping):
+            edge = edge.get("shortest_edge", edge.get("height", 224))
+        if isinstance(crop, Mapping):
+            crop = crop.get("shortest_edge", crop)
+        if isinstance(crop, Mapping):
+            crop = crop.get("height"), crop.get("width")
+        else:
+            crop = crop, crop
+        sides = {
+            name: accept(cls.owner, told, value, hint)
+            for name, told, value, hint in (
+                ("shortest_edge", "size", edge, Side),
+                ("crop", "crop_size", crop, tuple[Side, Side]),
+            )
+        }
+        return cls(**sides, **{name: given[name] for name in NORMALISING if name in given})
 
     @classmethod
     def from_pretrained(
@@ -47,15 +71,16 @@ class CLIPImageProcessor:
         """From a folder or Hub id that holds `preprocessor_config.json`."""
         hub = drop_neutral("CLIPImageProcessor.from_pretrained", hub)
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", **hub)
-        return cls.from_config(
-            folders.read_json(path / (subfolder or "") / "preprocessor_config.json")
-        )
+        place = path / (subfolder or "") / FILE
+        raw = folders.read_json(place)
+        with within(place):
+            return cls.from_config(raw)
 
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write `preprocessor_config.json`, which diffusers reads."""
         drop_neutral("CLIPImageProcessor.save_pretrained", familiar, SAVING, ())
         with save.writing_folder(folder) as place:
-            save.write_json(place / "preprocessor_config.json", self.to_dict())
+            save.write_json(place / FILE, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `preprocessor_config.json`."""

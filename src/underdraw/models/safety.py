@@ -10,7 +10,7 @@ from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
 from underdraw.networks import safety
-from underdraw.networks.config import CLIPVisionConfig
+from underdraw.networks.config import CLIPVisionConfig, inner_config
 from underdraw.networks.program import Ask, directly
 
 
@@ -27,7 +27,7 @@ class StableDiffusionSafetyChecker(Model):
 
     @classmethod
     def adapt_config(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        inner = raw.get("vision_config") or raw
+        inner = inner_config(raw, "vision_config")
         width = raw.get("projection_dim", inner.get("projection_dim", 512))
         return {**inner, "projection_dim": width}
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 from underdraw.errors import InputError
+from underdraw.schema import Length, OneOf, Range, Schema, fault, read as read, shown
 
 
 @dataclass(frozen=True)
-class Config(Mapping[str, Any]):
-    """Base of the configs: typed fields, which can also be read like a dictionary."""
+class Config(Schema, Mapping[str, Any]):
+    """Base of the configs: fields checked by their annotations (`schema.py`), which can also be
+    read like a dictionary."""
 
     is_structure = True  # without a type, or it would be among the fields that are written
     """Programs are written around configs: none of their numbers changes from call to call."""
@@ -34,32 +35,29 @@ class Config(Mapping[str, Any]):
         return {name: _thaw(getattr(self, name)) for name in self}
 
 
-AnyConfig = TypeVar("AnyConfig", bound=Config)
-
-
-def read(cls: type[AnyConfig], raw: Mapping[str, Any]) -> AnyConfig:
-    """A config from parsed JSON. Keys it does not know are left out, lists become tuples."""
-    names = {f.name for f in dataclasses.fields(cls)}
-    return cls(**{k: _freeze(v) for k, v in raw.items() if k in names})
-
-
 def require(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raise an `InputError` naming the config field unless `value` is one of `allowed`."""
     if value not in allowed:
-        shown = ", ".join(repr(a) for a in allowed)
-        raise InputError(f"{owner} config: {name}={value!r} is not supported; allowed: {shown}")
+        listed = ", ".join(map(repr, allowed))
+        raise fault(owner, f"{name}={shown(value)} is not supported; allowed: {listed}")
 
 
 def require_divisor(owner: str, name: str, value: Any, of: str, width: int) -> None:
     """Raise an `InputError` naming the config field unless `value` splits `width` evenly."""
     if not isinstance(value, int) or value < 1 or width % value:
-        raise InputError(
-            f"{owner} config: {name}={value!r} is not supported; allowed: divisors of {of}={width}"
-        )
+        raise fault(owner, f"{name}={value!r} is not supported; allowed: divisors of {of}={width}")
 
 
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+def inner_config(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of a config of a whole CLIP that is about one tower; a tower's own has no parts.
+
+    Raises:
+        InputError: there is something else under its name.
+    """
+    inner = raw.get(name) or raw
+    if not isinstance(inner, Mapping):
+        raise InputError(f"CLIP config: {name}={shown(inner)} is not supported; allowed: an object")
+    return dict(inner)
 
 
 def _thaw(value: Any) -> Any:
@@ -71,7 +69,28 @@ ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu")
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
-MID = ("UNetMidBlock2DCrossAttn", None)
+MID = "UNetMidBlock2DCrossAttn"
+SHIFTS = ("default", "scale_shift")
+ATTENTIONS = ("default", "gated", "gated-text-image")
+"""The gated ones say that grounding layers come beside this network; they are not part of it."""
+CLASS_EMBEDDINGS = ("timestep", "identity", "projection", "simple_projection")
+MOST_BLOCKS = 2000
+"""Residual and transformer blocks of a network, ten times those of any that was published."""
+
+# A config may come from anywhere, so its numbers are bounded before anything is made of them.
+Channels = Annotated[int, Range(1, 4096)]
+Width = Annotated[int, Range(1, 32768)]
+Side = Annotated[int, Range(1, 65536)]
+Heads = Annotated[int, Range(1, 1024)]
+Layers = Annotated[int, Range(1, 256)]
+Depth = Annotated[int, Range(0, 256)]
+Kernel = Annotated[int, Range(1, 31, odd=True)]
+Epsilon = Annotated[float, Range(0, 1)]
+Factor = Annotated[float, Range(1e-6, 1e6)]
+Token = Annotated[int, Range(-1, 2**31 - 1)]
+Activation = Annotated[str, OneOf(*ACTIVATIONS)]
+Widths = Annotated[tuple[Width, ...], Length(1, 12)]
+Off = Annotated[bool, OneOf(False)]
 
 
 @dataclass(frozen=True)
@@ -81,88 +100,92 @@ class UNetConfig(Config):
     In this format `attention_head_dim` is the number of heads, per level or for all of them.
     """
 
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 4
-    out_channels: int = 4
+    owner = "UNet config"
+
+    sample_size: Side | tuple[Side, Side] | None = None
+    in_channels: Channels = 4
+    out_channels: Channels = 4
     center_input_sample: bool = False
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    down_block_types: tuple[str, ...] = (DOWN[0], DOWN[0], DOWN[0], DOWN[1])
-    mid_block_type: str | None = MID[0]
-    up_block_types: tuple[str, ...] = (UP[1], UP[0], UP[0], UP[0])
+    freq_shift: Annotated[float, Range(-1000, 1000)] = 0
+    down_block_types: tuple[Annotated[str, OneOf(*DOWN)], ...] = (
+        DOWN[0],
+        DOWN[0],
+        DOWN[0],
+        DOWN[1],
+    )
+    mid_block_type: Annotated[str, OneOf(MID)] | None = MID
+    up_block_types: tuple[Annotated[str, OneOf(*UP)], ...] = (UP[1], UP[0], UP[0], UP[0])
     only_cross_attention: bool | tuple[bool, ...] = False
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple[int, ...] = 2
-    downsample_padding: int = 1
-    mid_block_scale_factor: float = 1
-    dropout: float = 0.0
-    act_fn: str = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 1280
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    block_out_channels: Widths = (320, 640, 1280, 1280)
+    layers_per_block: Layers | tuple[Layers, ...] = 2
+    downsample_padding: Annotated[int, OneOf(0, 1)] = 1
+    mid_block_scale_factor: Annotated[float, OneOf(1)] = 1
+    dropout: Annotated[float, Range(0, 1)] = 0.0
+    act_fn: Activation = "silu"
+    norm_num_groups: Width = 32
+    norm_eps: Epsilon = 1e-5
+    cross_attention_dim: Width = 1280
+    transformer_layers_per_block: Depth | tuple[Depth, ...] = 1
     reverse_transformer_layers_per_block: None = None
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
-    attention_head_dim: int | tuple[int, ...] = 8
+    attention_head_dim: Heads | tuple[Heads, ...] = 8
     num_attention_heads: None = None
-    dual_cross_attention: bool = False
+    dual_cross_attention: Off = False
     use_linear_projection: bool = False
-    class_embed_type: str | None = None
+    class_embed_type: Annotated[str, OneOf(*CLASS_EMBEDDINGS)] | None = None
     addition_embed_type: None = None
-    num_class_embeds: int | None = None
+    num_class_embeds: Annotated[int, Range(1, 2**20)] | None = None
     upcast_attention: bool = False
-    resnet_time_scale_shift: str = "default"
-    resnet_skip_time_act: bool = False
-    resnet_out_scale_factor: float = 1.0
-    time_embedding_type: str = "positional"
-    time_embedding_dim: int | None = None
+    resnet_time_scale_shift: Annotated[str, OneOf(*SHIFTS)] = "default"
+    resnet_skip_time_act: Off = False
+    resnet_out_scale_factor: Annotated[float, OneOf(1.0)] = 1.0
+    time_embedding_type: Annotated[str, OneOf("positional")] = "positional"
+    time_embedding_dim: Width | None = None
     time_embedding_act_fn: None = None
     timestep_post_act: None = None
-    time_cond_proj_dim: int | None = None
-    conv_in_kernel: int = 3
-    conv_out_kernel: int = 3
-    projection_class_embeddings_input_dim: int | None = None
-    attention_type: str = "default"
-    class_embeddings_concat: bool = False
+    time_cond_proj_dim: Width | None = None
+    conv_in_kernel: Kernel = 3
+    conv_out_kernel: Kernel = 3
+    projection_class_embeddings_input_dim: Width | None = None
+    attention_type: Annotated[str, OneOf(*ATTENTIONS)] = "default"
+    class_embeddings_concat: Off = False
     mid_block_only_cross_attention: bool | None = None
     cross_attention_norm: None = None
 
-    def __post_init__(self) -> None:
-        for kind in self.down_block_types:
-            require("UNet", "down_block_types", kind, DOWN)
-        for kind in self.up_block_types:
-            require("UNet", "up_block_types", kind, UP)
-        require("UNet", "mid_block_type", self.mid_block_type, MID)
-        require("UNet", "act_fn", self.act_fn, ACTIVATIONS)
-        require("UNet", "resnet_time_scale_shift", self.resnet_time_scale_shift, SHIFTS)
-        require("UNet", "time_embedding_type", self.time_embedding_type, ("positional",))
-        require("UNet", "class_embed_type", self.class_embed_type, CLASS_EMBEDDINGS)
-        for name, only in FIXED.items():
-            require("UNet", name, getattr(self, name), (only,))
-        require("UNet", "attention_type", self.attention_type, ATTENTIONS)
+    def check(self) -> None:
+        levels, first = len(self.block_out_channels), self.block_out_channels[0]
+        for name in (*PER_LEVEL, "down_block_types", "up_block_types"):
+            _require_length(self, name, getattr(self, name))
         if self.class_embed_type in ("projection", "simple_projection"):
             name = "projection_class_embeddings_input_dim"
             if not (value := getattr(self, name)):
-                raise InputError(
-                    f"UNet config: {name}={value!r} with "
-                    f"class_embed_type={self.class_embed_type!r}; allowed: a positive width"
+                raise fault(
+                    self.owner,
+                    f"{name}={value!r} with class_embed_type={self.class_embed_type!r}; "
+                    "allowed: a positive width",
                 )
-        levels = len(self.block_out_channels)
-        for name in (*PER_LEVEL, "down_block_types", "up_block_types"):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != levels:
-                raise InputError(
-                    f"UNet config: {name}={value!r} has {len(value)} entries; "
-                    f"block_out_channels has {levels}"
-                )
+        if first // 2 == self.freq_shift:
+            raise fault(
+                self.owner,
+                f"freq_shift={self.freq_shift} is half of block_out_channels[0]={first}, where "
+                "the embedding of times divides by 0; allowed: any other",
+            )
         for i, width in enumerate(self.block_out_channels):
             name = f"block_out_channels[{i}]"
-            require_divisor("UNet", "norm_num_groups", self.norm_num_groups, name, width)
+            require_divisor(self.owner, "norm_num_groups", self.norm_num_groups, name, width)
             kinds = self.down_block_types[i], self.up_block_types[levels - 1 - i]
             if DOWN[0] in kinds or UP[0] in kinds or (self.mid_block_type and i == levels - 1):
                 heads = self.levels[i].heads
-                require_divisor("UNet", "attention_head_dim", heads, name, width)
+                require_divisor(self.owner, "attention_head_dim", heads, name, width)
+        if (blocks := sum(each.layers * (1 + each.depth) for each in self.levels)) > MOST_BLOCKS:
+            raise fault(
+                self.owner,
+                f"layers_per_block={self.layers_per_block} with transformer_layers_per_block="
+                f"{self.transformer_layers_per_block} are {blocks} blocks; allowed: at most "
+                f"{MOST_BLOCKS}",
+            )
 
     def level(self, name: str, i: int) -> int:
         """A setting that may be given once or per level."""
@@ -184,10 +207,6 @@ class UNetConfig(Config):
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-SHIFTS = ("default", "scale_shift")
-ATTENTIONS = ("default", "gated", "gated-text-image")
-"""The gated ones say that grounding layers come beside this network; they are not part of it."""
-CLASS_EMBEDDINGS = (None, "timestep", "identity", "projection", "simple_projection")
 PER_LEVEL = (
     "layers_per_block",
     "transformer_layers_per_block",
@@ -207,63 +226,47 @@ class Level(NamedTuple):
     only_cross: bool
 
 
-FIXED = {
-    "mid_block_scale_factor": 1,
-    "reverse_transformer_layers_per_block": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "num_attention_heads": None,
-    "dual_cross_attention": False,
-    "addition_embed_type": None,
-    "resnet_skip_time_act": False,
-    "resnet_out_scale_factor": 1.0,
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
-    "class_embeddings_concat": False,
-    "cross_attention_norm": None,
-}
-
-
 @dataclass(frozen=True)
 class VAEConfig(Config):
     """`config.json` of an `AutoencoderKL`; names and defaults are the published ones."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    act_fn: str = "silu"
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] = 32
-    scaling_factor: float = 0.18215
-    shift_factor: float | None = None
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
+    owner = "VAE config"
+
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    down_block_types: tuple[Annotated[str, OneOf("DownEncoderBlock2D")], ...] = (
+        "DownEncoderBlock2D",
+    )
+    up_block_types: tuple[Annotated[str, OneOf("UpDecoderBlock2D")], ...] = ("UpDecoderBlock2D",)
+    block_out_channels: Widths = (64,)
+    layers_per_block: Layers = 1
+    act_fn: Activation = "silu"
+    latent_channels: Channels = 4
+    norm_num_groups: Width = 32
+    sample_size: Side | tuple[Side, Side] = 32
+    scaling_factor: Factor = 0.18215
+    shift_factor: Annotated[float, Range(-1e6, 1e6)] | None = None
+    latents_mean: tuple[Annotated[float, Range(-1e6, 1e6)], ...] | None = None
+    latents_std: tuple[Factor, ...] | None = None
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
-    def __post_init__(self) -> None:
-        require("VAE", "act_fn", self.act_fn, ACTIVATIONS)
+    def check(self) -> None:
         for width in self.block_out_channels:
             require_divisor(
-                "VAE", "norm_num_groups", self.norm_num_groups, "block_out_channels", width
+                self.owner, "norm_num_groups", self.norm_num_groups, "block_out_channels", width
             )
-        for name, only in (
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
-        ):
-            kinds = getattr(self, name)
-            for kind in kinds:
-                require("VAE", name, kind, (only,))
-            if len(kinds) != len(self.block_out_channels):
-                raise InputError(
-                    f"VAE config: {name}={kinds!r} has {len(kinds)} entries; "
-                    f"block_out_channels has {len(self.block_out_channels)}"
+        for name in ("down_block_types", "up_block_types"):
+            _require_length(self, name, getattr(self, name))
+        for name in ("latents_mean", "latents_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.latent_channels:
+                raise fault(
+                    self.owner,
+                    f"{name}={shown(value)} has {len(value)} entries; allowed: one for each of "
+                    f"latent_channels={self.latent_channels}",
                 )
 
     @cached_property
@@ -276,43 +279,51 @@ class VAEConfig(Config):
 class CLIPTextConfig(Config):
     """`config.json` of a `CLIPTextModel`; names and defaults are the published ones."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 49406
-    eos_token_id: int = 49407
+    owner = "CLIP text config"
+
+    vocab_size: Annotated[int, Range(1, 2**24)] = 49408
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    projection_dim: Width = 512
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 8
+    max_position_embeddings: Side = 77
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    pad_token_id: Token | None = 1
+    bos_token_id: Token | None = 49406
+    eos_token_id: Token = 49407
     use_attention_mask: bool = False
 
-    def __post_init__(self) -> None:
-        require("CLIP text", "hidden_act", self.hidden_act, ACTIVATIONS)
-        _require_heads("CLIP text", self)
+    def check(self) -> None:
+        _require_heads(self)
 
 
 @dataclass(frozen=True)
 class CLIPVisionConfig(Config):
     """`config.json` of a `CLIPVisionModel`; names and defaults are the published ones."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    owner = "CLIP vision config"
 
-    def __post_init__(self) -> None:
-        require("CLIP vision", "hidden_act", self.hidden_act, ACTIVATIONS)
-        _require_heads("CLIP vision", self)
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    projection_dim: Width = 512
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    num_channels: Channels = 3
+    image_size: Side = 224
+    patch_size: Side = 32
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+
+    def check(self) -> None:
+        _require_heads(self)
+        if self.patch_size > self.image_size:
+            raise fault(
+                self.owner,
+                f"patch_size={self.patch_size} is larger than image_size={self.image_size}; "
+                "allowed: at most as large",
+            )
 
     @property
     def tokens(self) -> int:
@@ -320,7 +331,17 @@ class CLIPVisionConfig(Config):
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
-def _require_heads(owner: str, c: CLIPTextConfig | CLIPVisionConfig) -> None:
+def _require_heads(c: CLIPTextConfig | CLIPVisionConfig) -> None:
     require_divisor(
-        owner, "num_attention_heads", c.num_attention_heads, "hidden_size", c.hidden_size
+        c.owner, "num_attention_heads", c.num_attention_heads, "hidden_size", c.hidden_size
     )
+
+
+def _require_length(c: UNetConfig | VAEConfig, name: str, value: Any) -> None:
+    """A list has an entry for each level; a number is for all of them."""
+    levels = len(c.block_out_channels)
+    if isinstance(value, tuple) and len(value) != levels:
+        raise fault(
+            c.owner,
+            f"{name}={shown(value)} has {len(value)} entries; block_out_channels has {levels}",
+        )

@@ -8,7 +8,7 @@ from functools import cache
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Shape, trace
-from underdraw.networks.config import Config
+from underdraw.networks.config import Config, Width
 from underdraw.networks.program import Program
 
 
@@ -16,7 +16,9 @@ from underdraw.networks.program import Program
 class ImageProjectionConfig(Config):
     """`config.json` of the projection; CLIP ViT-L/14 has 768."""
 
-    hidden_size: int = 768
+    owner = "image projection config"
+
+    hidden_size: Width = 768
 
 
 def project(nn: Operations, p: Node, config: ImageProjectionConfig, x: Array) -> Array:

@@ -1,9 +1,10 @@
-"""Pictures in and out: tensors near [-1, 1], numpy arrays in [0, 1], PIL images, PNG files."""
+"""Pictures in and out: tensors near [-1, 1], numpy arrays in [0, 1], PIL images, files."""
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from underdraw.formats.writing import writing_file
 from underdraw.pictures.files import opened
 
 METADATA = "underdraw"
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Suffix -> format of the pictures that can be written."""
+HOW = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+# JPEG and WebP have no texts by name: the record stands where cameras let people comment.
+EXIF, USER_COMMENT, ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
+MOST_EXIF = 65_000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -57,19 +64,40 @@ def save_png(
 
     `metadata` is what the pipeline left in `image.info["underdraw"]` if not given.
     """
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"path={os.fspath(path)!r} must end with .png")
+    save_picture(image, path, metadata)
+
+
+def save_picture(
+    image: Any, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+) -> None:
+    """As `save_png`, in the format that the suffix of `path` names (`FORMATS`): PNG and WebP keep
+    every pixel, JPEG nearly. JPEG has room for 64 kB of metadata; longer ones are left out with a
+    warning."""
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"path={str(path)!r} must end with .png")
-    info = PngInfo()
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"path={str(path)!r} must end with one of {', '.join(FORMATS)}")
     text = image.info.get(METADATA) if metadata is None else json.dumps(metadata)
-    if text:
+    options: dict[str, Any] = dict(HOW[kind])
+    if text and kind == "PNG":
+        info = PngInfo()
         info.add_itxt(METADATA, text)
+        options["pnginfo"] = info
+    elif text:
+        exif = Image.Exif()
+        exif[EXIF] = {USER_COMMENT: ASCII + text.encode("ascii", "backslashreplace")}
+        if kind == "JPEG" and len(exif.tobytes()) > MOST_EXIF:
+            warnings.warn(f"{path}: JPEG has no room for how it was made", stacklevel=2)
+        else:
+            options["exif"] = exif
     with writing_file(path) as file:
-        image.save(file, format="PNG", pnginfo=info)
+        image.save(file, format=kind, **options)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_png` wrote beside the picture.
+    """What `save_picture` wrote beside the picture.
 
     Raises:
         NotFoundError: there is no such file.
@@ -77,6 +105,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with opened(path) as image:
         text = image.info.get(METADATA)
+        if text is None and image.format in ("JPEG", "WEBP"):
+            text = image.getexif().get_ifd(EXIF).get(USER_COMMENT)
+    if isinstance(text, bytes):
+        text = text.removeprefix(ASCII).decode("ascii", "replace")
     if not isinstance(text, str):
         raise InputError(f"{os.fspath(path)!r} holds no underdraw metadata")
     source = f"{os.fspath(path)!r}: its underdraw metadata"

@@ -13,6 +13,7 @@ import numpy as np
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.schema import shown, within
 from underdraw.solvers.configs import Config
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 from underdraw.weights.folders import read_json
@@ -82,13 +83,15 @@ class Published:
                     f"allowed: {allowed}"
                 )
         given.update(kwargs)
-        self.settings = self.Config(**given)
+        with within(type(self).__name__):
+            self.settings = self.Config(**given)
         published = {name: getattr(self.settings, name) for name in names}
         defaulted = [name for name in names if name not in given]
         if defaulted:
             published["_use_default_values"] = defaulted
         self._publish(published)
-        self.schedule = self._schedule()
+        with within(type(self).__name__):
+            self.schedule = self._schedule()
         super().__init__()
 
     def _schedule(self) -> NoiseSchedule:
@@ -116,8 +119,9 @@ class Published:
         """
         config = getattr(config, "config", config)
         if not isinstance(config, Mapping):
-            raise InputTypeError(f"config={config!r} must be a dict or a scheduler")
-        defaulted = config.get("_use_default_values") or ()
+            raise InputTypeError(f"config={shown(config)} must be a dict or a scheduler")
+        defaulted = config.get("_use_default_values")
+        defaulted = defaulted if isinstance(defaulted, list | tuple | set) else ()
         known = {each.name for each in fields(cls.Config)}
         given = {
             name: value
@@ -148,7 +152,9 @@ class Published:
             InputError: it has unsupported values.
         """
         access = {name: options.pop(name) for name in _HUB if name in options}
-        return cls.from_config(cls.load_config(folder, subfolder, **access), **options)
+        config = cls.load_config(folder, subfolder, **access)
+        with within(Path(folder, subfolder or "")):
+            return cls.from_config(config, **options)
 
     @classmethod
     def load_config(

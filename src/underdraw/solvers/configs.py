@@ -1,59 +1,70 @@
-"""What `scheduler_config.json` may say, per class: names, order and defaults as published.
+"""What `scheduler_config.json` may say, per class: names, order and defaults as published, and in
+the annotations what is allowed (`schema.py`).
 
-A field that is not validated here is validated where it is used (`noise_schedule`, `spaced`).
+What depends on the steps of a run as well is checked where tables are made (`spaced`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated
 
 from underdraw.errors import InputError
+from underdraw.schema import Length, OneOf, Range, Schema
 from underdraw.solvers.schedule import BETA_SCHEDULES
 from underdraw.solvers.table import PREDICTION_TYPES, SPACINGS, Clip
 
-Betas = Sequence[float] | None
+MOST_TIMESTEPS = 100_000
+"""Of training; published models have 1000."""
+
+Timesteps = Annotated[int, Range(1, MOST_TIMESTEPS)]
+Offset = Annotated[int, Range(0, MOST_TIMESTEPS)]
+Beta = Annotated[float, Range(0, below=1)]
+Betas = Annotated[tuple[Beta, ...], Length(1, MOST_TIMESTEPS)] | None
+BetaSchedule = Annotated[str, OneOf(*BETA_SCHEDULES)]
+Prediction = Annotated[str, OneOf(*PREDICTION_TYPES)]
+Spacing = Annotated[str, OneOf(*SPACINGS)]
+FinalSigma = Annotated[str, OneOf("zero", "sigma_min")]
+Bound = Annotated[float, Range(above=0, high=1e6)]
+Sigma = Annotated[float, Range(0, 1e6)]
+Fraction = Annotated[float, Range(0, 1)]
+Shift = Annotated[str, OneOf("exponential", "linear")]
+Order = Annotated[int, OneOf(1, 2, 3)]
+Lambda = Annotated[float, Range(-math.inf, 1000)]
+Variance = Annotated[str, OneOf("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")]
+Off = Annotated[bool, OneOf(False)]
+
+# Values of a related class stand for one of this class.
+THEIR_TYPE = dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")
+DPMType = Annotated[str, OneOf("midpoint", "heun", meaning=THEIR_TYPE)]
+DEIS = {"deis": "dpmsolver++"}
 
 
 @dataclass(frozen=True)
-class Config:
-    """The noise schedule, for all classes. Raises InputError on a value not in `allowed`."""
+class Config(Schema):
+    """The noise schedule, for all classes."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
+    num_train_timesteps: Timesteps = 1000
+    beta_start: Beta = 0.0001
+    beta_end: Beta = 0.02
+    beta_schedule: BetaSchedule = "linear"
     trained_betas: Betas = None
 
-    allowed: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    aliases: ClassVar[dict[str, dict[str, str]]] = {}
-    """Values of a related class which mean one of this class: `{field: {theirs: ours}}`."""
-
-    common: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "beta_schedule": tuple(BETA_SCHEDULES),
-        "prediction_type": PREDICTION_TYPES,
-        "timestep_spacing": SPACINGS,
-        "final_sigmas_type": ("zero", "sigma_min"),
-        "use_flow_sigmas": (False,),
-        "use_dynamic_shifting": (False,),
-    }
-
-    def __post_init__(self) -> None:
-        names = {each.name for each in fields(self)}
-        for name, allowed in {**self.common, **self.allowed}.items():
-            value = getattr(self, name) if name in names else allowed[0]
-            value = self.aliases.get(name, {}).get(value, value)
-            if value not in allowed:
-                listed = ", ".join(map(str, allowed))
-                raise InputError(f"{name}={value!r} is not supported; allowed: {listed}")
-            if name in names:
-                object.__setattr__(self, name, value)
+    def check(self) -> None:
         switched = [name for name in GRID_SWITCHES if getattr(self, name, False)]
         if len(switched) > 1:
             raise InputError(f"{' and '.join(switched)} are both True; allowed: one of them")
-        _ = self.clip  # bounds that are no numbers are told here
+        betas = self.trained_betas
+        if betas is not None and len(betas) != self.num_train_timesteps:
+            raise InputError(
+                f"trained_betas has {len(betas)} entries; allowed: one per training timestep, "
+                f"num_train_timesteps={self.num_train_timesteps}"
+            )
+        low, high = getattr(self, "sigma_min", None), getattr(self, "sigma_max", None)
+        if low is not None and high is not None and low >= high:
+            raise InputError(f"sigma_min={low} is not below sigma_max={high}")
 
     @cached_property
     def clip(self) -> Clip | None:
@@ -80,34 +91,30 @@ GRID_SWITCHES = (
 
 @dataclass(frozen=True)
 class DDPMConfig(Config):
-    variance_type: str | None = "fixed_small"
+    variance_type: Variance | None = "fixed_small"
     """None, as DPM-Solver's configurations have it, is "fixed_small"."""
     clip_sample: bool = True
-    prediction_type: str = "epsilon"
+    prediction_type: Prediction = "epsilon"
     thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    clip_sample_range: float = 1.0
-    sample_max_value: float = 1.0
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
+    dynamic_thresholding_ratio: Fraction = 0.995
+    clip_sample_range: Bound = 1.0
+    sample_max_value: Bound = 1.0
+    timestep_spacing: Spacing = "leading"
+    steps_offset: Offset = 0
     rescale_betas_zero_snr: bool = False
-
-    allowed: ClassVar = {
-        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
-    }
 
 
 @dataclass(frozen=True)
 class DDIMConfig(Config):
     clip_sample: bool = True
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
+    steps_offset: Offset = 0
+    prediction_type: Prediction = "epsilon"
     thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    clip_sample_range: float = 1.0
-    sample_max_value: float = 1.0
-    timestep_spacing: str = "leading"
+    dynamic_thresholding_ratio: Fraction = 0.995
+    clip_sample_range: Bound = 1.0
+    sample_max_value: Bound = 1.0
+    timestep_spacing: Spacing = "leading"
     rescale_betas_zero_snr: bool = False
 
 
@@ -115,54 +122,46 @@ class DDIMConfig(Config):
 class DDIMInverseConfig(Config):
     clip_sample: bool = True
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
-    clip_sample_range: float = 1.0
-    timestep_spacing: str = "leading"
+    steps_offset: Offset = 0
+    prediction_type: Prediction = "epsilon"
+    clip_sample_range: Bound = 1.0
+    timestep_spacing: Annotated[str, OneOf("leading", "trailing")] = "leading"
     rescale_betas_zero_snr: bool = False
-
-    allowed: ClassVar = {"timestep_spacing": ("leading", "trailing")}
 
 
 @dataclass(frozen=True)
 class PNDMConfig(Config):
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
-
-    # Sums of clean images at different noise levels mean nothing.
-    allowed: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
+    # Sums of clean images at different noise levels mean nothing, so there is no "sample".
+    prediction_type: Annotated[str, OneOf("epsilon", "v_prediction")] = "epsilon"
+    timestep_spacing: Spacing = "leading"
+    steps_offset: Offset = 0
 
 
 @dataclass(frozen=True)
 class EulerConfig(Config):
-    prediction_type: str = "epsilon"
-    interpolation_type: str = "linear"
+    prediction_type: Annotated[
+        str, OneOf(*PREDICTION_TYPES, meaning={"original_sample": "sample"})
+    ] = "epsilon"
+    interpolation_type: Annotated[str, OneOf("linear", "log_linear")] = "linear"
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    timestep_spacing: str = "linspace"
-    timestep_type: str = "discrete"
-    steps_offset: int = 0
+    sigma_min: Sigma | None = None
+    sigma_max: Sigma | None = None
+    timestep_spacing: Spacing = "linspace"
+    timestep_type: Annotated[str, OneOf("discrete", "continuous")] = "discrete"
+    steps_offset: Offset = 0
     rescale_betas_zero_snr: bool = False
-    final_sigmas_type: str = "zero"
-
-    allowed: ClassVar = {
-        "interpolation_type": ("linear", "log_linear"),
-        "timestep_type": ("discrete", "continuous"),
-    }
-    aliases: ClassVar = {"prediction_type": {"original_sample": "sample"}}
+    final_sigmas_type: FinalSigma = "zero"
 
 
 @dataclass(frozen=True)
 class EulerAncestralConfig(Config):
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
+    prediction_type: Prediction = "epsilon"
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
     rescale_betas_zero_snr: bool = False
 
 
@@ -171,80 +170,72 @@ class LMSConfig(Config):
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
+    prediction_type: Prediction = "epsilon"
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
 
 
 @dataclass(frozen=True)
 class HeunConfig(Config):
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction_type: str = "epsilon"
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
+    prediction_type: Prediction = "epsilon"
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
+    clip_sample_range: Bound = 1.0
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
 
 
 @dataclass(frozen=True)
 class KDPM2Config(Config):
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
+    prediction_type: Prediction = "epsilon"
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
 
 
 @dataclass(frozen=True)
 class _MultistepConfig(Config):
-    solver_order: int = 2
-    prediction_type: str = "epsilon"
+    solver_order: Order = 2
+    prediction_type: Prediction = "epsilon"
     thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
+    dynamic_thresholding_ratio: Fraction = 0.995
+    sample_max_value: Bound = 1.0
 
 
 @dataclass(frozen=True)
 class DPMMultistepConfig(_MultistepConfig):
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
+    algorithm_type: Annotated[
+        str,
+        OneOf("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver", meaning=DEIS),
+    ] = "dpmsolver++"
+    solver_type: DPMType = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     use_lu_lambdas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    final_sigmas_type: str = "zero"
-    lambda_min_clipped: float = -float("inf")
-    variance_type: str | None = None
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
+    use_flow_sigmas: Off = False
+    flow_shift: Bound = 1.0
+    final_sigmas_type: FinalSigma = "zero"
+    lambda_min_clipped: Lambda = -math.inf
+    variance_type: Variance | None = None
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
     rescale_betas_zero_snr: bool = False
-    use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
+    use_dynamic_shifting: Off = False
+    time_shift_type: Shift = "exponential"
 
-    allowed: ClassVar = {
-        "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
-        "solver_type": ("midpoint", "heun"),
-        "solver_order": (1, 2, 3),
-        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    }
-    aliases: ClassVar = {
-        "algorithm_type": {"deis": "dpmsolver++"},
-        "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if self.algorithm_type == "sde-dpmsolver" and self.solver_order == 3:
             raise InputError(
                 "solver_order=3 does not exist for algorithm_type='sde-dpmsolver'; allowed: 1, 2"
@@ -254,128 +245,109 @@ class DPMMultistepConfig(_MultistepConfig):
 
 @dataclass(frozen=True)
 class DPMSinglestepConfig(_MultistepConfig):
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
+    algorithm_type: Annotated[
+        str, OneOf("dpmsolver++", "dpmsolver", "sde-dpmsolver++", meaning=DEIS)
+    ] = "dpmsolver++"
+    solver_type: DPMType = "midpoint"
     lower_order_final: bool = False
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    final_sigmas_type: str = "zero"
-    lambda_min_clipped: float = -float("inf")
-    variance_type: str | None = None
-    use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
+    use_flow_sigmas: Off = False
+    flow_shift: Bound = 1.0
+    final_sigmas_type: FinalSigma = "zero"
+    lambda_min_clipped: Lambda = -math.inf
+    variance_type: Variance | None = None
+    use_dynamic_shifting: Off = False
+    time_shift_type: Shift = "exponential"
 
-    allowed: ClassVar = {
-        **DPMMultistepConfig.allowed,
-        "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
-    }
-    aliases: ClassVar = DPMMultistepConfig.aliases
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         _check_final_sigma(self.algorithm_type, self.final_sigmas_type)
 
 
 @dataclass(frozen=True)
 class DPMInverseConfig(_MultistepConfig):
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
+    # Noise cannot be taken out of an image again: the stochastic variants have no inverse.
+    algorithm_type: Annotated[str, OneOf("dpmsolver++", "dpmsolver", meaning=DEIS)] = "dpmsolver++"
+    solver_type: DPMType = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    lambda_min_clipped: float = -float("inf")
-    variance_type: str | None = None
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
-
-    # Noise cannot be taken out of an image again: the stochastic variants have no inverse.
-    allowed: ClassVar = {
-        **DPMMultistepConfig.allowed,
-        "algorithm_type": ("dpmsolver++", "dpmsolver"),
-    }
-    aliases: ClassVar = DPMMultistepConfig.aliases
+    use_flow_sigmas: Off = False
+    flow_shift: Bound = 1.0
+    lambda_min_clipped: Lambda = -math.inf
+    variance_type: Variance | None = None
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
 
 
 @dataclass(frozen=True)
 class UniPCConfig(_MultistepConfig):
+    solver_order: Annotated[int, OneOf(1, 2, 3, 4)] = 2
     predict_x0: bool = True
-    solver_type: str = "bh2"
+    solver_type: Annotated[
+        str,
+        OneOf("bh2", "bh1", meaning=dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")),
+    ] = "bh2"
     lower_order_final: bool = True
-    disable_corrector: Sequence[int] = ()
-    solver_p: Any = None
+    disable_corrector: tuple[Annotated[int, Range(-1, MOST_TIMESTEPS)], ...] = ()
+    solver_p: None = None
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
-    final_sigmas_type: str = "zero"
+    use_flow_sigmas: Off = False
+    flow_shift: Bound = 1.0
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
+    final_sigmas_type: FinalSigma = "zero"
     rescale_betas_zero_snr: bool = False
-    use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    shift_terminal: float | None = None
-
-    allowed: ClassVar = {
-        "solver_type": ("bh2", "bh1"),
-        "solver_order": (1, 2, 3, 4),
-        "solver_p": (None,),
-        "shift_terminal": (None,),
-    }
-    aliases: ClassVar = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
+    use_dynamic_shifting: Off = False
+    time_shift_type: Shift = "exponential"
+    sigma_min: Sigma | None = None
+    sigma_max: Sigma | None = None
+    shift_terminal: None = None
 
 
 @dataclass(frozen=True)
 class DEISConfig(_MultistepConfig):
-    algorithm_type: str = "deis"
-    solver_type: str = "logrho"
+    algorithm_type: Annotated[
+        str, OneOf("deis", meaning=dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"))
+    ] = "deis"
+    solver_type: Annotated[
+        str,
+        OneOf("logrho", meaning=dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho")),
+    ] = "logrho"
     lower_order_final: bool = True
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
-    use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
-
-    allowed: ClassVar = {
-        "algorithm_type": ("deis",),
-        "solver_type": ("logrho",),
-        "solver_order": (1, 2, 3),
-    }
-    aliases: ClassVar = {
-        "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
-        "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
-    }
+    use_flow_sigmas: Off = False
+    flow_shift: Bound = 1.0
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: Offset = 0
+    use_dynamic_shifting: Off = False
+    time_shift_type: Shift = "exponential"
 
 
 @dataclass(frozen=True)
 class LCMConfig(Config):
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    original_inference_steps: int = 50
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
+    beta_schedule: BetaSchedule = "scaled_linear"
+    original_inference_steps: Timesteps = 50
     clip_sample: bool = False
-    clip_sample_range: float = 1.0
+    clip_sample_range: Bound = 1.0
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
+    steps_offset: Offset = 0
+    prediction_type: Prediction = "epsilon"
     thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
-    timestep_spacing: str = "leading"
-    timestep_scaling: float = 10.0
+    dynamic_thresholding_ratio: Fraction = 0.995
+    sample_max_value: Bound = 1.0
+    timestep_spacing: Spacing = "leading"
+    timestep_scaling: Annotated[float, Range(0, 1e6)] = 10.0
     rescale_betas_zero_snr: bool = False
 
 

@@ -65,7 +65,9 @@ def distilled_timesteps(
     if not 0 < strength <= 1:
         raise InputError(f"strength={strength} must be above 0 and at most 1")
     if not whole and not 0 < original <= train:
-        raise InputError(f"original_inference_steps={original} must be between 1 and {train}")
+        raise InputError(
+            f"original_inference_steps={original} must be between 1 and num_train_timesteps={train}"
+        )
     if whole:
         origin = np.arange(int(train * strength))
     else:

@@ -65,7 +65,8 @@ def noise_schedule(
     σ = sqrt(1 / ᾱ - 1) need above 0.
 
     Raises:
-        InputError: an unknown `beta_schedule`, no timesteps, or not as many `trained_betas`.
+        InputError: an unknown `beta_schedule`, no timesteps, not as many `trained_betas`, or betas
+            under which noise does not grow, or no signal is left.
     """
     if trained_betas is not None:
         betas = _single(np.asarray(trained_betas, dtype=np.float64).reshape(-1))
@@ -82,7 +83,20 @@ def noise_schedule(
         allowed = ", ".join(BETA_SCHEDULES)
         raise InputError(f"beta_schedule={beta_schedule!r} is not known; allowed: {allowed}")
     alphas_cumprod = _single(np.cumprod((1 - betas).astype(np.float64))).astype(np.float64)
+    levels = np.append(1.0, alphas_cumprod)
+    if not ((np.diff(levels) < 0).all() and levels[-1] >= np.finfo(np.float32).tiny):
+        own = f"beta_start={beta_start}, beta_end={beta_end}, beta_schedule={beta_schedule!r}"
+        said = own if trained_betas is None else "trained_betas"
+        raise InputError(
+            f"{said} with num_train_timesteps={num_train_timesteps} is no noise schedule; allowed: "
+            "betas that add some noise at each timestep and leave some signal at the last"
+        )
     if rescale_betas_zero_snr:
+        if len(betas) < 2:
+            raise InputError(
+                f"rescale_betas_zero_snr=True with num_train_timesteps={num_train_timesteps}; "
+                "allowed: at least 2 timesteps"
+            )
         alphas_cumprod = _zero_terminal_snr(alphas_cumprod)
         betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
         alphas_cumprod[-1] = smallest

@@ -22,6 +22,11 @@ def sigmas_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
 def timesteps_at(schedule: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
     """Where σ lies among the training timesteps, linear in log σ; the inverse of `sigmas_at`."""
     levels = schedule.log_sigmas
+    if len(levels) < 2:
+        raise InputError(
+            f"num_train_timesteps={len(levels)}: between a single timestep and others nothing can "
+            "be placed; allowed with this solver: at least 2"
+        )
     wanted = np.log(np.maximum(sigmas, 1e-10))
     low = np.clip(np.searchsorted(levels, wanted, side="right") - 1, 0, len(levels) - 2)
     gap = (levels[low + 1] - levels[low]).astype(np.float32)  # as the familiar classes round it
@@ -123,6 +128,11 @@ def lambda_grid(
         t = np.asarray(timesteps, dtype=np.float64)
     else:
         last = train - int(np.searchsorted(schedule.lambdas[::-1], clipped_lambda(config)))
+        if last < train and steps is not None and last <= steps:
+            raise InputError(
+                f"lambda_min_clipped={clipped_lambda(config)} leaves {last} timesteps of {train}; "
+                f"too few for num_inference_steps={steps}"
+            )
         spacing = getattr(config, "timestep_spacing", "linspace")
         offset = getattr(config, "steps_offset", 0)
         t = spaced(train, check_steps(steps), spacing, offset, extra=1, last=last)

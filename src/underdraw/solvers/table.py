@@ -328,7 +328,7 @@ def spaced(
     last = train if last is None else last
     points = steps + extra
     most = last - extra if spacing == "leading" else train
-    if steps > most and (rounded or spacing == "leading"):
+    if steps > most and (rounded or spacing == "leading" or most == 1):
         raise InputError(f"num_inference_steps={steps} must be at most {most} here")
     if spacing == "linspace":
         ts = np.linspace(0, last - 1, points)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, InputTypeError, WeightError
-from underdraw.text import vocabulary
+from underdraw.schema import within
+from underdraw.text import tokens, vocabulary
 from underdraw.weights import hub
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 _NAMED = set(vocabulary.SPECIAL)
+_NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class StoredTokenizer:
@@ -58,33 +60,37 @@ class StoredTokenizer:
         )
         named = {
             key: token if isinstance(token, str) else vocabulary.as_added(token)
-            for key, token in named.items()
-            if token is not None
+            for key, given in named.items()
+            if given is not None or key in _NEEDED
+            for token in (tokens.as_token(key, given),)
         }
         texts = {key: _text(token) for key, token in named.items()}
         self.bos_token, self.eos_token = texts["bos_token"], texts["eos_token"]
         self.unk_token, self.pad_token = texts["unk_token"], texts["pad_token"]
-        self.model_max_length = model_max_length
+        self.model_max_length = tokens.as_max_length(model_max_length)
         self.backend_tokenizer = vocabulary.backend(
             vocabulary.read_vocab(vocab), vocabulary.read_merges(merges), self.unk_token
         )
-        added = {index: vocabulary.as_added(t) for index, t in sorted((added_tokens or {}).items())}
-        tokens = list(added.values())
-        if len(added) + len(extra_special_tokens) > vocabulary.MOST_ADDED:
+        checked = tokens.as_added("added_tokens", added_tokens)
+        added = {index: vocabulary.as_added(token) for index, token in sorted(checked.items())}
+        extra = tokens.as_tokens("extra_special_tokens", extra_special_tokens)
+        extra = [t if isinstance(t, str) else vocabulary.as_added(t) for t in extra]
+        every = list(added.values())
+        if len(added) + len(extra) > vocabulary.MOST_ADDED:
             raise WeightError(f"over {vocabulary.MOST_ADDED:,} tokens are added to the vocabulary")
-        present, seen = {token.content for token in tokens}, set()
-        for token in [*named.values(), *extra_special_tokens]:
+        present, seen = {token.content for token in every}, set()
+        for token in [*named.values(), *extra]:
             key = token if isinstance(token, str) else repr(token)  # the same text may come twice
             if _text(token) not in present and key not in seen:
                 seen.add(key)
-                tokens.append(token)
+                every.append(token)
         specials = set(texts.values())
-        self.backend_tokenizer.add_tokens([_special(token, specials) for token in tokens])
+        self.backend_tokenizer.add_tokens([_special(token, specials) for token in every])
         for index, token in added.items():
             if (got := self.backend_tokenizer.token_to_id(token.content)) != index:
                 raise WeightError(f"added token {token.content!r} has id {index}, but got {got}")
-        self._config = {**texts, "model_max_length": model_max_length}
-        self._extra = [_text(token) for token in extra_special_tokens]
+        self._config = {**texts, "model_max_length": self.model_max_length}
+        self._extra = [_text(token) for token in extra]
 
     @classmethod
     def from_pretrained(
@@ -103,7 +109,9 @@ class StoredTokenizer:
         where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         place = hub.resolve(name, subfolder=subfolder or "", weights=False, **where)
         folder = Path(place, subfolder or "")
-        return cls(**{**vocabulary.read_folder(folder), **options})
+        arguments = {**vocabulary.read_folder(folder), **options}
+        with within(folder):
+            return cls(**arguments)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that this class and transformers 4 and 5 read."""

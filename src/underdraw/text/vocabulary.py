@@ -19,6 +19,8 @@ from typing import Any
 
 from underdraw.errors import InputError, NotFoundError, WeightError
 from underdraw.formats import opening
+from underdraw.schema import shown, within
+from underdraw.text import tokens
 from underdraw.weights import folders, save
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -78,15 +80,18 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
         WeightError: a file cannot be read as what its name says.
     """
     folder = Path(folder)
-    config = _json(folder / "tokenizer_config.json") or {}
-    whole = _json(folder / "tokenizer.json")
+    config_file, whole_file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    config = _json(config_file) or {}
+    whole = _json(whole_file)
     if whole is not None:
         model = whole.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-            raise WeightError(
-                f"{folder / 'tokenizer.json'} holds no BPE vocabulary, so it is not CLIP's"
-            )
-        arguments: dict[str, Any] = {"vocab": model["vocab"], "merges": model.get("merges", [])}
+            raise WeightError(f"{whole_file} holds no BPE vocabulary, so it is not CLIP's")
+        with within(whole_file):
+            arguments: dict[str, Any] = {
+                "vocab": tokens.as_vocabulary(model["vocab"]),
+                "merges": tokens.as_merges(model.get("merges", [])),
+            }
     else:
         names = ("vocab.json", "merges.txt")
         missing = [name for name in names if not opening.is_regular(folder / name)]
@@ -97,58 +102,79 @@ def read_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
             )
         arguments = {name.split(".")[0]: folder / name for name in names}
 
-    tokens: dict[str, Any] = {key: config[key] for key in SPECIAL if config.get(key)}
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    added = {int(index): token for index, token in config.get("added_tokens_decoder", {}).items()}
+    with within(config_file):
+        named = _named(config)
+        extra = tokens.as_tokens("extra_special_tokens", config.get("extra_special_tokens"))
+        name = "additional_special_tokens"
+        extra = extra or tokens.as_tokens(name, config.get(name))
+        added = tokens.as_added("added_tokens_decoder", config.get("added_tokens_decoder"))
+        if config.get("model_max_length") is not None:
+            arguments["model_max_length"] = tokens.as_max_length(config["model_max_length"])
     if "added_tokens_decoder" not in config:  # files older than transformers 4.34
-        named = _json(folder / "special_tokens_map.json") or {}
-        for key in SPECIAL:
-            if named.get(key):
-                tokens[key] = named[key]
-        extra = named.get("additional_special_tokens") or extra
-        special = {_content(token) for token in [*tokens.values(), *extra]}
-        for content, index in (_json(folder / "added_tokens.json") or {}).items():
-            is_special = content in special
-            added[index] = {"content": content, "special": is_special, "normalized": not is_special}
-        for token in (whole or {}).get("added_tokens", []):
-            added[token["id"]] = {key: value for key, value in token.items() if key != "id"}
-    arguments.update(tokens)
-    arguments["added_tokens"] = added
-    arguments["extra_special_tokens"] = list(extra)
-    if config.get("model_max_length"):
-        arguments["model_max_length"] = int(config["model_max_length"])
-    return arguments
+        map_file = folder / "special_tokens_map.json"
+        with within(map_file):
+            old = _json(map_file) or {}
+            named |= _named(old)
+            extra = tokens.as_tokens(name, old.get(name)) or extra
+        special = {_content(token) for token in [*named.values(), *extra]}
+        added |= _older_added(folder / "added_tokens.json", special)
+        with within(whole_file):
+            added |= _listed_added((whole or {}).get("added_tokens"))
+    return {**arguments, **named, "added_tokens": added, "extra_special_tokens": extra}
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens that a config file names."""
+    return {key: tokens.as_token(key, config[key]) for key in SPECIAL if config.get(key)}
+
+
+def _older_added(path: Path, special: set[str]) -> dict[int, Any]:
+    """Id -> token from an `added_tokens.json`, which knows texts and ids only."""
+    with within(path):
+        ids = tokens.as_vocabulary(_json(path) or {})
+    return {
+        index: {"content": text, "special": text in special, "normalized": text not in special}
+        for text, index in ids.items()
+    }
+
+
+def _listed_added(listed: Any) -> dict[int, Any]:
+    """Id -> token from the list in a `tokenizer.json`."""
+    if listed is not None and not isinstance(listed, list):
+        raise WeightError(f"added_tokens={shown(listed)}; allowed: a list of tokens")
+    by_id = {}
+    for i, token in enumerate(listed or []):
+        if not isinstance(token, dict) or type(token.get("id")) is not int:
+            raise WeightError(f"added_tokens[{i}]={shown(token)}; allowed: a token with an id")
+        by_id[token["id"]] = {key: value for key, value in token.items() if key != "id"}
+    return tokens.as_added("added_tokens", by_id)
 
 
 def read_vocab(vocab: Mapping[str, int] | str | os.PathLike[str]) -> dict[str, int]:
     """Token -> id, from a mapping or a `vocab.json`."""
-    known = vocab if isinstance(vocab, Mapping) else _json(Path(vocab))
+    if not isinstance(vocab, str | os.PathLike):
+        return tokens.as_vocabulary(vocab)
+    known = _json(Path(vocab))
     if known is None:
-        raise NotFoundError(f"there is no vocabulary at {vocab}")
-    if not all(type(index) is int for index in known.values()):
-        raise WeightError("a vocabulary maps tokens to whole numbers; this one does not")
-    return dict(known)
+        raise NotFoundError(f"there is no vocabulary at {vocab!s:.500}")
+    with within(vocab):
+        return tokens.as_vocabulary(known)
 
 
 def read_merges(merges: Iterable[Any] | str | os.PathLike[str]) -> list[tuple[str, str]]:
     """Pairs in order of rank, from pairs, strings `"a b"`, or a `merges.txt`."""
-    source = ""
-    if isinstance(merges, (str, os.PathLike)):
-        source = f"{os.fspath(merges)}: "
-        lines = _text(Path(merges))
-        if lines is None:
-            raise NotFoundError(f"there are no merges at {merges}")
-        if lines.count("\n") > MOST_MERGES:
-            raise WeightError(f"{merges}: more than {MOST_MERGES:,} lines")
-        lines = [line.rstrip("\r") for line in lines.split("\n")]
-        merges = [line for line in lines if line and not line.startswith("#version")]
-    pairs = []
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2:
-            raise WeightError(f"{source}a merge joins two symbols; got {merge!r:.80}")
-        pairs.append((pair[0], pair[1]))
-    return pairs
+    if not isinstance(merges, str | os.PathLike):
+        return tokens.as_merges(merges)
+    lines = _text(Path(merges))
+    if lines is None:
+        raise NotFoundError(f"there are no merges at {merges!s:.500}")
+    if lines.count("\n") > MOST_MERGES:
+        raise WeightError(f"{merges}: more than {MOST_MERGES:,} lines")
+    lines = [line.rstrip("\r") for line in lines.split("\n")]
+    with within(merges):
+        return tokens.as_merges(
+            [line for line in lines if line and not line.startswith("#version")]
+        )
 
 
 def as_added(token: Any, **defaults: Any) -> Any:

@@ -30,6 +30,7 @@ from underdraw.networks.gligen.config import (
     GroundingConfig,
 )
 from underdraw.networks.gligen.sites import layout
+from underdraw.schema import within
 from underdraw.weights import architecture, folders, key_tables as keys, single_file
 from underdraw.weights.files import open_checkpoint
 from underdraw.weights.known_keys import GROUNDING_FILE, reason
@@ -109,12 +110,14 @@ def _from_folder(
         return _from_file(Checkpoint(folders.open_weights(place, files), {}), unet, kind, name)
     raw, tensors = folders.open_component(path, subfolder, variant)
     if raw.get("_class_name") == "Grounding":
-        config = read(GroundingConfig, raw)
+        with within(place):
+            config = read(GroundingConfig, raw)
         _same_kind(kind, config.kind)
         return Found(config, _matched(config, tensors))
-    if raw.get("attention_type") not in ATTENTION_TYPES:
-        raise WeightError(_no_grounding(tensors, raw.get("attention_type", "default")))
-    own = read(UNetConfig, raw)
+    with within(place):
+        own = read(UNetConfig, raw)
+    if own.attention_type not in ATTENTION_TYPES:
+        raise WeightError(_no_grounding(tensors, own.attention_type))
     base = set(network.layout(own).shapes)
     return _named(tensors, base, unet, kind, name, beside=own)
 

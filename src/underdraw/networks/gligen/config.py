@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from underdraw.errors import InputError
-from underdraw.networks.config import Config, UNetConfig, require, require_divisor
+from underdraw.networks.config import (
+    MOST_BLOCKS,
+    Channels,
+    Config,
+    Heads,
+    Kernel,
+    Layers,
+    UNetConfig,
+    Width,
+    Widths,
+    require,
+    require_divisor,
+)
+from underdraw.schema import Length, Matching, OneOf, Range, fault
 
 BOXES = ("text", "text-image")
 MAPS = ("hed", "canny", "depth", "normal", "semantic")
@@ -22,48 +35,59 @@ INPAINTING_CHANNELS = 5
 MAP_CHANNELS = {"hed": 1}
 """Channels a map adds to the latents; 8 for those not named."""
 
+Place = Annotated[
+    str, Matching(r"[A-Za-z]\w*(\.\w+)*", "names with points between them"), Length(1, 200)
+]
+"""A path of the parameter tree."""
+
 
 @dataclass(frozen=True)
 class GroundingConfig(Config):
     """`config.json` of a `Grounding`. Defaults are the published sizes for Stable Diffusion 1.x."""
 
-    kind: str = "text"
+    owner = "grounding config"
+
+    kind: Annotated[str, OneOf(*KINDS)] = "text"
     """What a token stands for; one of `KINDS`."""
-    fusers: tuple[tuple[str, int, int], ...] = ()
+    fusers: Annotated[tuple[tuple[Place, Width, Heads], ...], Length(0, MOST_BLOCKS)] = ()
     """For each transformer block of the UNet its place, width and number of heads."""
-    token_width: int = 768
-    phrase_width: int = 768
+    token_width: Width = 768
+    phrase_width: Width = 768
     """Width of phrase and image features: that of the text encoder."""
-    limit: int = 30
+    limit: Annotated[int, Range(1, 10_000)] = 30
     """Tokens of each sort (boxes, or points) seen in training; where fewer are given, null tokens
     stand for the rest."""
-    hidden_width: int = 512
-    frequencies: int = 8
-    people: int = 8
-    resize: int = 256
+    hidden_width: Width = 512
+    frequencies: Annotated[int, Range(1, 64)] = 8
+    people: Annotated[int, Range(1, 1000)] = 8
+    resize: Annotated[int, Range(1, 4096)] = 256
     """Side to which maps are brought before the image encoder."""
-    classes: int = 152
+    classes: Channels = 152
     """Channels of a semantic map."""
-    backbone_widths: tuple[int, ...] = (96, 192, 384, 768)
-    backbone_depths: tuple[int, ...] = (3, 3, 9, 3)
-    in_channels: int = 4
-    extra_channels: int = 0
+    backbone_widths: Widths = (96, 192, 384, 768)
+    backbone_depths: Annotated[tuple[Layers, ...], Length(1, 12)] = (3, 3, 9, 3)
+    in_channels: Channels = 4
+    extra_channels: Annotated[int, Range(0, 4096)] = 0
     """Input channels beside the `in_channels` of the base, read by a first convolution of the
     grounding part's own; 0: there is none."""
-    first_width: int = 320
-    first_kernel: int = 3
+    first_width: Width = 320
+    first_kernel: Kernel = 3
 
-    def __post_init__(self) -> None:
-        require("grounding", "kind", self.kind, KINDS)
+    def check(self) -> None:
         for place, width, heads in self.fusers:
-            require_divisor("grounding", f"heads of {place}", heads, "its width", width)
+            require_divisor(self.owner, f"heads of {place}", heads, "its width", width)
+        places = [place for place, _, _ in self.fusers]
+        if len(set(places)) < len(places):
+            twice = next(place for place in places if places.count(place) > 1)
+            raise fault(self.owner, f"fusers name {twice!r} twice; allowed: each block once")
         if self.kind in MAPS:
             if len(self.backbone_widths) != len(self.backbone_depths):
-                raise InputError(
-                    f"grounding config: backbone_widths={self.backbone_widths!r} and "
-                    f"backbone_depths={self.backbone_depths!r} differ in length"
+                raise fault(
+                    self.owner,
+                    f"backbone_widths={self.backbone_widths!r} and "
+                    f"backbone_depths={self.backbone_depths!r} differ in length",
                 )
-            require_divisor("grounding", "side of a patch", self.patch, "resize", self.resize)
+            require_divisor(self.owner, "side of a patch", self.patch, "resize", self.resize)
 
     @property
     def null_limit(self) -> int:
@@ -109,7 +133,7 @@ class GroundingConfig(Config):
                     "attach grounding weights, for example with load_grounding"
                 )
             kind = ATTENTION_TYPES[unet.attention_type]
-        require("grounding", "kind", kind, KINDS)
+        require(GroundingConfig.owner, "kind", kind, KINDS)
         width = unet.cross_attention_dim
         extra = MAP_CHANNELS.get(kind, 8) if kind in MAPS else 0
         fields = {"extra_channels": extra, "token_width": width, "phrase_width": width, **fields}

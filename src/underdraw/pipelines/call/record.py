@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any
 
 from underdraw import engines
 from underdraw.backends.hardware import has_channels_last
@@ -20,6 +20,100 @@ from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.registry import scheduler_class
 from underdraw.pipelines.components.settings import Settings
+from underdraw.schema import Length, OneOf, Range, Schema, read, shown
+
+Line = Annotated[str, Length(1, 1000)]
+Side = Annotated[int, Range(1, 65536)]
+Dtype = Annotated[
+    str,
+    OneOf(
+        *("auto", "float32", "float16", "bfloat16", "float64"),
+        meaning={"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"},
+    ),
+]
+"""MindSpore writes its own with a capital."""
+Numbers = Annotated[tuple[float, ...], Length(1, 100_000)]
+
+
+@dataclass(frozen=True)
+class Call(Schema):
+    """Arguments that the calls of a record share; those of one pipeline alone are checked by it."""
+
+    owner = "call"
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    seed: Annotated[int, Range(0, 2**64 - 1)] | None = None
+    num_inference_steps: Annotated[int, Range(1, 100_000)] | None = None
+    timesteps: Numbers | None = None
+    sigmas: Numbers | None = None
+    guidance_scale: Annotated[float, Range(-1e4, 1e4)] | None = None
+    guidance_rescale: Annotated[float, Range(0, 1)] | None = None
+    eta: Annotated[float, Range(0, 1)] | None = None
+    clip_skip: Annotated[int, Range(0, 1000)] | None = None
+    height: Side | None = None
+    width: Side | None = None
+    strength: Annotated[float, Range(0, 1)] | None = None
+
+
+@dataclass(frozen=True)
+class Record(Schema):
+    """What a picture holds about the call that made it. Pictures come from anywhere, so nothing of
+    it is used before it has been checked here."""
+
+    owner = "record"
+
+    pipeline: Line
+    call: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    missing: tuple[Line, ...]
+    compat: Annotated[str, OneOf("diffusers")] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: Line | None = None
+    variant: Line | None = None
+    tokenizer: Line | None = None
+    grounding: Line | None = None
+    backend: Line | None = None
+    engine: Line | None = None
+    dtype: Dtype | None = None
+    channels_last: tuple[Any, ...] | None = None
+    layout: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        read(Call, self.call)
+        for name, value in self.call.items():
+            if not (value is None or _is_plain(value)):
+                raise InputError(
+                    f"call: {name}={shown(value)} is not supported; allowed: texts, numbers, and "
+                    "lists of them"
+                )
+        _ = self.chosen_settings
+
+    @property
+    def chosen_settings(self) -> Settings:
+        """`settings` as pipelines have them."""
+        known = {each.name for each in fields(Settings)}
+        if unknown := sorted(set(self.settings) - known):
+            raise InputError(
+                f"settings of the picture cannot be read: {', '.join(unknown)!r:.80}; allowed: "
+                f"{', '.join(sorted(known))}"
+            )
+        return read(Settings, self.settings)
+
+    @property
+    def chosen_scheduler(self) -> Any:
+        """The scheduler that `scheduler` describes."""
+        name = self.scheduler.get("_class_name")
+        return scheduler_class(name if isinstance(name, str) else "").from_config(self.scheduler)
+
+    def check_steps(self) -> None:
+        """Raise an InputError where the scheduler cannot make the steps of the call."""
+        call = read(Call, self.call)
+        custom = call.timesteps or call.sigmas
+        if custom or call.num_inference_steps:
+            steps = None if custom else call.num_inference_steps
+            self.chosen_scheduler.make_table(steps, call.timesteps, call.sigmas)
 
 
 def annotate(run: Run, plan: Plan, made: Sequence[Any], own: Any) -> None:
@@ -106,23 +200,24 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     """
     try:
         found = parse(metadata, "metadata") if isinstance(metadata, str) else metadata
-        call, missing = {**found["call"]}, set(found["missing"])
-        kind, compat, config = found["pipeline"], found["compat"], found["scheduler"]
-        settings = Settings(**found["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputTypeError(f"metadata={metadata!r:.100} is not what a picture holds") from error
+        record = read(Record, found)
+    except ValueError as error:
+        raise InputTypeError(
+            f"metadata={shown(metadata)} is not what a picture holds: {error}"
+        ) from error
+    kind, missing = record.pipeline, set(record.missing)
     if kind != type(pipe).__name__:
         raise InputError(f"metadata is of a {kind}; pipe is a {type(pipe).__name__}")
     if lacking := sorted(missing - set(changes)):
         raise InputError(f"metadata lacks {', '.join(lacking)}; give them as arguments")
     # Pictures of before there were engines say nothing: it was the eager one.
-    engine = changes.pop("engine", None) or found.get("engine") or "eager"
+    engine = changes.pop("engine", None) or record.engine or "eager"
     if engine == name_of(pipe.engine):
         engine = pipe.engine  # with what it has compiled
-    scheduler = scheduler_class(config.get("_class_name", "")).from_config(config)
-    made = type(pipe).from_pipe(pipe, scheduler=scheduler, engine=engine)
-    made.compat, made.settings = compat, settings
+    made = type(pipe).from_pipe(pipe, scheduler=record.chosen_scheduler, engine=engine)
+    made.compat, made.settings = record.compat, record.chosen_settings
     made.set_progress_bar_config(**pipe.progress_bar_options)
+    call = {name: value for name, value in record.call.items() if value is not None}
     return made(**{**call, **changes}).images[0]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from underdraw.errors import InputError
 from underdraw.models import CLIPImageProcessor
 from underdraw.models.keywords import SAVING, drop_neutral
+from underdraw.schema import within
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import folders, hub as hubs, save
 
@@ -33,7 +34,9 @@ class CLIPProcessor:
         pictures = raw.get("image_processor")
         if pictures is None:
             pictures = folders.read_json(path / "preprocessor_config.json")
-        return cls(CLIPImageProcessor.from_config(pictures), CLIPTokenizer.from_pretrained(path))
+        with within(path):
+            prepares = CLIPImageProcessor.from_config(pictures)
+        return cls(prepares, CLIPTokenizer.from_pretrained(path))
 
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write what transformers reads as a CLIPProcessor."""

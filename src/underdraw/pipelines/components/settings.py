@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from underdraw.schema import OneOf, Range, Schema
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Schema):
     """How one pipeline runs its networks; two pipelines on shared weights may differ."""
 
-    attention_slice: int | str | None = None
+    owner = "settings"
+
+    attention_slice: (
+        Annotated[int, Range(1, 2**16)] | Annotated[str, OneOf("auto", "max")] | None
+    ) = None
     vae_slicing: bool = False
     vae_tiling: bool = False

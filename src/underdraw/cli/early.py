@@ -1,0 +1,108 @@
+"""What can be refused before a model is loaded, by what its configs say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from underdraw import checks
+from underdraw.errors import InputError, UnderdrawError
+
+MOST_GUIDANCE = 10_000.0
+"""Far beyond what any network takes without overflow."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What configs tell of a checkpoint; what they do not tell is as in most."""
+
+    steps: int = 1000
+    """The most a solver can make."""
+    factor: int = 8
+    """Of the autoencoder: sides are multiples of it."""
+
+
+def facts(model: str, scheduler: Mapping[str, Any] | None = None) -> Facts:
+    """Facts of a folder or a Hub id, of which configs are fetched.
+
+    Args:
+        scheduler: its configuration, where it is not that of the checkpoint.
+
+    Raises NotFoundError where there is no such model.
+    """
+    from underdraw.cli.loading import is_single_file
+    from underdraw.pipelines.components.single_file import find
+    from underdraw.weights import hub
+
+    if is_single_file(model):
+        find(model)
+        return Facts()
+    place = hub.resolve(model, weights=False)
+    steps = (scheduler or _config(place, "scheduler")).get("num_train_timesteps")
+    blocks = _config(place, "vae").get("block_out_channels")
+    known: dict[str, int] = {}
+    if isinstance(steps, int) and steps > 0:
+        known["steps"] = steps
+    if isinstance(blocks, list) and blocks:
+        known["factor"] = 2 ** (len(blocks) - 1)
+    return Facts(**known)
+
+
+def _config(place: Path, name: str) -> Mapping[str, Any]:
+    from underdraw.weights import folders
+
+    try:
+        return folders.read_config(place, name)
+    except UnderdrawError:  # told when it is loaded, or given otherwise
+        return {}
+
+
+def check_call(
+    known: Facts,
+    *,
+    steps: Any = None,
+    guidance: Any = None,
+    height: Any = None,
+    width: Any = None,
+    strength: Any = None,
+) -> None:
+    """Raise an InputError for numbers that no call of the model takes; None is not looked at."""
+    if steps is not None:
+        checks.whole("--steps", steps, 1, known.steps)
+    if guidance is not None:
+        checks.number("--guidance", guidance, -MOST_GUIDANCE, MOST_GUIDANCE)
+    for name, side in (("--height", height), ("--width", width)):
+        if side is not None:
+            checks.size(name, checks.whole(name, side), known.factor)
+    if strength is not None:
+        checks.number("--strength", strength, 0.0, 1.0)
+        if steps is not None and int(steps * strength) == 0:
+            raise InputError(
+                f"--strength {strength} of {steps} steps leaves none; allowed: {1 / steps:.3g} .. 1"
+            )
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise an InputError where brackets of weights are not closed, or a text cannot be encoded."""
+    from underdraw.text.weighting import parse_weights
+
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{text!r:.80} is not text in UTF-8") from error
+        parse_weights(text)
+
+
+def check_grounding(source: str) -> None:
+    """Raise a NotFoundError where grounding weights are nowhere."""
+    from underdraw.cli.loading import is_single_file
+    from underdraw.pipelines.components.single_file import find
+    from underdraw.weights import hub
+
+    if is_single_file(source):
+        find(source)
+    else:
+        hub.resolve(source, weights=False)

@@ -1,0 +1,60 @@
+"""Pictures inside of the records of others that were made from them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from underdraw.errors import InputError
+
+MOST_KEPT = 2**20
+"""Bytes of a picture that is kept whole."""
+MOST_PIXELS = 2**24
+MOST_SIGNS = 1000
+"""Of its name."""
+
+
+def kept(picture: Any, name: str) -> dict[str, Any]:
+    """A picture as the record of another holds it: whole if it is small, else by name and hash."""
+    told = {"name": name, "size": list(picture.size), "sha256": fingerprint(picture)}
+    file = io.BytesIO()
+    try:
+        picture.save(file, format="PNG")
+    except OSError:  # PNG has no such pixels
+        return told
+    if file.tell() <= MOST_KEPT:
+        told["png"] = base64.b64encode(file.getvalue()).decode("ascii")
+    return told
+
+
+def fingerprint(picture: Any) -> str:
+    """A short name for the pixels of a picture."""
+    told = hashlib.sha256(repr((picture.mode, picture.size)).encode())
+    told.update(picture.tobytes())
+    return told.hexdigest()
+
+
+def restored(entry: Any, where: str) -> Any:
+    """The picture of a record, None where only its name is there.
+
+    Raises InputError where the entry is none, or damaged.
+    """
+    from PIL import Image
+
+    name = entry.get("name") if isinstance(entry, Mapping) else None
+    if not isinstance(name, str) or len(name) > MOST_SIGNS:
+        raise InputError(f"{where} is damaged: it is no picture")
+    if "png" not in entry:
+        return None
+    try:
+        held = base64.b64decode(entry["png"], validate=True)
+        with Image.open(io.BytesIO(held), formats=("PNG",)) as image:
+            if image.width * image.height > 2**24:
+                raise ValueError("it is too large")
+            image.load()
+            return image.copy()
+    except (ValueError, TypeError, OSError, SyntaxError) as error:
+        raise InputError(f"{where} is damaged: {error}") from error
