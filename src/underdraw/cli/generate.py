@@ -115,7 +115,6 @@ def generate(
     if solver == "help":
         solvers.show_help()
         return
-    begin = pictures.beginning(image, mask, strength)
     wanted = sizes.wanted_size(size, height, width)
     request = Request()
     if again is not None:
@@ -123,15 +122,13 @@ def generate(
         named |= {"controls": layout or box}
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held)
+    pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
     if draw_boxes and request.layout is None:
         raise InputError("--draw-boxes needs --box or --layout")
     if not prompts and request.layout is not None and "prompt" in request.layout:
         prompts = [request.layout["prompt"]]
-    if begin.kind is not None:
-        request.loading["kind"] = begin.kind
-        request.call |= begin.arguments()
     if not prompts and "prompt" not in request.call:
         raise InputError('no PROMPT; for example: underdraw generate "a red sphere"')
     words = [prompt for prompt in prompts or () if not prompt.strip() or " " not in prompt.strip()]

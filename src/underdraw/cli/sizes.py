@@ -102,7 +102,7 @@ def tell_fit(name: str, before: tuple[int, int], after: tuple[int, int], wanted:
     """Say at what size a picture is worked on, where that is another than its own."""
     if alike(before, after):
         return
-    why = "" if wanted.given else ", as the model was trained; --size says otherwise"
+    why = "" if wanted.given else ", a size for this model; --size says otherwise"
     note(f"{name} ({shown(before)} pixels) is worked on at {shown(after)}{why}")
 
 
