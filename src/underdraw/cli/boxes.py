@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer.core
-
 from underdraw.cli import embedded
 from underdraw.cli.files import read
+from underdraw.cli.numbers import Command
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 
 BOX = "--box"
@@ -18,7 +17,7 @@ NUMBERS = 4
 NAMES = {"phrase": ("phrase", "label"), "box": ("box", "bbox"), "image": ("image",)}
 
 
-class BoxCommand(typer.core.TyperCommand):
+class BoxCommand(Command):
     """A command whose option --box takes five values: a phrase and four numbers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

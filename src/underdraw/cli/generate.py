@@ -75,7 +75,7 @@ def generate(
     draw_boxes: Annotated[
         bool, typer.Option("--draw-boxes", help="Also a copy with the boxes, as NAME-boxes.png.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = PER_CALL,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Pictures made at once.")] = PER_CALL,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -238,11 +238,11 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
+    recorded = {"--height": call.get("height"), "--width": call.get("width")}
     early.check_call(
         known,
         steps=call.get("num_inference_steps"),
         guidance=call.get("guidance_scale"),
-        height=wanted.height or wanted.about or call.get("height"),
-        width=wanted.width or wanted.about or call.get("width"),
+        sides=wanted.sides("image" in call) or recorded,
         strength=call.get("strength", IMG2IMG_STRENGTH if begins else None),
     )

@@ -19,7 +19,7 @@ TRUTH = ("boxes", "segmentation", "depth", "edges", "normals")
 
 
 def scenes(
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 16,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same scenes.")] = 0,
     size: Annotated[str, typer.Option(metavar="HxW", help="In pixels, at least 64.")] = "128x128",
     truth: Annotated[

@@ -33,6 +33,13 @@ class Size:
     def given(self) -> bool:
         return self != Size()
 
+    def sides(self, picture: bool) -> dict[str, int]:
+        """Option -> side that is to be made exactly; of a picture one number is not."""
+        if self.about is not None:
+            return {} if picture else {"--size": self.about}
+        named = {"--height": self.height, "--width": self.width}
+        return {name: side for name, side in named.items() if side is not None}
+
     def exact(self) -> Size:
         """Where there is no picture whose proportions count."""
         return self if self.about is None else Size(self.about, self.about)
