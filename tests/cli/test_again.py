@@ -85,6 +85,7 @@ def test_records_of_any_kind_are_read_or_refused(at):
     ("record", "says"),
     [
         ({"sheet": ["b.png", "c.png"]}, "a sheet of several pictures; --again takes one of b.png"),
+        ({"scenes": ["a cone"]}, "shows renders, which `underdraw scenes` makes"),
         ({"view": "boxes", "of": "b.png"}, "shows boxes of b.png; --again takes that picture"),
         ({"preview": "2 of 9"}, "is a preview (step 2 of 9) of a picture that was not finished"),
         (
@@ -171,6 +172,18 @@ def test_every_format_holds_the_record(suffix):
         assert made.format == FORMATS[suffix]
         difference = np.abs(np.asarray(made).astype(int) - np.asarray(noise()))
     assert difference.max() == 0 if suffix in (".png", ".webp") else difference.mean() < 4
+
+
+def test_a_jpeg_names_pictures_that_it_has_no_room_for(folder):
+    from underdraw.cli import outputs
+
+    inputs = {"image": embedded.kept(noise(200, 200), "b.png")}
+    record = {**RECORD, "missing": ["image"], "inputs": inputs}
+    outputs.save(noise(), folder / "a.webp", record)
+    assert again.recorded(folder / "a.webp").call["image"].size == (200, 200)
+    outputs.save(noise(), folder / "a.jpg", record)
+    with pytest.raises(InputError, match=r"was b.png, too large to be kept\); give --image"):
+        again.recorded(folder / "a.jpg")
 
 
 def test_records_too_long_for_jpeg_are_left_out_with_a_warning():

@@ -122,6 +122,7 @@ SPHERE = ("edit", "photo.png", "--from", "a red sphere", "--to")
         (("evaluate", "--task", "editing", "--steps", 1), "leaves none"),
         (("evaluate", "--task", "grounding", "--grounding", "no/such"), "no/such"),
         (("evaluate", "--task", "grounding", "--strength", 1, 1, 1), "add up to 1"),
+        (("scenes", "--size", "99999"), "makes a sheet of 1,279,974,400,128 pixels"),
         (("train", "autoencoder", "--data", "pictures", "--out", "o", "--size", 30), "--size=30"),
         (
             ("train", "grounding", "--data", "pictures", "--out", "o", "--precision", "half"),

@@ -59,6 +59,14 @@ def test_other_text_goes_through(lines):
     assert not made.isatty() and made.encoding == "utf-8"
 
 
+def test_text_beside_a_bar_keeps_its_lines(lines):
+    made, stream, now = lines
+    for text in ("\r 0/2", "a note", "\n", "\r 1/2", "\n", "end", "\n"):
+        now[0] += 3
+        made.write(text)
+    assert stream.text == "a note\n1/2\nend\n"
+
+
 def test_progress_of_a_command_without_a_terminal(run, tiny, monkeypatch):
     usual = progress.bar_options
     at_once = {"mininterval": 0, "miniters": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from typing import Any
 
 import typer
 
+from underdraw.cli import embedded
 from underdraw.cli.failures import listed
 from underdraw.errors import InputError
 
@@ -127,8 +129,10 @@ class Target:
 
 def save(image: Any, path: Path, record: dict[str, Any]) -> None:
     """Write a picture into a folder, which is made if it is not there."""
-    from underdraw.pictures.writing import save_picture
+    from underdraw.pictures.writing import FORMATS, MOST_EXIF, save_picture
 
+    if FORMATS[path.suffix.lower()] == "JPEG" and len(json.dumps(record)) > MOST_EXIF:
+        record = embedded.by_name(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(image, path, record)
 
