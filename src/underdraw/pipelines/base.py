@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from tqdm.auto import tqdm
+from typing_extensions import ParamSpec, Self
 
-from underdraw import checks, engines
+from underdraw import checks, engines, models
 from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
+from underdraw.models.returning import Returning
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
 from underdraw.pipelines.call.plan import check_prompts
@@ -32,7 +34,31 @@ from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
+from underdraw.schedulers import Scheduler
+from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import hub as hubs
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+Part = TypeVar("Part")
+
+
+class Component(Generic[Part]):
+    """The attribute of a component: what is assigned is checked as the constructor checks it, so it
+    may also be of another library."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, pipe: None, kind: Any = None) -> Self: ...
+    @overload
+    def __get__(self, pipe: DiffusionPipeline, kind: Any = None) -> Part: ...
+    def __get__(self, pipe: DiffusionPipeline | None, kind: Any = None) -> Any:
+        return self if pipe is None else pipe.parts.named[self.name]
+
+    def __set__(self, pipe: DiffusionPipeline, value: Any) -> None:
+        pipe.parts.named[self.name] = pipe._accept(self.name, value)
 
 
 class DiffusionPipeline:
@@ -52,10 +78,13 @@ class DiffusionPipeline:
     progress_bar_options: dict[str, Any]
     """Of `tqdm`, see `set_progress_bar_config`."""
 
+    if TYPE_CHECKING:  # each subclass has a call of its own
+        __call__: Returning[..., Any, Any]
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in (*cls.components_needed, *cls.components_optional):
-            setattr(cls, name, _component(name))
+            setattr(cls, name, Component(name))
 
     def __init__(self, *, engine: Any = None, **components: Any) -> None:
         names = self.names()
@@ -151,7 +180,7 @@ class DiffusionPipeline:
     def compat(self, compat: str | None) -> None:
         self.parts.compat = checks.choice("compat", compat, (None, "diffusers"))
 
-    def to(self, *args: Any, **kwargs: Any) -> DiffusionPipeline:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself.
 
         Raises:
@@ -170,14 +199,14 @@ class DiffusionPipeline:
 
     @classmethod
     def from_pipe(
-        cls: type[Pipeline],
+        cls,
         pipeline: DiffusionPipeline,
         *,
         torch_dtype: Any = None,
         dtype: Any = None,
         engine: Any = None,
         **overrides: Any,
-    ) -> Pipeline:
+    ) -> Self:
         """This kind of pipeline on the components of another, shared and not copied.
 
         Args:
@@ -213,7 +242,7 @@ class DiffusionPipeline:
     # -- files ------------------------------------------------------------------------------------
     @classmethod
     def from_pretrained(
-        cls: type[Pipeline],
+        cls,
         name_or_path: str | Path,
         *,
         torch_dtype: Any = None,
@@ -225,7 +254,7 @@ class DiffusionPipeline:
         check: bool = False,
         engine: Any = None,
         **options: Any,
-    ) -> Pipeline:
+    ) -> Self:
         """A pipeline from a folder, a Hub id, or `"underdraw/scenes"`, which ships inside.
 
         `DiffusionPipeline.from_pretrained` gives one of the class which `model_index.json` names.
@@ -259,7 +288,7 @@ class DiffusionPipeline:
         return made
 
     @classmethod
-    def from_single_file(cls: type[Pipeline], source: str | Path, **options: Any) -> Pipeline:
+    def from_single_file(cls, source: str | Path, **options: Any) -> Self:
         """A pipeline from an original one-file checkpoint (SD 1.x or 2.x).
 
         Args:
@@ -314,7 +343,9 @@ class DiffusionPipeline:
         )
 
     # -- how it runs ------------------------------------------------------------------------------
-    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+    def stream(
+        self: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Stream[Made]:
         """The same as a call, step by step: arguments and output are those of `pipe(...)`.
 
         Gives a generator of `Progress` (step, latents, previews). After the last step its `output`
@@ -368,21 +399,6 @@ class DiffusionPipeline:
         return tqdm(iterable, total=total, **self.progress_bar_options)
 
 
-def _component(name: str) -> property:
-    """The attribute of a component: what is assigned is checked as the constructor checks it."""
-
-    def read(pipe: DiffusionPipeline) -> Any:
-        return pipe.parts.named[name]
-
-    def assign(pipe: DiffusionPipeline, value: Any) -> None:
-        pipe.parts.named[name] = pipe._accept(name, value)
-
-    return property(read, assign)
-
-
-Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
-
-
 class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
 
@@ -391,14 +407,14 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     components_optional = ("safety_checker", "feature_extractor", "image_encoder")
     switches = ("requires_safety_checker", "compat")
 
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    unet: Any
-    scheduler: Any
-    safety_checker: Any
-    feature_extractor: Any
-    image_encoder: Any
+    vae: Component[models.AutoencoderKL]
+    text_encoder: Component[models.CLIPTextModel]
+    tokenizer: Component[CLIPTokenizer]
+    unet: Component[models.UNet2DConditionModel]
+    scheduler: Component[Scheduler]
+    safety_checker: Component[models.StableDiffusionSafetyChecker | None]
+    feature_extractor: Component[models.CLIPImageProcessor | None]
+    image_encoder: Component[models.CLIPVisionModelWithProjection | None]
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -31,8 +31,8 @@ class Scheduler(Published, Stepping):
     remembers: ClassVar[bool] = False
     """Whether rows depend on earlier calls, so that a run begun later needs other rows."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def _configure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super()._configure(args, kwargs)
         self._tables: dict[Any, Table] = {}
 
     def make_table(

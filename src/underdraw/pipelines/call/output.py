@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from underdraw.backends.contract import Array
 from underdraw.controls.run import Run
 from underdraw.models.outputs import Output
@@ -23,7 +25,7 @@ Flags = list[bool] | None
 class StableDiffusionPipelineOutput(Output):
     """What a call returns."""
 
-    images: Any
+    images: list[Image.Image] | Any
     """A list of PIL images, or an array, as `output_type` says."""
     nsfw_content_detected: list[bool] | None = None
     """Per image, whether the safety checker withheld it; None without a checker."""

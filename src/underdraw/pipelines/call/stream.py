@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Generic, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from PIL import Image
@@ -14,8 +14,9 @@ from typing_extensions import ParamSpec
 from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
+from underdraw.models.returning import Returning, show
 from underdraw.pictures.writing import to_pil
-from underdraw.pipelines.call.output import decode
+from underdraw.pipelines.call.output import Flags, decode
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling.loop import Step
 
@@ -26,17 +27,26 @@ CELLS = 16
 """Side of the test picture from which the colours of latents are learned, in latent pixels."""
 
 
-def streamed(make: Callable[Given, Generator[Question | Step, Any, Made]]) -> Callable[Given, Made]:
+def streamed(
+    make: Callable[
+        Concatenate[Any, Given], Generator[Question | Step, Any, Made | tuple[Any, Flags]]
+    ],
+) -> Returning[Given, Made, tuple[Any, Flags]]:
     """A pipeline's call, written as a generator of questions and steps: it runs to the end, and
-    `pipe.stream`, which takes the same arguments, hands the steps out."""
+    `pipe.stream`, which takes the same arguments, hands the steps out.
+
+    For type checkers, editors and `inspect` it is a call that returns what the generator returns.
+    It is written with `return_dict: Literal[True] = True` (`models.returning`).
+    """
 
     @wraps(make)
-    def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        pipe: Any = args[0]
-        return ended(make(*args, **kwargs), pipe.engine)
+    def call(pipe: Any, *args: Given.args, **kwargs: Given.kwargs) -> Any:
+        return ended(make(pipe, *args, **kwargs), pipe.engine)
 
     call.steps = make  # type: ignore[attr-defined]
-    return call
+    of_generator = get_args(get_type_hints(make).get("return"))
+    show(call, of_generator[2] if len(of_generator) == 3 else Any, like=make)
+    return cast(Any, call)
 
 
 def ended(run: Generator[Any, Any, Made], engine: Engine) -> Made:
@@ -74,14 +84,14 @@ class Progress:
         return self.show(self.clean(), full)
 
 
-class Stream(Generator[Progress, None, Any]):
+class Stream(Generator[Progress, None, Made], Generic[Made]):
     """A call of a pipeline in progress.
 
     Several may go on at once, in one thread or in several: each has a run of its own. Whoever
     answers the questions of several at once uses `ask` and `answer` instead of `next`.
     """
 
-    output: Any = None
+    output: Made | Any = None
     """What the call gives; None before the end, and where the stream was closed before."""
     asked: Question | None = None
     """What waits for its answer."""

@@ -129,8 +129,9 @@ def reversible(pipe: Any) -> Any:
         if single and not table.draws.any() and (np.diff(table.sigma / table.alpha) < 0).all():
             return pipe
     config = dict(scheduler.config)
-    told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
-    return type(pipe).from_pipe(pipe, scheduler=DDIMScheduler.from_config(config, **told))
+    clip = bool(config.get("clip_sample", False))  # latents are not in [-1, 1]
+    scheduler = DDIMScheduler.from_config(config, clip_sample=clip)
+    return type(pipe).from_pipe(pipe, scheduler=scheduler)
 
 
 def edit(

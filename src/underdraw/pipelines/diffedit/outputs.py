@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from underdraw.backends.contract import Array
 from underdraw.models.outputs import Output
@@ -26,7 +27,7 @@ class DiffEditInversionPipelineOutput(Output):
     """
 
     latents: Array
-    images: Any = None
+    images: list[Image.Image] | Any = None
     clean: Array | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
@@ -38,7 +39,7 @@ class DiffEditInversionPipelineOutput(Output):
 class DiffEditOutput(Output):
     """What `edit` returns."""
 
-    images: Any
+    images: list[Image.Image] | Any
     """A list of PIL images, or an array, as `output_type` says."""
     mask_image: np.ndarray
     """Integers 0 and 1, `(images, height / 8, width / 8)`: 1 where the picture was to change."""
