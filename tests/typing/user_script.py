@@ -4,6 +4,8 @@
 from contextlib import closing
 from pathlib import Path
 
+from underdraw.utils import load_image, make_image_grid
+
 from underdraw import (
     AutoPipelineForText2Image,
     Box,
@@ -15,7 +17,6 @@ from underdraw import (
     StableDiffusionPipeline,
     StableDiffusionPipelineOutput,
 )
-from underdraw.utils import load_image, make_image_grid
 
 
 def save(made: StableDiffusionPipelineOutput, folder: Path, name: str) -> Path:

@@ -273,6 +273,12 @@ class Model:
         """The operations of this backend with default settings."""
         return self._framework.operations
 
+    def __repr__(self) -> str:
+        if "config" not in vars(self):  # not set up: copying and unpickling pass here
+            return f"<{type(self).__name__}>"
+        where = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.nn.name}"
+        return f"{type(self).__name__}({self.num_parameters():,} parameters, {where})"
+
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""
         return sum(prod(shape) for shape in self.layout(self.config).shapes.values())

@@ -32,6 +32,7 @@ from underdraw.pipelines.components.folders import How, read_folder, write_folde
 from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.single_file import read_file
+from underdraw.pipelines.components.telling import tell
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
 from underdraw.schedulers import Scheduler
@@ -117,6 +118,11 @@ class DiffusionPipeline:
         # The settings of a copy change apart from those of the original.
         vars(self).update(state, parts=copy(state["parts"]), views=Views())
 
+    def __repr__(self) -> str:
+        if "parts" not in vars(self):  # not set up
+            return object.__repr__(self)
+        return tell(type(self).__name__, self.parts)
+
     # -- components -----------------------------------------------------------------------------
     @property
     def components(self) -> dict[str, Any]:
@@ -184,7 +190,9 @@ class DiffusionPipeline:
         """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself.
 
         Raises:
-            InputError: it shall move networks that `enable_model_cpu_offload` moves.
+            InputError: there is no such device here, or it shall move networks that
+                `enable_model_cpu_offload` moves.
+            InputTypeError: it is neither a device nor a dtype.
         """
         kwargs.pop("silence_dtype_warnings", None)
         if "torch_device" in kwargs:

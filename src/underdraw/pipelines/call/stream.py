@@ -15,10 +15,11 @@ from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
 from underdraw.models.returning import Returning, show
-from underdraw.pictures.writing import to_pil
+from underdraw.pictures.writing import grid, to_pil
 from underdraw.pipelines.call.output import Flags, decode
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling.loop import Step
+from underdraw.shown import of_fields, png
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -74,7 +75,13 @@ class Progress:
     """The latents the model aims at now, of the same shape; computed when asked for."""
     show: Callable[[Array, bool], list[Any]]
 
-    def preview(self, full: bool = False) -> list[Any]:
+    def __repr__(self) -> str:
+        return of_fields(self, "index", "calls", "timestep", "latents")
+
+    def _repr_png_(self) -> bytes:
+        return png(grid(self.preview()))
+
+    def preview(self, full: bool = False) -> list[Image.Image]:
         """What the model aims at now as PIL images of the final size, one per image.
 
         Cheap and blurred: each latent pixel has the colour its numbers stand for, found by a linear
@@ -104,7 +111,16 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
         self._run: Generator[Question | Step, Any, Any] = steps(pipe, *args, **kwargs)
         self._reply: Any = None
         self._ends = False
+        self._seen: tuple[int, int] | None = None
         self._colours: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        done = "before its first call"
+        if self._seen is not None:
+            done = "call {} of {} done".format(*self._seen)
+        if self._ends or self.output is not None:
+            done = f"ended, {done}"
+        return f"<Stream of {type(self.pipe).__name__}, {done}>"
 
     def ask(self) -> Question | Progress:
         """The next question, for whose answer `answer` has to be called, or the next step; raises
@@ -125,6 +141,7 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
             self.asked = item
             return item
         calls = self.pipe.views.left.calls
+        self._seen = item.index + 1, calls
         return Progress(item.index, calls, item.timestep, item.latents, item.clean, self._show)
 
     def answer(self, value: Any) -> None:

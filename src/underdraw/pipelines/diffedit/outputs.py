@@ -11,6 +11,7 @@ from PIL import Image
 
 from underdraw.backends.contract import Array
 from underdraw.models.outputs import Output
+from underdraw.shown import html
 
 CLEAN = "_underdraw_clean"
 """The attribute of `invert`'s tensor that holds clean latents."""
@@ -30,6 +31,9 @@ class DiffEditInversionPipelineOutput(Output):
     images: list[Image.Image] | Any = None
     clean: Array | None = None
 
+    def _repr_html_(self) -> str | None:
+        return html(self.images)
+
     def to_tuple(self) -> tuple[Any, ...]:
         """What the output of diffusers holds."""
         return (self.latents,) if self.images is None else (self.latents, self.images)
@@ -48,6 +52,10 @@ class DiffEditOutput(Output):
     nsfw_content_detected: list[bool] | None = None
     clean: Array | None = None
     """Of the picture, as `invert` gives them."""
+
+    def _repr_html_(self) -> str | None:
+        masks = (self.mask_image * 255).astype(np.uint8)
+        return html(self.images, [Image.fromarray(mask) for mask in masks])
 
 
 def remember(levels: Array, clean: Array | None) -> None:
