@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,15 @@ def require(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None
         raise InputError(f"{owner} config: {name}={value!r} is not supported; allowed: {shown}")
 
 
+def require_positive(owner: str, name: str, value: Any) -> None:
+    """Raise an `InputError` naming the config field unless it is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 < value < math.inf):
+        raise InputError(
+            f"{owner} config: {name}={value!r} is not supported; allowed: numbers above 0"
+        )
+
+
 def require_divisor(owner: str, name: str, value: Any, of: str, width: int) -> None:
     """Raise an `InputError` naming the config field unless `value` splits `width` evenly."""
     if not isinstance(value, int) or value < 1 or width % value:
@@ -71,7 +81,7 @@ ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu")
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
-MID = ("UNetMidBlock2DCrossAttn", None)
+MID = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 
 
 @dataclass(frozen=True)
@@ -117,8 +127,8 @@ class UNetConfig(Config):
     resnet_out_scale_factor: float = 1.0
     time_embedding_type: str = "positional"
     time_embedding_dim: int | None = None
-    time_embedding_act_fn: None = None
-    timestep_post_act: None = None
+    time_embedding_act_fn: str | None = None
+    timestep_post_act: str | None = None
     time_cond_proj_dim: int | None = None
     conv_in_kernel: int = 3
     conv_out_kernel: int = 3
@@ -126,7 +136,7 @@ class UNetConfig(Config):
     attention_type: str = "default"
     class_embeddings_concat: bool = False
     mid_block_only_cross_attention: bool | None = None
-    cross_attention_norm: None = None
+    cross_attention_norm: str | None = None
 
     def __post_init__(self) -> None:
         for kind in self.down_block_types:
@@ -138,6 +148,9 @@ class UNetConfig(Config):
         require("UNet", "resnet_time_scale_shift", self.resnet_time_scale_shift, SHIFTS)
         require("UNet", "time_embedding_type", self.time_embedding_type, ("positional",))
         require("UNet", "class_embed_type", self.class_embed_type, CLASS_EMBEDDINGS)
+        for name in ("time_embedding_act_fn", "timestep_post_act"):
+            require("UNet", name, getattr(self, name), (None, *ACTIVATIONS))
+        require_positive("UNet", "mid_block_scale_factor", self.mid_block_scale_factor)
         for name, only in FIXED.items():
             require("UNet", name, getattr(self, name), (only,))
         require("UNet", "attention_type", self.attention_type, ATTENTIONS)
@@ -160,7 +173,8 @@ class UNetConfig(Config):
             name = f"block_out_channels[{i}]"
             require_divisor("UNet", "norm_num_groups", self.norm_num_groups, name, width)
             kinds = self.down_block_types[i], self.up_block_types[levels - 1 - i]
-            if DOWN[0] in kinds or UP[0] in kinds or (self.mid_block_type and i == levels - 1):
+            in_middle = self.mid_block_type == MID[0] and i == levels - 1
+            if DOWN[0] in kinds or UP[0] in kinds or in_middle:
                 heads = self.levels[i].heads
                 require_divisor("UNet", "attention_head_dim", heads, name, width)
 
@@ -207,20 +221,16 @@ class Level(NamedTuple):
     only_cross: bool
 
 
+# Of diffusers' options `resnet_skip_time_act`, `resnet_out_scale_factor` and `cross_attention_norm`
+# are for blocks of other kinds: with these they change nothing there, and nothing here.
 FIXED = {
-    "mid_block_scale_factor": 1,
     "reverse_transformer_layers_per_block": None,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "num_attention_heads": None,
     "dual_cross_attention": False,
     "addition_embed_type": None,
-    "resnet_skip_time_act": False,
-    "resnet_out_scale_factor": 1.0,
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
     "class_embeddings_concat": False,
-    "cross_attention_norm": None,
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from underdraw.errors import InputError
-from underdraw.networks.config import Config, UNetConfig, require, require_divisor
+from underdraw.networks.config import MID, Config, UNetConfig, require, require_divisor
 
 BOXES = ("text", "text-image")
 MAPS = ("hed", "canny", "depth", "normal", "semantic")
@@ -162,7 +162,7 @@ def transformer_blocks(unet: UNetConfig) -> Iterator[tuple[str, int, int]]:
         if kind.startswith("CrossAttn"):
             for j in range(level.layers):
                 yield from blocks(f"down_blocks.{i}.attentions.{j}", level)
-    if unet.mid_block_type is not None:
+    if unet.mid_block_type == MID[0]:
         yield from blocks("mid_block.attentions.0", levels[-1])
     for i, (kind, level) in enumerate(zip(unet.up_block_types, reversed(levels), strict=True)):
         if kind.startswith("CrossAttn"):
