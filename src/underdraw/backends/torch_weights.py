@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from underdraw import absent
 from underdraw.backends import hardware
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.backends.torch_operations import Node, draw
@@ -159,6 +160,16 @@ def _plain_name(dtype: Any) -> str:
 
 class Root(Node):
     """The root of a network, which goes only where this machine can go."""
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__["_modules"]
+        if name in modules:
+            return modules[name]
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            kind = type(self)
+            raise AttributeError(absent.method(kind.__name__, name, dir(kind))) from None
 
     def to(self, *args: Any, **kwargs: Any) -> Root:
         """As `nn.Module.to`; dtypes may also be named.

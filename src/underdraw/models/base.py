@@ -13,7 +13,9 @@ from contextlib import suppress
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
 
 from underdraw import backends
 from underdraw.backends.layout import Layout
@@ -25,11 +27,10 @@ from underdraw.models.outputs import DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
 from underdraw.weights import folders, hub as hubs, save
 from underdraw.weights.match import match_network
+from underdraw.weights.push import Pushable
 
-Self = TypeVar("Self", bound="Model")
 
-
-class Model:
+class Model(Pushable):
     """Base of the model classes.
 
     `Class(**config)` or `Class(config)` creates random weights on `backend` ("torch", "jax",
@@ -44,8 +45,13 @@ class Model:
 
     config: Any
 
-    def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Any:
-        return object.__new__(_bind(cls, backend))
+    if TYPE_CHECKING:  # what a backend's root adds: parameters(), state_dict(), eval(), layers, ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Self:
+        made: Any = object.__new__(_bind(cls, backend))
+        return made
 
     def __init__(
         self, config: Config | None = None, *, backend: str = "torch", **fields: Any
@@ -83,7 +89,7 @@ class Model:
         raise NotImplementedError(f"{cls.__name__} must say what its parameters are")
 
     @classmethod
-    def from_config(cls: type[Self], config: Mapping[str, Any], backend: str = "torch") -> Self:
+    def from_config(cls, config: Mapping[str, Any], backend: str = "torch") -> Self:
         """Random weights from a parsed `config.json`; keys that are no fields are left out."""
         return cls(read(cls.config_class, cls.adapt_config(dict(config))), backend=backend)
 
@@ -114,7 +120,7 @@ class Model:
 
     @classmethod
     def from_pretrained(
-        cls: type[Self],
+        cls,
         name_or_path: str | Path,
         *,
         subfolder: str | None = None,
@@ -153,7 +159,7 @@ class Model:
 
     @classmethod
     def from_tensors(
-        cls: type[Self],
+        cls,
         raw_config: Mapping[str, Any],
         tensors: Mapping[str, Any],
         *,
@@ -176,7 +182,7 @@ class Model:
         return model
 
     @classmethod
-    def adopt(cls: type[Self], module: Any) -> Self:
+    def adopt(cls, module: Any) -> Self:
         """This model on the parameters of a PyTorch module of another library, shared on the CPU.
 
         Raises:
@@ -196,7 +202,7 @@ class Model:
         return cls.from_tensors(raw, tensors, dtype=first.dtype, device=first.device)
 
     @classmethod
-    def sharing(cls: type[Self], config: Config, *owners: Model) -> Self:
+    def sharing(cls, config: Config, *owners: Model) -> Self:
         """A model of this config on layers of others, which are shared: no number is copied.
 
         Each layer is that of the first of `owners` that has one at its path.

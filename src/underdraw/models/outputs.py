@@ -115,7 +115,7 @@ class DiagonalGaussian(Tree):
 class AutoencoderKLOutput(Output):
     """`latent_dist`: the distribution the encoder gives."""
 
-    latent_dist: Any
+    latent_dist: DiagonalGaussian
 
 
 @dataclasses.dataclass

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
-from underdraw.models.base import Model
+from underdraw.models.attention import FamiliarAttention
 from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
 from underdraw.models.returning import returning
+from underdraw.models.single_file import FromSingleFile
 from underdraw.networks import unet
 from underdraw.networks.gligen import grounding, sites as grounding_sites
 from underdraw.networks.gligen.config import INPAINTING_CHANNELS, GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
 
 
-class UNet2DConditionModel(Model):
+class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
     """The denoiser of Stable Diffusion 1.x and 2.x. Config fields: `networks.unet.UNetConfig`.
 
     A GLIGEN checkpoint (`attention_type="gated"` or `"gated-text-image"`) keeps its grounding

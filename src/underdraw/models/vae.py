@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.layout import Layout
-from underdraw.models.base import Model
+from underdraw.models.attention import FamiliarAttention
 from underdraw.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussian
 from underdraw.models.returning import returning
+from underdraw.models.single_file import FromSingleFile
 from underdraw.networks import vae
 from underdraw.networks.program import Ask, Program, directly
 
@@ -23,7 +24,7 @@ class Tiling:
     overlap: float = 0.25
 
 
-class AutoencoderKL(Model):
+class AutoencoderKL(FromSingleFile, FamiliarAttention):
     """Images to latents and back. Config fields: `networks.vae.VAEConfig`."""
 
     config_class = vae.VAEConfig

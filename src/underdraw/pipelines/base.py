@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
+import numpy as np
 from tqdm.auto import tqdm
 from typing_extensions import ParamSpec, Self
 
-from underdraw import checks, engines, models
+from underdraw import absent, checks, engines, models
 from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
@@ -33,11 +34,13 @@ from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.components.telling import tell
+from underdraw.pipelines.diffusers.checking import Checking
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
 from underdraw.schedulers import Scheduler
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import hub as hubs
+from underdraw.weights.push import Pushable
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -62,7 +65,7 @@ class Component(Generic[Part]):
         pipe.parts.named[self.name] = pipe._accept(self.name, value)
 
 
-class DiffusionPipeline:
+class DiffusionPipeline(Pushable):
     """Base of the pipelines. A subclass names its components in order."""
 
     components_needed: ClassVar[tuple[str, ...]] = ()
@@ -117,6 +120,23 @@ class DiffusionPipeline:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # The settings of a copy change apart from those of the original.
         vars(self).update(state, parts=copy(state["parts"]), views=Views())
+
+    if not TYPE_CHECKING:  # a type checker shall see wrong names
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property failed: what it says stands
+                return object.__getattribute__(self, name)
+            raise AttributeError(absent.method(type(self).__name__, name, dir(type(self))))
+
+    def register_modules(self, **components: Any) -> None:
+        """Assign components, as the constructor does.
+
+        Raises:
+            InputTypeError: pipelines of this class have no component of this name.
+        """
+        self.names().check(components)
+        for name, value in components.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         if "parts" not in vars(self):  # not set up
@@ -270,7 +290,9 @@ class DiffusionPipeline:
         Args:
             dtype: "float32" (default), "float16", "bfloat16", the framework's own, or "auto": what
                 is fastest on the device without harm, dtype and memory layout; `dtype` of the
-                pipeline says which it was. `torch_dtype` is the same.
+                pipeline says which it was. A dict gives each component its own, "default" stands
+                for those not named: `{"vae": "float32", "default": "float16"}`. `torch_dtype` is
+                the same.
             variant: prefer weight files of a variant, such as "fp16".
             check: look for NaN and infinity in all weights.
             engine: what runs the networks, see the attribute.
@@ -296,6 +318,21 @@ class DiffusionPipeline:
         return made
 
     @classmethod
+    def download(cls, name_or_path: str | Path, **options: Any) -> Path:
+        """The folder of a Hub repository with all that `from_pretrained` reads, fetched now.
+
+        Args:
+            options: `variant`, `use_safetensors`, and the Hub's `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download`.
+
+        Raises:
+            NotFoundError: there is no such folder or repository.
+        """
+        own = {name: options.pop(name, None) for name in ("variant", "use_safetensors")}
+        access = familiar.drop_neutral(f"{cls.__name__}.download", options)
+        return hubs.resolve(name_or_path, **own, **access)
+
+    @classmethod
     def from_single_file(cls, source: str | Path, **options: Any) -> Self:
         """A pipeline from an original one-file checkpoint (SD 1.x or 2.x).
 
@@ -305,7 +342,9 @@ class DiffusionPipeline:
             options: `dtype` (or `torch_dtype`), `device`, `backend` and `check` as in
                 `from_pretrained`; `prediction_type` and `extract_ema` as in
                 `weights.single_file.read_single_file`; `config`, a pipeline folder or Hub id whose
-                configs, scheduler and tokenizer are used; components to use instead of those in
+                configs, scheduler and tokenizer are used; `original_config`, the YAML file that
+                came with the checkpoint; `load_safety_checker`, to add the published one from the
+                Hub; `requires_safety_checker`, `compat`; components to use instead of those in
                 the file (`tokenizer` may also be a folder or Hub id); and the Hub's `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download`.
 
@@ -319,8 +358,8 @@ class DiffusionPipeline:
                 "a single file does not name its pipeline; use one's own from_single_file, as "
                 "StableDiffusionPipeline.from_single_file"
             )
-        components, place = read_file(cls.names(), source, **options)
-        made = cls(**components)
+        arguments, place = read_file(cls.names(), source, **options)
+        made = cls(**arguments)
         made.source = place
         return made
 
@@ -407,7 +446,7 @@ class DiffusionPipeline:
         return tqdm(iterable, total=total, **self.progress_bar_options)
 
 
-class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
+class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns, Checking):
     """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -470,11 +509,29 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     def run_safety_checker(
         self, image: Array, device: Any = None, dtype: Any = None
     ) -> tuple[Array, Flags]:
-        """Blacken images near [-1, 1] which the checker flags; flags are None without a checker.
+        """Blacken images which the checker flags; flags are None without a checker.
 
-        `device` and `dtype` are diffusers'; the checker knows its own.
+        Args:
+            image: `(images, 3, height, width)` near [-1, 1] of the framework, or of numpy
+                `(images, height, width, 3)` in [0, 1], of which are returned what came.
+            device, dtype: diffusers'; the checker knows its own.
+
+        Raises:
+            InputError, InputTypeError: it is neither.
         """
-        return check_safety(self.parts, image)
+        if not isinstance(image, np.ndarray):
+            checks.array("image", image, (None, 3, None, None), self.parts.framework)
+            return check_safety(self.parts, image)
+        if image.ndim != 4 or image.shape[3] != 3 or not np.isfinite(image).all():
+            raise InputError(
+                f"image has shape {image.shape}; needed is (images, height, width, 3), finite"
+            )
+        first = image.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(2) - 1
+        _, flags = check_safety(self.parts, self.parts.framework.array(first))
+        if flags and any(flags):
+            keep = np.array([not flag for flag in flags], image.dtype)
+            image = image * keep[:, None, None, None]
+        return image, flags
 
     def encode_prompt(
         self,

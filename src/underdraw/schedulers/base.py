@@ -33,6 +33,7 @@ class Scheduler(Published, Stepping):
 
     def _configure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         super()._configure(args, kwargs)
+        self._reset()
         self._tables: dict[Any, Table] = {}
 
     def make_table(

@@ -19,6 +19,7 @@ from underdraw.solvers.configs import Config
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 from underdraw.weights.folders import read_json
 from underdraw.weights.hub import resolve
+from underdraw.weights.push import Pushable
 from underdraw.weights.save import write_json
 
 FILE = "scheduler_config.json"
@@ -74,7 +75,7 @@ def takes(config: Callable[Given, Config]) -> Callable[Concatenate[Any, Given], 
     return __init__
 
 
-class Published:
+class Published(Pushable):
     """The constructor of the familiar classes, and what reads and writes their configurations."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -110,7 +111,6 @@ class Published:
             published["_use_default_values"] = defaulted
         self._publish(published)
         self.schedule = self._schedule()
-        super().__init__()
 
     def _schedule(self) -> NoiseSchedule:
         c = self.settings

@@ -66,7 +66,8 @@ class Stepping:
     schedule: NoiseSchedule
     build: ClassVar[Any]
 
-    def __init__(self) -> None:
+    def _reset(self) -> None:
+        """As it is before the first `set_timesteps`."""
         self.table: Table | None = None
         self.num_inference_steps: int | None = None
         self._request: dict[str, Any] = {}

@@ -4,8 +4,6 @@
 from contextlib import closing
 from pathlib import Path
 
-from underdraw.utils import load_image, make_image_grid
-
 from underdraw import (
     AutoPipelineForText2Image,
     Box,
@@ -17,6 +15,7 @@ from underdraw import (
     StableDiffusionPipeline,
     StableDiffusionPipelineOutput,
 )
+from underdraw.utils import load_image, make_image_grid
 
 
 def save(made: StableDiffusionPipelineOutput, folder: Path, name: str) -> Path:
@@ -49,7 +48,7 @@ def main(model: str, folder: Path, steps: int = 20) -> list[Path]:
     boxes = [Box("red sphere", (0.1, 0.2, 0.5, 0.8))]
     plain = AutoPipelineForText2Image.from_pipe(pipe)
     grounded = StableDiffusionGLIGENPipeline.from_pipe(pipe)
-    print(len(boxes), boxes[0].xyxy, type(plain), grounded.components.keys())
+    print(len(boxes), boxes[0].box, type(plain), grounded.components.keys())
 
     edit = StableDiffusionDiffEditPipeline.from_pipe(
         pipe, scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
