@@ -19,11 +19,16 @@ NAMES = (
         f"other architectures and media are out of scope: {SCOPE}",
     ),
     (
+        r"Flax\w*|flax",
+        "the Flax names come with a later release; every pipeline runs on JAX with "
+        'from_pretrained(..., backend="jax")',
+    ),
+    (r"Blip\w*|Subject", "subjects (BLIP-Diffusion) come with a later release"),
+    (
         r"\w*ControlNet\w*|T2IAdapter|MultiAdapter|StableDiffusionAdapterPipeline|Structure",
         "ControlNet and T2I-Adapter come with a later release; until then CannyMap, DepthMap and "
         "others of a GLIGEN checkpoint steer by maps",
     ),
-    (r"Blip\w*|Subject", "subjects (BLIP-Diffusion) come with a later release"),
     (
         r"\w*Lora\w*|\w*PeftAdapter\w*|\w*TextualInversion\w*|IPAdapter\w*",
         "LoRA, textual inversion and IP-Adapter come with a later release",
@@ -31,11 +36,6 @@ NAMES = (
     (
         r"AutoencoderTiny|AsymmetricAutoencoderKL|ConsistencyDecoderVAE",
         "small and other decoders come with a later release; AutoencoderKL is there",
-    ),
-    (
-        r"Flax\w*|flax",
-        "the Flax names come with a later release; every pipeline runs on JAX with "
-        'from_pretrained(..., backend="jax")',
     ),
     (
         r"mindspore",
@@ -67,6 +67,44 @@ NAMES = (
     (r"logging", 'use logging.getLogger("underdraw") of Python'),
     (r"image_processor", "VaeImageProcessor is underdraw.VaeImageProcessor"),
 )
+KINDS = (
+    (
+        r"\w*(Guidance\w*|guiders)",
+        "guidance_scale is a number or one per image, and a callback may change it between steps",
+    ),
+    (
+        r"\w*Cache\w*|apply_\w+",
+        "shortcuts that reuse what a network computed come with a later release",
+    ),
+    (
+        r"\w*Blocks|[Mm]odular\w*|Components?\w+|ConfigSpec|InputParam|OutputParam|"
+        r"AutoModel|LEditsPP\w*",
+        "a call is a recipe that can be written anew (ARCHITECTURE.md, underdraw.pipelines), and "
+        "components are made by their own classes, as UNet2DConditionModel",
+    ),
+    (
+        r"is_\w+_(available|version)|requires_backends|Dummy\w*|Optional\w*|HookRegistry|"
+        r"AttentionBackendName|attention_backend",
+        "nothing needs it here",
+    ),
+    (
+        r"loaders|hooks|callbacks|configuration_utils|quantizers\S*|video_processor|"
+        r"utils\.\w+|\w*Processor",
+        "this part of diffusers has no counterpart",
+    ),
+    (r"\w*ParallelConfig|\w*Config", "there is no such setting"),
+    (
+        r"(?!StableDiffusion)\w*Output",
+        "calls give StableDiffusionPipelineOutput, DiffEditOutput and "
+        "DiffEditInversionPipelineOutput",
+    ),
+    (
+        r"Autoencoder[A-Z]\w*\d|AutoencoderKL\w+|Autoencoder(?!KL)\w+|\w*UNet\w*Model|UVit\w*|"
+        r"\w*UNet|VQModel|T5\w*|Mel|\w*(Encoder|Vocoder|Head|Conditioner|Guider|Autoencoder)",
+        f"other networks are out of scope: {SCOPE}",
+    ),
+)
+"""Looked at where no name of ours is near."""
 METHODS = (
     (
         r"\w*lora\w*|(load|save)_attn_procs|(set|get|add|delete|enable|disable|active)_?\w*adapters?"
@@ -89,6 +127,8 @@ METHODS = (
         r"(enable|disable)_\w+_flash_attention",
         "the fastest attention of the framework is used already",
     ),
+    (r"(enable|disable)_gradient_checkpointing|is_gradient_checkpointing", "the UNet has it"),
+    (r"enable_parallelism", "networks are on one device"),
     (
         r"register_to_config|extract_init_dict|get_config_dict|ignore_for_config|"
         r"register_for_auto_class|from_config",
@@ -117,13 +157,14 @@ def _of_module(where: str, wanted: str, there: Iterable[str]) -> str:
     said = f"module {where!r} has no attribute {wanted!r}"
     if told := _told(NAMES, wanted):
         return f"{said}: {told}"
+    near = get_close_matches(wanted, listed, 1, 0.85)
+    said += f"; did you mean {near[0]!r}?" if near else ""
     for kind in ("Pipeline", "Scheduler"):
         if wanted.endswith(kind):
             known = ", ".join(one for one in listed if one.endswith(kind))
             return f"{said}: there are {known} ({SCOPE})"
-    if near := get_close_matches(wanted, listed, 1, 0.75):
-        return f"{said}; did you mean {near[0]!r}?"
-    return said
+    told = None if near else _told(KINDS, wanted)
+    return said if told is None else f"{said}: {told}"
 
 
 def method(kind: str, wanted: str, there: Iterable[str]) -> str:

@@ -56,20 +56,21 @@ def _opened(place: str) -> Image.Image:
         if place.startswith(("http://", "https://")):
             with urllib.request.urlopen(place, timeout=WAIT) as answer:
                 held = answer.read(LARGEST + 1)
-            if len(held) > LARGEST:
-                raise InputError(f"image={place!r} is larger than {LARGEST >> 20} MiB")
-            held = io.BytesIO(held)
-        picture = Image.open(held)
-        picture.load()
+    except (OSError, ValueError) as error:
+        raise NotFoundError(f"image={place!r} gives nothing: {error}") from None
+    if isinstance(held, bytes):
+        if len(held) > LARGEST:
+            raise InputError(f"image={place!r} is larger than {LARGEST >> 20} MiB")
+        held = io.BytesIO(held)
+    elif not os.path.isfile(place):
+        raise NotFoundError(f"image={place!r} is neither a file nor an address")
+    try:
+        with Image.open(held) as picture:
+            picture.load()
     except UnidentifiedImageError:
         raise InputError(f"image={place!r} is not a picture") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"image={place!r}: {error}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        if os.path.isfile(place):
-            raise InputError(f"image={place!r} is damaged: {reason}") from None
-        raise NotFoundError(f"image={place!r} is neither a file nor an address: {reason}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"image={place!r} cannot be read: {error}") from None
     return picture
 
 

@@ -17,6 +17,7 @@ FUSED = (
     "attention: PyTorch's own fused kernels are used already, whatever "
     "enable_xformers_memory_efficient_attention says"
 )
+SLICED = "attention slices are a setting of a pipeline: pipe.enable_attention_slicing(...)"
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FusedAttnProcessor2_0")
 """Processors of diffusers that compute the same attention, each in another way."""
 
@@ -56,6 +57,10 @@ class FamiliarAttention(Model):
 
     def set_default_attn_processor(self) -> None:
         """Nothing: there is no other."""
+
+    def set_attention_slice(self, slice_size: Any = "auto") -> None:
+        """Nothing but a note: `pipe.enable_attention_slicing` is a setting of a pipeline."""
+        logging.getLogger(__name__).warning(SLICED)
 
     def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
         """Nothing but a note: PyTorch's own fused attention is used already."""

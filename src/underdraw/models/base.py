@@ -8,6 +8,7 @@ published names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -278,6 +279,14 @@ class Model(Pushable):
     def nn(self) -> Any:
         """The operations of this backend with default settings."""
         return self._framework.operations
+
+    def to_json_string(self) -> str:
+        """`config.json` as text."""
+        return json.dumps(self.export_config(), indent=2, sort_keys=True) + "\n"
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters; there are no buffers."""
+        return sum(one.nbytes for _, one in self._framework.named_tensors(self))
 
     def __repr__(self) -> str:
         if "config" not in vars(self):  # not set up: copying and unpickling pass here

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
 from inspect import signature
 from numbers import Real
+from os import PathLike
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import ImageFilter
@@ -16,12 +18,14 @@ from PIL import ImageFilter
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
+from underdraw.models import keywords
 from underdraw.pictures import cropping, reading as pictures, writing as images
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.offload import enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
 from underdraw.pipelines.diffusers.latents import first_noise
+from underdraw.weights import folders, hub
 
 FUSED = "xformers: the framework's own fused attention is used already, and nothing changes"
 
@@ -243,6 +247,19 @@ class Familiar:
     def set_attention_slice(self, slice_size: int | str | None) -> None:
         """diffusers' other name of `enable_attention_slicing`."""
         self.enable_attention_slicing(slice_size)
+
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->image_encoder->unet->vae"
+    """In which order networks are used."""
+
+    @classmethod
+    def load_config(cls, name_or_path: str | PathLike[str], **access: Any) -> dict[str, Any]:
+        """The parsed `model_index.json`; arguments for the Hub as of `from_pretrained`."""
+        access = keywords.drop_neutral(f"{cls.__name__}.load_config", access)
+        return dict(folders.read_model_index(hub.resolve(name_or_path, weights=False, **access)))
+
+    def to_json_string(self) -> str:
+        """`config` as text."""
+        return json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n"
 
     @property
     def hf_device_map(self) -> None:
