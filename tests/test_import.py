@@ -1,6 +1,7 @@
 """The public surface is a list, and importing the package is free."""
 
 import ast
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import underdraw
 
 SURFACE = """
-AttentionEdit AutoencoderKL Box CLIPImageProcessor CLIPImageProjection CLIPProcessor CLIPTextModel
+AttentionEdit AutoPipelineForImage2Image AutoPipelineForInpainting AutoPipelineForText2Image
+AutoencoderKL Box CLIPImageProcessor CLIPImageProjection CLIPProcessor CLIPTextModel
 CLIPTextModelWithProjection CLIPTokenizer CLIPVisionModelWithProjection CannyMap ControlError
 DDIMInverseScheduler DDIMScheduler DDPMScheduler DEISMultistepScheduler
 DPMSolverMultistepInverseScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler DepthMap
@@ -18,8 +20,8 @@ KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler Keypoints LCMScheduler LM
 Layout NonFiniteError NormalMap NotFoundError NullText PNDMScheduler PerImage Region SemanticMap
 StableDiffusionDiffEditPipeline StableDiffusionGLIGENPipeline StableDiffusionGLIGENTextImagePipeline
 StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPipeline
-StableDiffusionSafetyChecker Style TCDScheduler UNet2DConditionModel UnderdrawError
-UniPCMultistepScheduler WeightError batched
+StableDiffusionPipelineOutput StableDiffusionSafetyChecker Style TCDScheduler UNet2DConditionModel
+UnderdrawError UniPCMultistepScheduler VaeImageProcessor WeightError batched
 """.split()
 HEAVY = (
     "torch jax jaxlib mindspore numpy scipy PIL cv2 huggingface_hub tokenizers safetensors "
@@ -50,7 +52,15 @@ def test_first_use_loads_one_home_and_no_foreign_library():
 
 def test_the_surface_is_this_list():
     assert underdraw.__all__ == SURFACE
-    assert [name for name in dir(underdraw) if not name.startswith("_")] == SURFACE
+    listed = {name for name in dir(underdraw) if not name.startswith("_")}
+    assert listed == {*SURFACE, *underdraw.SUBMODULES}
+
+
+def test_every_submodule_is_listed_and_reached_without_an_import_of_its_own():
+    there = {module.name for module in pkgutil.iter_modules(underdraw.__path__)}
+    assert set(underdraw.SUBMODULES) == {name for name in there if not name.startswith("_")}
+    code = "import underdraw; print(underdraw.schedulers.DDIMScheduler.__name__, underdraw.utils)"
+    assert in_fresh_python(code).startswith("DDIMScheduler <module 'underdraw.utils'")
 
 
 def test_every_public_name_resolves_to_its_own_definition():
@@ -69,7 +79,8 @@ def test_editors_see_what_users_get():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == {(module, name) for name, module in underdraw.HOMES.items()}
+    submodules = {("underdraw", name) for name in underdraw.SUBMODULES}
+    assert seen == {(module, name) for name, module in underdraw.HOMES.items()} | submodules
 
 
 def test_an_unknown_name_is_an_attribute_error():

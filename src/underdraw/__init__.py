@@ -7,9 +7,34 @@ is first used, so `import underdraw` costs milliseconds and loads no framework.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from underdraw.names import HOMES, __version__ as __version__
+from underdraw.names import HOMES, SUBMODULES, __version__ as __version__
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the table below
+    from underdraw import (
+        absent as absent,
+        backends as backends,
+        checks as checks,
+        cli as cli,
+        controls as controls,
+        engines as engines,
+        errors as errors,
+        evaluation as evaluation,
+        formats as formats,
+        models as models,
+        names as names,
+        networks as networks,
+        pictures as pictures,
+        pipelines as pipelines,
+        sampling as sampling,
+        scenes as scenes,
+        schedulers as schedulers,
+        shown as shown,
+        solvers as solvers,
+        text as text,
+        training as training,
+        utils as utils,
+        weights as weights,
+    )
     from underdraw.controls.attention_edit import (
         AttentionEdit as AttentionEdit,
     )
@@ -52,14 +77,25 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         StableDiffusionSafetyChecker as StableDiffusionSafetyChecker,
         UNet2DConditionModel as UNet2DConditionModel,
     )
+    from underdraw.pipelines.auto import (
+        AutoPipelineForImage2Image as AutoPipelineForImage2Image,
+        AutoPipelineForInpainting as AutoPipelineForInpainting,
+        AutoPipelineForText2Image as AutoPipelineForText2Image,
+    )
     from underdraw.pipelines.base import (
         DiffusionPipeline as DiffusionPipeline,
     )
     from underdraw.pipelines.call.batched import (
         batched as batched,
     )
+    from underdraw.pipelines.call.output import (
+        StableDiffusionPipelineOutput as StableDiffusionPipelineOutput,
+    )
     from underdraw.pipelines.components.processor import (
         CLIPProcessor as CLIPProcessor,
+    )
+    from underdraw.pipelines.diffusers.image_processor import (
+        VaeImageProcessor as VaeImageProcessor,
     )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
@@ -107,13 +143,23 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
 __all__ = sorted(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+def _fetch(name: str) -> Any:
+    if name in SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in HOMES:
+        value = getattr(import_module(HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name.startswith("__"):  # questions of tools, which no answer helps
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(HOMES[name]), name)
-    globals()[name] = value
-    return value
+    raise import_module(f"{__name__}.absent").name(__name__, name, [*HOMES, *SUBMODULES], 3)
+
+
+if not TYPE_CHECKING:  # a type checker shall see wrong names
+
+    def __getattr__(name: str) -> Any:
+        return _fetch(name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *SUBMODULES, "__version__"]

@@ -34,8 +34,15 @@ MODULES = {
         "StableDiffusionSafetyChecker",
         "UNet2DConditionModel",
     ),
+    "underdraw.pipelines.auto": (
+        "AutoPipelineForImage2Image",
+        "AutoPipelineForInpainting",
+        "AutoPipelineForText2Image",
+    ),
     "underdraw.pipelines.base": ("DiffusionPipeline",),
     "underdraw.pipelines.call.batched": ("batched",),
+    "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
+    "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),
     "underdraw.pipelines.stable_diffusion_diffedit": (
         "DiffEditInversionPipelineOutput",
         "DiffEditOutput",
@@ -70,4 +77,11 @@ MODULES = {
     ),
     "underdraw.text.tokenizer": ("CLIPTokenizer",),
 }
+SUBMODULES = tuple(
+    """
+    absent backends checks cli controls engines errors evaluation formats models names networks
+    pictures pipelines sampling scenes schedulers shown solvers text training utils weights
+    """.split()
+)
+"""What `import underdraw` makes reachable as `underdraw.schedulers`, imported when it is used."""
 HOMES = {name: module for module, names in MODULES.items() for name in names}

@@ -69,6 +69,17 @@ UNETS = {
             "only_cross_attention": (False, True, True),
         }
     ),
+    "other-middle-and-times": UNetCase(
+        {
+            "mid_block_scale_factor": 1.5,
+            "time_embedding_act_fn": "gelu",
+            "timestep_post_act": "silu",
+            "resnet_out_scale_factor": 2.0,
+            "resnet_skip_time_act": True,
+            "cross_attention_norm": "layer_norm",
+        }
+    ),
+    "no-attention-in-the-middle": UNetCase({"mid_block_type": "UNetMidBlock2D"}),
     "attention-in-the-middle": UNetCase(
         {
             "down_block_types": (PLAIN_DOWN, CROSS_DOWN, PLAIN_DOWN),

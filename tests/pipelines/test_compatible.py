@@ -91,9 +91,6 @@ def test_attributes_that_user_code_reads(pipe):
 
     run(pipe, clip_skip=1, guidance_rescale=0.3, num_inference_steps=1, callback_on_step_end=note)
     assert seen == [(1, 0.3, None)]
-    for name in ("enable_sequential_cpu_offload", "enable_xformers_memory_efficient_attention"):
-        with pytest.raises(InputError, match="later release"):
-            getattr(pipe, name)()
 
 
 def test_prepared_latents_are_what_a_run_begins_with(pipe):

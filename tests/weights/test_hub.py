@@ -10,8 +10,7 @@ from huggingface_hub import errors
 from weights.fake_hub import FakeHub, commit_of
 
 from underdraw.errors import InputError, NotFoundError
-from underdraw.pipelines.components import single_file
-from underdraw.weights import folders, hub
+from underdraw.weights import folders, hub, locate
 from underdraw.weights.save import save_tensors
 
 D = "diffusion_pytorch_model"
@@ -331,9 +330,9 @@ def test_downloads_that_fail_are_one_line(server, tmp_path, monkeypatch, error):
     with pytest.raises(NotFoundError, match=r"a download failed \(") as caught:
         hub.resolve("some/pipeline", cache_dir=tmp_path)
     assert_one_line(caught.value)
-    monkeypatch.setattr(single_file, "hf_hub_download", raising(error))
+    monkeypatch.setattr(locate, "hf_hub_download", raising(error))
     with pytest.raises(NotFoundError, match=r"gives no x\.ckpt of some/pipeline \(") as caught:
-        single_file.find("some/pipeline/x.ckpt", cache_dir=tmp_path)
+        locate.find("some/pipeline/x.ckpt", cache_dir=tmp_path)
     assert_one_line(caught.value)
 
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def resolve_device(name: str | None = None) -> str:
-    """`name` after checking that this machine has it; None: the fastest device.
+def resolve_device(name: str | int | torch.device | None = None) -> str:
+    """`name` after checking that this machine has it; None: the fastest device. A number is that of
+    an accelerator.
 
     Raises InputError for a device that is not known, or not here.
     """
@@ -21,12 +22,27 @@ def resolve_device(name: str | None = None) -> str:
 
     if name is None:
         return next(kind for kind in ("cuda", "mps", "cpu") if _count(kind))
+    shown = str(name) if isinstance(name, torch.device) else name
+    absent = f"device={shown!r} is not on this machine; allowed: {_here()}"
+    if isinstance(name, int):
+        kind = next(kind for kind in ("cuda", "mps", "cpu") if _count(kind))
+        if kind == "cpu":
+            raise InputError(absent)
+        name = f"{kind}:{name}"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device={name!r} is not known; allowed: {_here()}") from None
-    if device.type in ("cuda", "mps", "cpu") and (device.index or 0) >= _count(device.type):
-        raise InputError(f"device={name!r} is not on this machine; allowed: {_here()}")
+        raise InputError(f"device={shown!r} is not known; allowed: {_here()}") from None
+    if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        absent += f" (this PyTorch, {torch.__version__}, was built without CUDA)"
+    if device.type in ("cuda", "mps", "cpu"):
+        if not 0 <= (device.index or 0) < _count(device.type):
+            raise InputError(absent)
+    elif device.type != "meta":  # of other kinds of accelerators only a try tells
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError, NotImplementedError):
+            raise InputError(absent) from None
     return str(device)
 
 

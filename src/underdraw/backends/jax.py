@@ -361,9 +361,20 @@ def array(values: Any, dtype: Any = None, device: Any = None) -> Array:
         values = jnp.array(values if dtype is None else values.astype(dtype))
     elif dtype is not None:
         values = values.astype(dtype)
-    if device is None:
-        return values
-    return jax.device_put(values, jax.devices(device)[0] if isinstance(device, str) else device)
+    return values if device is None else jax.device_put(values, _place(device))
+
+
+def _place(device: Any) -> Any:
+    """A device from its kind ("cpu", "gpu:1") or number; what is neither as it is."""
+    if isinstance(device, bool) or not isinstance(device, str | int):
+        return device
+    named = f":{device}" if isinstance(device, int) else device
+    kind, _, number = named.partition(":")
+    try:
+        return jax.devices(kind or None)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        here = ", ".join(f"{one.platform}:{one.id}" for one in jax.devices())
+        raise InputError(f"device={device!r} is not on this machine; allowed: {here}") from None
 
 
 def to_numpy(values: Array) -> np.ndarray:

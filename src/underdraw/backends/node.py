@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from underdraw import absent
 from underdraw.backends.layout import Layout
 
 
@@ -51,7 +52,11 @@ class BaseRoot:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._tree, name)
+        try:
+            return getattr(self._tree, name)
+        except AttributeError as error:
+            told = absent.method(type(self).__name__, name, dir(type(self)))
+            raise AttributeError(f"{told}; {error}") from None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)

@@ -1,7 +1,6 @@
 """PyTorch: leaves are its own layers, nodes are modules, so its ecosystem keeps working."""
 
 from underdraw.backends.torch_operations import (
-    Node as Root,
     array,
     device_of,
     draw,
@@ -13,6 +12,7 @@ from underdraw.backends.torch_operations import (
     with_settings,
 )
 from underdraw.backends.torch_weights import (
+    Root,
     build_root,
     compiled,
     compiler_of,

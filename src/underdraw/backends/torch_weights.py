@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from underdraw import absent
 from underdraw.backends import hardware
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.backends.torch_operations import Node, draw
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -96,6 +97,8 @@ def load_root(
     A tensor that has the wanted dtype already stays memory-mapped. `dtype="auto"` takes what is
     fast on the device, in dtype and in memory layout.
     """
+    if device is not None:
+        device = hardware.resolve_device(device)
     build_root(root, layout, "meta")
     wanted = resolve_dtype(hardware.fastest_dtype(device or "cpu") if dtype == "auto" else dtype)
     for name, stored in tensors.items():
@@ -143,16 +146,62 @@ def resolve_dtype(name: Any) -> Any:
     """`torch.float16` from itself, `"float16"`, `"fp16"`, ...; None stays None."""
     if name is None or isinstance(name, torch.dtype):
         return name
-    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-    text = str(name).removeprefix("torch.")
-    text = short.get(text, text)
+    text = _plain_name(name)
     if text not in DTYPES:
         raise InputError(f"dtype={name!r} is not known; allowed: {', '.join(DTYPES)}")
     return DTYPES[text]
 
 
+def _plain_name(dtype: Any) -> str:
+    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    text = str(dtype).removeprefix("torch.")
+    return short.get(text, text)
+
+
+class Root(Node):
+    """The root of a network, which goes only where this machine can go."""
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__["_modules"]
+        if name in modules:
+            return modules[name]
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            kind = type(self)
+            raise AttributeError(absent.method(kind.__name__, name, dir(kind))) from None
+
+    def to(self, *args: Any, **kwargs: Any) -> Root:
+        """As `nn.Module.to`; dtypes may also be named.
+
+        Raises:
+            InputError: the device is not here, or networks cannot have the dtype.
+            InputTypeError: it is neither a device nor a dtype.
+        """
+        places = [_device_or_dtype("to", value) for value in args]
+        named = {name: _device_or_dtype(name, value) for name, value in kwargs.items()}
+        if any(isinstance(value, torch.device) for value in places[1:]):
+            raise InputTypeError(f"to{args}: allowed are a device, a dtype, or both in this order")
+        return super().to(*places, **named)
+
+
+def _device_or_dtype(name: str, value: Any) -> Any:
+    """An argument of `to`, after checking it; what is neither device nor dtype as it is."""
+    if name not in ("to", "device", "dtype") or value is None or isinstance(value, bool | Tensor):
+        return value
+    known = isinstance(value, str) and _plain_name(value) in DTYPES
+    if name == "dtype" or (name == "to" and (known or isinstance(value, torch.dtype))):
+        dtype = resolve_dtype(value)
+        if not dtype.is_floating_point:
+            raise InputError(f"dtype={dtype} is none of a network; allowed: {', '.join(DTYPES)}")
+        return dtype
+    if not isinstance(value, str | int | torch.device):
+        raise InputTypeError(f"{name}={value!r:.100} is not a device{' or dtype' * (name == 'to')}")
+    return torch.device(hardware.resolve_device(value))
+
+
 def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """As `nn.Module.to`."""
+    """As `Root.to`."""
     # Moved under inference mode, parameters could never again take part in a gradient; those which
     # were made under it stay as they are.
     stay = torch.is_inference_mode_enabled() and any(p.is_inference() for p in root.parameters())

@@ -8,12 +8,15 @@ published names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
 
 from underdraw import backends
 from underdraw.backends.layout import Layout
@@ -26,12 +29,11 @@ from underdraw.networks.config import Config, read
 from underdraw.schema import shown, within
 from underdraw.weights import folders, hub as hubs, save
 from underdraw.weights.match import match_network
+from underdraw.weights.push import Pushable
 from underdraw.weights.quantised import widened
 
-Self = TypeVar("Self", bound="Model")
 
-
-class Model:
+class Model(Pushable):
     """Base of the model classes.
 
     `Class(**config)` or `Class(config)` creates random weights on `backend` ("torch", "jax",
@@ -48,8 +50,13 @@ class Model:
     diffusers_version: str | None = None
     """The version of diffusers that wrote the config which this was made of, where it says so."""
 
-    def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Any:
-        return object.__new__(_bind(cls, backend))
+    if TYPE_CHECKING:  # what a backend's root adds: parameters(), state_dict(), eval(), layers, ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __new__(cls, *args: Any, backend: str = "torch", **kwargs: Any) -> Self:
+        made: Any = object.__new__(_bind(cls, backend))
+        return made
 
     def __init__(
         self, config: Config | None = None, *, backend: str = "torch", **fields: Any
@@ -88,7 +95,7 @@ class Model:
         raise NotImplementedError(f"{cls.__name__} must say what its parameters are")
 
     @classmethod
-    def from_config(cls: type[Self], config: Mapping[str, Any], backend: str = "torch") -> Self:
+    def from_config(cls, config: Mapping[str, Any], backend: str = "torch") -> Self:
         """Random weights from a parsed `config.json`; keys that are no fields are left out."""
         made = cls(cls.read_config(config), backend=backend)
         made.diffusers_version = _version(config)
@@ -133,7 +140,7 @@ class Model:
 
     @classmethod
     def from_pretrained(
-        cls: type[Self],
+        cls,
         name_or_path: str | Path,
         *,
         subfolder: str | None = None,
@@ -174,7 +181,7 @@ class Model:
 
     @classmethod
     def from_tensors(
-        cls: type[Self],
+        cls,
         raw_config: Mapping[str, Any],
         tensors: Mapping[str, Any],
         *,
@@ -198,7 +205,7 @@ class Model:
         return model
 
     @classmethod
-    def adopt(cls: type[Self], module: Any) -> Self:
+    def adopt(cls, module: Any) -> Self:
         """This model on the parameters of a PyTorch module of another library, shared on the CPU.
 
         Raises:
@@ -218,7 +225,7 @@ class Model:
         return cls.from_tensors(raw, tensors, dtype=first.dtype, device=first.device)
 
     @classmethod
-    def sharing(cls: type[Self], config: Config, *owners: Model) -> Self:
+    def sharing(cls, config: Config, *owners: Model) -> Self:
         """A model of this config on layers of others, which are shared: no number is copied.
 
         Each layer is that of the first of `owners` that has one at its path.
@@ -292,6 +299,20 @@ class Model:
     def nn(self) -> Any:
         """The operations of this backend with default settings."""
         return self._framework.operations
+
+    def to_json_string(self) -> str:
+        """`config.json` as text."""
+        return json.dumps(self.export_config(), indent=2, sort_keys=True) + "\n"
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters; there are no buffers."""
+        return sum(one.nbytes for _, one in self._framework.named_tensors(self))
+
+    def __repr__(self) -> str:
+        if "config" not in vars(self):  # not set up: copying and unpickling pass here
+            return f"<{type(self).__name__}>"
+        where = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.nn.name}"
+        return f"{type(self).__name__}({self.num_parameters():,} parameters, {where})"
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""

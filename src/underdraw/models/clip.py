@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
+from underdraw.models.returning import returning
 from underdraw.networks import clip, vision
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, inner_config
 from underdraw.networks.program import Ask, directly
@@ -21,6 +22,7 @@ class CLIPTextModel(Model):
     config_class = CLIPTextConfig
     weights_name = "model"
     network = "text_encoder"
+    config: CLIPTextConfig
 
     @classmethod
     def layout(cls, config: CLIPTextConfig) -> Layout:
@@ -38,6 +40,7 @@ class CLIPTextModel(Model):
             **self.config.to_dict(),
         }
 
+    @returning
     def forward(
         self,
         input_ids: Array,
@@ -45,7 +48,7 @@ class CLIPTextModel(Model):
         position_ids: None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: Literal[True] | None = None,
     ) -> CLIPTextOutput | tuple[Any, ...]:
         """Encode `input_ids (batch, tokens)`; `attention_mask (batch, tokens)` is 0 for padding.
 
@@ -56,6 +59,9 @@ class CLIPTextModel(Model):
         states = out.hidden_states if output_hidden_states else None
         result = CLIPTextOutput(out.last, out.pooled, states)
         return result.to_tuple() if return_dict is False else result
+
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
 
     def get_input_embeddings(self) -> Any:
         """The layer that embeds token ids; its `weight` is `(vocab_size, hidden_size)`."""
@@ -99,6 +105,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
     def layout(cls, config: CLIPTextConfig) -> Layout:
         return clip.text_layout(config, projection=True)
 
+    @returning
     def forward(
         self,
         input_ids: Array,
@@ -106,7 +113,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
         position_ids: None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: Literal[True] | None = None,
     ) -> CLIPTextModelOutput | tuple[Any, ...]:
         """As `CLIPTextModel`, first field `text_embeds (batch, projection_dim)`."""
         _refuse(position_ids=position_ids, output_attentions=output_attentions or None)
@@ -116,6 +123,9 @@ class CLIPTextModelWithProjection(CLIPTextModel):
         result = CLIPTextModelOutput(embeds, out.last, states)
         return result.to_tuple() if return_dict is False else result
 
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
+
 
 class CLIPVisionModelWithProjection(Model):
     """The image tower. Config fields: `networks.config.CLIPVisionConfig`."""
@@ -123,6 +133,7 @@ class CLIPVisionModelWithProjection(Model):
     config_class = CLIPVisionConfig
     weights_name = "model"
     network = "image_encoder"
+    config: CLIPVisionConfig
 
     @classmethod
     def layout(cls, config: CLIPVisionConfig) -> Layout:
@@ -139,13 +150,14 @@ class CLIPVisionModelWithProjection(Model):
             **self.config.to_dict(),
         }
 
+    @returning
     def forward(
         self,
         pixel_values: Array,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        return_dict: bool | None = None,
+        return_dict: Literal[True] | None = None,
     ) -> CLIPVisionModelOutput | tuple[Any, ...]:
         """Encode images `(batch, 3, image_size, image_size)` normalised by `CLIPImageProcessor`.
 
@@ -159,6 +171,9 @@ class CLIPVisionModelWithProjection(Model):
         states = out.hidden_states if output_hidden_states else None
         result = CLIPVisionModelOutput(embeds, out.last, states)
         return result.to_tuple() if return_dict is False else result
+
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
 
     def encode(self, pixel_values: Array, ask: Ask = directly) -> tuple[vision.VisionOutput, Array]:
         """All that the image tower gives, and the projection `(batch, projection_dim)` of it."""

@@ -16,6 +16,7 @@ from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import SAVING, drop_neutral
 from underdraw.pictures import modes
 from underdraw.schema import Range, Schema, accept, fault, shown, within
+from underdraw.shown import of_fields
 from underdraw.weights import folders, hub as hubs, save
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -146,6 +147,9 @@ class ProcessedImages:
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
+
+    def __repr__(self) -> str:
+        return of_fields(self)
 
     def to(self, *args: Any, **kwargs: Any) -> ProcessedImages:
         """The same on another device or in another dtype (PyTorch tensors)."""

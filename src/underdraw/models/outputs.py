@@ -8,6 +8,7 @@ from typing import Any
 
 from underdraw import backends
 from underdraw.backends.contract import Array
+from underdraw.shown import of_fields
 
 
 class Tree:
@@ -15,6 +16,11 @@ class Tree:
 
     A field whose metadata say `static` is no array and stays as it is.
     """
+
+    def __init_subclass__(cls) -> None:
+        # Before `dataclass` writes one that prints all numbers: it leaves alone what is there.
+        if "__repr__" not in vars(cls):
+            setattr(cls, "__repr__", of_fields)  # noqa: B010
 
 
 @dataclasses.dataclass
@@ -109,7 +115,7 @@ class DiagonalGaussian(Tree):
 class AutoencoderKLOutput(Output):
     """`latent_dist`: the distribution the encoder gives."""
 
-    latent_dist: Any
+    latent_dist: DiagonalGaussian
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class StableDiffusionSafetyChecker(Model):
     config_class = CLIPVisionConfig
     weights_name = "model"
     network = "safety_checker"
+    config: CLIPVisionConfig
 
     @classmethod
     def layout(cls, config: CLIPVisionConfig) -> Layout:
@@ -55,6 +56,9 @@ class StableDiffusionSafetyChecker(Model):
                 if flagged:
                     images[i] = 0
         return images, flags
+
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
 
     def flags(self, clip_input: Array, ask: Ask = directly) -> list[bool]:
         """Whether each image is to be withheld.

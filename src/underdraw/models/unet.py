@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
-from underdraw.models.base import Model
+from underdraw.models.attention import FamiliarAttention
 from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
+from underdraw.models.returning import returning
+from underdraw.models.single_file import FromSingleFile
 from underdraw.networks import unet
 from underdraw.networks.gligen import grounding, sites as grounding_sites
 from underdraw.networks.gligen.config import INPAINTING_CHANNELS, GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
 
 
-class UNet2DConditionModel(Model):
+class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
     """The denoiser of Stable Diffusion 1.x and 2.x. Config fields: `networks.unet.UNetConfig`.
 
     A GLIGEN checkpoint (`attention_type="gated"` or `"gated-text-image"`) keeps its grounding
@@ -29,6 +31,7 @@ class UNet2DConditionModel(Model):
 
     config_class = unet.UNetConfig
     network = "unet"
+    config: unet.UNetConfig
     gradient_checkpointing = False
     """Whether blocks are computed again for the gradient; training only, on PyTorch only."""
 
@@ -75,7 +78,8 @@ class UNet2DConditionModel(Model):
         Raises:
             InputError: this UNet has no grounding layers.
         """
-        own, fields = self.config.in_channels - INPAINTING_CHANNELS, {}
+        own = self.config.in_channels - INPAINTING_CHANNELS
+        fields: dict[str, Any] = {}
         if own > 0:
             fields = {"in_channels": own, "extra_channels": INPAINTING_CHANNELS}
         return Grounding.sharing(GroundingConfig.for_unet(self.config, **fields), self)
@@ -105,6 +109,7 @@ class UNet2DConditionModel(Model):
         config = replace(self.config, attention_type="default")
         return UNet2DConditionModel.sharing(config, self)
 
+    @returning
     def forward(
         self,
         sample: Array,
@@ -119,9 +124,9 @@ class UNet2DConditionModel(Model):
         mid_block_additional_residual: Array | None = None,
         down_intrablock_additional_residuals: None = None,
         encoder_attention_mask: Array | None = None,
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         sites: Sites = NO_SITES,
-    ) -> UNet2DConditionOutput | tuple[Array]:
+    ) -> UNet2DConditionOutput | tuple[Any, ...]:
         """One call of the network.
 
         Args:
@@ -166,6 +171,9 @@ class UNet2DConditionModel(Model):
         how = self._framework.recomputed if self.gradient_checkpointing else unet.at_once
         out = unet.unet(nn, self, self.config, sample, temb, context, sites, mask, how)
         return UNet2DConditionOutput(out) if return_dict else (out,)
+
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
 
     def _with_boxes(self, given: Mapping[str, Any]) -> Sites:
         """What acts for the boxes in diffusers' `cross_attention_kwargs`; tokens are as many as are

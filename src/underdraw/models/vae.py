@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.layout import Layout
-from underdraw.models.base import Model
+from underdraw.models.attention import FamiliarAttention
 from underdraw.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussian
+from underdraw.models.returning import returning
+from underdraw.models.single_file import FromSingleFile
 from underdraw.networks import vae
 from underdraw.networks.program import Ask, Program, directly
 
@@ -22,11 +24,12 @@ class Tiling:
     overlap: float = 0.25
 
 
-class AutoencoderKL(Model):
+class AutoencoderKL(FromSingleFile, FamiliarAttention):
     """Images to latents and back. Config fields: `networks.vae.VAEConfig`."""
 
     config_class = vae.VAEConfig
     network = "vae"
+    config: vae.VAEConfig
     use_slicing = False
     tiling: Tiling | None = None
 
@@ -79,7 +82,10 @@ class AutoencoderKL(Model):
         """The part of a tile's side that it shares with its neighbour."""
         return (self.tiling or self.default_tiling()).overlap
 
-    def encode(self, x: Array, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
+    @returning
+    def encode(
+        self, x: Array, return_dict: Literal[True] = True
+    ) -> AutoencoderKLOutput | tuple[Any, ...]:
         """The distribution of latents of images `(batch, 3, height, width)` in [-1, 1]."""
         distribution = self.encode_with(x, self.use_slicing, self.tiling)
         return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
@@ -96,9 +102,10 @@ class AutoencoderKL(Model):
         moments = self._run(vae.ENCODE, ask, x, scale, slicing, tiling)
         return DiagonalGaussian(moments, self.nn.name)
 
+    @returning
     def decode(
-        self, z: Array, return_dict: bool = True, generator: Any = None
-    ) -> DecoderOutput | tuple[Array]:
+        self, z: Array, return_dict: Literal[True] = True, generator: Any = None
+    ) -> DecoderOutput | tuple[Any, ...]:
         """Images `(batch, 3, height, width)` from latents that were divided by `scaling_factor`."""
         image = self.decode_with(z, self.use_slicing, self.tiling)
         return DecoderOutput(image) if return_dict else (image,)
@@ -119,17 +126,21 @@ class AutoencoderKL(Model):
         """
         return self._run(vae.DECODE, ask, z, (self.config.factor, 1), slicing, tiling)
 
+    @returning
     def forward(
         self,
         sample: Array,
         sample_posterior: bool = False,
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         generator: Any = None,
-    ) -> DecoderOutput | tuple[Array]:
+    ) -> DecoderOutput | tuple[Any, ...]:
         """The round trip of images through the latents."""
         distribution = self.encode(sample, return_dict=False)[0]
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(z, return_dict)
+
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
 
     def _run(
         self,

@@ -69,7 +69,7 @@ ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu")
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
-MID = "UNetMidBlock2DCrossAttn"
+MID = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 SHIFTS = ("default", "scale_shift")
 ATTENTIONS = ("default", "gated", "gated-text-image")
 """The gated ones say that grounding layers come beside this network; they are not part of it."""
@@ -114,13 +114,13 @@ class UNetConfig(Config):
         DOWN[0],
         DOWN[1],
     )
-    mid_block_type: Annotated[str, OneOf(MID)] | None = MID
+    mid_block_type: Annotated[str, OneOf(*MID)] | None = MID[0]
     up_block_types: tuple[Annotated[str, OneOf(*UP)], ...] = (UP[1], UP[0], UP[0], UP[0])
     only_cross_attention: bool | tuple[bool, ...] = False
     block_out_channels: Widths = (320, 640, 1280, 1280)
     layers_per_block: Layers | tuple[Layers, ...] = 2
     downsample_padding: Annotated[int, OneOf(0, 1)] = 1
-    mid_block_scale_factor: Annotated[float, OneOf(1)] = 1
+    mid_block_scale_factor: Factor = 1
     dropout: Annotated[float, Range(0, 1)] = 0.0
     act_fn: Activation = "silu"
     norm_num_groups: Width = 32
@@ -139,12 +139,14 @@ class UNetConfig(Config):
     num_class_embeds: Annotated[int, Range(1, 2**20)] | None = None
     upcast_attention: bool = False
     resnet_time_scale_shift: Annotated[str, OneOf(*SHIFTS)] = "default"
-    resnet_skip_time_act: Off = False
-    resnet_out_scale_factor: Annotated[float, OneOf(1.0)] = 1.0
+    # The next two and `cross_attention_norm` are for blocks of other kinds: with these they change
+    # nothing in diffusers, and nothing here.
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: Factor = 1.0
     time_embedding_type: Annotated[str, OneOf("positional")] = "positional"
     time_embedding_dim: Width | None = None
-    time_embedding_act_fn: None = None
-    timestep_post_act: None = None
+    time_embedding_act_fn: Activation | None = None
+    timestep_post_act: Activation | None = None
     time_cond_proj_dim: Width | None = None
     conv_in_kernel: Kernel = 3
     conv_out_kernel: Kernel = 3
@@ -152,7 +154,7 @@ class UNetConfig(Config):
     attention_type: Annotated[str, OneOf(*ATTENTIONS)] = "default"
     class_embeddings_concat: Off = False
     mid_block_only_cross_attention: bool | None = None
-    cross_attention_norm: None = None
+    cross_attention_norm: str | None = None
 
     def check(self) -> None:
         levels, first = len(self.block_out_channels), self.block_out_channels[0]
@@ -176,7 +178,8 @@ class UNetConfig(Config):
             name = f"block_out_channels[{i}]"
             require_divisor(self.owner, "norm_num_groups", self.norm_num_groups, name, width)
             kinds = self.down_block_types[i], self.up_block_types[levels - 1 - i]
-            if DOWN[0] in kinds or UP[0] in kinds or (self.mid_block_type and i == levels - 1):
+            in_middle = self.mid_block_type == MID[0] and i == levels - 1
+            if DOWN[0] in kinds or UP[0] in kinds or in_middle:
                 heads = self.levels[i].heads
                 require_divisor(self.owner, "attention_head_dim", heads, name, width)
         if (blocks := sum(each.layers * (1 + each.depth) for each in self.levels)) > MOST_BLOCKS:

@@ -41,8 +41,10 @@ def resnet(
     act: Callable[[Array], Array],
     temb: Array | None = None,
     scale_shift: bool = False,
+    scale: float = 1,
 ) -> Array:
-    """Residual block; `temb (batch | 1, width or 2 width, 1, 1)` is what it makes of the time."""
+    """Residual block, divided by `scale`; `temb (batch | 1, width or 2 width, 1, 1)` is what it
+    makes of the time."""
     h = nn.conv2d(p.conv1, act(nn.group_norm(p.norm1, x, groups, eps)), width, 3)
     if temb is not None and not scale_shift:
         h = h + temb
@@ -50,7 +52,8 @@ def resnet(
     if temb is not None and scale_shift:
         h = h * (1 + temb[:, :width]) + temb[:, width:]
     h = nn.conv2d(p.conv2, act(h), width, 3)
-    return h + (x if x.shape[1] == width else nn.conv2d(p.conv_shortcut, x, width, 1))
+    x = h + (x if x.shape[1] == width else nn.conv2d(p.conv_shortcut, x, width, 1))
+    return x if scale == 1 else x / scale
 
 
 def split_heads(nn: Operations, x: Array, heads: int) -> Array:

@@ -13,7 +13,7 @@ from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import ControlError, InputError
 from underdraw.networks.class_labels import embed_labels
-from underdraw.networks.config import Level, UNetConfig
+from underdraw.networks.config import MID, Level, UNetConfig
 from underdraw.networks.layers import (
     BlockContext,
     KeysValues,
@@ -71,13 +71,16 @@ def embed_time(
     def mlp(p: Node, x: Array) -> Array:
         return nn.linear(p.linear_2, act(nn.linear(p.linear_1, x, width)), width)
 
+    def after(name: str | None, x: Array) -> Array:
+        return x if name is None else activation(nn, name)(x)
+
     x = sinusoid(timesteps)
     if c.time_cond_proj_dim is not None and timestep_cond is not None:
         x = x + nn.linear(p.time_embedding.cond_proj, timestep_cond, x.shape[-1], bias=False)
-    temb = mlp(p.time_embedding, x)
-    if c.class_embed_type is None and c.num_class_embeds is None:
-        return temb
-    return temb + embed_labels(nn, p, c, class_labels, temb, sinusoid, mlp)
+    temb = after(c.timestep_post_act, mlp(p.time_embedding, x))
+    if c.class_embed_type is not None or c.num_class_embeds is not None:
+        temb = temb + embed_labels(nn, p, c, class_labels, temb, sinusoid, mlp)
+    return after(c.time_embedding_act_fn, temb)
 
 
 def unet(
@@ -112,13 +115,13 @@ def unet(
 
     inside = sites if sites.in_blocks else NO_SITES
 
-    def residual(p: Node, x: Array, width: int, place: str) -> Array:
+    def residual(p: Node, x: Array, width: int, place: str, *more: Any) -> Array:
         if isinstance(time, Mapping):
             shift = time[place]
         else:
             shift_width = 2 * width if scale_shift else width
             shift = nn.linear(p.time_emb_proj, act(time), shift_width)[:, :, None, None]
-        return run(resnet, nn, p, x, width, groups, eps, act, shift, scale_shift)
+        return run(resnet, nn, p, x, width, groups, eps, act, shift, scale_shift, *more)
 
     def attend(p: Node, x: Array, level: Level, place: str, only_cross: bool = False) -> Array:
         contexts = [_block_context(context, place, i, only_cross) for i in range(level.depth)]
@@ -173,9 +176,11 @@ def unet(
 
     if c.mid_block_type is not None:
         mid, width = p.mid_block, levels[top].width
-        x = residual(mid.resnets[0], x, width, "mid_block.resnets.0")
-        x = attend(mid.attentions[0], x, levels[top], "mid_block.attentions.0")
-        x = residual(mid.resnets[1], x, width, "mid_block.resnets.1")
+        scale = () if c.mid_block_scale_factor == 1 else (c.mid_block_scale_factor,)
+        x = residual(mid.resnets[0], x, width, "mid_block.resnets.0", *scale)
+        if c.mid_block_type == MID[0]:
+            x = attend(mid.attentions[0], x, levels[top], "mid_block.attentions.0")
+            x = residual(mid.resnets[1], x, width, "mid_block.resnets.1", *scale)
     if sites.mid_residual is not None:
         x = add_residual("mid_residual", x, sites.mid_residual)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
+import numpy as np
 from tqdm.auto import tqdm
+from typing_extensions import ParamSpec, Self
 
-from underdraw import checks, engines
+from underdraw import absent, checks, engines, models
 from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
+from underdraw.models.returning import Returning
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
 from underdraw.pipelines.call.plan import check_prompts
@@ -32,14 +35,41 @@ from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.single_file import read_file
+from underdraw.pipelines.components.telling import tell
+from underdraw.pipelines.diffusers.checking import Checking
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
+from underdraw.schedulers import Scheduler
+from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import hub as hubs
+from underdraw.weights.push import Pushable
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+Part = TypeVar("Part")
 
 LOG = logging.getLogger(__name__)
 
 
-class DiffusionPipeline:
+class Component(Generic[Part]):
+    """The attribute of a component: what is assigned is checked as the constructor checks it, so it
+    may also be of another library."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, pipe: None, kind: Any = None) -> Self: ...
+    @overload
+    def __get__(self, pipe: DiffusionPipeline, kind: Any = None) -> Part: ...
+    def __get__(self, pipe: DiffusionPipeline | None, kind: Any = None) -> Any:
+        return self if pipe is None else pipe.parts.named[self.name]
+
+    def __set__(self, pipe: DiffusionPipeline, value: Any) -> None:
+        pipe.parts.named[self.name] = pipe._accept(self.name, value)
+
+
+class DiffusionPipeline(Pushable):
     """Base of the pipelines. A subclass names its components in order."""
 
     components_needed: ClassVar[tuple[str, ...]] = ()
@@ -56,10 +86,13 @@ class DiffusionPipeline:
     progress_bar_options: dict[str, Any]
     """Of `tqdm`, see `set_progress_bar_config`."""
 
+    if TYPE_CHECKING:  # each subclass has a call of its own
+        __call__: Returning[..., Any, Any]
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in (*cls.components_needed, *cls.components_optional):
-            setattr(cls, name, _component(name))
+            setattr(cls, name, Component(name))
 
     def __init__(self, *, engine: Any = None, **components: Any) -> None:
         names = self.names()
@@ -91,6 +124,28 @@ class DiffusionPipeline:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # The settings of a copy change apart from those of the original.
         vars(self).update(state, parts=copy(state["parts"]), views=Views())
+
+    if not TYPE_CHECKING:  # a type checker shall see wrong names
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property failed: what it says stands
+                return object.__getattribute__(self, name)
+            raise AttributeError(absent.method(type(self).__name__, name, dir(type(self))))
+
+    def register_modules(self, **components: Any) -> None:
+        """Assign components, as the constructor does.
+
+        Raises:
+            InputTypeError: pipelines of this class have no component of this name.
+        """
+        self.names().check(components)
+        for name, value in components.items():
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        if "parts" not in vars(self):  # not set up
+            return object.__repr__(self)
+        return tell(type(self).__name__, self.parts)
 
     # -- components -----------------------------------------------------------------------------
     @property
@@ -155,11 +210,13 @@ class DiffusionPipeline:
     def compat(self, compat: str | None) -> None:
         self.parts.compat = checks.choice("compat", compat, (None, "diffusers"))
 
-    def to(self, *args: Any, **kwargs: Any) -> DiffusionPipeline:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert every network, as `torch.nn.Module.to`; returns the pipeline itself.
 
         Raises:
-            InputError: it shall move networks that `enable_model_cpu_offload` moves.
+            InputError: there is no such device here, or it shall move networks that
+                `enable_model_cpu_offload` moves.
+            InputTypeError: it is neither a device nor a dtype.
         """
         kwargs.pop("silence_dtype_warnings", None)
         if "torch_device" in kwargs:
@@ -174,14 +231,14 @@ class DiffusionPipeline:
 
     @classmethod
     def from_pipe(
-        cls: type[Pipeline],
+        cls,
         pipeline: DiffusionPipeline,
         *,
         torch_dtype: Any = None,
         dtype: Any = None,
         engine: Any = None,
         **overrides: Any,
-    ) -> Pipeline:
+    ) -> Self:
         """This kind of pipeline on the components of another, shared and not copied.
 
         Args:
@@ -234,7 +291,7 @@ class DiffusionPipeline:
     # -- files ------------------------------------------------------------------------------------
     @classmethod
     def from_pretrained(
-        cls: type[Pipeline],
+        cls,
         name_or_path: str | Path,
         *,
         torch_dtype: Any = None,
@@ -246,7 +303,7 @@ class DiffusionPipeline:
         check: bool = False,
         engine: Any = None,
         **options: Any,
-    ) -> Pipeline:
+    ) -> Self:
         """A pipeline from a folder, a Hub id, or `"underdraw/scenes"`, which ships inside.
 
         `DiffusionPipeline.from_pretrained` gives one of the class which `model_index.json` names.
@@ -254,7 +311,9 @@ class DiffusionPipeline:
         Args:
             dtype: "float32" (default), "float16", "bfloat16", the framework's own, or "auto": what
                 is fastest on the device without harm, dtype and memory layout; `dtype` of the
-                pipeline says which it was. `torch_dtype` is the same.
+                pipeline says which it was. A dict gives each component its own, "default" stands
+                for those not named: `{"vae": "float32", "default": "float16"}`. `torch_dtype` is
+                the same.
             variant: prefer weight files of a variant, such as "fp16".
             check: look for NaN and infinity in all weights.
             engine: what runs the networks, see the attribute.
@@ -279,7 +338,22 @@ class DiffusionPipeline:
         return made
 
     @classmethod
-    def from_single_file(cls: type[Pipeline], source: str | Path, **options: Any) -> Pipeline:
+    def download(cls, name_or_path: str | Path, **options: Any) -> Path:
+        """The folder of a Hub repository with all that `from_pretrained` reads, fetched now.
+
+        Args:
+            options: `variant`, `use_safetensors`, and the Hub's `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download`.
+
+        Raises:
+            NotFoundError: there is no such folder or repository.
+        """
+        own = {name: options.pop(name, None) for name in ("variant", "use_safetensors")}
+        access = familiar.drop_neutral(f"{cls.__name__}.download", options)
+        return hubs.resolve(name_or_path, **own, **access)
+
+    @classmethod
+    def from_single_file(cls, source: str | Path, **options: Any) -> Self:
         """A pipeline from an original one-file checkpoint (SD 1.x or 2.x).
 
         Args:
@@ -288,7 +362,9 @@ class DiffusionPipeline:
             options: `dtype` (or `torch_dtype`), `device`, `backend` and `check` as in
                 `from_pretrained`; `prediction_type` and `extract_ema` as in
                 `weights.single_file.read_single_file`; `config`, a pipeline folder or Hub id whose
-                configs, scheduler and tokenizer are used; components to use instead of those in
+                configs, scheduler and tokenizer are used; `original_config`, the YAML file that
+                came with the checkpoint; `load_safety_checker`, to add the published one from the
+                Hub; `requires_safety_checker`, `compat`; components to use instead of those in
                 the file (`tokenizer` may also be a folder or Hub id); and the Hub's `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download`.
 
@@ -302,8 +378,8 @@ class DiffusionPipeline:
                 "a single file does not name its pipeline; use one's own from_single_file, as "
                 "StableDiffusionPipeline.from_single_file"
             )
-        components, place = read_file(cls.names(), source, **options)
-        made = cls(**components)
+        arguments, place = read_file(cls.names(), source, **options)
+        made = cls(**arguments)
         made.source = place
         LOG.info("%s from %s: %s on %s", cls.__name__, place, made.dtype, made.device)
         return made
@@ -335,7 +411,9 @@ class DiffusionPipeline:
         )
 
     # -- how it runs ------------------------------------------------------------------------------
-    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+    def stream(
+        self: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Stream[Made]:
         """The same as a call, step by step: arguments and output are those of `pipe(...)`.
 
         Gives a generator of `Progress` (step, latents, previews). After the last step its `output`
@@ -389,22 +467,7 @@ class DiffusionPipeline:
         return tqdm(iterable, total=total, **self.progress_bar_options)
 
 
-def _component(name: str) -> property:
-    """The attribute of a component: what is assigned is checked as the constructor checks it."""
-
-    def read(pipe: DiffusionPipeline) -> Any:
-        return pipe.parts.named[name]
-
-    def assign(pipe: DiffusionPipeline, value: Any) -> None:
-        pipe.parts.named[name] = pipe._accept(name, value)
-
-    return property(read, assign)
-
-
-Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
-
-
-class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
+class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns, Checking):
     """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -414,14 +477,14 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     outdated: ClassVar[tuple[str, ...]] = ()
     """Values of a scheduler's configuration that are mended where they are outdated."""
 
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    unet: Any
-    scheduler: Any
-    safety_checker: Any
-    feature_extractor: Any
-    image_encoder: Any
+    vae: Component[models.AutoencoderKL]
+    text_encoder: Component[models.CLIPTextModel]
+    tokenizer: Component[CLIPTokenizer]
+    unet: Component[models.UNet2DConditionModel]
+    scheduler: Component[Scheduler]
+    safety_checker: Component[models.StableDiffusionSafetyChecker | None]
+    feature_extractor: Component[models.CLIPImageProcessor | None]
+    image_encoder: Component[models.CLIPVisionModelWithProjection | None]
 
     def __init__(
         self,
@@ -470,11 +533,29 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
     def run_safety_checker(
         self, image: Array, device: Any = None, dtype: Any = None
     ) -> tuple[Array, Flags]:
-        """Blacken images near [-1, 1] which the checker flags; flags are None without a checker.
+        """Blacken images which the checker flags; flags are None without a checker.
 
-        `device` and `dtype` are diffusers'; the checker knows its own.
+        Args:
+            image: `(images, 3, height, width)` near [-1, 1] of the framework, or of numpy
+                `(images, height, width, 3)` in [0, 1], of which are returned what came.
+            device, dtype: diffusers'; the checker knows its own.
+
+        Raises:
+            InputError, InputTypeError: it is neither.
         """
-        return check_safety(self.parts, image)
+        if not isinstance(image, np.ndarray):
+            checks.array("image", image, (None, 3, None, None), self.parts.framework)
+            return check_safety(self.parts, image)
+        if image.ndim != 4 or image.shape[3] != 3 or not np.isfinite(image).all():
+            raise InputError(
+                f"image has shape {image.shape}; needed is (images, height, width, 3), finite"
+            )
+        first = image.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(2) - 1
+        _, flags = check_safety(self.parts, self.parts.framework.array(first))
+        if flags and any(flags):
+            keep = np.array([not flag for flag in flags], image.dtype)
+            image = image * keep[:, None, None, None]
+        return image, flags
 
     def encode_prompt(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from underdraw import checks
 from underdraw.backends.contract import Array
@@ -54,7 +54,7 @@ class StableDiffusionPipeline(LatentPipeline):
         ip_adapter_image: None = None,
         ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,

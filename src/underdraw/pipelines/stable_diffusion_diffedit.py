@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from underdraw import checks
 from underdraw.backends.contract import Array
@@ -12,8 +12,9 @@ from underdraw.controls.control import Control
 from underdraw.controls.region import Region
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
+from underdraw.models.returning import returning
 from underdraw.pictures.reading import read_mask
-from underdraw.pipelines.base import LatentPipeline
+from underdraw.pipelines.base import Component, LatentPipeline
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import for_each, repeated
@@ -45,6 +46,7 @@ from underdraw.pipelines.diffedit.outputs import (
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.latents import InvertedLatents
 from underdraw.sampling.loop import Step
+from underdraw.schedulers import Scheduler
 
 DEFAULTS = EditSettings()
 
@@ -70,6 +72,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
     outdated = ("steps_offset", "skip_prk_steps")
 
     components_optional = ("safety_checker", "feature_extractor", "inverse_scheduler")
+
+    inverse_scheduler: Component[Scheduler | None]
 
     def __init__(
         self,
@@ -179,6 +183,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         framework = self.parts.framework
         return masks.mask_to_output(framework.to_numpy(found), output_type, framework)
 
+    @returning
     def invert(
         self,
         prompt: str | list[str] | None = None,
@@ -192,7 +197,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         negative_prompt_embeds: Array | None = None,
         decode_latents: bool = False,
         output_type: str = "pil",
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         callback: Callable[..., Any] | None = None,
         callback_steps: int | None = 1,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -309,7 +314,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
         output_type: str = "pil",
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         callback: Callable[..., Any] | None = None,
         callback_steps: int | None = 1,
         cross_attention_kwargs: Mapping[str, Any] | None = None,

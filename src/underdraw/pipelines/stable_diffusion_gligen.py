@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
@@ -57,7 +57,7 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
         output_type: str = "pil",
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         callback: Callable[..., Any] | None = None,
         callback_steps: int = 1,
         cross_attention_kwargs: Mapping[str, Any] | None = None,

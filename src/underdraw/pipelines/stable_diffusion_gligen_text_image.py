@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
-from underdraw.pipelines.base import LatentPipeline
+from underdraw.models import CLIPImageProjection
+from underdraw.pipelines.base import Component, LatentPipeline
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
+from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN, FamiliarTextImage
 from underdraw.pipelines.gligen.arguments import Arguments
@@ -44,8 +46,8 @@ class StableDiffusionGLIGENTextImagePipeline(LatentPipeline, FamiliarGLIGEN, Fam
     )
     components_optional = ("safety_checker", "feature_extractor")
 
-    processor: Any
-    image_project: Any
+    processor: Component[CLIPProcessor]
+    image_project: Component[CLIPImageProjection]
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class StableDiffusionGLIGENTextImagePipeline(LatentPipeline, FamiliarGLIGEN, Fam
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
         output_type: str = "pil",
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         callback: Callable[..., Any] | None = None,
         callback_steps: int = 1,
         cross_attention_kwargs: Mapping[str, Any] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
@@ -48,7 +48,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
         ip_adapter_image: None = None,
         ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
-        return_dict: bool = True,
+        return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,

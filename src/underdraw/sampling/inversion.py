@@ -31,6 +31,7 @@ from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import sample
+from underdraw.shown import of_fields
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import OUTPUT, Table, X
 
@@ -113,6 +114,9 @@ class Inversion:
     reached: Array | None = None
     """Where the guided way down stands (null-text)."""
     error: Reconstruction | None = None
+
+    def __repr__(self) -> str:
+        return of_fields(self)
 
     @property
     def complete(self) -> bool:

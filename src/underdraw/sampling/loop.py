@@ -20,6 +20,7 @@ from underdraw.errors import NonFiniteError
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.networks.unet import Inputs
 from underdraw.sampling.denoiser import Denoiser
+from underdraw.shown import of_fields
 from underdraw.solvers.table import State
 
 
@@ -32,6 +33,9 @@ class Step(NamedTuple):
     """`(batch, channels, height, width)` after the call, float32."""
     clean: Callable[[], Array]
     """The image the model aims at now, as latents; computed when asked for, for previews."""
+
+    def __repr__(self) -> str:
+        return of_fields(self, "index", "timestep", "latents")
 
 
 class Change(NamedTuple):

@@ -32,8 +32,9 @@ class Scheduler(Published, Stepping):
     remembers: ClassVar[bool] = False
     """Whether rows depend on earlier calls, so that a run begun later needs other rows."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def _configure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super()._configure(args, kwargs)
+        self._reset()
         self._tables: dict[Any, Table] = {}
 
     def make_table(

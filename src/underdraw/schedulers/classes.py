@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from underdraw.schedulers.base import Scheduler
+from underdraw.schedulers.published import takes
 from underdraw.solvers import (
     configs,
     consistency,
@@ -66,6 +67,7 @@ class DDIMScheduler(Scheduler):
     """Song et al. 2020. Options of `step` and `make_table`: `eta`, `use_clipped_model_output`."""
 
     Config = configs.DDIMConfig
+    __init__ = takes(Config)
     build = staticmethod(ddim.ddim_table)
     options = ("eta", "use_clipped_model_output")
     positional = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
@@ -76,6 +78,7 @@ class DDIMInverseScheduler(Scheduler):
     """DDIM upwards, from an image to the noise it came from."""
 
     Config = configs.DDIMInverseConfig
+    __init__ = takes(Config)
     build = staticmethod(ddim_inverse.ddim_inverse_table)
     rising = True
     stateless = True
@@ -85,6 +88,7 @@ class PNDMScheduler(Scheduler):
     """Liu et al. 2022: pseudo Runge-Kutta steps first, unless `skip_prk_steps`, then multistep."""
 
     Config = configs.PNDMConfig
+    __init__ = takes(Config)
     build = staticmethod(pndm.pndm_table)
     remembers = True
     second = None
@@ -108,6 +112,7 @@ class EulerDiscreteScheduler(Scheduler):
     """Karras et al. 2022, algorithm 1 or 2 (options `s_churn`, `s_tmin`, `s_tmax`, `s_noise`)."""
 
     Config = configs.EulerConfig
+    __init__ = takes(Config)
     build = staticmethod(euler.euler_table)
     custom = ("timesteps", "sigmas")
     options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
@@ -119,6 +124,7 @@ class EulerDiscreteScheduler(Scheduler):
 
 class EulerAncestralDiscreteScheduler(Scheduler):
     Config = configs.EulerAncestralConfig
+    __init__ = takes(Config)
     build = staticmethod(euler.euler_ancestral_table)
     positional = ("generator", "return_dict")
     smallest = 2.0**-24
@@ -130,6 +136,7 @@ class DPMSolverMultistepScheduler(_LambdaScheduler):
     """Lu et al. 2022: DPM-Solver and DPM-Solver++, orders 1 to 3, deterministic or stochastic."""
 
     Config = configs.DPMMultistepConfig
+    __init__ = takes(Config)
     build = staticmethod(dpm_solver.dpm_multistep_table)
     custom = ("timesteps",)
     positional = ("generator", "variance_noise", "return_dict")
@@ -142,6 +149,7 @@ class DPMSolverMultistepInverseScheduler(_LambdaScheduler):
     """DPM-Solver upwards, from an image to the noise it came from."""
 
     Config = configs.DPMInverseConfig
+    __init__ = takes(Config)
     build = staticmethod(dpm_solver.dpm_inverse_table)
     positional = ("generator", "variance_noise", "return_dict")
     rising = True
@@ -152,6 +160,7 @@ class DPMSolverSinglestepScheduler(_LambdaScheduler):
     """Lu et al. 2022: steps in groups of one to three calls."""
 
     Config = configs.DPMSinglestepConfig
+    __init__ = takes(Config)
     build = staticmethod(dpm_solver.dpm_singlestep_table)
     custom = ("timesteps",)
     positional = ("generator", "return_dict")
@@ -162,6 +171,7 @@ class HeunDiscreteScheduler(Scheduler):
     """Karras et al. 2022, algorithm 1: two calls per step."""
 
     Config = configs.HeunConfig
+    __init__ = takes(Config)
     build = staticmethod(heun.heun_table)
     custom = ("timesteps",)
     remembers = True
@@ -174,6 +184,7 @@ class KDPM2DiscreteScheduler(Scheduler):
     """DPM-Solver-2 in σ (k-diffusion): two calls per step."""
 
     Config = configs.KDPM2Config
+    __init__ = takes(Config)
     build = staticmethod(heun.dpm2_table)
     remembers = True
     order = 2
@@ -186,6 +197,7 @@ class KDPM2AncestralDiscreteScheduler(Scheduler):
     """DPM-Solver-2 with ancestral noise (k-diffusion)."""
 
     Config = configs.KDPM2Config
+    __init__ = takes(Config)
     build = staticmethod(partial(heun.dpm2_table, ancestral=True))
     positional = ("generator", "return_dict")
     remembers = True
@@ -199,6 +211,7 @@ class LMSDiscreteScheduler(Scheduler):
     """Linear multistep in σ (k-diffusion). Option: `order`, 4 unless given."""
 
     Config = configs.LMSConfig
+    __init__ = takes(Config)
     build = staticmethod(lms.lms_table)
     options = ("order",)
     positional = (*options, "return_dict")
@@ -211,6 +224,7 @@ class UniPCMultistepScheduler(_LambdaScheduler):
     """Zhao et al. 2023: a corrector and a predictor per call."""
 
     Config = configs.UniPCConfig
+    __init__ = takes(Config)
     build = staticmethod(unipc.unipc_table)
     remembers = True
     smallest = 2.0**-24
@@ -220,6 +234,7 @@ class DEISMultistepScheduler(_LambdaScheduler):
     """Zhang & Chen 2022, orders 1 to 3."""
 
     Config = configs.DEISConfig
+    __init__ = takes(Config)
     build = staticmethod(deis.deis_table)
     remembers = True
 
@@ -228,6 +243,7 @@ class DDPMScheduler(Scheduler):
     """Ho et al. 2020. Before `set_timesteps` it steps through all training timesteps."""
 
     Config = configs.DDPMConfig
+    __init__ = takes(Config)
     build = staticmethod(ddpm.ddpm_table)
     custom = ("timesteps",)
     positional = ("generator", "return_dict")
@@ -244,6 +260,7 @@ class LCMScheduler(Scheduler):
     """Luo et al. 2023. Options: `original_inference_steps`, `strength`."""
 
     Config = configs.LCMConfig
+    __init__ = takes(Config)
     build = staticmethod(consistency.lcm_table)
     custom = ("timesteps",)
     options = ("original_inference_steps", "strength")
@@ -255,6 +272,7 @@ class TCDScheduler(Scheduler):
     """Zheng et al. 2024. Options: `eta` (γ, 0.3 unless given) and those of LCM."""
 
     Config = configs.TCDConfig
+    __init__ = takes(Config)
     build = staticmethod(consistency.tcd_table)
     custom = ("timesteps",)
     options = ("eta", "original_inference_steps", "strength")

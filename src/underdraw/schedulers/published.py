@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Concatenate, Literal, cast, overload
 
 import numpy as np
+from typing_extensions import ParamSpec, Self
 
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError, NotFoundError
@@ -18,12 +20,14 @@ from underdraw.solvers.configs import Config
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
 from underdraw.weights.folders import read_json
 from underdraw.weights.hub import resolve
+from underdraw.weights.push import Pushable
 from underdraw.weights.save import write_json, writing_folder
 
 FILE = "scheduler_config.json"
+Given = ParamSpec("Given")
 
 
-class ConfigDict(dict):
+class ConfigDict(dict[str, Any]):
     """A configuration as published: a dict that also reads as attributes and does not change."""
 
     def __getattr__(self, name: str) -> Any:
@@ -57,7 +61,22 @@ def compatible_with(cls: type) -> list[type]:
     return every if cls in every else [*every, cls]
 
 
-class Published:
+def takes(config: Callable[Given, Config]) -> Callable[Concatenate[Any, Given], None]:
+    """The constructor of the classes with this configuration: its fields are the arguments, for
+    type checkers and editors, too. Each class names its own."""
+
+    def __init__(self: Any, *args: Given.args, **kwargs: Given.kwargs) -> None:
+        self._configure(args, kwargs)
+
+    told = signature(config)
+    itself = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = told.replace(  # type: ignore[attr-defined]
+        parameters=[itself, *told.parameters.values()], return_annotation=None
+    )
+    return __init__
+
+
+class Published(Pushable):
     """The constructor of the familiar classes, and what reads and writes their configurations."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -70,7 +89,10 @@ class Published:
     """ᾱ of the last timestep under `rescale_betas_zero_snr`."""
     config: ConfigDict
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    # Of the base the arguments are not known: those of any class.
+    __init__ = takes(cast("Callable[..., Config]", Config))  # type: ignore[assignment]
+
+    def _configure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         names = [each.name for each in fields(self.Config)]
         if len(args) > len(names):
             raise InputTypeError(f"{type(self).__name__} takes at most {len(names)} arguments")
@@ -92,7 +114,6 @@ class Published:
         self._publish(published)
         with within(type(self).__name__):
             self.schedule = self._schedule()
-        super().__init__()
 
     def _schedule(self) -> NoiseSchedule:
         c = self.settings
@@ -110,6 +131,16 @@ class Published:
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         self.config = ConfigDict({**plain, "_class_name": type(self).__name__})
 
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Any, return_unused_kwargs: Literal[False] = False, **overrides: Any
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Any, return_unused_kwargs: Literal[True], **overrides: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
     @classmethod
     def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """A scheduler from a dict, or from another scheduler or its `config`, of any class.
@@ -140,7 +171,7 @@ class Published:
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], subfolder: str | None = None, **options: Any
-    ) -> Any:
+    ) -> Self:
         """A scheduler from `scheduler_config.json` in a folder, or from a Hub repository.
 
         `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` are for the Hub;

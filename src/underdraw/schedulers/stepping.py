@@ -13,6 +13,7 @@ import numpy as np
 from underdraw import backends
 from underdraw.errors import InputError, InputTypeError
 from underdraw.schedulers.arrays import backend_of, is_integer, per_image, read_times, single
+from underdraw.shown import of_fields
 from underdraw.solvers.table import Row, State, Table, advance, clean_image
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class StepOutput(dict):
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self.values())
+
+    def __repr__(self) -> str:
+        return of_fields(self, *self)
 
 
 class Stepping:
@@ -62,7 +66,8 @@ class Stepping:
     schedule: NoiseSchedule
     build: ClassVar[Any]
 
-    def __init__(self) -> None:
+    def _reset(self) -> None:
+        """As it is before the first `set_timesteps`."""
         self.table: Table | None = None
         self.num_inference_steps: int | None = None
         self._request: dict[str, Any] = {}

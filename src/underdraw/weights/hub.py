@@ -65,10 +65,10 @@ def resolve(
         raise NotFoundError(
             f"{name} is a file, not a folder; single-file checkpoints are read by from_single_file"
         )
-    if not _REPOSITORY.fullmatch(name) or name.startswith(".") or ".." in name:
+    if not is_repository(name):
         raise NotFoundError(f"{name}: no such folder (and not the name of a Hub repository)")
     hub = _Hub(name, revision, token, cache_dir, force_download)
-    if local_files_only or _offline():
+    if local_files_only or is_offline():
         return hub.cached("offline (local_files_only or HF_HUB_OFFLINE is set)", not subfolder)
 
     def wanted(names: Sequence[str], components: Collection[str] | None) -> list[str]:
@@ -146,7 +146,12 @@ def _join(place: str, file: str) -> str:
     return f"{place}/{file}" if place else file
 
 
-def _offline() -> bool:
+def is_repository(name: str) -> bool:
+    """Whether a text can be the name of a repository."""
+    return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".") and ".." not in name
+
+
+def is_offline() -> bool:
     """Read at each call: `huggingface_hub` reads the environment once, when it is imported."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE") for n in names)

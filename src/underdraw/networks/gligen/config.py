@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from underdraw.errors import InputError
 from underdraw.networks.config import (
+    MID,
     MOST_BLOCKS,
     Channels,
     Config,
@@ -186,7 +187,7 @@ def transformer_blocks(unet: UNetConfig) -> Iterator[tuple[str, int, int]]:
         if kind.startswith("CrossAttn"):
             for j in range(level.layers):
                 yield from blocks(f"down_blocks.{i}.attentions.{j}", level)
-    if unet.mid_block_type is not None:
+    if unet.mid_block_type == MID[0]:
         yield from blocks("mid_block.attentions.0", levels[-1])
     for i, (kind, level) in enumerate(zip(unet.up_block_types, reversed(levels), strict=True)):
         if kind.startswith("CrossAttn"):

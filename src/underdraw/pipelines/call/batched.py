@@ -28,6 +28,9 @@ class Batched(Generator[tuple[int, Progress], None, None]):
             self.add(stream)
         self._going = self._go()
 
+    def __repr__(self) -> str:
+        return f"<Batched: {len(self._live)} of {len(self.streams)} streams going on>"
+
     def add(self, stream: Stream) -> int:
         """Let one more stream take part from the next tick on; its number.
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from underdraw.backends.contract import Array
 from underdraw.controls.run import Run
 from underdraw.models.outputs import Output
-from underdraw.pictures.writing import save_png, to_output
+from underdraw.pictures.writing import grid, save_png, to_output
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.call.record import annotate
 from underdraw.pipelines.components.components import Components
+from underdraw.shown import html, png
 
 Flags = list[bool] | None
 """Per image, whether the safety checker withheld it; None without a checker."""
@@ -23,10 +26,17 @@ Flags = list[bool] | None
 class StableDiffusionPipelineOutput(Output):
     """What a call returns."""
 
-    images: Any
+    images: list[Image.Image] | Any
     """A list of PIL images, or an array, as `output_type` says."""
     nsfw_content_detected: list[bool] | None = None
     """Per image, whether the safety checker withheld it; None without a checker."""
+
+    def _repr_html_(self) -> str | None:
+        return html(self.images)
+
+    def _repr_png_(self) -> bytes | None:
+        several = isinstance(self.images, list) and self.images
+        return png(grid(self.images)) if several else None
 
     def save(self, pattern: str | Path) -> list[Path]:
         """Write the images as PNG with all that is needed to make them again.

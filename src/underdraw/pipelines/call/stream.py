@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Generic, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from PIL import Image
@@ -14,10 +14,12 @@ from typing_extensions import ParamSpec
 from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
-from underdraw.pictures.writing import to_pil
-from underdraw.pipelines.call.output import decode
+from underdraw.models.returning import Returning, show
+from underdraw.pictures.writing import grid, to_pil
+from underdraw.pipelines.call.output import Flags, decode
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling.loop import Step
+from underdraw.shown import of_fields, png
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -26,17 +28,26 @@ CELLS = 16
 """Side of the test picture from which the colours of latents are learned, in latent pixels."""
 
 
-def streamed(make: Callable[Given, Generator[Question | Step, Any, Made]]) -> Callable[Given, Made]:
+def streamed(
+    make: Callable[
+        Concatenate[Any, Given], Generator[Question | Step, Any, Made | tuple[Any, Flags]]
+    ],
+) -> Returning[Given, Made, tuple[Any, Flags]]:
     """A pipeline's call, written as a generator of questions and steps: it runs to the end, and
-    `pipe.stream`, which takes the same arguments, hands the steps out."""
+    `pipe.stream`, which takes the same arguments, hands the steps out.
+
+    For type checkers, editors and `inspect` it is a call that returns what the generator returns.
+    It is written with `return_dict: Literal[True] = True` (`models.returning`).
+    """
 
     @wraps(make)
-    def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        pipe: Any = args[0]
-        return ended(make(*args, **kwargs), pipe.engine)
+    def call(pipe: Any, *args: Given.args, **kwargs: Given.kwargs) -> Any:
+        return ended(make(pipe, *args, **kwargs), pipe.engine)
 
     call.steps = make  # type: ignore[attr-defined]
-    return call
+    of_generator = get_args(get_type_hints(make).get("return"))
+    show(call, of_generator[2] if len(of_generator) == 3 else Any, like=make)
+    return cast(Any, call)
 
 
 def ended(run: Generator[Any, Any, Made], engine: Engine) -> Made:
@@ -64,7 +75,13 @@ class Progress:
     """The latents the model aims at now, of the same shape; computed when asked for."""
     show: Callable[[Array, bool], list[Any]]
 
-    def preview(self, full: bool = False) -> list[Any]:
+    def __repr__(self) -> str:
+        return of_fields(self, "index", "calls", "timestep", "latents")
+
+    def _repr_png_(self) -> bytes:
+        return png(grid(self.preview()))
+
+    def preview(self, full: bool = False) -> list[Image.Image]:
         """What the model aims at now as PIL images of the final size, one per image.
 
         Cheap and blurred: each latent pixel has the colour its numbers stand for, found by a linear
@@ -74,14 +91,14 @@ class Progress:
         return self.show(self.clean(), full)
 
 
-class Stream(Generator[Progress, None, Any]):
+class Stream(Generator[Progress, None, Made], Generic[Made]):
     """A call of a pipeline in progress.
 
     Several may go on at once, in one thread or in several: each has a run of its own. Whoever
     answers the questions of several at once uses `ask` and `answer` instead of `next`.
     """
 
-    output: Any = None
+    output: Made | Any = None
     """What the call gives; None before the end, and where the stream was closed before."""
     asked: Question | None = None
     """What waits for its answer."""
@@ -94,7 +111,16 @@ class Stream(Generator[Progress, None, Any]):
         self._run: Generator[Question | Step, Any, Any] = steps(pipe, *args, **kwargs)
         self._reply: Any = None
         self._ends = False
+        self._seen: tuple[int, int] | None = None
         self._colours: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        done = "before its first call"
+        if self._seen is not None:
+            done = "call {} of {} done".format(*self._seen)
+        if self._ends or self.output is not None:
+            done = f"ended, {done}"
+        return f"<Stream of {type(self.pipe).__name__}, {done}>"
 
     def ask(self) -> Question | Progress:
         """The next question, for whose answer `answer` has to be called, or the next step; raises
@@ -115,6 +141,7 @@ class Stream(Generator[Progress, None, Any]):
             self.asked = item
             return item
         calls = self.pipe.views.left.calls
+        self._seen = item.index + 1, calls
         return Progress(item.index, calls, item.timestep, item.latents, item.clean, self._show)
 
     def answer(self, value: Any) -> None:

@@ -68,6 +68,7 @@ def read_folder(
             f"({', '.join(names.all)}), {', '.join(names.switches)}, {', '.join(familiar.HUB)}"
         )
     access = familiar.drop_neutral(f"{names.kind}.from_pretrained", rest, NEUTRAL)
+    dtypes = names.dtypes(how.dtype)
     path = hubs.resolve(
         name_or_path,
         variant=how.variant,
@@ -95,7 +96,7 @@ def read_folder(
                 path,
                 subfolder=name,
                 variant=variants[name],
-                dtype=how.dtype,
+                dtype=dtypes[name],
                 device=how.device,
                 backend=how.backend,
                 check=how.check,

@@ -68,6 +68,21 @@ class Names:
         """Of all components."""
         return (*self.needed, *self.optional)
 
+    def dtypes(self, wanted: Any) -> dict[str, Any]:
+        """The dtype of each component, from one for all, or some by name, "default" for others.
+
+        Raises:
+            InputTypeError: a name is no component.
+        """
+        if not isinstance(wanted, Mapping):
+            return dict.fromkeys(self.all, wanted)
+        if unknown := sorted(set(map(str, wanted)) - {*self.all, "default"}):
+            raise InputTypeError(
+                f"dtype has no components {unknown}; {self.kind} has {', '.join(self.all)}, and "
+                "'default' is for those not named"
+            )
+        return {name: wanted.get(name, wanted.get("default")) for name in self.all}
+
     def check(self, given: Iterable[str], switches: tuple[str, ...] = ()) -> None:
         """Raise an InputTypeError where others than components and these switches are given."""
         if unknown := sorted(set(given) - {*self.all, *switches}):

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-
 from underdraw.errors import InputError, InputTypeError, NotFoundError
-from underdraw.models import keywords as familiar
+from underdraw.models import CLIPImageProcessor, keywords as familiar
+from underdraw.models.single_file import NEUTRAL
 from underdraw.pipelines.components.registry import MODELS, Names, scheduler_class
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import folders, hub
-from underdraw.weights.files import SUFFIXES
+from underdraw.weights.locate import find
+from underdraw.weights.original_config import read_original_config
 from underdraw.weights.single_file import read_single_file
 from underdraw.weights.vocabularies import Tokenizer
 
-NEUTRAL = {**familiar.LOADING, "use_safetensors": (None, False, True)}
-_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
-_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+)")
+CHECKER = "CompVis/stable-diffusion-safety-checker"
+"""Where the safety checker was published, which no one-file checkpoint holds."""
 
 
 class NoVocabularyError(NotFoundError):
@@ -29,14 +27,16 @@ class NoVocabularyError(NotFoundError):
 
 
 def read_file(pipeline: Names, source: Any, **options: Any) -> tuple[dict[str, Any], str]:
-    """Components by name, and where they were found; see `DiffusionPipeline.from_single_file`."""
+    """Arguments of the pipeline's constructor, and where they were found; see
+    `DiffusionPipeline.from_single_file`."""
     names = pipeline.all
+    switches = {name: options.pop(name) for name in pipeline.switches if name in options}
     given = {name: options.pop(name) for name in names if name in options}
     access = {name: options.pop(name) for name in familiar.HUB if name in options}
     neutral = {name: options.pop(name) for name in NEUTRAL if name in options}
     familiar.drop_neutral("from_single_file", neutral, NEUTRAL)
+    dtypes = pipeline.dtypes(options.pop("dtype", None) or options.pop("torch_dtype", None))
     wanted = {
-        "dtype": options.pop("dtype", None) or options.pop("torch_dtype", None),
         "device": options.pop("device", None),
         "backend": options.pop("backend", "torch"),
         "check": options.pop("check", False),
@@ -44,17 +44,23 @@ def read_file(pipeline: Names, source: Any, **options: Any) -> tuple[dict[str, A
     options.pop("torch_dtype", None)
     predicts = options.pop("prediction_type", None)
     extract_ema, config = options.pop("extract_ema", False), options.pop("config", None)
+    original = options.pop("original_config", None) or options.pop("original_config_file", None)
+    options.pop("original_config_file", None)
+    with_checker = options.pop("load_safety_checker", None)
     if options:
         allowed = ("dtype", "device", "backend", "check", "prediction_type", "extract_ema")
+        allowed += ("original_config", "load_safety_checker", *pipeline.switches)
         raise InputTypeError(
             f"from_single_file has no arguments {sorted(options)}; allowed: "
             f"{', '.join((*allowed, 'config', *names, *familiar.HUB))}"
         )
 
+    told = {} if original is None else read_original_config(original)
     path = find(source, **access)
     around = None if config is None else hub.resolve(config, weights=False, **access)
     # Of what the file does not tell, a folder beside it does; what was asked for comes first.
-    configs = {} if around is None else read_configs(around)
+    beside = {} if around is None else read_configs(around)
+    configs = {name: {**beside.get(name, {}), **told.get(name, {})} for name in {*beside, *told}}
     read = read_single_file(
         path, prediction_type=predicts, extract_ema=extract_ema, configs=configs
     )
@@ -64,46 +70,24 @@ def read_file(pipeline: Names, source: Any, **options: Any) -> tuple[dict[str, A
             if name == "tokenizer" and isinstance(found[name], str | os.PathLike):
                 found[name] = load_tokenizer(read.tokenizer, found[name], **access)
         elif name in read.components:
-            found[name] = MODELS[name].from_tensors(*read.components[name], **wanted)
+            found[name] = MODELS[name].from_tensors(
+                *read.components[name], dtype=dtypes[name], **wanted
+            )
         elif name == "scheduler":
             found[name] = scheduler_class(read.scheduler["_class_name"]).from_config(read.scheduler)
         elif name == "tokenizer":
             found[name] = load_tokenizer(read.tokenizer, around, **access)
+    if with_checker and "safety_checker" in names and found.get("safety_checker") is None:
+        found["safety_checker"] = MODELS["safety_checker"].from_pretrained(
+            CHECKER, dtype=dtypes["safety_checker"], **wanted, **access
+        )
+        found.setdefault("feature_extractor", CLIPImageProcessor.from_pretrained(CHECKER, **access))
     if missing := [name for name in pipeline.needed if name not in found]:
         raise InputError(
             f"{path} has no {' and no '.join(missing)}; {pipeline.kind} needs them: give "
             + ", ".join(f"{name}=" for name in missing)
         )
-    return found, str(path) if os.path.exists(os.fspath(source)) else os.fspath(source)
-
-
-def find(source: Any, **access: Any) -> Path:
-    """The file itself: a path, "owner/name/folder/file.safetensors" on the Hub, or its page.
-
-    Raises NotFoundError where there is nothing of that name.
-    """
-    if not isinstance(source, str | os.PathLike):
-        raise InputTypeError(f"source={source!r} is neither a path nor a file on the Hub")
-    name = os.fspath(source)
-    if os.path.isfile(name):
-        return Path(name)
-    if os.path.isdir(name):
-        raise NotFoundError(f"{name} is a folder, not a file; folders are read by from_pretrained")
-    link = _FILE.fullmatch(_PAGE.sub("", name))
-    if link is None or not name.endswith(SUFFIXES) or name.startswith((".", "/")):
-        raise NotFoundError(f"{name}: no such file (and not owner/name/file on the Hub)")
-    repository, revision, file = link.groups()
-    if revision is not None:
-        access.setdefault("revision", revision)
-    try:
-        return Path(hf_hub_download(repository, file, **access))
-    except Exception as error:
-        if not hub.of_the_hub(error) and not isinstance(error, ValueError):
-            raise
-        raise NotFoundError(
-            f"{name}: no such file here, and the Hub gives no {file} of {repository} "
-            f"({hub.first_line(error)})"
-        ) from None
+    return found | switches, str(path) if os.path.exists(os.fspath(source)) else os.fspath(source)
 
 
 def read_configs(folder: Path) -> dict[str, Mapping[str, Any]]:

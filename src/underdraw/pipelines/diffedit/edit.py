@@ -133,8 +133,9 @@ def reversible(pipe: Any) -> Any:
             return pipe
     LOG.info("%s cannot be turned round; DDIM is used", type(scheduler).__name__)
     config = dict(scheduler.config)
-    told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
-    return type(pipe).from_pipe(pipe, scheduler=DDIMScheduler.from_config(config, **told))
+    clip = bool(config.get("clip_sample", False))  # latents are not in [-1, 1]
+    scheduler = DDIMScheduler.from_config(config, clip_sample=clip)
+    return type(pipe).from_pipe(pipe, scheduler=scheduler)
 
 
 def edit(

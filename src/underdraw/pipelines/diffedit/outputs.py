@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from underdraw.backends.contract import Array
 from underdraw.models.outputs import Output
+from underdraw.shown import html
 
 CLEAN = "_underdraw_clean"
 """The attribute of `invert`'s tensor that holds clean latents."""
@@ -26,8 +28,11 @@ class DiffEditInversionPipelineOutput(Output):
     """
 
     latents: Array
-    images: Any = None
+    images: list[Image.Image] | Any = None
     clean: Array | None = None
+
+    def _repr_html_(self) -> str | None:
+        return html(self.images)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """What the output of diffusers holds."""
@@ -38,7 +43,7 @@ class DiffEditInversionPipelineOutput(Output):
 class DiffEditOutput(Output):
     """What `edit` returns."""
 
-    images: Any
+    images: list[Image.Image] | Any
     """A list of PIL images, or an array, as `output_type` says."""
     mask_image: np.ndarray
     """Integers 0 and 1, `(images, height / 8, width / 8)`: 1 where the picture was to change."""
@@ -47,6 +52,10 @@ class DiffEditOutput(Output):
     nsfw_content_detected: list[bool] | None = None
     clean: Array | None = None
     """Of the picture, as `invert` gives them."""
+
+    def _repr_html_(self) -> str | None:
+        masks = (self.mask_image * 255).astype(np.uint8)
+        return html(self.images, [Image.fromarray(mask) for mask in masks])
 
 
 def remember(levels: Array, clean: Array | None) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Mapping
+from inspect import signature
 from numbers import Real
+from os import PathLike
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import ImageFilter
@@ -14,12 +18,21 @@ from PIL import ImageFilter
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
+from underdraw.models import keywords
 from underdraw.pictures import cropping, modes, reading as pictures, writing as images
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.offload import enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
 from underdraw.pipelines.diffusers.latents import first_noise
+from underdraw.weights import folders, hub
+
+FUSED = "xformers: the framework's own fused attention is used already, and nothing changes"
+
+
+def note(text: str) -> None:
+    """Say what a call written for diffusers cannot do here, where it need not stop a script."""
+    logging.getLogger(__name__).warning(text)
 
 
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
@@ -108,6 +121,7 @@ class Familiar:
     parts: Components
     components: Any
     requires_safety_checker: bool
+    enable_attention_slicing: Any
 
     @property
     def vae_scale_factor(self) -> int:
@@ -210,20 +224,67 @@ class Familiar:
         if self.parts.offload is not None:
             self.parts.offload.bring_home()
 
-    def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
-        """Raises InputError: it comes with a later release."""
-        raise InputError(
-            "moving single layers comes with a later release; enable_model_cpu_offload() moves "
-            "whole networks, and dtype='float16', enable_attention_slicing() and "
-            "enable_vae_tiling() save memory, too"
-        )
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Do as `enable_model_cpu_offload`, with a note: whole networks are moved, not single
+        layers. Where that cannot be done (without an accelerator, on other backends than PyTorch)
+        the note says so, and nothing changes."""
+        try:
+            self.enable_model_cpu_offload(gpu_id, device)
+            note("enable_sequential_cpu_offload: whole networks are moved, not single layers")
+        except InputError as error:
+            note(f"enable_sequential_cpu_offload changes nothing: {error}")
 
     def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
-        """Raises InputError: it comes with a later release."""
-        raise InputError(
-            "other implementations of attention come with a later release; PyTorch's fused one is "
-            "used already, without a call"
-        )
+        """Nothing but a note: the framework's own fused attention is used already."""
+        note(FUSED)
 
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Nothing: it is never on."""
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, *_: Any, **__: Any) -> None:
+        """Nothing but a note where it is switched on."""
+        if valid:
+            note(FUSED)
+
+    def set_attention_slice(self, slice_size: int | str | None) -> None:
+        """diffusers' other name of `enable_attention_slicing`."""
+        self.enable_attention_slicing(slice_size)
+
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->image_encoder->unet->vae"
+    """In which order networks are used."""
+
+    @classmethod
+    def load_config(cls, name_or_path: str | PathLike[str], **access: Any) -> dict[str, Any]:
+        """The parsed `model_index.json`; arguments for the Hub as of `from_pretrained`."""
+        access = keywords.drop_neutral(f"{cls.__name__}.load_config", access)
+        return dict(folders.read_model_index(hub.resolve(name_or_path, weights=False, **access)))
+
+    def to_json_string(self) -> str:
+        """`config` as text."""
+        return json.dumps(dict(self.config), indent=2, sort_keys=True) + "\n"
+
+    @property
+    def hf_device_map(self) -> None:
+        """None: a pipeline is on one device."""
+
+    def reset_device_map(self) -> None:
+        """Nothing: a pipeline is on one device."""
+
+    def prepare_extra_step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
+        """Arguments for `scheduler.step` of a loop of one's own."""
+        takes = signature(self.parts.scheduler.step).parameters
+        given = {"eta": eta, "generator": generator}
+        return {name: value for name, value in given.items() if name in takes}
+
+    def get_timesteps(
+        self, num_inference_steps: int, strength: float, device: Any = None
+    ) -> tuple[Any, int]:
+        """The last part of `scheduler.timesteps`, and how many steps it is, for a loop of one's
+        own that begins with a picture: `strength` in [0, 1] is that part."""
+        scheduler: Any = self.parts.scheduler
+        steps = checks.whole("num_inference_steps", num_inference_steps)
+        done = min(int(steps * checks.number("strength", strength, 0.0, 1.0)), steps)
+        first = (steps - done) * getattr(scheduler, "order", 1)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        return scheduler.timesteps[first:], done

@@ -1,0 +1,89 @@
+"""`AutoPipelineFor...`: a task instead of a class. The class is that of Stable Diffusion for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from underdraw.errors import InputError, InputTypeError
+from underdraw.models.keywords import HUB
+from underdraw.pipelines.base import DiffusionPipeline
+from underdraw.pipelines.components.registry import listed_class
+from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from underdraw.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from underdraw.weights import hub as hubs
+
+
+class _Auto:
+    def __init__(self, *_: Any, **__: Any) -> NoReturn:
+        kind = type(self).__name__
+        raise InputTypeError(f"{kind} is made with {kind}.from_pretrained or {kind}.from_pipe")
+
+    @classmethod
+    def _check(cls, source: Any, options: dict[str, Any]) -> None:
+        """Raise an InputError where diffusers would take another class, or the folder is of one
+        that is not known."""
+        for name in ("controlnet", "enable_pag"):
+            if options.pop(name, None):
+                raise InputError(f"{name} is not supported by {cls.__name__} of this release")
+        if isinstance(source, DiffusionPipeline) or hasattr(source, "components"):
+            return
+        access = {name: options[name] for name in HUB if name in options}
+        listed_class(hubs.resolve(source, weights=False, **access))
+
+
+class AutoPipelineForText2Image(_Auto):
+    """A text to a picture: `StableDiffusionPipeline`."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> StableDiffusionPipeline:
+        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
+        cls._check(name_or_path, options)
+        return StableDiffusionPipeline.from_pretrained(name_or_path, **options)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **overrides: Any) -> StableDiffusionPipeline:
+        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
+        cls._check(pipeline, overrides)
+        return StableDiffusionPipeline.from_pipe(pipeline, **overrides)
+
+
+class AutoPipelineForImage2Image(_Auto):
+    """A picture and a text to a picture: `StableDiffusionImg2ImgPipeline`."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, **options: Any
+    ) -> StableDiffusionImg2ImgPipeline:
+        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
+        cls._check(name_or_path, options)
+        return StableDiffusionImg2ImgPipeline.from_pretrained(name_or_path, **options)
+
+    @classmethod
+    def from_pipe(
+        cls, pipeline: DiffusionPipeline, **overrides: Any
+    ) -> StableDiffusionImg2ImgPipeline:
+        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
+        cls._check(pipeline, overrides)
+        return StableDiffusionImg2ImgPipeline.from_pipe(pipeline, **overrides)
+
+
+class AutoPipelineForInpainting(_Auto):
+    """A picture, a mask and a text to a picture: `StableDiffusionInpaintPipeline`."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, **options: Any
+    ) -> StableDiffusionInpaintPipeline:
+        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
+        cls._check(name_or_path, options)
+        return StableDiffusionInpaintPipeline.from_pretrained(name_or_path, **options)
+
+    @classmethod
+    def from_pipe(
+        cls, pipeline: DiffusionPipeline, **overrides: Any
+    ) -> StableDiffusionInpaintPipeline:
+        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
+        cls._check(pipeline, overrides)
+        return StableDiffusionInpaintPipeline.from_pipe(pipeline, **overrides)
