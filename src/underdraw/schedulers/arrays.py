@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from underdraw import backends
+from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
+
+LARGEST_SIGMA = 1e6
+"""Of noise to signal; above it nothing of a signal is left in float32. Published ones reach 4096."""
 
 
 def backend_of(array: Any) -> Any:
@@ -74,10 +78,12 @@ def check_custom(settings: Any, request: Mapping[str, tuple[float, ...]]) -> Non
         train = settings.num_train_timesteps
         listed = request["timesteps"]
         if not all(0 <= t < train for t in listed):
-            raise InputError(f"timesteps={listed} must lie between 0 and {train - 1}")
+            raise InputError(f"timesteps={shown(listed)} must lie between 0 and {train - 1}")
     levels = request.get("sigmas")
     if levels is not None and (len(levels) < 2 or min(levels) < 0):
-        raise InputError(f"sigmas={levels} must hold at least two numbers, none below 0")
+        raise InputError(f"sigmas={shown(levels)} must hold at least two numbers, none below 0")
+    if levels is not None and max(levels) > LARGEST_SIGMA:
+        raise InputError(f"sigmas={shown(levels)} must not exceed {LARGEST_SIGMA:g}")
     for key, listed in request.items():
         if any(later >= earlier for earlier, later in pairwise(listed)):
-            raise InputError(f"{key}={listed} must fall from entry to entry")
+            raise InputError(f"{key}={shown(listed)} must fall from entry to entry")

@@ -25,21 +25,25 @@ from underdraw.pipelines.diffusers.latents import first_noise
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
     """Arguments of diffusers' call whose work controls do here; empty ones pass, and a `scale` of
     LoRA layers, of which there are none."""
-    if isinstance(attention, Mapping) and set(attention) == {"scale"}:
-        scale = attention["scale"]
-        if isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale):
-            attention = None
+    if isinstance(attention, Mapping) and (not attention or _is_scale(attention)):
+        attention = None
     given = {
         "ip_adapter_image": image,
         "ip_adapter_image_embeds": embeds,
-        "cross_attention_kwargs": attention or None,
+        "cross_attention_kwargs": attention,
     }
     for name, value in given.items():
         if value is not None:
             raise InputError(
-                f"{name}={value!r:.100} is not taken; allowed: None. What acts on attention is "
-                "given as controls=[...]"
+                f"{name}={checks.shown(value)} is not taken; allowed: None. What acts on attention "
+                "is given as controls=[...]"
             )
+
+
+def _is_scale(attention: Mapping[str, Any]) -> bool:
+    scale = attention.get("scale") if len(attention) == 1 else None
+    number = isinstance(scale, Real) and not isinstance(scale, bool)
+    return number and math.isfinite(scale)
 
 
 class ImageProcessor:
