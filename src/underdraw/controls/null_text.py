@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
 from underdraw.errors import InputError, InputTypeError
@@ -37,6 +38,7 @@ class NullText(Control):
             raise InputError(
                 f"contexts has {len(self.contexts)} entries; the run has {run.calls} calls"
             )
+        width = run.conditioning.context.shape[2]
         for context in self.contexts:
             shape = tuple(getattr(context, "shape", ()))
             if len(shape) != 3 or shape[0] not in (1, run.batch):
@@ -44,6 +46,7 @@ class NullText(Control):
                     f"contexts holds an array of shape {shape}; needed is (1 or {run.batch}, "
                     "tokens, width)"
                 )
+            checks.array("contexts", context, (None, None, width), run.framework)
 
     def before_call(
         self, nn: Operations, carry: None, latents: Array, call: Call

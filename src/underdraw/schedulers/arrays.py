@@ -14,7 +14,7 @@ from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 
 LARGEST_SIGMA = 1e6
-"""Of noise to signal; above it nothing of a signal is left in float32. Published ones reach 4096."""
+"""Of noise to signal; above it float32 holds nothing of a signal. Published ones reach 4096."""
 
 
 def backend_of(array: Any) -> Any:

@@ -25,7 +25,6 @@ from underdraw.schedulers.foreign import ForeignSolver
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table
 
-
 LARGEST_GUIDANCE = 1e4
 """Beyond it half precision overflows, and float32 holds nothing of the unconditional half."""
 MOST_IMAGES = 4096
@@ -120,9 +119,7 @@ def check_controls(controls: Any) -> None:
     """A list of controls."""
     for control in checks.sequence("controls", controls, "controls"):
         if not isinstance(control, Control):
-            raise InputTypeError(
-                f"controls holds {checks.shown(control)}, which is not a Control"
-            )
+            raise InputTypeError(f"controls holds {checks.shown(control)}, which is not a Control")
 
 
 def check_guidance(scale: Any) -> float:

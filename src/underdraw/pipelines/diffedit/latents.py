@@ -37,6 +37,14 @@ def read_image(components: Components, image: Any) -> Array:
     )
 
 
+def latent_sides(components: Components, pictures: Array) -> tuple[int, int]:
+    """Height and width of the latents of what `read_image` gives."""
+    height, width = pictures.shape[2:]
+    if pictures.shape[1] == components.vae.config.latent_channels:
+        return height, width
+    return height // components.vae.config.factor, width // components.vae.config.factor
+
+
 def encode_image(
     components: Components,
     pictures: Array,
