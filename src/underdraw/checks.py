@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -199,13 +199,22 @@ def finite(name: str, value: Any, framework: Any) -> bool:
     """Whether an array of the framework holds neither NaN nor infinity.
 
     Raises:
+        InputTypeError: see `readable`.
+    """
+    return readable(name, value, framework.is_finite)
+
+
+def readable(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of an array.
+
+    Raises:
         InputTypeError: it holds no numbers that could be read, such as a tensor on "meta", or not
             one after the other, such as a sparse one.
     """
     if "sparse" in str(getattr(value, "layout", "")):
         raise InputTypeError(f"{name} is sparse; a dense array is needed")
     try:
-        return framework.is_finite(value)
+        return read(value)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         place = getattr(value, "device", None)
         raise InputTypeError(f"{name} on {place} holds no numbers that can be read") from error

@@ -18,7 +18,7 @@ from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
-from underdraw.pipelines.call.plan import check_prompts, count_images
+from underdraw.pipelines.call.plan import LARGEST_GUIDANCE, check_prompts, count_images
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import Stream
 from underdraw.pipelines.call.views import Views
@@ -479,7 +479,7 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
         )
         guided = checks.flag("do_classifier_free_guidance", do_classifier_free_guidance)
         if lora_scale is not None:
-            checks.number("lora_scale", lora_scale)
+            checks.number("lora_scale", lora_scale, -LARGEST_GUIDANCE, LARGEST_GUIDANCE)
         checks.device("device", device)
         texts = check_prompts(self.parts, request)
         images = count_images(texts.count, num_images_per_prompt)

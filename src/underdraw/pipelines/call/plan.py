@@ -24,6 +24,7 @@ from underdraw.schedulers import LMSDiscreteScheduler, Scheduler
 from underdraw.schedulers.foreign import ForeignSolver
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table
+from underdraw.text.weighting import parse_weights
 
 LARGEST_GUIDANCE = 1e4
 """Beyond it half precision overflows, and float32 holds nothing of the unconditional half."""
@@ -154,6 +155,7 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
     if prompt is None and embeds is None:
         raise InputError(f"{positive}=None; give {positive} or {positive}_embeds")
     prompts = None if prompt is None else checks.texts(positive, prompt)
+    _check_words(components, positive, prompts)
     if not (embeds is request.negative_prompt_embeds is None):
         _check_embeds(components, request, prompts, positive, opposite)
     count = embeds.shape[0] if prompts is None else len(prompts)
@@ -167,7 +169,15 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
         negatives = negatives * count
     if len(negatives) != count:
         raise InputError(f"{opposite} has {len(negatives)} entries; there are {count} prompts")
+    _check_words(components, opposite, negatives)
     return Prompts(prompts, negatives, images)
+
+
+def _check_words(components: Components, name: str, prompts: list[str] | None) -> None:
+    """Raise an InputError where brackets of prompts do not make weights."""
+    if components.compat != "diffusers":
+        for prompt in prompts or ():
+            parse_weights(prompt, name)
 
 
 def _check_embeds(

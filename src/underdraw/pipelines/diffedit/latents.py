@@ -113,6 +113,8 @@ def read_levels(components: Components, held: Any, prompts: int, steps: int) -> 
         raise InputTypeError(
             f"image_latents is {type(held).__name__}; what invert returns is needed"
         )
+    if framework.is_floating(held):  # what is no number is told below
+        checks.finite("image_latents", held, framework)
     given: Any = held
     if given.ndim == 4 and given.shape[0] % prompts == 0:
         given = given.reshape(prompts, -1, *given.shape[1:])
