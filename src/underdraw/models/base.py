@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from underdraw import backends
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
+from underdraw.backends.once import once
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.formats.stored import stored
 from underdraw.models.keywords import SAVING, drop_neutral
@@ -278,7 +278,7 @@ class Model:
         return sum(prod(shape) for shape in self.layout(self.config).shapes.values())
 
 
-@cache
+@once
 def _bind(cls: type[Model], backend: str) -> type[Model]:
     """The subclass of `cls` that lives on a backend."""
     if hasattr(cls, "_framework"):
@@ -294,7 +294,7 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
     return type(cls.__name__, (cls, framework.Root), names)
 
 
-@cache
+@once
 def _framework_of(backend: str) -> Any:
     """The module of a backend, which from now on looks into what models return."""
     framework = backends.get(backend)

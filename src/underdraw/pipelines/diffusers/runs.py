@@ -65,5 +65,6 @@ class FamiliarRuns:
 
     @_interrupt.setter
     def _interrupt(self, value: bool) -> None:
-        """In a callback, of its run; elsewhere, of all runs of this pipeline in progress."""
-        self.views.interrupt(value)
+        """In a callback, of its run; elsewhere, of the run whose step this thread was handed last, or
+        in a thread that has none in progress, of all runs of this pipeline (`Views.interrupt`)."""
+        self.views.interrupt(bool(value))
