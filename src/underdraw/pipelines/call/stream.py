@@ -142,8 +142,8 @@ class Stream(Generator[Progress, None, Any]):
         raise kind if value is None else value
 
     def interrupt(self) -> None:
-        """End the run after the step that is going on, or the one that was handed out last; `output`
-        is then made of what it has reached. Any thread may say so, and no other run notices."""
+        """End the run after the step that is going on, or was handed out last; `output` is made
+        of what it has reached. Any thread may say so, and no other run notices."""
         self._interrupted = True
         if self._going is not None:
             self._going.ended = True
