@@ -13,7 +13,7 @@ from underdraw import checks
 from underdraw.errors import InputError, InputTypeError
 from underdraw.schedulers.arrays import check_custom
 from underdraw.schedulers.published import Published
-from underdraw.schedulers.stepping import Stepping
+from underdraw.schedulers.stepping import Stepping, check_eta
 from underdraw.solvers.table import Table, check_steps
 
 
@@ -60,6 +60,8 @@ class Scheduler(Published, Stepping):
             if values is not None
         }
         self._check_request(num_inference_steps, request)
+        if eta is not None:
+            check_eta(eta)
         if eta is not None and "eta" in self.options:
             options["eta"] = eta
         for name in options:
