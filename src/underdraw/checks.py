@@ -135,7 +135,12 @@ def path(name: str, value: Any) -> str:
     if not isinstance(value, str | os.PathLike):
         raise InputTypeError(f"{name}={shown(value)} is not a path; allowed: a string, a Path")
     plain = os.fspath(value)
-    if not isinstance(plain, str) or not plain or "\0" in plain:
+    whole = isinstance(plain, str) and bool(plain) and "\0" not in plain
+    try:
+        fits = whole and all(len(os.fsencode(part)) < 256 for part in plain.split(os.sep))
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
         raise InputError(f"{name}={shown(value)} is no name of a file or folder")
     return plain
 
@@ -147,6 +152,24 @@ def device(name: str, value: Any) -> Any:
     its_own = type(value).__name__.lower().endswith("device") and not isinstance(value, type)
     if not (value is None or known or number or its_own):
         raise InputError(f"{name}={shown(value)} is not a device; allowed: {', '.join(DEVICES)}")
+    return value
+
+
+def dtype(name: str, value: Any) -> Any:
+    """A floating-point dtype as a framework has it, or by its name; or None."""
+    if value is not None:
+        told = getattr(value, "__name__", None) if isinstance(value, type) else shown(value)
+        if "float" not in str(told).lower() or hasattr(value, "shape"):
+            raise InputTypeError(f"{name}={shown(value)} is not a floating-point dtype")
+    return value
+
+
+def picture(name: str, value: Any) -> Any:
+    """A PIL picture, by what it can do: nothing of PIL is known here."""
+    if isinstance(value, type) or not (hasattr(value, "crop") and hasattr(value, "convert")):
+        raise InputTypeError(f"{name}={shown(value)} is not a PIL picture")
+    if 0 in value.size:
+        raise InputError(f"{name} is {value.size[0]} x {value.size[1]} pixels, so empty")
     return value
 
 

@@ -87,7 +87,9 @@ class AttentionEdit(Control):
         keep("targets", tuple(_index("targets", target) for target in targets))
         _index("source", self.source)
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise InputError(f"targets={self.targets} must name at least one prompt, each once")
+            raise InputError(
+                f"targets={shown(self.targets)} must name at least one prompt, each once"
+            )
         checks.choice("mode", self.mode, ("replace", "refine"))
         checks.flag("share_noise", self.share_noise)
         for name in ("cross", "self_attention", "blend_steps"):
@@ -110,7 +112,7 @@ class AttentionEdit(Control):
             raise InputError("positions=0 is too small; allowed: 1 or more")
         if self.source in self.targets and not self.weights:
             raise InputError(
-                f"targets={self.targets} holds the source, prompt {self.source}; that changes "
+                f"targets={shown(self.targets)} holds the source, prompt {self.source}; that changes "
                 "something only with weights"
             )
 

@@ -158,7 +158,7 @@ def check_parts(name: str, boxes: Any, most: int = MOST) -> tuple[Grounded, ...]
     Raises:
         InputError, InputTypeError: more, or something else.
     """
-    if isinstance(boxes, str) or not isinstance(boxes, Iterable):
+    if isinstance(boxes, str) or not isinstance(boxes, Iterable) or hasattr(boxes, "shape"):
         raise InputTypeError(f"{name}={shown(boxes)} is not a list of Box and Style")
     parts: tuple[Any, ...] = tuple(islice(boxes, 1000))  # perhaps from something without an end
     for part in parts:

@@ -32,6 +32,12 @@ class NullText(Control):
             raise InputTypeError(f"contexts is {type(self.contexts).__name__}; a list is needed")
         if not self.contexts:
             raise InputError("contexts is empty; one for each call is needed, or one for all")
+        for context in self.contexts:
+            if getattr(context, "ndim", 0) != 3:
+                raise InputTypeError(
+                    f"contexts holds {checks.shown(context)}; an array (1 or images, tokens, "
+                    "width) is needed"
+                )
 
     def prepare(self, run: Run) -> None:
         if 1 < len(self.contexts) < run.calls:

@@ -16,6 +16,7 @@ from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
+from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
 from underdraw.pipelines.call.plan import LARGEST_GUIDANCE, check_prompts, count_images
@@ -367,6 +368,8 @@ class DiffusionPipeline:
         """A `tqdm` bar with this pipeline's options."""
         if (iterable is None) == (total is None):
             raise InputError("progress_bar takes either iterable or total")
+        if total is not None:
+            checks.whole("total", total, 0)
         return tqdm(iterable, total=total, **self.progress_bar_options)
 
 
@@ -443,6 +446,9 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
 
     def decode_latents(self, latents: Array, output_type: str) -> tuple[Any, Flags]:
         """Latents `(images, 4, h, w)` of a finished run to images; a checker, if any, sees them."""
+        checks.choice("output_type", output_type, OUTPUT_TYPES)
+        channels = self.parts.vae.config.latent_channels
+        checks.array("latents", latents, (None, channels, None, None), self.parts.framework)
         return decode(self.parts, latents, output_type)
 
     def run_safety_checker(
@@ -452,6 +458,8 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns):
 
         `device` and `dtype` are diffusers'; the checker knows its own.
         """
+        checks.device("device", device)
+        checks.dtype("dtype", dtype)
         return check_safety(self.parts, image)
 
     def encode_prompt(

@@ -42,6 +42,8 @@ def check_latents(name: str, array: Any, like: Any = None, at: str = "") -> Any:
     shape = tuple(array.shape)
     if not backend.is_floating(array):
         raise InputTypeError(f"{name} has dtype {array.dtype}; floating-point numbers are needed")
+    if "sparse" in str(getattr(array, "layout", "")):
+        raise InputTypeError(f"{name} is sparse; a dense array is needed")
     if not shape or 0 in shape:
         raise InputError(f"{name} has shape {shape}; needed is (images, channels, height, width)")
     if like is not None:
@@ -50,6 +52,9 @@ def check_latents(name: str, array: Any, like: Any = None, at: str = "") -> Any:
         wanted = tuple(like.shape)
         if shape[1:] != wanted[1:] or shape[0] not in (1, wanted[0]):
             raise InputError(f"{name} has shape {shape}; that of {at} is {wanted}")
+        places = [str(getattr(each, "device", "")) for each in (array, like)]
+        if places[0] != places[1]:
+            raise InputError(f"{name} is on {places[0]}; {at} is on {places[1]}")
     return array
 
 

@@ -201,6 +201,7 @@ def _read_grounding(
     if isinstance(source, Grounding):
         network = source
     else:
+        checks.path("source", source)
         network = load_grounding(source, unet, subfolder=subfolder or None, **options)
         if Path(source).is_dir():
             sight = _sight_in(Path(source), unet)
@@ -332,9 +333,13 @@ class Adaptable:
 def _write(kind: AdapterKind, there: Networks, target: Any, name: str | None) -> None:
     if name is None and len(there) == 1:
         name = next(iter(there))
-    if name is None or name not in there:
+    checks.path("target", target)
+    if not checks.is_one_of(name, tuple(there)):
         listed = ", ".join(map(repr, there)) or "none"
-        raise InputError(f"kind={name!r}; allowed: kinds of the {kind.name} weights, {listed}")
+        raise InputError(
+            f"name or kind={checks.shown(name)}; allowed: kinds of the {kind.name} weights, {listed}"
+        )
+    assert name is not None  # which is none of them
     kind.write(there[name], target)
 
 

@@ -13,9 +13,10 @@ from PIL import ImageFilter
 
 from underdraw import checks
 from underdraw.backends.contract import Array
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures import cropping, reading as pictures, writing as images
 from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.call.latents import LONGEST_SIDE
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.offload import enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
@@ -65,13 +66,28 @@ class ImageProcessor:
         Arguments are those of `pictures.reading.read_pictures` and `read_masks`; the size is by
         default that of the first picture, rounded down to multiples of the autoencoder's factor.
         """
-        crop = None if crops_coords is None else cropping.Crop(*crops_coords)
+        for name, given in (("height", height), ("width", width)):
+            if given is not None:
+                checks.whole(name, given, 1, LONGEST_SIDE)
+        crop = None
+        if crops_coords is not None:
+            corners = checks.sequence("crops_coords", crops_coords, "four whole numbers")
+            if len(corners) != 4:
+                raise InputError(f"crops_coords={checks.shown(corners)} must hold four numbers")
+            crop = cropping.Crop(
+                *(checks.whole("crops_coords", one, 0, LONGEST_SIDE) for one in corners)
+            )
+            if not (crop.left < crop.right and crop.top < crop.bottom):
+                raise InputError(f"crops_coords={crop} has no area")
         if self.mask:
-            side = getattr(image, "size", None) if hasattr(image, "convert") else None
-            side = (image.shape[-1], image.shape[-2]) if side is None else side
+            first = image[0] if isinstance(image, list | tuple) and image else image
+            side = getattr(first, "size", None) if hasattr(first, "convert") else None
+            if side is None and len(getattr(first, "shape", ())) < 2:
+                raise InputTypeError(f"image={checks.shown(image)} is no mask")
+            side = (first.shape[-1], first.shape[-2]) if side is None else side
             wide, high = (n - n % self.vae_scale_factor for n in side)
             read = pictures.read_masks(
-                "mask", image, self.framework, height or high, width or wide, crop
+                "image", image, self.framework, height or high, width or wide, crop
             )
         else:
             read = pictures.read_pictures(
@@ -88,17 +104,22 @@ class ImageProcessor:
     @staticmethod
     def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> cropping.Crop:
         """The part of a picture around what is set in a PIL mask (`pictures`)."""
-        return cropping.crop_around(mask_image, width, height, pad)
+        checks.whole("width", width, 1, LONGEST_SIDE)
+        checks.whole("height", height, 1, LONGEST_SIDE)
+        checks.whole("pad", pad, 0, LONGEST_SIDE)
+        return cropping.crop_around(checks.picture("mask_image", mask_image), width, height, pad)
 
     @staticmethod
     def blur(image: Any, blur_factor: int = 4) -> Any:
         """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
-        return image.filter(ImageFilter.GaussianBlur(blur_factor))
+        radius = checks.number("blur_factor", blur_factor, 0.0, LONGEST_SIDE)
+        return checks.picture("image", image).filter(ImageFilter.GaussianBlur(radius))
 
     def postprocess(self, image: Array, output_type: str = "pil") -> Any:
         """Decoded images `(images, 3, height, width)` near [-1, 1] as "pil", "np", "pt", "latent"
         (as they are)."""
         checks.choice("output_type", output_type, images.OUTPUT_TYPES)
+        checks.array("image", image, (None,) * 4, self.framework)
         if output_type == "latent":
             return image
         return images.to_output(image, output_type, self.framework)
@@ -170,6 +191,15 @@ class Familiar:
     @staticmethod
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
+        numbers = isinstance(images, np.ndarray) and images.dtype.kind == "f"
+        shape = images.shape if numbers else ()
+        if len(shape) not in (3, 4) or shape[-1] not in (1, 3) or 0 in shape:
+            raise InputTypeError(
+                f"images={checks.shown(images)}; needed are numbers in [0, 1] of numpy, (images, "
+                "height, width, 3)"
+            )
+        if not (images.min() > -0.001 and images.max() < 1.001):  # false for NaN, too
+            raise InputError("images holds values outside [0, 1]")
         return to_pil(images[None] if images.ndim == 3 else images)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
