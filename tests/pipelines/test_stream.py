@@ -266,3 +266,91 @@ def test_questions_may_be_answered_from_outside(pipe):
             seen.append(type(item).__name__)
     assert seen == ["Question", "Progress"] * 3
     assert torch.equal(run.output.images, expected)
+
+
+# -- an interruption belongs to a run --------------------------------------------------------------
+def three(pipe, **further):
+    return [pipe.stream("a red sphere", **{**STEPS, "seed": i}, **further) for i in range(3)]
+
+
+def ends(runs):
+    """How many more steps each run makes."""
+    return [len(list(run)) for run in runs]
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_between_steps_it_is_the_run_that_was_handed_out_last(pipe, which):
+    runs = three(pipe)
+    for run in runs:
+        next(run)
+    next(runs[which])
+    pipe._interrupt = True
+    assert ends(runs) == [0 if i == which else 2 for i in range(3)]
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_stream_is_interrupted_by_itself_from_any_thread(pipe, which):
+    runs = three(pipe)
+    firsts = [next(run) for run in runs]
+    tiny.together(runs[which].interrupt)
+    assert ends(runs) == [0 if i == which else 2 for i in range(3)]
+    assert torch.equal(runs[which].output.images, firsts[which].latents)
+    before = pipe.stream("a red sphere", **STEPS)
+    before.interrupt()
+    assert len(list(before)) == 1 and before.output is not None
+
+
+def test_batched_streams_are_interrupted_each_by_itself(pipe):
+    seen = []
+    for which, step in (runs := underdraw.batched(three(pipe))):
+        seen.append(which)
+        if which == 1 and step.index == 0:
+            pipe._interrupt = True
+    assert sorted(seen) == [0, 0, 0, 1, 2, 2, 2]
+    assert all(stream.output is not None for stream in runs.streams)
+
+
+@pytest.mark.parametrize("later", ["nothing", "false", "a new run"])
+def test_nothing_takes_back_what_was_asked_from_outside(pipe, later):
+    run = pipe.stream("a red sphere", **STEPS)
+    next(run)
+    tiny.together(lambda: setattr(pipe, "_interrupt", True))
+    if later != "nothing":
+        pipe._interrupt = False
+    if later == "a new run":
+        assert len(list(pipe.stream("a cube", **STEPS))) == 3
+    assert list(run) == []
+
+
+def test_a_callback_takes_back_what_it_said_itself_alone(pipe):
+    def asked(pipe, index, *_):
+        if from_outside and index == 0:
+            tiny.together(lambda: setattr(pipe, "_interrupt", True))
+        pipe._interrupt = True
+        pipe._interrupt = False  # as callbacks of diffusers do: `index == 7`
+
+    for from_outside in (False, True):
+        run = pipe.stream("a red sphere", **STEPS, callback_on_step_end=asked)
+        assert len(list(run)) == (1 if from_outside else 3)
+
+
+def test_threads_interrupt_their_own_run(pipe):
+    expected = [list(run)[-1].latents for run in three(pipe)]
+
+    def call(i):
+        def stop(pipe, index, *_):
+            pipe._interrupt = i == 1 and index == 0
+
+        seen = []
+        made = tiny.run(
+            pipe,
+            **{**STEPS, "seed": i},
+            callback_on_step_end=stop,
+            callback=lambda *step: seen.append(step),
+        )
+        return len(seen), made
+
+    made = tiny.together(*[lambda i=i: call(i) for i in range(3)])
+    assert [steps for steps, _ in made] == [3, 1, 3]
+    for i in (0, 2):
+        assert torch.equal(made[i][1], expected[i])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from functools import cache
 from typing import cast
 
 from underdraw.backends.framework import Framework
+from underdraw.backends.once import once
 from underdraw.errors import InputError
 
 NAMES = ("torch", "jax", "mindspore")
@@ -18,7 +18,7 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name in NAMES if importlib.util.find_spec(name) is not None)
 
 
-@cache
+@once
 def get(name: str = "torch") -> Framework:
     """The module of a backend: its operations with default settings and its tree functions.
 

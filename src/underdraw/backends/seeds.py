@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 
 
@@ -53,7 +54,7 @@ def check_generators(generator: Any, count: int) -> Any:
     listed = generator if isinstance(generator, list | tuple) else [generator]
     for one in listed:
         if one is not None and not isinstance(one, torch.Generator):
-            raise InputTypeError(f"generator={one!r} is not a torch.Generator")
+            raise InputTypeError(f"generator={shown(one)} is not a torch.Generator")
     if listed is generator and len(listed) != count:
         raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
     return generator

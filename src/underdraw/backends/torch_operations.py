@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from underdraw.backends.adapted import AdaptedLeaf
 from underdraw.backends.deltas import Arrays
+from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 
 
@@ -300,16 +301,17 @@ def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
         InputError: a seed is negative or too large, or a list has another length than `count`.
         InputTypeError: a seed is not an integer.
     """
-    listed = list(seed) if isinstance(seed, Sequence) else [seed]
+    several = isinstance(seed, list | tuple | range)
+    listed: Any = seed if several else [seed]
     for one in listed:
         if isinstance(one, bool) or not isinstance(one, Integral):
-            raise InputTypeError(f"seed={one!r} is not an integer")
+            raise InputTypeError(f"seed={shown(one)} is not an integer")
     seeds = [int(one) for one in listed]
-    if not isinstance(seed, Sequence):
+    if not several:
         seeds = [seeds[0] + i for i in range(count)]
     if len(seeds) != count:
         raise InputError(f"seed has {len(seeds)} entries; the call makes {count} images")
     for one in seeds:
         if not 0 <= one < 2**63:
-            raise InputError(f"seed={one} is out of range; allowed: 0 .. 2**63 - 1")
+            raise InputError(f"seed={shown(one)} is out of range; allowed: 0 .. 2**63 - 1")
     return [torch.Generator("cpu").manual_seed(one) for one in seeds]

@@ -201,12 +201,22 @@ def _device_or_dtype(name: str, value: Any) -> Any:
 
 
 def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """As `Root.to`."""
+    """As `Root.to`; a network that is there already is not touched, so that other threads may go on
+    with it."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], str | torch.device):
+        # PyTorch would copy from "cpu" to "cpu:0", and free what others are reading.
+        place = _place(torch.device(args[0]))
+        if all(_place(one.device) == place for one in (*root.parameters(), *root.buffers())):
+            return
     # Moved under inference mode, parameters could never again take part in a gradient; those which
     # were made under it stay as they are.
     stay = torch.is_inference_mode_enabled() and any(p.is_inference() for p in root.parameters())
     with torch.inference_mode(stay):
         root.to(*args, **kwargs)
+
+
+def _place(device: torch.device) -> tuple[str, int | None]:
+    return device.type, 0 if device.type == "cpu" else device.index
 
 
 def to_numpy(values: Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ Hertz et al. 2022, "Prompt-to-Prompt Image Editing with Cross Attention Control"
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
+from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Run
 from underdraw.controls.local_blend import attention_to, high
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Observed, Sites, UpTo, owner_field
 from underdraw.text.alignment import Words, align, find, words
 
+LARGEST_WEIGHT = 1e4
+"""Of words; attention overflows in half precision beyond it."""
 Range = float | tuple[float, float]
 """From where to where in the run, as shares of it in [0, 1]; a number is the end."""
 
@@ -79,32 +82,37 @@ class AttentionEdit(Control):
         def keep(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        targets = (self.targets,) if isinstance(self.targets, Integral) else self.targets
+        targets = [self.targets] if isinstance(self.targets, Integral) else self.targets
+        targets = checks.sequence("targets", targets, "numbers of prompts")
         keep("targets", tuple(_index("targets", target) for target in targets))
         _index("source", self.source)
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise InputError(f"targets={self.targets} must name at least one prompt, each once")
-        if self.mode not in ("replace", "refine"):
-            raise InputError(f"mode={self.mode!r} is not known; allowed: 'replace', 'refine'")
+            raise InputError(
+                f"targets={shown(self.targets)} must name at least one prompt, each once"
+            )
+        checks.choice("mode", self.mode, ("replace", "refine"))
+        checks.flag("share_noise", self.share_noise)
         for name in ("cross", "self_attention", "blend_steps"):
             keep(name, _range(name, getattr(self, name)))
-        spans = [(w, _range(f"cross_of[{w!r}]", span)) for w, span in _pairs(self, "cross_of")]
+        pairs = _pairs(self, "cross_of")
+        spans = [(word, _range(f"cross_of[{shown(word)}]", span)) for word, span in pairs]
         keep("cross_of", tuple(spans))
         for word, weight in _pairs(self, "weights"):
-            _number(f"weights[{word!r}]", weight)
+            checks.number(f"weights[{shown(word)}]", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
         keep("weights", tuple(_pairs(self, "weights")))
         for name in ("blend", "prompts"):
             listed = getattr(self, name)
-            listed = (listed,) if isinstance(listed, str) else tuple(listed)
+            listed = [listed] if isinstance(listed, str) else listed
+            listed = checks.sequence(name, listed, "texts")
             if not all(isinstance(text, str) for text in listed):
-                raise InputTypeError(f"{name}={listed!r} holds something that is no text")
-            keep(name, listed)
-        _number("threshold", self.threshold, 0.0, 1.0)
+                raise InputTypeError(f"{name}={shown(listed)} holds something that is no text")
+            keep(name, tuple(listed))
+        checks.number("threshold", self.threshold, 0.0, 1.0)
         if _index("positions", self.positions) < 1:
             raise InputError("positions=0 is too small; allowed: 1 or more")
         if self.source in self.targets and not self.weights:
             raise InputError(
-                f"targets={self.targets} holds the source, prompt {self.source}; that changes "
+                f"targets={shown(self.targets)} holds the source, prompt {self.source}; that changes "
                 "something only with weights"
             )
 
@@ -392,36 +400,29 @@ def _within(span: Any, progress: float) -> bool:
 # -- checking arguments ----------------------------------------------------------------------------
 def _index(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputTypeError(f"{name}={value!r} is not a whole number")
+        raise InputTypeError(f"{name}={shown(value)} is not a whole number")
     if value < 0:
-        raise InputError(f"{name}={value} is below 0; allowed: 0 or more")
+        raise InputError(f"{name}={shown(value)} is below 0; allowed: 0 or more")
     return int(value)
-
-
-def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputTypeError(f"{name}={value!r} is not a number")
-    number = float(value)
-    if not (math.isfinite(number) and low <= number <= high):
-        raise InputError(f"{name}={value} is out of range; allowed: finite, {low} .. {high}")
-    return number
 
 
 def _range(name: str, value: Any) -> tuple[float, float]:
     pair = (0.0, value) if isinstance(value, Real) else value
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise InputTypeError(f"{name}={value!r} is neither a number nor two of them")
-    low, high = (_number(name, end, 0.0, 1.0) for end in pair)
+        raise InputTypeError(f"{name}={shown(value)} is neither a number nor two of them")
+    low, high = (checks.number(name, end, 0.0, 1.0) for end in pair)
     if low > high:
-        raise InputError(f"{name}={value!r} ends before it begins")
+        raise InputError(f"{name}={shown(value)} ends before it begins")
     return low, high
 
 
 def _pairs(edit: AttentionEdit, name: str) -> list[tuple[str, Any]]:
     value: Any = getattr(edit, name)
-    listed = list(value.items() if isinstance(value, Mapping) else value)
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    listed = checks.sequence(name, value, "pairs of word and value")
     if not all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in listed):
-        raise InputTypeError(f"{name}={value!r} is not a mapping from words")
+        raise InputTypeError(f"{name}={shown(value)} is not a mapping from words")
     return listed
 
 

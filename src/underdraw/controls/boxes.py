@@ -14,11 +14,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from itertools import islice
 from numbers import Real
 from typing import Any
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
+from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Part, Run
 from underdraw.controls.grounding import Corners, Entry, prepare
 from underdraw.controls.strength import Strength, as_strength
@@ -33,6 +35,11 @@ IMAGE_NORM = 28.7
 """Length of image features, about that of phrases'."""
 MOST = 30
 """Boxes of one image: the layers were trained with as many tokens."""
+LARGEST_NORM = 1e4
+"""Beyond it what the layers make of features overflows in half precision."""
+ROUNDING = 1e-4
+"""How far beyond an edge of the picture, as a fraction of it, a corner may lie: less than a pixel,
+and more than float16 rounds at 0.1."""
 NOWHERE = (0.0, 1.0, 0.0, 1.0)
 """The box without extent under which the layers know a style."""
 
@@ -69,9 +76,11 @@ class Box(Grounded):
 
     def __post_init__(self) -> None:
         if self.phrase is None and self.image is None:
-            raise InputError(f"Box(box={self.box}) has neither phrase nor image; give one or both")
-        if self.phrase is not None and not isinstance(self.phrase, str):
-            raise InputTypeError(f"Box(phrase={self.phrase!r:.100}) is not a string")
+            raise InputError(
+                f"Box(box={shown(self.box)}) has neither phrase nor image; give one or both"
+            )
+        if self.phrase is not None:
+            check_phrase("phrase", self.phrase)
         object.__setattr__(self, "box", check_box("Box(box)", self.box))
         if self.image is not None:
             object.__setattr__(self, "image", as_picture("Box(image)", self.image))
@@ -101,31 +110,45 @@ class Style(Grounded):
         return Entry(None, self.image, NOWHERE)
 
 
-def check_box(name: str, box: Any) -> Corners:
-    """Four numbers in [0, 1] with an area.
+def check_phrase(name: str, phrase: Any) -> None:
+    """Raise an InputTypeError or InputError where this is no text."""
+    if not isinstance(phrase, str):
+        raise InputTypeError(f"{name}={shown(phrase)} is not a string")
+    checks.texts(name, phrase)
+
+
+def check_norm(name: str, value: Any) -> float:
+    """The length which image features are brought to; phrases have about `IMAGE_NORM`."""
+    return checks.number(name, value, 0.0, LARGEST_NORM)
+
+
+def check_box(name: str, box: Any, style: bool = False) -> Corners:
+    """Four numbers in [0, 1] with an area; `style` says that `NOWHERE` may be among them. What
+    detectors put beyond an edge by rounding lies on it.
 
     Raises:
         InputError, InputTypeError: they are not; the message says which one.
     """
-    if hasattr(box, "tolist"):
-        box = box.tolist()
-    if not isinstance(box, list | tuple):
-        raise InputTypeError(f"{name}={box!r:.100} is not (x_min, y_min, x_max, y_max)")
+    told = f"{name}={shown(box)}"
+    try:
+        box = checks.listed(name, box, "numbers")
+    except InputTypeError as error:
+        raise InputTypeError(f"{told} is not (x_min, y_min, x_max, y_max)") from error
     if len(box) != 4:
-        raise InputError(f"{name}={box!r:.100} has {len(box)} numbers; needed are four")
+        raise InputError(f"{told} has {len(box)} numbers; needed are four")
     for value in box:
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise InputTypeError(f"{name}={box!r:.100} holds {value!r}, which is not a number")
-        if not (isfinite(value) and 0 <= float(value) <= 1):
+            raise InputTypeError(f"{told} holds {shown(value)}, which is not a number")
+        if not -ROUNDING <= value <= 1 + ROUNDING:  # false for NaN, too
             raise InputError(
-                f"{name}={box!r:.100} holds {value}; allowed: fractions of the image in 0 .. 1"
+                f"{told} holds {shown(value)}; allowed: fractions of the image in 0 .. 1"
             )
-    x0, y0, x1, y1 = map(float, box)
+    x0, y0, x1, y1 = corners = tuple(min(max(float(value), 0.0), 1.0) for value in box)
+    if style and corners == NOWHERE:
+        return NOWHERE
     for axis, low, high in (("x", x0, x1), ("y", y0, y1)):
         if low >= high:
-            raise InputError(
-                f"{name}={box!r:.100} has {axis}_max={high} not above {axis}_min={low}"
-            )
+            raise InputError(f"{told} has {axis}_max={high} not above {axis}_min={low}")
     return x0, y0, x1, y1
 
 
@@ -135,12 +158,12 @@ def check_parts(name: str, boxes: Any, most: int = MOST) -> tuple[Grounded, ...]
     Raises:
         InputError, InputTypeError: more, or something else.
     """
-    if isinstance(boxes, str) or not isinstance(boxes, Iterable):
-        raise InputTypeError(f"{name}={boxes!r:.100} is not a list of Box and Style")
-    parts = tuple(boxes)
+    if isinstance(boxes, str) or not isinstance(boxes, Iterable) or hasattr(boxes, "shape"):
+        raise InputTypeError(f"{name}={shown(boxes)} is not a list of Box and Style")
+    parts: tuple[Any, ...] = tuple(islice(boxes, 1000))  # perhaps from something without an end
     for part in parts:
         if not isinstance(part, Grounded):
-            raise InputTypeError(f"{name} holds {part!r:.100}, which is neither Box nor Style")
+            raise InputTypeError(f"{name} holds {shown(part)}, which is neither Box nor Style")
     if len(parts) > most:
         raise InputError(f"{name} has {len(parts)} entries; allowed: at most {most}")
     return parts
@@ -202,11 +225,12 @@ class Layout(_Acting):
     image_norm: float = IMAGE_NORM
 
     def __post_init__(self) -> None:
-        boxes = check_parts("Layout", self.boxes)
+        boxes = check_parts("Layout(boxes)", self.boxes)
         object.__setattr__(self, "boxes", boxes)
         default = IMAGES if any(b.entry.image is not None for b in boxes) else PHRASES
         strength = default if self.strength is None else as_strength(self.strength)
         object.__setattr__(self, "strength", strength)
+        check_norm("Layout(image_norm)", self.image_norm)
 
     @property
     def acts(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
 from underdraw.errors import InputError, InputTypeError
@@ -59,6 +60,7 @@ class InpaintingChannels(Control):
                     f"{name} has shape {found}; needed is (1 or {images}, {channels}, {height}, "
                     f"{width})"
                 )
+            checks.array(name, value, found, framework)
             value = framework.array(value, device=getattr(run.latents, "device", None))
             return run.nn.expand(run.nn.float32(value), (images, *found[1:]))
 

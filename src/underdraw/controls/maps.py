@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
+from underdraw.checks import shown
+from underdraw.controls.boxes import ROUNDING
 from underdraw.controls.control import Call, Control, Run
 from underdraw.controls.ready import Ready, attached_network
 from underdraw.controls.strength import Strength, as_strength
@@ -168,7 +171,12 @@ class SemanticMap(Map):
         if isinstance(image, Image.Image):
             image = numbers(name, image)
         if hasattr(image, "detach"):  # a tensor
-            image = image.detach().cpu().numpy()
+            try:
+                image = image.detach().cpu().numpy()
+            except (RuntimeError, NotImplementedError, TypeError) as error:
+                raise InputTypeError(
+                    f"{name}={shown(image)} holds no numbers that can be read"
+                ) from error
         if not isinstance(image, np.ndarray) or image.dtype.kind not in "iu":
             raise InputTypeError(f"{name}={type(image).__name__}; allowed: PIL, integer arrays")
         if image.ndim != 2 or image.size == 0:
@@ -189,9 +197,11 @@ class SemanticMap(Map):
 
 def _people(name: str, people: Any, least: int = 1) -> tuple[Any, ...]:
     try:
-        points = [np.asarray(person, np.float64) for person in people]
-    except (TypeError, ValueError) as error:
-        raise InputTypeError(f"{name} is not a list of people with 17 points (x, y)") from error
+        points = [_points(person) for person in checks.listed(name, people, "people")]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputTypeError(
+            f"{name}={shown(people)} is not a list of people with 17 points (x, y)"
+        ) from error
     for i, person in enumerate(points):
         if person.shape != (KEYPOINTS, 2):
             raise InputError(f"{name}[{i}] has shape {person.shape}; needed is ({KEYPOINTS}, 2)")
@@ -202,6 +212,16 @@ def _people(name: str, people: Any, least: int = 1) -> tuple[Any, ...]:
     if len(points) < least:
         raise InputError(f"{name} is empty; give at least {least}")
     return tuple(tuple(map(tuple, person.tolist())) for person in points)
+
+
+def _points(person: Any) -> np.ndarray:
+    """Coordinates of one person; what lies beyond an edge by rounding lies on it."""
+    given = np.asarray(person)
+    if given.dtype.kind not in "iuf":
+        raise InputTypeError("a person holds something that is no number")
+    found = given.astype(np.float64)
+    inside = found.clip(0, 1)
+    return np.where(abs(found - inside) <= ROUNDING, inside, found)
 
 
 def _check_count(what: str, found: int, images: int) -> None:

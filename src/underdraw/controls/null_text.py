@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.control import Call, Control, Run
 from underdraw.errors import InputError, InputTypeError
@@ -31,12 +32,19 @@ class NullText(Control):
             raise InputTypeError(f"contexts is {type(self.contexts).__name__}; a list is needed")
         if not self.contexts:
             raise InputError("contexts is empty; one for each call is needed, or one for all")
+        for context in self.contexts:
+            if getattr(context, "ndim", 0) != 3:
+                raise InputTypeError(
+                    f"contexts holds {checks.shown(context)}; an array (1 or images, tokens, "
+                    "width) is needed"
+                )
 
     def prepare(self, run: Run) -> None:
         if 1 < len(self.contexts) < run.calls:
             raise InputError(
                 f"contexts has {len(self.contexts)} entries; the run has {run.calls} calls"
             )
+        width = run.conditioning.context.shape[2]
         for context in self.contexts:
             shape = tuple(getattr(context, "shape", ()))
             if len(shape) != 3 or shape[0] not in (1, run.batch):
@@ -44,6 +52,7 @@ class NullText(Control):
                     f"contexts holds an array of shape {shape}; needed is (1 or {run.batch}, "
                     "tokens, width)"
                 )
+            checks.array("contexts", context, (None, None, width), run.framework)
 
     def before_call(
         self, nn: Operations, carry: None, latents: Array, call: Call

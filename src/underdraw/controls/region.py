@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from underdraw import checks
 from underdraw.backends.contract import Array
+from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import check_alike, read_masks, read_pictures, shrunk
@@ -73,6 +75,9 @@ class Region(Control):
             )
         if self.trail is not None and self.noise is not None:
             raise InputError("Region has trail and noise; a trail needs none")
+        arrays = getattr(self.trail, "ndim", 0) == 5
+        if not (self.trail is None or arrays or isinstance(self.trail, list | tuple)):
+            raise InputTypeError(f"Region's trail={shown(self.trail)} is not a list of latents")
 
     def prepare(self, run: Run) -> _Known:
         framework = run.framework
@@ -87,8 +92,7 @@ class Region(Control):
             found = tuple(value.shape)
             if len(found) != 4 or found[0] not in (1, shape[0]) or found[1:] != shape[1:]:
                 raise InputError(f"Region's {name} has shape {found}; the run's is {shape}")
-            if not framework.is_finite(value):
-                raise InputError(f"Region's {name} holds NaN or infinity")
+            checks.array(f"Region's {name}", value, found, framework)
             return run.nn.float32(framework.array(value, device=device))
 
         mask = framework.array(self._mask(run, framework, shape), device=device)
@@ -133,6 +137,8 @@ class Region(Control):
     def _mask(self, run: Run, framework: Any, shape: tuple[int, ...]) -> Array:
         mask, nn = self.mask, run.nn
         if framework.is_array(mask) and tuple(mask.shape[-2:]) == shape[2:]:
+            if framework.is_floating(mask):
+                checks.finite("Region's mask", mask, framework)
             mask = nn.float32(mask)
             if mask.ndim < 4:
                 mask = mask.reshape(-1, 1, *shape[2:])

@@ -57,7 +57,9 @@ class Run:
     latents: Any = None
     """The latents the run begins with, `(batch, channels, height, width)`, float32."""
     interrupted: bool = False
-    """Set by callbacks: the run ends after the current step."""
+    """Set by callbacks: the run ends after the current step, unless they take it back."""
+    ended: bool = False
+    """Set from outside, by other threads, too: the run ends after the current step."""
 
     @property
     def batch(self) -> int:

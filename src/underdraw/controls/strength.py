@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from underdraw.checks import shown
 from underdraw.controls.control import Call
 from underdraw.errors import InputError, InputTypeError
+
+ROUNDING = 1e-6
+"""Of fractions that add up to 1."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class Strength:
     def __post_init__(self) -> None:
         parts = (self.on, self.decay, self.off)
         if any(isinstance(part, bool) or not isinstance(part, Real) for part in parts):
-            raise InputTypeError(f"strength={parts!r} must hold three numbers: on, decay, off")
-        if not (all(0 <= part <= 1 for part in parts) and abs(sum(parts) - 1) < 1e-6):
+            raise InputTypeError(f"strength={shown(parts)} must hold three numbers: on, decay, off")
+        # 1 - 0.9 - 0.1 is a little below 0.
+        within = all(-ROUNDING <= part <= 1 + ROUNDING for part in parts)
+        if not (within and abs(sum(parts) - 1) < ROUNDING):
             raise InputError(
-                f"strength={parts!r} (on, decay, off); allowed: fractions of the run in 0 .. 1 "
-                "that add up to 1"
+                f"strength={shown(parts)} (on, decay, off); allowed: fractions of the run in "
+                "0 .. 1 that add up to 1"
             )
 
     def at(self, call: Call) -> float:
@@ -50,5 +56,5 @@ def as_strength(value: Any) -> Strength:
     if isinstance(value, Strength):
         return value
     if not isinstance(value, list | tuple) or len(value) != 3:
-        raise InputTypeError(f"strength={value!r} is not (on, decay, off)")
+        raise InputTypeError(f"strength={shown(value)} is not (on, decay, off)")
     return Strength(*value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from underdraw.checks import shown
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine
@@ -29,10 +30,10 @@ def get(engine: Any = None) -> Engine:
         return EAGER
     if isinstance(engine, str):
         if engine not in NAMES:
-            raise InputError(f"engine={engine!r} is not known; allowed: {names}, or an engine")
+            raise InputError(f"engine={shown(engine)} is not known; allowed: {names}, or an engine")
         return NAMES[engine]()
-    if not isinstance(engine, Engine):
+    if isinstance(engine, type) or not isinstance(engine, Engine):
         raise InputTypeError(
-            f"engine={engine!r:.80} has no method `run`; allowed: {names}, or an engine"
+            f"engine={shown(engine)} has no method `run`; allowed: {names}, or an engine"
         )
     return engine

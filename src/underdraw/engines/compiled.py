@@ -116,11 +116,12 @@ class Regional:
             return program(nn, model, model.config, *question.inputs)
 
         def run(block: Callable[..., Any], nn: Any, p: Any, x: Any, *arguments: Any) -> Any:
-            key = (block, self._shapes_of(p), tuple(x.shape[1:]), str(x.dtype))
             with self._lock:
+                key = (block, self._shapes_of(p), tuple(x.shape[1:]), str(x.dtype))
                 if key not in self._blocks:
                     self._blocks[key] = compiler(_own_code(block))
-            return self._blocks[key](nn, p, x, *arguments)
+                compiled = self._blocks[key]
+            return compiled(nn, p, x, *arguments)
 
         return program(nn, model, model.config, *question.inputs, run=run)
 

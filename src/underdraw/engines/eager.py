@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ class Eager:
 
     def __init__(self) -> None:
         self._wrapped: WeakKeyDictionary[Any, Compiled] = WeakKeyDictionary()
+        self._lock = Lock()
 
     def run(self, question: Question) -> Any:
         """The outputs, computed at once."""
@@ -23,9 +25,11 @@ class Eager:
         compiler = None if compiler_of is None else compiler_of(model)
         if compiler is None:
             return question.program(question.nn, model, model.config, *question.inputs)
-        if model not in self._wrapped:
-            self._wrapped[model] = Compiled(compiler)
-        return self._wrapped[model].run(question)
+        with self._lock:
+            if model not in self._wrapped:
+                self._wrapped[model] = Compiled(compiler)
+            wrapped = self._wrapped[model]
+        return wrapped.run(question)
 
     def __reduce__(self) -> str:
         """For copies and pickles: it is one for all."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +20,7 @@ from typing_extensions import Self
 from underdraw import backends
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
+from underdraw.backends.once import once
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.formats.stored import stored
 from underdraw.models.keywords import SAVING, drop_neutral
@@ -319,7 +319,7 @@ class Model(Pushable):
         return sum(prod(shape) for shape in self.layout(self.config).shapes.values())
 
 
-@cache
+@once
 def _bind(cls: type[Model], backend: str) -> type[Model]:
     """The subclass of `cls` that lives on a backend."""
     if hasattr(cls, "_framework"):
@@ -335,7 +335,7 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
     return type(cls.__name__, (cls, framework.Root), names)
 
 
-@cache
+@once
 def _framework_of(backend: str) -> Any:
     """The module of a backend, which from now on looks into what models return."""
     framework = backends.get(backend)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures import modes
@@ -167,6 +167,9 @@ def _listed(name: str, value: Any) -> list[Any]:
         raise InputError(f"{name} is an empty list; give at least one")
     if len({isinstance(part, Image.Image) for part in parts}) > 1:
         raise InputTypeError(f"{name} mixes PIL pictures and arrays; allowed: one kind")
+    for part in parts:
+        if isinstance(part, Image.Image) and 0 in part.size:
+            raise InputError(f"{name} is {part.size[0]} x {part.size[1]} pixels, so empty")
     return parts
 
 
@@ -175,7 +178,7 @@ def _latents(name: str, parts: list[Any], framework: Any) -> Array:
     for row in rows:
         if tuple(row.shape[1:]) != tuple(rows[0].shape[1:]) or 0 in row.shape:
             raise InputError(f"{name} holds latents of shape {tuple(row.shape)}")
-        if not framework.is_floating(row) or not framework.is_finite(row):
+        if not framework.is_floating(row) or not checks.finite(name, row, framework):
             raise InputError(f"{name} holds latents which are no numbers, NaN or infinite")
     return rows[0] if len(rows) == 1 else framework.operations.concat(rows, 0)
 
@@ -193,7 +196,7 @@ def _stacked(name: str, parts: list[Any], framework: Any, colour: bool) -> np.nd
         _check_shape(name, tuple(part.shape))
     made = []
     for part in parts:
-        plain = part if numpy else framework.to_numpy(part)
+        plain = part if numpy else checks.readable(name, part, framework.to_numpy)
         made.append(_four_axes(name, plain, numpy, colour))
     if len({one.shape[1:] for one in made}) > 1:
         raise InputError(f"{name} holds shapes {sorted({one.shape for one in made})}; allowed: one")
@@ -251,7 +254,7 @@ def as_picture(name: str, image: Any) -> Any:
     first = not isinstance(image, np.ndarray) and hasattr(image, "__array__")
     _check_shape(name, tuple(getattr(image, "shape", ())))
     if first:
-        image = _on_the_host(image)
+        image = checks.readable(name, image, _on_the_host)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "uf":
         raise InputTypeError(
             f"{name}={type(image).__name__}; allowed: a PIL image, or an array of it"

@@ -19,9 +19,10 @@ from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.returning import Returning
+from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
-from underdraw.pipelines.call.plan import check_prompts
+from underdraw.pipelines.call.plan import LARGEST_GUIDANCE, check_prompts, count_images
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import Stream
 from underdraw.pipelines.call.views import Views
@@ -431,7 +432,9 @@ class DiffusionPipeline(Pushable):
     def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:
         """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
         if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
-            raise InputError(f"slice_size={slice_size!r}; allowed: 'auto', 'max', a number, None")
+            raise InputError(
+                f"slice_size={checks.shown(slice_size)}; allowed: 'auto', 'max', a number, None"
+            )
         if slice_size is not None and not isinstance(slice_size, str):
             checks.whole("slice_size", slice_size)
         self.settings = replace(self.settings, attention_slice=slice_size)
@@ -464,6 +467,8 @@ class DiffusionPipeline(Pushable):
         """A `tqdm` bar with this pipeline's options."""
         if (iterable is None) == (total is None):
             raise InputError("progress_bar takes either iterable or total")
+        if total is not None:
+            checks.whole("total", total, 0)
         return tqdm(iterable, total=total, **self.progress_bar_options)
 
 
@@ -528,6 +533,9 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns, Check
 
     def decode_latents(self, latents: Array, output_type: str) -> tuple[Any, Flags]:
         """Latents `(images, 4, h, w)` of a finished run to images; a checker, if any, sees them."""
+        checks.choice("output_type", output_type, OUTPUT_TYPES)
+        channels = self.parts.vae.config.latent_channels
+        checks.array("latents", latents, (None, channels, None, None), self.parts.framework)
         return decode(self.parts, latents, output_type)
 
     def run_safety_checker(
@@ -543,6 +551,8 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns, Check
         Raises:
             InputError, InputTypeError: it is neither.
         """
+        checks.device("device", device)
+        checks.dtype("dtype", dtype)
         if not isinstance(image, np.ndarray):
             checks.array("image", image, (None, 3, None, None), self.parts.framework)
             return check_safety(self.parts, image)
@@ -566,14 +576,25 @@ class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns, Check
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
-        lora_scale: None = None,
+        lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[Array, Array | None]:
-        """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`."""
+        """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`.
+
+        `device` and `lora_scale` are diffusers': contexts are where the pipeline computes, and
+        there are no LoRA layers in the text encoder.
+
+        Raises:
+            InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
+        """
         request = Request(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip=clip_skip
         )
+        guided = checks.flag("do_classifier_free_guidance", do_classifier_free_guidance)
+        if lora_scale is not None:
+            checks.number("lora_scale", lora_scale, -LARGEST_GUIDANCE, LARGEST_GUIDANCE)
+        checks.device("device", device)
         texts = check_prompts(self.parts, request)
-        images = texts.count * num_images_per_prompt
-        found = encode_texts(self.parts, request, texts, do_classifier_free_guidance, images)
+        images = count_images(texts.count, num_images_per_prompt)
+        found = encode_texts(self.parts, request, texts, guided, images)
         return found.context, found.negative

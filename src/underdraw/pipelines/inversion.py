@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from underdraw.errors import InputError
+from underdraw import checks
+from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import read_pictures
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin
@@ -61,6 +62,14 @@ def invert_pictures(
     parts: Components = pipe.parts
     framework = parts.framework
     chosen = steps.read_method(method)
+    checks.flag("measure", measure)
+    if scheduler is not None and not isinstance(scheduler, Scheduler):
+        raise InputTypeError(
+            f"scheduler={checks.shown(scheduler)} is not one of our schedulers, whose steps can be "
+            "turned round"
+        )
+    if resume is not None and not isinstance(resume, Inversion):
+        raise InputTypeError(f"resume={checks.shown(resume)} is no Inversion")
     if guidance_scale is None:
         guidance_scale = 7.5 if steps.follows(chosen) else 1.0
     pictures = read_pictures("image", image, framework, factor=parts.vae.config.factor)
@@ -72,7 +81,7 @@ def invert_pictures(
         num_inference_steps=num_inference_steps,
         strength=strength,
         pictures=pictures.shape[0],
-        scheduler=scheduler or ddim(pipe),
+        scheduler=ddim(pipe) if scheduler is None else scheduler,
         output_type="latent",
     )
     plan = make_plan(parts, request, pipe)

@@ -25,8 +25,11 @@ from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffedit import masks
 from underdraw.pipelines.diffedit.edit import EditSettings, edit
 from underdraw.pipelines.diffedit.inverting import (
+    Whitening,
+    check_levels,
     decode_levels,
     go_up,
+    read_method,
     regularised,
     solve_up,
     upwards,
@@ -155,12 +158,14 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         """
         compatible.refuse(None, None, cross_attention_kwargs)
         checks.choice("output_type", output_type, masks.OUTPUT_TYPES)
-        maps = checks.whole("num_maps_per_mask", num_maps_per_mask)
-        ratio = checks.number("mask_thresholding_ratio", mask_thresholding_ratio, 0.0)
-        if ratio == 0:
-            raise InputError("mask_thresholding_ratio=0.0 is out of range; allowed: above 0")
-        scale = checks.number("guidance_scale", guidance_scale)
-        noise = checks.number("mask_encode_strength", mask_encode_strength, 0.0, 1.0)
+        how = Masking(
+            num_maps_per_mask,
+            mask_thresholding_ratio,
+            guidance_scale,
+            mask_encode_strength,
+            generator,
+            seed,
+        )
         pictures = read_image(self.parts, image)
         target = Request(
             target_prompt,
@@ -169,7 +174,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             target_negative_prompt_embeds,
             pictures=pictures.shape[0],
             num_inference_steps=num_inference_steps,
-            strength=noise,
+            strength=mask_encode_strength,
         )
         source = Request(
             source_prompt,
@@ -178,7 +183,6 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             source_negative_prompt_embeds,
             pictures=pictures.shape[0],
         )
-        how = Masking(maps, ratio, scale, generator, seed)
         found = find_mask(self.parts, pictures, target, source, how)
         framework = self.parts.framework
         return masks.mask_to_output(framework.to_numpy(found), output_type, framework)
@@ -242,12 +246,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         """
         compatible.refuse(None, None, cross_attention_kwargs)
         part = checks.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
-        weights = [
-            checks.number("lambda_auto_corr", lambda_auto_corr),
-            checks.number("lambda_kl", lambda_kl),
-        ]
-        rounds = checks.whole("num_reg_steps", num_reg_steps, 0)
-        rolls = checks.whole("num_auto_corr_rolls", num_auto_corr_rolls)
+        shown = checks.flag("decode_latents", decode_latents)
+        whiten = Whitening(lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls)
+        way, known = read_method(method), checks.sequence("done", done, "levels")
         if guidance_scale is None:
             guidance_scale = 7.5 if self.compat == "diffusers" else 1.0
         parts, pictures = self.parts, read_image(self.parts, image)
@@ -272,30 +273,28 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         solver = upwards(parts, plan.solver, num_inference_steps, part)
-        levels = list(done)
-        if len(levels) > len(solver):
-            raise InputError(f"done holds {len(levels)} levels; the inversion has {len(solver)}")
-        if method != "plain" and (rounds or not mirrored):
+        levels = check_levels(parts, known, len(solver), plan.count, pictures)
+        if way is not None and (whiten.rounds or not mirrored):
             raise InputError(
-                f"method={method!r} solves the steps of `scheduler`; it takes no "
+                f"method={checks.shown(method)} solves the steps of `scheduler`; it takes no "
                 "num_reg_steps and no inverse_scheduler"
             )
 
         sampled = generator is not None
         clean = encode_image(parts, pictures, plan.count, 1, plan.generators, sampled)
         clean = parts.nn.float32(clean)
-        if method != "plain":
-            levels = solve_up(parts, plan, clean, levels, method)
-        if rounds:
-            solver = regularised(parts, solver, plan, weights, rounds, rolls)
+        if way is not None:
+            levels = solve_up(parts, plan, clean, levels, way)
+        if whiten.rounds:
+            solver = regularised(parts, solver, plan, whiten)
         levels = go_up(parts, plan, solver, clean, levels)
         stacked = parts.nn.concat([level[:, None] for level in reversed(levels)], 1)
-        known = None if self.compat == "diffusers" else clean
-        remember(stacked, known)
-        shown = decode_levels(parts, stacked, output_type) if decode_latents else None
+        clean = None if self.compat == "diffusers" else clean
+        remember(stacked, clean)
+        pictures = decode_levels(parts, stacked, output_type) if shown else None
         if not return_dict:
-            return stacked, shown
-        return DiffEditInversionPipelineOutput(stacked, shown, known)
+            return stacked, pictures
+        return DiffEditInversionPipelineOutput(stacked, pictures, clean)
 
     @streamed
     def __call__(
@@ -405,11 +404,11 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         mask_image: Any = None,
         num_inference_steps: int = DEFAULTS.steps,
         inpaint_strength: float = DEFAULTS.strength,
-        guidance_scale: float = DEFAULTS.guidance,
+        guidance_scale: float | Sequence[float] = DEFAULTS.guidance,
         num_maps_per_mask: int = DEFAULTS.maps,
         mask_encode_strength: float = DEFAULTS.mask_strength,
         mask_thresholding_ratio: float = DEFAULTS.threshold,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = 0,
         output_type: str = "pil",
         paste: bool = False,
         keep: str | os.PathLike[str] | None = None,

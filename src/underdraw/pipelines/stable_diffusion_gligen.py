@@ -59,7 +59,7 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
         output_type: str = "pil",
         return_dict: Literal[True] = True,
         callback: Callable[..., Any] | None = None,
-        callback_steps: int = 1,
+        callback_steps: int | None = 1,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         clip_skip: int | None = None,
         *,

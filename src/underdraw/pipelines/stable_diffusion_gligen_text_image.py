@@ -107,7 +107,7 @@ class StableDiffusionGLIGENTextImagePipeline(LatentPipeline, FamiliarGLIGEN, Fam
         output_type: str = "pil",
         return_dict: Literal[True] = True,
         callback: Callable[..., Any] | None = None,
-        callback_steps: int = 1,
+        callback_steps: int | None = 1,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         gligen_normalize_constant: float = 28.7,
         clip_skip: int | None = None,

@@ -15,6 +15,7 @@ from underdraw.errors import InputError
 from underdraw.pictures.cropping import crop_around
 from underdraw.pictures.pasting import overlaid
 from underdraw.pictures.reading import check_alike, nearest, read_masks, read_pictures
+from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
@@ -123,7 +124,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         for name, value in (("image", image), ("mask_image", mask_image)):
             if value is None:
                 raise InputError(f"{name}=None; give a picture")
-        if paste_back and output_type == "latent":
+        checks.choice("output_type", output_type, OUTPUT_TYPES)
+        if checks.flag("paste_back", paste_back) and output_type == "latent":
             raise InputError("paste_back=True with output_type='latent'; pixels are pasted")
         check_alike(image, mask_image)
         parts = self.parts

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.null_text import NullText
 from underdraw.engines.eager import EAGER
@@ -384,15 +384,22 @@ def read_method(method: Any) -> Method:
     if isinstance(method, str):
         if method not in METHODS:
             allowed = ", ".join(map(repr, METHODS))
-            raise InputError(f"method={method!r} is not known; allowed: {allowed}")
+            raise InputError(f"method={checks.shown(method)} is not known; allowed: {allowed}")
         method = METHODS[method]
     if not isinstance(method, Method):
-        raise InputTypeError(f"method={method!r} is not a method of inversion, or the name of one")
-    for settings in (method, getattr(method, "way", method)):
-        for name, low in (("iterations", 1), ("tolerance", 0), ("rate", 0)):
-            value = getattr(settings, name, low)
-            if not isfinite(value) or value < low:
-                raise InputError(f"{name}={value} is out of range; allowed: {low} or more")
+        raise InputTypeError(
+            f"method={checks.shown(method)} is not a method of inversion, or the name of one"
+        )
+    way = getattr(method, "way", Plain())
+    if not isinstance(way, Plain | FixedPoint):
+        raise InputTypeError(f"method's way={checks.shown(way)}; allowed: Plain(), FixedPoint()")
+    for settings in (method, way):
+        if not isinstance(settings, Plain | NegativePrompt):
+            if checks.whole("method's iterations", settings.iterations, 0, 10**6) < 1:
+                raise InputError("method's iterations=0 is out of range; allowed: 1 or more")
+            checks.number("method's tolerance", settings.tolerance, 0.0)
+        if isinstance(settings, NullTextInversion):
+            checks.number("method's rate", settings.rate, 0.0, 1e4)
     return method
 
 

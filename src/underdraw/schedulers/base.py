@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from underdraw import checks
 from underdraw.errors import InputError, InputTypeError
 from underdraw.schedulers.arrays import check_custom
 from underdraw.schedulers.published import Published
-from underdraw.schedulers.stepping import Stepping
+from underdraw.schedulers.stepping import Stepping, check_eta
 from underdraw.solvers.table import Table, check_steps
 
 
@@ -55,9 +56,14 @@ class Scheduler(Published, Stepping):
                 which this solver or its configuration does not support.
         """
         custom = {"timesteps": timesteps, "sigmas": sigmas}
-        request = {name: _numbers(name, values) for name, values in custom.items()}
-        request = {name: values for name, values in request.items() if values is not None}
+        request = {
+            name: checks.numbers(name, values)
+            for name, values in custom.items()
+            if values is not None
+        }
         self._check_request(num_inference_steps, request)
+        if eta is not None:
+            check_eta(eta)
         if eta is not None and "eta" in self.options:
             options["eta"] = eta
         for name in options:
@@ -101,17 +107,3 @@ class Scheduler(Published, Stepping):
             check_steps(steps)  # before 5.0 is taken for the table of 5
         if request:
             check_custom(self.settings, request)
-
-
-def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"{name}={values!r} must be a list of numbers") from None
-    if not numbers or not np.isfinite(numbers).all():
-        raise InputError(f"{name}={values!r} must hold at least one number, all finite")
-    return numbers

@@ -10,14 +10,37 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from underdraw import backends
+from underdraw import backends, checks
+from underdraw.backends.seeds import check_generators
+from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
-from underdraw.schedulers.arrays import backend_of, is_integer, per_image, read_times, single
+from underdraw.schedulers.arrays import (
+    backend_of,
+    check_latents,
+    is_integer,
+    per_image,
+    read_time,
+    read_times,
+    single,
+)
 from underdraw.shown import of_fields
 from underdraw.solvers.table import Row, State, Table, advance, clean_image
 
 if TYPE_CHECKING:
     from underdraw.solvers.schedule import NoiseSchedule
+
+
+def check_eta(eta: Any) -> float:
+    """How much noise DDIM and TCD add.
+
+    Raises:
+        InputTypeError, InputError: no number from 0 to 1.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, numbers.Real):
+        raise InputTypeError(f"eta={shown(eta)} must be a number")
+    if not 0 <= eta <= 1:  # false for NaN, too
+        raise InputError(f"eta={shown(eta)} is out of range; allowed: 0 to 1")
+    return float(eta)
 
 
 class StepOutput(dict):
@@ -103,10 +126,13 @@ class Stepping:
         """
         request = {"num_inference_steps": num_inference_steps}
         request |= {"timesteps": timesteps, "sigmas": sigmas, **options}
-        self.table = self.make_table(**request)
-        self._request = request
-        self.num_inference_steps = int(self.table.steps[-1]) + 1
-        self._timesteps = self._tensor_of(self.table.timesteps, device)
+        table, device = self.make_table(**request), checks.device("device", device)
+        try:
+            times = self._tensor_of(table.timesteps, device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device={shown(device)} cannot be used here: {error}") from error
+        self.table, self._request, self._timesteps = table, request, times
+        self.num_inference_steps = int(table.steps[-1]) + 1
         self._tails, self._rows = {}, {}
         self._forget()
 
@@ -169,7 +195,7 @@ class Stepping:
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say at which call the next run starts, where timesteps alone do not tell."""
-        self._begin_index = begin_index
+        self._begin_index = checks.whole("begin_index", begin_index, 0)
 
     def __len__(self) -> int:
         return self.settings.num_train_timesteps
@@ -181,11 +207,14 @@ class Stepping:
             InputError: the timestep is not one of `timesteps`.
         """
         known = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        places = np.flatnonzero(np.asarray(known.tolist()) == float(timestep))
+        listed = checks.numbers("schedule_timesteps", known)
+        places = np.flatnonzero(np.asarray(listed) == read_time(timestep))
         if len(places) == 0:
             if self.space == "lambda":  # as the familiar classes: their last level
                 return len(known) - 1
-            raise InputError(f"timestep={float(timestep)} is not one of `timesteps`")
+            raise InputError(
+                f"timestep={float(timestep)} is not one of `timesteps` (or schedule_timesteps)"
+            )
         if self.table is None or len(places) == 1 or len(known) != len(self.table):
             return int(places[0])
         steps = self.table.steps
@@ -205,6 +234,7 @@ class Stepping:
     # -- a call -----------------------------------------------------------------------------------
     def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
         """`sample` as the network wants it at this call."""
+        check_latents("sample", sample)
         if self.space != "sigma":
             return sample
         if self.table is None:
@@ -247,9 +277,13 @@ class Stepping:
         if generator is not None and variance_noise is not None:
             raise InputError("generator and variance_noise are both given; allowed: one of them")
         if eta is not None:
-            if isinstance(eta, bool) or not isinstance(eta, numbers.Real):
-                raise InputTypeError(f"eta={eta!r} must be a number")
-            options["eta"] = eta
+            options["eta"] = check_eta(eta)
+        checks.flag("return_dict", return_dict)
+        check_latents("sample", sample)
+        check_latents("model_output", model_output, sample, "sample")
+        if variance_noise is not None:
+            check_latents("variance_noise", variance_noise, sample, "sample")
+        check_generators(generator, model_output.shape[0])
         row = self._row_of(timestep, options)
         nn = backend_of(sample).operations
         x, output = (single(nn, each) for each in (sample, model_output))
@@ -288,10 +322,11 @@ class Stepping:
     def _row_of(self, timestep: Any, options: dict[str, Any]) -> Row:
         if not self.whole and is_integer(timestep):
             raise InputError(
-                f"timestep={timestep} is a whole number; allowed: an element of `timesteps`"
+                f"timestep={shown(timestep)} is a whole number; allowed: an element of `timesteps`"
             )
+        time = read_time(timestep)
         if self.stateless:
-            return self._row_at(int(timestep), options)
+            return self._row_at(int(time), options)
         if self.table is None:
             raise InputError("set_timesteps must be called before step")
         call = self._begin(timestep)
@@ -345,6 +380,8 @@ class Stepping:
             InputError, InputTypeError: timesteps that are no numbers, as many as neither 1 nor the
                 batch, or not known.
         """
+        check_latents("original_samples", original_samples)
+        check_latents("noise", noise, original_samples, "original_samples")
         times = read_times(timesteps, original_samples)
         if self.space == "alpha":
             alpha, sigma = self._training_levels(times)
@@ -364,6 +401,8 @@ class Stepping:
     def get_velocity(self, sample: Any, noise: Any, timesteps: Any) -> Any:
         """What a v-predicting network should answer: `alpha * noise - sigma * sample`. Timesteps
         and errors as in `add_noise`."""
+        check_latents("sample", sample)
+        check_latents("noise", noise, sample, "sample")
         times = read_times(timesteps, sample)
         alpha, sigma = (per_image(each, sample) for each in self._training_levels(times))
         return alpha * noise - sigma * sample

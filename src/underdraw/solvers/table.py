@@ -19,8 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 from underdraw.solvers.clipping import Clip, clipped
+
+MOST_STEPS = 100_000
+"""Of a run: more is a slip of the keyboard, for which no table is made."""
 
 SLOTS = ("x", "saved", "output", "clean", "h1", "h2", "h3", "h4", "accumulator", "noise")
 RESULTS = ("x", "saved", "accumulator", "pushed")
@@ -301,11 +305,14 @@ def check_steps(num_inference_steps: object, limit: int | None = None) -> int:
     """
     is_whole = isinstance(num_inference_steps, (int, np.integer))
     if not is_whole or isinstance(num_inference_steps, bool):
-        raise InputTypeError(f"num_inference_steps={num_inference_steps!r} must be a whole number")
+        raise InputTypeError(
+            f"num_inference_steps={shown(num_inference_steps)} must be a whole number"
+        )
     steps = int(num_inference_steps)
-    if steps < 1 or (limit is not None and steps > limit):
-        bound = "at least 1" if limit is None else f"between 1 and num_train_timesteps={limit}"
-        raise InputError(f"num_inference_steps={steps} must be {bound}")
+    if steps < 1 or steps > (MOST_STEPS if limit is None else limit):
+        least = f"at least 1, and at most {MOST_STEPS}"
+        bound = least if limit is None else f"between 1 and num_train_timesteps={limit}"
+        raise InputError(f"num_inference_steps={shown(steps)} must be {bound}")
     return steps
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from underdraw.checks import shown
 from underdraw.errors import InputError
 
 FACTOR = 1.1
@@ -25,8 +26,9 @@ _LIKE_NUMBER = re.compile(r"[-+.0-9]|(nan|inf(inity)?)$", re.IGNORECASE)
 _CLOSES = {"(": ")", "[": "]"}
 
 
-def parse_weights(prompt: str) -> list[tuple[str, float]]:
-    """Split a prompt into runs of equal weight, in order; texts without the syntax's signs.
+def parse_weights(prompt: str, name: str = "prompt") -> list[tuple[str, float]]:
+    """Split a prompt into runs of equal weight, in order; texts without the syntax's signs. `name`
+    is that of the argument, for errors.
 
     Raises:
         InputError: a bracket that does not close or was never opened, or a weight which is no
@@ -41,12 +43,12 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
             opened.append((piece, column, len(runs)))
         elif piece in (")", "]"):
             if not opened or _CLOSES[opened[-1][0]] != piece:
-                raise _unbalanced(prompt, piece, column)
+                raise _unbalanced(f"{name}={shown(prompt)}", piece, column)
             bracket, _, first = opened.pop()
             factor = FACTOR if bracket == "(" else 1 / FACTOR
             if text_before:  # a weight stands in the bracket's own text, not in one inside it
                 text, weight = runs[-1]
-                text, number = _split_number(text, prompt, bracket)
+                text, number = _split_number(text, f"{name}={shown(prompt)}", bracket)
                 runs[-1] = (text, weight)
                 factor = factor if number is None else number
             runs[first:] = [(text, weight * factor) for text, weight in runs[first:]]
@@ -54,7 +56,7 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
             runs.append((piece[-1] if piece[0] == "\\" else piece, 1.0))
         text_before = piece not in ("(", "[", ")", "]")
     if opened:
-        raise _unbalanced(prompt, *opened[-1][:2])
+        raise _unbalanced(f"{name}={shown(prompt)}", *opened[-1][:2])
 
     merged: list[tuple[str, float]] = []
     for text, weight in runs:
@@ -87,8 +89,9 @@ def apply_weights(nn: Any, context: Any, weights: Any) -> Any:
     return nn.cast(x * weights * factor, context)
 
 
-def _split_number(text: str, prompt: str, bracket: str) -> tuple[str, float | None]:
-    """`"word:1.3"` -> `("word", 1.3)`; None where what follows the last colon is text, too."""
+def _split_number(text: str, where: str, bracket: str) -> tuple[str, float | None]:
+    """`"word:1.3"` -> `("word", 1.3)`; None where what follows the last colon is text, too.
+    `where` begins the message of an error."""
     found = _TAIL.search(text)
     if not found:
         return text, None
@@ -104,13 +107,13 @@ def _split_number(text: str, prompt: str, bracket: str) -> tuple[str, float | No
         else f"allowed is a number from 0 to {LARGEST:g}, as in (word:1.3)"
     )
     raise InputError(
-        f"prompt={prompt!r}: weight {tail!r} after {text[: found.start()]!r}: {allowed}"
+        f"{where}: weight {shown(tail)} after {shown(text[: found.start()])}: {allowed}"
     )
 
 
-def _unbalanced(prompt: str, bracket: str, column: int) -> InputError:
+def _unbalanced(where: str, bracket: str, column: int) -> InputError:
     what = "is never closed" if bracket in _CLOSES else "closes nothing"
     return InputError(
-        f"prompt={prompt!r}: {bracket!r} at character {column + 1} {what};"
+        f"{where}: {bracket!r} at character {column + 1} {what};"
         f" write \\{bracket} for the sign itself"
     )

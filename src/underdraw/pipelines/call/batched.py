@@ -24,6 +24,8 @@ class Batched(Generator[tuple[int, Progress], None, None]):
         """Numbers of the streams still running."""
         self._ended = False
         self._engines: list[tuple[Engine, Batch]] = []
+        if not isinstance(streams, Iterable) or hasattr(streams, "shape"):
+            raise InputTypeError(f"streams={checks.shown(streams)} is not a list of streams")
         for stream in streams:
             self.add(stream)
         self._going = self._go()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from underdraw import checks
@@ -27,15 +27,12 @@ class Callbacks:
         every, names = request.callback_steps, request.callback_on_step_end_tensor_inputs
         on_step_end, callback = request.callback_on_step_end, request.callback
         every = 1 if every is None else checks.whole("callback_steps", every)
-        for name, value in (("callback_on_step_end", on_step_end), ("callback", callback)):
-            if value is not None and not callable(value):
-                raise InputTypeError(f"{name}={value!r} cannot be called")
+        checks.function("callback_on_step_end", on_step_end)
+        checks.function("callback", callback)
         names = getattr(on_step_end, "tensor_inputs", names)  # diffusers' callback objects
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise InputTypeError(f"callback_on_step_end_tensor_inputs={names!r} is not a list")
-        for name in names:
-            known = caller._callback_tensor_inputs
-            checks.choice("callback_on_step_end_tensor_inputs", name, known)
+        wanted = "callback_on_step_end_tensor_inputs"
+        for name in checks.sequence(wanted, names, "names of tensors"):
+            checks.choice(wanted, name, caller._callback_tensor_inputs)
         self.caller, self.components, self.every = caller, components, every
         self.on_step_end, self.wanted, self.callback = on_step_end, tuple(names), callback
         self.skip = request.clip_skip
@@ -84,7 +81,9 @@ class Callbacks:
         """What a callback returned, as the loop takes it."""
         where, framework = "callback_on_step_end's", self.components.framework
         if not isinstance(answer, dict):
-            raise InputTypeError(f"{where} result is {answer!r:.100}; a dict or None is needed")
+            raise InputTypeError(
+                f"{where} result is {checks.shown(answer)}; a dict or None is needed"
+            )
         for name, value in answer.items():
             checks.choice(f"{where} dict", name, list(held))
             old = held[name]

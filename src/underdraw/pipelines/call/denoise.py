@@ -101,7 +101,7 @@ def _driven(loop: Generator[Any, Any, Array], run: Run, plan: Plan, latents: Arr
             change = yield item._replace(latents=latents)
             if change is not None:
                 reply, latents = change, latents if change.latents is None else change.latents
-            if run.interrupted:
+            if run.interrupted or run.ended:
                 break
     caller.views.leave(run, skip)
     return latents

@@ -13,6 +13,9 @@ from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
 
 LatentShape = tuple[int, int, int, int]
+LONGEST_SIDE = 2**14
+"""Of a picture, in pixels. What a call can hold is less by far; a slip of the keyboard allocates
+nothing."""
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -26,7 +29,9 @@ def check_size(components: Components, height: Any, width: Any, latents: Any) ->
         shape = tuple(latents.shape[2:])
     given = {"height": height, "width": width}
     made = [
-        side * factor if value is None else checks.size(name, checks.whole(name, value), factor)
+        side * factor
+        if value is None
+        else checks.size(name, checks.whole(name, value, 1, LONGEST_SIDE), factor)
         for (name, value), side in zip(given.items(), shape, strict=True)
     ]
     check_sides("the image", made[1], made[0])

@@ -24,6 +24,12 @@ from underdraw.schedulers import LMSDiscreteScheduler, Scheduler
 from underdraw.schedulers.foreign import ForeignSolver
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table
+from underdraw.text.weighting import parse_weights
+
+LARGEST_GUIDANCE = 1e4
+"""Beyond it half precision overflows, and float32 holds nothing of the unconditional half."""
+MOST_IMAGES = 4096
+"""Of one call; a slip of the keyboard allocates nothing."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +81,21 @@ def make_plan(
         InputError, InputTypeError: an argument cannot work.
     """
     checks.choice("output_type", request.output_type, OUTPUT_TYPES)
-    per_prompt = checks.whole("num_images_per_prompt", request.num_images_per_prompt)
+    checks.flag("return_dict", request.return_dict)
     checks.number("eta", request.eta, 0.0, 1.0)
     checks.number("guidance_rescale", request.guidance_rescale, 0.0, 1.0)
-    if request.clip_skip is not None:
-        checks.whole("clip_skip", request.clip_skip, 0)
-    watch = None
-    callbacks = request.callback_on_step_end, request.callback, request.callback_steps
-    if callbacks != (None, None, 1) or request.callback_on_step_end_tensor_inputs != ("latents",):
-        watch = Callbacks(caller, components, request)
-    if request.controls != ():
-        check_controls(request.controls)
+    checks.number(strength_name, request.strength, 0.0, 1.0)
+    watch: Any = Callbacks(caller, components, request)
+    if watch.on_step_end is watch.callback is None:
+        watch = None
+    check_controls(request.controls)
     texts = check_prompts(components, request)
-    count = texts.count * per_prompt
+    count = count_images(texts.count, request.num_images_per_prompt)
     scale: Any = request.guidance_scale
     if isinstance(scale, list | tuple):
         scale = guidance_per_image(components, scale, count)
     else:
-        scale = checks.number("guidance_scale", scale)
+        scale = check_guidance(scale)
     drawn = seeds.generators(request.generator, request.seed, count)
     # To be asked before anything is drawn.
     known = seeds.seeds_of(drawn, count) if request.output_type == "pil" else []
@@ -115,11 +118,29 @@ def make_plan(
 
 def check_controls(controls: Any) -> None:
     """A list of controls."""
-    if not isinstance(controls, list | tuple):
-        raise InputTypeError(f"controls={controls!r} is not a list of controls")
-    for control in controls:
+    for control in checks.sequence("controls", controls, "controls"):
         if not isinstance(control, Control):
-            raise InputTypeError(f"controls holds {control!r}, which is not a Control")
+            raise InputTypeError(f"controls holds {checks.shown(control)}, which is not a Control")
+
+
+def check_guidance(scale: Any) -> float:
+    """A guidance scale, which is not so large that predictions could only overflow."""
+    return checks.number("guidance_scale", scale, -LARGEST_GUIDANCE, LARGEST_GUIDANCE)
+
+
+def count_images(prompts: int, each: Any, name: str = "num_images_per_prompt") -> int:
+    """Images of a call: so many for each prompt.
+
+    Raises:
+        InputError, InputTypeError: it is no such number, or more images than any call can hold.
+    """
+    count = prompts * checks.whole(name, each, 1, MOST_IMAGES)
+    if count > MOST_IMAGES:
+        raise InputError(
+            f"{name}={each} for each of {prompts} prompts is {count} images; allowed: at most "
+            f"{MOST_IMAGES} in one call"
+        )
+    return count
 
 
 def check_prompts(components: Components, request: Request, prefix: str = "") -> Prompts:
@@ -129,9 +150,12 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
     """
     prompt, embeds = request.prompt, request.prompt_embeds
     positive, opposite = f"{prefix}prompt", f"{prefix}negative_prompt"
+    if request.clip_skip is not None:
+        checks.whole("clip_skip", request.clip_skip, 0)
     if prompt is None and embeds is None:
         raise InputError(f"{positive}=None; give {positive} or {positive}_embeds")
     prompts = None if prompt is None else checks.texts(positive, prompt)
+    _check_words(components, positive, prompts)
     if not (embeds is request.negative_prompt_embeds is None):
         _check_embeds(components, request, prompts, positive, opposite)
     count = embeds.shape[0] if prompts is None else len(prompts)
@@ -143,18 +167,29 @@ def check_prompts(components: Components, request: Request, prefix: str = "") ->
         negatives = negatives * count
     if len(negatives) != count:
         raise InputError(f"{opposite} has {len(negatives)} entries; there are {count} prompts")
+    _check_words(components, opposite, negatives)
     return Prompts(prompts, negatives, images)
 
 
 def _count(components: Components, request: Request, prompts: int) -> int:
     """Prompts, or pictures where these are more."""
-    pictures, wanted = request.pictures, prompts * request.num_images_per_prompt
-    if components.compat == "diffusers" and request.spread and wanted % pictures == 0:
-        # Pictures ask for no images of their own there: those of the prompts take turns with them.
-        return prompts
+    pictures = request.pictures
+    if components.compat == "diffusers" and request.spread:
+        wanted = count_images(prompts, request.num_images_per_prompt)
+        if wanted % pictures == 0:
+            # Pictures ask for no images of their own there: those of the prompts take turns with
+            # them.
+            return prompts
     if pictures not in (1, prompts) and prompts != 1:
         raise InputError(f"image has {pictures} pictures; there are {prompts} prompts")
     return max(prompts, pictures)
+
+
+def _check_words(components: Components, name: str, prompts: list[str] | None) -> None:
+    """Raise an InputError where brackets of prompts do not make weights."""
+    if components.compat != "diffusers":
+        for prompt in prompts or ():
+            parse_weights(prompt, name)
 
 
 def _check_embeds(
@@ -197,7 +232,7 @@ def guidance_per_image(components: Components, scale: Sequence[Any], count: int)
     """Guidance scales as `(count, 1, 1, 1)`."""
     if len(scale) != count:
         raise InputError(f"guidance_scale has {len(scale)} entries; the call makes {count} images")
-    values = np.array([[[[checks.number("guidance_scale", value)]]] for value in scale])
+    values = np.array([[[[check_guidance(value)]]] for value in scale])
     if distilled(components):
         return values
     # An image that asks for 1 or less is unguided in a call of its own, so it is here, too.
@@ -231,9 +266,9 @@ def make_solver(
         )
     order = getattr(scheduler, "order", 1)
     steps = count or -(-len(solver) // order)
-    if request.strength == 1:
-        return solver, steps
     strength = checks.number(strength_name, request.strength, 0.0, 1.0)
+    if strength == 1:
+        return solver, steps
     kept = kept_steps(steps, strength, f"{1 / steps:.3g} .. 1", strength_name)
     begin = (steps - kept) * order
     alike = components.compat == "diffusers" and isinstance(scheduler, LMSDiscreteScheduler)
@@ -250,5 +285,8 @@ def kept_steps(steps: int, strength: float, allowed: str, name: str) -> int:
     """
     kept = int(steps * strength)
     if kept == 0:
-        raise InputError(f"{name}={strength} of {steps} steps leaves none; allowed: {allowed}")
+        raise InputError(
+            f"{name}={strength} of {steps} steps leaves none; allowed: {allowed}, or more "
+            "num_inference_steps (timesteps, sigmas)"
+        )
     return kept

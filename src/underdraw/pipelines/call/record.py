@@ -141,7 +141,7 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     takes = signature(kind.__call__).parameters
     shared = {name: _plain(getattr(request, name)) for name in names if name in takes}
     altered = plan.watch is not None and plan.watch.altered
-    altered = altered or run.interrupted or run.guidance is not scale
+    altered = altered or run.interrupted or run.ended or run.guidance is not scale
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
     given |= {"controls": request.controls or None, **own}
     engine = name_of(components.engine)

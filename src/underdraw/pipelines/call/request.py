@@ -26,7 +26,7 @@ class Request:
     generator: Any = None
     seed: Any = None
     output_type: Any = "pil"
-    return_dict: bool = True
+    return_dict: Any = True
     callback_on_step_end: Any = None
     callback_on_step_end_tensor_inputs: Any = ("latents",)
     callback: Any = None

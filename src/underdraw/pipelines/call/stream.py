@@ -110,8 +110,10 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
         self.pipe = pipe
         self._run: Generator[Question | Step, Any, Any] = steps(pipe, *args, **kwargs)
         self._reply: Any = None
-        self._ends = False
+        self._ends = self._interrupted = False
         self._seen: tuple[int, int] | None = None
+        self._going: Any = None
+        """The run, once it has begun."""
         self._colours: np.ndarray | None = None
 
     def __repr__(self) -> str:
@@ -137,6 +139,9 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
         if self._ends:
             self._run.close()
             raise StopIteration
+        self._going = self.pipe.views.last
+        if self._interrupted:
+            self._going.ended = True
         if isinstance(item, Question):
             self.asked = item
             return item
@@ -162,6 +167,13 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
         """End the run; the error goes on from here."""
         self.close()
         raise kind if value is None else value
+
+    def interrupt(self) -> None:
+        """End the run after the step that is going on, or was handed out last; `output` is made
+        of what it has reached. Any thread may say so, and no other run notices."""
+        self._interrupted = True
+        if self._going is not None:
+            self._going.ended = True
 
     def close(self) -> None:
         """End the run before its next step; nothing happens where it has ended already. A callback

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, local
 from typing import Any
+from weakref import ref
 
 
 @dataclass
@@ -54,6 +55,12 @@ class Views:
         """What the last run of this thread has left, or the last step of one in progress."""
         return getattr(self._thread, "left", View())
 
+    @property
+    def last(self) -> Any:
+        """The run that this thread has gone on with last; None where it is gone."""
+        known = getattr(self._thread, "last", None)
+        return None if known is None else known()
+
     @contextmanager
     def inside(self, run: Any, skip: int | None) -> Iterator[None]:
         """While a callback of this run is at work; calls inside of it do not change the view."""
@@ -77,7 +84,7 @@ class Views:
 
     def leave(self, run: Any, skip: int | None) -> None:
         """Note the state of a run for whoever reads it afterwards in this thread."""
-        self._thread.left = view_of(run, skip)
+        self._thread.left, self._thread.last = view_of(run, skip), ref(run)
 
     def change(self, name: str, value: Any) -> None:
         """Change what `now` tells; inside of a callback, the run itself."""
@@ -87,13 +94,18 @@ class Views:
             self._thread.left = view
 
     def interrupt(self, value: bool) -> None:
-        """End the run whose callback is at work in this thread after this step; outside of
-        callbacks, all runs in progress."""
+        """End a run after its current step: the one whose callback is at work in this thread; else
+        the one whose step this thread was handed last, if it is in progress; in a thread that has
+        none, all runs in progress. False takes back what the same callback said, and nothing that
+        was asked of a run from outside, by whomever."""
         self.change("interrupted", value)
-        if self.now.run is None:
-            with self._lock:
-                for run in self._going:
-                    run.interrupted = value
+        if self.now.run is not None or not value:
+            return
+        last = self.last
+        with self._lock:
+            mine = [run for run in self._going if run is last]
+            for run in mine or self._going:
+                run.ended = True
 
     def __reduce__(self) -> Any:
         """For copies and pickles: runs stay with the pipeline that began them."""
@@ -102,4 +114,5 @@ class Views:
 
 def view_of(run: Any, skip: int | None, follows: Any = None) -> View:
     """A view on the state that a run has now."""
-    return View(run.guidance, run.interrupted, run.rescale, run.calls, skip, follows)
+    interrupted = run.interrupted or run.ended
+    return View(run.guidance, interrupted, run.rescale, run.calls, skip, follows)

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from underdraw import checks
 from underdraw.errors import InputError
 from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection, Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
@@ -82,6 +84,22 @@ class Attached:
     given: Sight = NO_SIGHT
     """What makes features of pictures for grounding weights."""
 
+    def __init__(self) -> None:
+        # Reentrant: what is read may attach what sees pictures for it.
+        self._lock = RLock()
+
+    def __getstate__(self) -> Any:
+        """For copies and pickles: each has a lock of its own."""
+        state = dict(vars(self))
+        del state["_lock"]
+        state["by_kind"] = {kind: dict(networks) for kind, networks in self.by_kind.items()}
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        Attached.__init__(self)
+        frozen = {kind: MappingProxyType(found) for kind, found in state["by_kind"].items()}
+        vars(self).update(state, by_kind=MappingProxyType(frozen))
+
     @property
     def networks(self) -> tuple[Any, ...]:
         """Networks of all kinds, without looking for more."""
@@ -99,19 +117,21 @@ class Attached:
             InputError: the kind is not known.
         """
         known = adapter_kind(kind)
-        if kind not in self.by_kind:
-            found, folder = {}, own_folder(components.source)
-            if folder is not None:
-                settle(folder / known.folder)
-            if folder is not None and (folder / known.folder / "config.json").exists():
-                name, network = known.read(components, folder / known.folder)
-                found = {name: network}
-            self._set(components, kind, found)
-        return self.by_kind[kind]
+        with self._lock:  # weights of the folder are read once, whoever asks first
+            if kind not in self.by_kind:
+                found, folder = {}, own_folder(components.source)
+                if folder is not None:
+                    settle(folder / known.folder)
+                if folder is not None and (folder / known.folder / "config.json").exists():
+                    name, network = known.read(components, folder / known.folder)
+                    found = {name: network}
+                self._set(components, kind, found)
+            return self.by_kind[kind]
 
     def attach(self, components: Any, kind: str, name: str, network: Any) -> None:
         """Add a network; another one of this kind and name goes."""
-        self._set(components, kind, {**self.of(components, kind), name: network})
+        with self._lock:
+            self._set(components, kind, {**self.of(components, kind), name: network})
         LOG.info("attached: %s %r", kind, name)
 
     def detach(self, components: Any, kind: str, name: str | None) -> None:
@@ -120,13 +140,16 @@ class Attached:
         Raises:
             InputError: none of this name is attached.
         """
-        there = dict(self.of(components, kind))
-        if name is not None and name not in there:
-            listed = ", ".join(map(repr, there)) or "none"
-            raise InputError(f"kind={name!r} is not attached; attached: {listed}")
-        for gone in [name] if name is not None else list(there):
-            del there[gone]
-        self._set(components, kind, there)
+        with self._lock:
+            there = dict(self.of(components, kind))
+            if name is not None and not checks.is_one_of(name, tuple(there)):
+                listed = ", ".join(map(repr, there)) or "none"
+                raise InputError(
+                    f"name or kind={checks.shown(name)} is not attached; attached: {listed}"
+                )
+            for gone in [name] if name is not None else list(there):
+                del there[gone]
+            self._set(components, kind, there)
 
     def see(self, components: Any, sight: Sight) -> None:
         """Use these networks for features of pictures."""
@@ -146,9 +169,9 @@ def adapter_kind(name: Any) -> AdapterKind:
     Raises:
         InputError: it is not known.
     """
-    if name not in KINDS:
+    if not checks.is_one_of(name, tuple(KINDS)):
         allowed = ", ".join(map(repr, sorted(KINDS)))
-        raise InputError(f"kind={name!r} of adapters is not known; allowed: {allowed}")
+        raise InputError(f"kind={checks.shown(name)} of adapters is not known; allowed: {allowed}")
     return KINDS[name]
 
 
@@ -185,6 +208,7 @@ def _read_grounding(
     if isinstance(source, Grounding):
         network = source
     else:
+        checks.path("source", source)
         network = load_grounding(source, unet, subfolder=subfolder or None, **options)
         if Path(source).is_dir():
             sight = _sight_in(Path(source), unet)
@@ -316,9 +340,13 @@ class Adaptable:
 def _write(kind: AdapterKind, there: Networks, target: Any, name: str | None) -> None:
     if name is None and len(there) == 1:
         name = next(iter(there))
-    if name is None or name not in there:
+    checks.path("target", target)
+    if not checks.is_one_of(name, tuple(there)):
         listed = ", ".join(map(repr, there)) or "none"
-        raise InputError(f"kind={name!r}; allowed: kinds of the {kind.name} weights, {listed}")
+        raise InputError(
+            f"name or kind={checks.shown(name)}; allowed: kinds of the {kind.name} weights, {listed}"
+        )
+    assert name is not None  # which is none of them
     kind.write(there[name], target)
 
 

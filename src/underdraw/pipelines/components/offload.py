@@ -100,7 +100,8 @@ def enable(components: Any, gpu_id: Any, device: Any) -> None:
                 f"{name} is on the backend {kind!r}; networks of 'torch' alone are offloaded"
             )
     place = resolve_accelerator(
-        None if gpu_id is None else checks.whole("gpu_id", gpu_id, 0), device
+        None if gpu_id is None else checks.whole("gpu_id", gpu_id, 0, 1024),
+        checks.device("device", device),
     )
     if (before := components.offload) is not None and before.device != place:
         if before.busy:

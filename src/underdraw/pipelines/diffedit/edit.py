@@ -20,10 +20,11 @@ from underdraw.formats.json_text import parse
 from underdraw.pictures.pasting import originals, paste_all
 from underdraw.pictures.reading import check_alike, read_mask
 from underdraw.pipelines.call.conditioning import encode_texts
-from underdraw.pipelines.call.plan import check_prompts, make_plan
+from underdraw.pipelines.call.plan import check_prompts, make_plan, make_solver
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
-from underdraw.pipelines.diffedit.latents import encode_image, read_image
+from underdraw.pipelines.diffedit.latents import encode_image, latent_sides, read_image
+from underdraw.pipelines.diffedit.masking import Masking
 from underdraw.pipelines.diffedit.outputs import DiffEditOutput
 from underdraw.schedulers import DDIMScheduler, Scheduler
 from underdraw.weights.files import open_checkpoint
@@ -49,10 +50,16 @@ class EditSettings:
 
     steps: int = 50
     strength: float = 0.8
-    guidance: float = 7.5
+    guidance: float | Sequence[float] = 7.5
     maps: int = 5
     mask_strength: float = 0.5
     threshold: float = 2.5
+
+    def check(self) -> None:
+        """Raise an InputError or InputTypeError where one of them cannot work; steps and guidance
+        are those of the decoding, which is planned for itself."""
+        checks.number("inpaint_strength", self.strength, 0.0, 1.0)
+        Masking(self.maps, self.threshold, noise=self.mask_strength)
 
 
 class Kept:
@@ -67,14 +74,8 @@ class Kept:
         self.of = json.dumps(of, sort_keys=True, default=lambda value: value.tolist())
         self.mask: np.ndarray | None = None
         self.levels: list[np.ndarray] = []
-        if self.path is None:
-            return
-        if self.path.suffix != ".safetensors":
-            raise InputError(f"keep={str(path)!r} must end with .safetensors")
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             self._read(self.path)
-        elif not self.path.parent.is_dir():
-            raise InputError(f"keep={str(path)!r}: there is no folder {self.path.parent}")
 
     def write(self) -> None:
         """Write what there is, whole or not at all."""
@@ -98,6 +99,19 @@ class Kept:
         self.mask = np.array(held.tensors[MASK].load())
         if LEVELS in held.tensors:
             self.levels = list(np.array(held.tensors[LEVELS].load()))
+
+
+def check_file(keep: Any) -> None:
+    """Raise an InputError or InputTypeError where no edit can be kept in this file."""
+    if keep is None:
+        return
+    path = Path(checks.path("keep", keep))
+    if path.suffix != ".safetensors":
+        raise InputError(f"keep={checks.shown(keep)} must end with .safetensors")
+    if path.is_dir():
+        raise InputError(f"keep={checks.shown(keep)} is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"keep={checks.shown(keep)}: there is no folder {path.parent}")
 
 
 def _difference(written: str, wanted: str) -> str:
@@ -149,6 +163,9 @@ def edit(
     keep: str | os.PathLike[str] | None,
 ) -> DiffEditOutput:
     """What `StableDiffusionDiffEditPipeline.edit` does; texts, seed and output as requests."""
+    checks.flag("paste", paste)
+    check_file(keep)
+    settings.check()
     pipe = reversible(pipe)
     parts: Components = pipe.parts
     framework, seed = parts.framework, target.seed
@@ -160,7 +177,7 @@ def edit(
         pictures=pictures.shape[0],
         guidance_scale=settings.guidance,
         num_inference_steps=settings.steps,
-        strength=checks.number("inpaint_strength", settings.strength, 0.0, 1.0),
+        strength=settings.strength,
     )
     before = check_prompts(parts, source, "source_")
     after = check_prompts(parts, target, "target_")
@@ -170,6 +187,11 @@ def edit(
     # What decoding would refuse, before the mask and the inversion are made.
     decoding = replace(target, pictures=count)
     guided = make_plan(parts, decoding, pipe, strength_name="inpaint_strength").guided
+    size, given = latent_sides(parts, pictures), None
+    if mask_image is not None:
+        given = read_mask(parts.nn, mask_image, count, size, pipe.vae.config.factor)
+    making = replace(target, strength=settings.mask_strength, pictures=count)
+    make_solver(parts, making, None, "mask_encode_strength")
     source_embeds = encode_texts(parts, source, before, False, count).context
     wanted = encode_texts(parts, target, after, guided, count)
     pixels = framework.to_numpy(pictures)
@@ -195,9 +217,7 @@ def edit(
         },
     )
     way: dict[str, Any] = {"num_inference_steps": settings.steps}
-    size = tuple(clean.shape[2:])
-    if mask_image is not None:
-        given = read_mask(parts.nn, mask_image, count, size, pipe.vae.config.factor)
+    if given is not None:
         kept.mask = framework.to_numpy(given)[:, 0].astype(np.int64)
     elif kept.mask is None:
         kept.mask = pipe.generate_mask(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -19,7 +19,7 @@ from underdraw.pipelines.call.output import decode
 from underdraw.pipelines.call.plan import Plan, kept_steps
 from underdraw.pipelines.call.stream import ended
 from underdraw.pipelines.components.components import Components
-from underdraw.pipelines.diffedit.latents import sizes
+from underdraw.pipelines.diffedit.latents import latent_sides, sizes
 from underdraw.pipelines.diffedit.regularise import Regularisation, RegularisedSolver
 from underdraw.sampling import inversion
 from underdraw.sampling.denoiser import Denoiser
@@ -27,6 +27,10 @@ from underdraw.sampling.loop import Change, Step
 from underdraw.solvers.ddim_inverse import back_along, head
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table, read_noise
+
+LARGEST_WEIGHT = 1e4
+"""Of a regularisation; beyond it predictions overflow. The authors' are 20."""
+MOST_ROUNDS = 1000
 
 
 class Trace:
@@ -81,8 +85,61 @@ def upwards(components: Components, solver: Any, count: int, part: float) -> Any
     return back_along(solver, kind, final)
 
 
+@dataclass(frozen=True)
+class Whitening:
+    """How predictions are pushed towards white noise, by the names of `invert`.
+
+    Raises:
+        InputError, InputTypeError: an argument cannot work.
+    """
+
+    auto_corr: Any
+    kl: Any
+    rounds: Any
+    rolls: Any
+
+    def __post_init__(self) -> None:
+        checks.number("lambda_auto_corr", self.auto_corr, 0.0, LARGEST_WEIGHT)
+        checks.number("lambda_kl", self.kl, 0.0, LARGEST_WEIGHT)
+        checks.whole("num_reg_steps", self.rounds, 0, MOST_ROUNDS)
+        checks.whole("num_auto_corr_rolls", self.rolls, 1, MOST_ROUNDS)
+
+
+def check_levels(
+    components: Components, done: list[Any], calls: int, images: int, pictures: Array
+) -> list[Array]:
+    """Levels of an inversion of `images` images that was interrupted, beside what was read of its
+    pictures.
+
+    Raises:
+        InputError, InputTypeError: too many, or something that is no level of such pictures.
+    """
+    if len(done) > calls:
+        raise InputError(f"done holds {len(done)} levels; the inversion has {calls}")
+    shape = (images, components.vae.config.latent_channels, *latent_sides(components, pictures))
+    for i, level in enumerate(done):
+        checks.array(f"done[{i}]", level, shape, components.framework)
+    return list(done)
+
+
+def read_method(method: Any) -> inversion.FixedPoint | None:
+    """How the steps of an inversion are solved; None where they are not.
+
+    Raises:
+        InputError, InputTypeError: there is no such way.
+    """
+    way = inversion.read_method(method)
+    if isinstance(way, inversion.Plain):
+        return None
+    if not isinstance(way, inversion.FixedPoint):
+        raise InputError(
+            f"method={checks.shown(method)} is not known; allowed: 'plain', 'fixed-point'"
+        )
+    return way
+
+
 def regularised(
-    components: Components, solver: Any, plan: Plan, weights: list[float], rounds: int, rolls: int
+    components: Components, solver: Any, plan: Plan, how: Whitening
 ) -> RegularisedSolver:
     """A solver whose predictions are pushed towards white noise."""
     scheduler = components.inverse_scheduler or components.scheduler
@@ -101,8 +158,9 @@ def regularised(
 
     # Several guided pictures raise there.
     twice = plain and plan.guided and plan.count == 1 and kind != "epsilon"
-    copies = 2 if twice else 1
-    regularise = Regularisation(weights[0], weights[1], rounds, rolls, pick, plain, copies)
+    regularise = Regularisation(
+        how.auto_corr, how.kl, how.rounds, how.rolls, pick, plain, 2 if twice else 1
+    )
     return RegularisedSolver(solver, regularise, reads)
 
 
@@ -122,13 +180,14 @@ def go_up(
 
 
 def solve_up(
-    components: Components, plan: Plan, clean: Array, levels: list[Array], method: Any
+    components: Components,
+    plan: Plan,
+    clean: Array,
+    levels: list[Array],
+    way: inversion.FixedPoint,
 ) -> list[Array]:
     """As `go_up`, with steps that are solved. `plan.solver` is the one that goes down."""
     solver: Any = plan.solver
-    way = inversion.METHODS.get(method, method) if isinstance(method, str) else method
-    if not isinstance(way, inversion.FixedPoint):
-        raise InputError(f"method={method!r} is not known; allowed: 'plain', 'fixed-point'")
     denoiser = Denoiser(begin(components, plan, condition(components, plan)))
     factors = sizes(solver)[-2::-1]
     held = [level * size for level, size in zip(levels, factors, strict=False)]

@@ -37,6 +37,14 @@ def read_image(components: Components, image: Any) -> Array:
     )
 
 
+def latent_sides(components: Components, pictures: Array) -> tuple[int, int]:
+    """Height and width of the latents of what `read_image` gives."""
+    height, width = pictures.shape[2:]
+    if pictures.shape[1] == components.vae.config.latent_channels:
+        return height, width
+    return height // components.vae.config.factor, width // components.vae.config.factor
+
+
 def encode_image(
     components: Components,
     pictures: Array,
@@ -105,6 +113,8 @@ def read_levels(components: Components, held: Any, prompts: int, steps: int) -> 
         raise InputTypeError(
             f"image_latents is {type(held).__name__}; what invert returns is needed"
         )
+    if framework.is_floating(held):  # what is no number is told below
+        checks.finite("image_latents", held, framework)
     given: Any = held
     if given.ndim == 4 and given.shape[0] % prompts == 0:
         given = given.reshape(prompts, -1, *given.shape[1:])

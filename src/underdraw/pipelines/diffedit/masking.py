@@ -7,12 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.run import Conditioning, Run
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.pipelines.call.conditioning import encode_texts, equally_long
 from underdraw.pipelines.call.latents import repeated
-from underdraw.pipelines.call.plan import check_prompts, make_solver, needs_guidance
+from underdraw.pipelines.call.plan import (
+    check_guidance,
+    check_prompts,
+    count_images,
+    make_solver,
+    needs_guidance,
+)
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.diffedit.latents import draw_maps, encode_image, generators_of_maps
@@ -20,19 +27,34 @@ from underdraw.pipelines.diffedit.masks import mask_of_difference
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.solvers.solver import Solver
 
+LARGEST_RATIO = 1e4
+"""Of a difference to its mean: in float32 nothing is left of the mean beyond it."""
 ROWS = 32
 """Rows that a mask sends through the UNet at once, if one image does not need more."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How a mask is found, checked: see `generate_mask`."""
+    """How a mask is found: see `generate_mask`.
 
-    maps: int
-    ratio: float
-    scale: float
-    generator: Any
-    seed: Any
+    Raises:
+        InputError, InputTypeError: an argument cannot work.
+    """
+
+    maps: Any
+    ratio: Any
+    scale: Any = 1.0
+    noise: Any = 0.5
+    generator: Any = None
+    seed: Any = None
+
+    def __post_init__(self) -> None:
+        count_images(1, self.maps, "num_maps_per_mask")
+        name = "mask_thresholding_ratio"
+        if checks.number(name, self.ratio, 0.0, LARGEST_RATIO) == 0:
+            raise InputError(f"{name}={self.ratio} is out of range; allowed: above 0")
+        check_guidance(self.scale)
+        checks.number("mask_encode_strength", self.noise, 0.0, 1.0)
 
 
 def find_mask(
@@ -54,6 +76,7 @@ def find_mask(
         "source": check_prompts(components, source, "source_"),
     }
     count = max(found.count for found in texts.values())
+    count_images(count, how.maps, "num_maps_per_mask")
     for name, found in texts.items():
         if found.count not in (1, count):
             raise InputError(f"{name}_prompt is given {found.count} times; there are {count}")

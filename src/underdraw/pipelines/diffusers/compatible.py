@@ -17,10 +17,11 @@ from PIL import ImageFilter
 
 from underdraw import checks
 from underdraw.backends.contract import Array
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords
 from underdraw.pictures import cropping, modes, reading as pictures, writing as images
 from underdraw.pictures.writing import to_pil
+from underdraw.pipelines.call.latents import LONGEST_SIDE
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.offload import enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
@@ -38,21 +39,25 @@ def note(text: str) -> None:
 def refuse(image: Any, embeds: Any, attention: Any) -> None:
     """Arguments of diffusers' call whose work controls do here; empty ones pass, and a `scale` of
     LoRA layers, of which there are none."""
-    if isinstance(attention, Mapping) and set(attention) == {"scale"}:
-        scale = attention["scale"]
-        if isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale):
-            attention = None
+    if isinstance(attention, Mapping) and (not attention or _is_scale(attention)):
+        attention = None
     given = {
         "ip_adapter_image": image,
         "ip_adapter_image_embeds": embeds,
-        "cross_attention_kwargs": attention or None,
+        "cross_attention_kwargs": attention,
     }
     for name, value in given.items():
         if value is not None:
             raise InputError(
-                f"{name}={value!r:.100} is not taken; allowed: None. What acts on attention is "
-                "given as controls=[...]"
+                f"{name}={checks.shown(value)} is not taken; allowed: None. What acts on attention "
+                "is given as controls=[...]"
             )
+
+
+def _is_scale(attention: Mapping[str, Any]) -> bool:
+    scale = attention.get("scale") if len(attention) == 1 else None
+    number = isinstance(scale, Real) and not isinstance(scale, bool)
+    return number and math.isfinite(scale)
 
 
 class ImageProcessor:
@@ -74,13 +79,28 @@ class ImageProcessor:
         Arguments are those of `pictures.reading.read_pictures` and `read_masks`; the size is by
         default that of the first picture, rounded down to multiples of the autoencoder's factor.
         """
-        crop = None if crops_coords is None else cropping.Crop(*crops_coords)
+        for name, given in (("height", height), ("width", width)):
+            if given is not None:
+                checks.whole(name, given, 1, LONGEST_SIDE)
+        crop = None
+        if crops_coords is not None:
+            corners = checks.sequence("crops_coords", crops_coords, "four whole numbers")
+            if len(corners) != 4:
+                raise InputError(f"crops_coords={checks.shown(corners)} must hold four numbers")
+            crop = cropping.Crop(
+                *(checks.whole("crops_coords", one, 0, LONGEST_SIDE) for one in corners)
+            )
+            if not (crop.left < crop.right and crop.top < crop.bottom):
+                raise InputError(f"crops_coords={crop} has no area")
         if self.mask:
-            side = modes.upright_size(image) if hasattr(image, "convert") else None
-            side = (image.shape[-1], image.shape[-2]) if side is None else side
+            first = image[0] if isinstance(image, list | tuple) and image else image
+            side = modes.upright_size(first) if hasattr(first, "convert") else None
+            if side is None and len(getattr(first, "shape", ())) < 2:
+                raise InputTypeError(f"image={checks.shown(image)} is no mask")
+            side = (first.shape[-1], first.shape[-2]) if side is None else side
             wide, high = (n - n % self.vae_scale_factor for n in side)
             read = pictures.read_masks(
-                "mask", image, self.framework, height or high, width or wide, crop
+                "image", image, self.framework, height or high, width or wide, crop
             )
         else:
             read = pictures.read_pictures(
@@ -97,19 +117,25 @@ class ImageProcessor:
     @staticmethod
     def get_crop_region(mask_image: Any, width: int, height: int, pad: int = 0) -> cropping.Crop:
         """The part of a picture around what is set in a PIL mask (`pictures`)."""
-        return cropping.crop_around(mask_image, width, height, pad)
+        checks.whole("width", width, 1, LONGEST_SIDE)
+        checks.whole("height", height, 1, LONGEST_SIDE)
+        checks.whole("pad", pad, 0, LONGEST_SIDE)
+        return cropping.crop_around(checks.picture("mask_image", mask_image), width, height, pad)
 
     @staticmethod
     def blur(image: Any, blur_factor: int = 4) -> Any:
         """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
-        if image.mode not in ("L", "RGB", "RGBA", "CMYK"):  # others have no neighbours to mix
-            image = modes.plain("image", image)
-        return image.filter(ImageFilter.GaussianBlur(blur_factor))
+        radius = checks.number("blur_factor", blur_factor, 0.0, LONGEST_SIDE)
+        picture = checks.picture("image", image)
+        if picture.mode not in ("L", "RGB", "RGBA", "CMYK"):  # others have no neighbours to mix
+            picture = modes.plain("image", picture)
+        return picture.filter(ImageFilter.GaussianBlur(radius))
 
     def postprocess(self, image: Array, output_type: str = "pil") -> Any:
         """Decoded images `(images, 3, height, width)` near [-1, 1] as "pil", "np", "pt", "latent"
         (as they are)."""
         checks.choice("output_type", output_type, images.OUTPUT_TYPES)
+        checks.array("image", image, (None,) * 4, self.framework)
         if output_type == "latent":
             return image
         return images.to_output(image, output_type, self.framework)
@@ -182,6 +208,15 @@ class Familiar:
     @staticmethod
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
+        numbers = isinstance(images, np.ndarray) and images.dtype.kind == "f"
+        shape = images.shape if numbers else ()
+        if len(shape) not in (3, 4) or shape[-1] not in (1, 3) or 0 in shape:
+            raise InputTypeError(
+                f"images={checks.shown(images)}; needed are numbers in [0, 1] of numpy, (images, "
+                "height, width, 3)"
+            )
+        if not (images.min() > -0.001 and images.max() < 1.001):  # false for NaN, too
+            raise InputError("images holds values outside [0, 1]")
         return to_pil(images[None] if images.ndim == 3 else images)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:

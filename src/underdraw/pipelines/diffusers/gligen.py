@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.backends.contract import Array
+from underdraw.controls.boxes import check_box, check_norm, check_phrase
 from underdraw.controls.features import image_features, phrase_features
 from underdraw.errors import InputError
 from underdraw.pictures.cropping import box_mask, cut_to
+from underdraw.pictures.reading import as_picture
+from underdraw.pipelines.call.latents import LONGEST_SIDE
 from underdraw.pipelines.components.components import Components
 
 
@@ -27,23 +30,38 @@ class FamiliarGLIGEN:
         Nothing is switched on the UNet, so others that share it notice nothing. (diffusers' calls
         enable it again by themselves.)
         """
-        self.fuser_enabled = bool(enabled)
+        self.fuser_enabled = checks.flag("enabled", enabled)
 
     def draw_inpaint_mask_from_boxes(
         self, boxes: Sequence[Sequence[float]], size: tuple[int, int]
     ) -> Any:
         """A PyTorch mask of `size (height, width)`: 0 inside of the boxes, 1 elsewhere."""
-        return backends.get("torch").array(1 - box_mask(boxes, *size))
+        sides = [checks.whole("size", side, 1, LONGEST_SIDE) for side in _of("size", size, 2)]
+        corners = [_of("boxes", box, 4) for box in checks.listed("boxes", boxes, "boxes")]
+        for box in corners:
+            for value in box:
+                checks.number("boxes", value, 0.0, 1.0)
+        return backends.get("torch").array(1 - box_mask(corners, *sides))
 
     def crop(self, im: Any, new_width: int, new_height: int) -> Any:
         """The middle of a PIL image."""
-        width, height = im.size
+        width, height = checks.picture("im", im).size
+        checks.whole("new_width", new_width, 1, LONGEST_SIDE)
+        checks.whole("new_height", new_height, 1, LONGEST_SIDE)
         left, top = (width - new_width) / 2, (height - new_height) / 2
         return im.crop((left, top, left + new_width, top + new_height))
 
     def target_size_center_crop(self, im: Any, new_hw: int) -> Any:
         """The largest square in the middle of a PIL image, resized to `new_hw` pixels."""
-        return cut_to(im, new_hw, new_hw)
+        side = checks.whole("new_hw", new_hw, 1, LONGEST_SIDE)
+        return cut_to(checks.picture("im", im), side, side)
+
+
+def _of(name: str, value: Any, count: int) -> list[Any]:
+    found = checks.listed(name, value, "numbers")
+    if len(found) != count:
+        raise InputError(f"{name} holds {checks.shown(value)}; needed are {count} numbers")
+    return found
 
 
 class FamiliarTextImage:
@@ -53,10 +71,14 @@ class FamiliarTextImage:
 
     def complete_mask(self, has_mask: Any, max_objs: int, device: Any) -> Array:
         """`(1, max_objs)`: the given number, or numbers followed by ones; None is all ones."""
+        checks.whole("max_objs", max_objs, 1, LONGEST_SIDE)
+        checks.device("device", device)
         if has_mask is None or not isinstance(has_mask, list | tuple):
-            row = [1.0 if has_mask is None else float(has_mask)] * max_objs
+            given = 1.0 if has_mask is None else checks.numbers("has_mask", [has_mask])[0]
+            row = [given] * max_objs
         else:
-            row = [*map(float, has_mask), *[1.0] * (max_objs - len(has_mask))]
+            given = checks.numbers("has_mask", has_mask) if has_mask else ()
+            row = [*given, *[1.0] * (max_objs - len(given))]
         if len(row) != max_objs:
             raise InputError(f"has_mask has {len(row)} entries; allowed: at most {max_objs}")
         return self.parts.framework.array([row], dtype=self.parts.text_encoder.dtype, device=device)
@@ -65,11 +87,18 @@ class FamiliarTextImage:
         self, input: Any, normalize_constant: float, device: Any, is_image: bool = False
     ) -> Array | None:
         """Features `(1, width)` of a phrase, or of a picture brought to a length; None of None."""
+        shown = checks.flag("is_image", is_image)
+        norm = check_norm("normalize_constant", normalize_constant)
+        checks.device("device", device)
         if input is None:
             return None
+        if shown:
+            input = as_picture("input", input)
+        else:
+            check_phrase("input", input)
         with self.parts.framework.no_grad():
-            if is_image:
-                found = image_features(self.parts, [input]) * normalize_constant
+            if shown:
+                found = image_features(self.parts, [input]) * norm
             else:
                 found = phrase_features(self.parts, [input])
         return self.parts.framework.array(found, device=device)
@@ -91,15 +120,27 @@ class FamiliarTextImage:
 
         Calls here do without it; code that builds its own loop may use it.
         """
-        count = len(gligen_boxes)
-        phrases = list(gligen_phrases or [None] * count)
-        pictures = list(gligen_images or [None] * count)
+        boxes = checks.listed("gligen_boxes", gligen_boxes, "boxes")
+        beside = {"gligen_phrases": gligen_phrases, "gligen_images": gligen_images}
+        phrases, pictures = (
+            [None] * len(boxes) if given is None else checks.listed(name, given, "entries")
+            for name, given in beside.items()
+        )
+        for name, given in (("gligen_phrases", phrases), ("gligen_images", pictures)):
+            if len(given) != len(boxes):
+                raise InputError(
+                    f"{name} has {len(given)} entries; there are {len(boxes)} gligen_boxes"
+                )
+        if len(boxes) > checks.whole("max_objs", max_objs, 1, LONGEST_SIDE):
+            raise InputError(f"gligen_boxes has {len(boxes)} entries; max_objs={max_objs}")
+        boxes = [check_box(f"gligen_boxes[{i}]", box, True) for i, box in enumerate(boxes)]
+        for i, phrase in enumerate(phrases):
+            if phrase is not None:
+                check_phrase(f"gligen_phrases[{i}]", phrase)
         filled = self.get_cross_attention_kwargs_without_grounded(
             hidden_size, repeat_batch, max_objs, device
         )
-        for i, (box, phrase, picture) in enumerate(
-            zip(gligen_boxes, phrases, pictures, strict=True)
-        ):
+        for i, (box, phrase, picture) in enumerate(zip(boxes, phrases, pictures, strict=True)):
             filled["boxes"][:, i] = self.parts.framework.array(box, device=device)
             filled["masks"][:, i] = 1
             for name, given, shown in (("phrases", phrase, False), ("image", picture, True)):
@@ -115,6 +156,13 @@ class FamiliarTextImage:
         self, hidden_size: int, repeat_batch: int, max_objs: int, device: Any
     ) -> dict[str, Array]:
         """The same without boxes: all zeros."""
+        for name, value in (
+            ("hidden_size", hidden_size),
+            ("repeat_batch", repeat_batch),
+            ("max_objs", max_objs),
+        ):
+            checks.whole(name, value, 1, LONGEST_SIDE)
+        checks.device("device", device)
         sizes = {"boxes": (4,), "masks": (), "phrases_masks": (), "image_masks": ()}
         sizes |= dict.fromkeys(("phrases_embeddings", "image_embeddings"), (hidden_size,))
         zeros = {name: np.zeros((repeat_batch, max_objs, *size)) for name, size in sizes.items()}

@@ -9,17 +9,28 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
+from underdraw import checks
 from underdraw.backends import seeds
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
+from underdraw.pipelines.call.latents import LONGEST_SIDE
+from underdraw.pipelines.call.plan import MOST_IMAGES, count_images
 from underdraw.pipelines.components.components import Components
-from underdraw.solvers.table import read_noise
+from underdraw.schedulers.arrays import check_latents, read_time, read_times
+from underdraw.solvers.table import MOST_STEPS, read_noise
 
 
 def encoded(components: Components, image: Array, dtype: Any, device: Any, generator: Any) -> Array:
     """Latents of pictures `(n, 3, height, width)` in [-1, 1], drawn from the encoder's distribution
     and times `scaling_factor`; latents stay as they are. A list of generators has one per row."""
     framework = components.framework
+    checks.array("image", image, (None,) * 4, framework)
+    checks.device("device", device)
+    checks.dtype("dtype", dtype)
+    if image.shape[1] not in (3, components.vae.config.latent_channels):
+        raise InputError(f"image has {image.shape[1]} channels; allowed: 3, or those of latents")
     if image.shape[1] == components.vae.config.latent_channels:
         return framework.array(image, dtype=dtype, device=device)
     if isinstance(generator, list | tuple):
@@ -37,7 +48,10 @@ def tiled(components: Components, x: Array, count: int) -> Array:
     """
     rows = x.shape[0]
     if count % rows:
-        raise InputError(f"image has {rows} rows; allowed: a divisor of {count}, the batch size")
+        raise InputError(
+            f"image has {rows} rows; allowed: a divisor of {count}, the number of images "
+            "(batch_size, num_images_per_prompt)"
+        )
     return x if rows == count else components.nn.concat([x] * (count // rows), 0)
 
 
@@ -59,11 +73,18 @@ def first_noise(
     latents: Any,
 ) -> Array:
     """Noise for `shape`, whose sides are in pixels, or `latents` instead."""
+    names = ("batch_size", "num_channels_latents", "height", "width")
+    limits = (MOST_IMAGES, MOST_IMAGES, LONGEST_SIDE, LONGEST_SIDE)
+    for name, value, most in zip(names, shape, limits, strict=True):
+        checks.whole(name, value, 1, most)
+    checks.device("device", device)
+    checks.dtype("dtype", dtype)
     *rows, height, width = shape
     factor, framework = components.vae.config.factor, components.framework
     drawn = seeds.generators(generator, None, shape[0])
     device = components.device if device is None else device
     if latents is not None:
+        checks.array("latents", latents, (None,) * 4, framework)
         return framework.array(latents, device=device)
     like = framework.leaf(components.unet.conv_in).dtype if dtype is None else dtype
     return framework.draw((*rows, height // factor, width // factor), drawn, device, like)
@@ -90,7 +111,7 @@ class PictureLatents:
         Raises:
             InputError: n does not divide that number, or there is another number of generators.
         """
-        count = batch_size * num_images_per_prompt
+        count = count_images(checks.whole("batch_size", batch_size), num_images_per_prompt)
         generator = seeds.generators(generator, None, count)
         if isinstance(generator, list | tuple):
             image = tiled(self.parts, image, count)
@@ -130,6 +151,17 @@ class InpaintLatents:
         Raises:
             InputError: no `image` or `timestep` where they are needed, or numbers do not match.
         """
+        for name, value in (
+            ("is_strength_max", is_strength_max),
+            ("return_noise", return_noise),
+            ("return_image_latents", return_image_latents),
+        ):
+            checks.flag(name, value)
+        checks.whole("batch_size", batch_size, 1, MOST_IMAGES)
+        if image is not None:
+            checks.array("image", image, (None,) * 4, self.parts.framework)
+        if timestep is not None:
+            read_times(timestep, np.zeros(batch_size))
         if not is_strength_max and (image is None or timestep is None):
             raise InputError("is_strength_max=False; give image and timestep")
         drawn = seeds.generators(generator, None, batch_size)
@@ -164,7 +196,9 @@ class InvertedLatents:
     ) -> Array:
         """Clean latents `(batch_size, 4, height / 8, width / 8)` of pictures `(n, 3, height,
         width)` in [-1, 1], or of latents; InputError where n does not divide `batch_size`."""
+        checks.whole("batch_size", batch_size, 1, MOST_IMAGES)
         drawn = seeds.generators(generator, None, batch_size)
+        checks.array("image", image, (None,) * 4, self.parts.framework)
         if isinstance(drawn, list | tuple):
             image = tiled(self.parts, image, batch_size)
         return tiled(self.parts, encoded(self.parts, image, dtype, device, drawn), batch_size)
@@ -174,6 +208,9 @@ class InvertedLatents:
     ) -> tuple[Array, int]:
         """Of the timesteps which `inverse_scheduler` was set to those of an inversion, and how many
         steps these are."""
+        checks.whole("num_inference_steps", num_inference_steps, 1, MOST_STEPS)
+        checks.number("strength", strength, 0.0, 1.0)
+        checks.device("device", device)
         kept = min(int(num_inference_steps * strength), num_inference_steps)
         dropped = num_inference_steps - kept
         times: Any = self._upwards_scheduler().timesteps
@@ -182,7 +219,12 @@ class InvertedLatents:
     def get_epsilon(self, model_output: Array, sample: Array, timestep: Any) -> Array:
         """The noise in what a network answered about latents at a timestep."""
         scheduler = self._upwards_scheduler()
-        kept = float(scheduler.alphas_cumprod[int(timestep)])
+        check_latents("sample", sample)
+        check_latents("model_output", model_output, sample, "sample")
+        time, levels = int(read_time(timestep)), scheduler.alphas_cumprod
+        if not 0 <= time < len(levels):
+            raise InputError(f"timestep={time} is out of range; allowed: 0 .. {len(levels) - 1}")
+        kept = float(levels[time])
         kind = scheduler.config["prediction_type"]
         from_sample, from_output = read_noise(kind, sqrt(kept), sqrt(1 - kept))
         answer: Any = model_output

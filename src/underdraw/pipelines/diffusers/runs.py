@@ -65,5 +65,6 @@ class FamiliarRuns:
 
     @_interrupt.setter
     def _interrupt(self, value: bool) -> None:
-        """In a callback, of its run; elsewhere, of all runs of this pipeline in progress."""
-        self.views.interrupt(value)
+        """In a callback, of its run; elsewhere, of the run whose step this thread was handed last;
+        in a thread that has none in progress, of all runs of this pipeline."""
+        self.views.interrupt(bool(value))

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from underdraw import checks
+from underdraw.checks import shown
 from underdraw.controls.boxes import (
     IMAGE_NORM,
     MOST,
-    NOWHERE,
     Grounded,
     Layout,
     check_box,
+    check_norm,
+    check_phrase,
 )
 from underdraw.controls.grounding import Entry
 from underdraw.controls.strength import Strength
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError
 from underdraw.pictures.reading import as_picture
 from underdraw.pipelines.call.plan import Plan
 
@@ -46,7 +48,8 @@ class Arguments:
         """With the masks of one of `count` images, where there is a list for each."""
         own = {"phrases_mask": self.phrases_mask, "images_mask": self.images_mask}
         for name, value in own.items():
-            value = value.tolist() if hasattr(value, "tolist") else value
+            if hasattr(value, "ndim") and value.ndim > 0:
+                value = checks.listed(f"input_{name}", value, "0 and 1")
             if isinstance(value, list | tuple) and any(isinstance(x, list | tuple) for x in value):
                 own[name] = _of_image(f"input_{name}", value, index, count)
         return replace(self, **own)
@@ -88,7 +91,7 @@ def read_layouts(given: Arguments, plan: Plan) -> list[Layout]:
             image, or numbers out of range.
     """
     beta = checks.number("gligen_scheduled_sampling_beta", given.beta, 0.0, 1.0)
-    norm = checks.number("gligen_normalize_constant", given.image_norm)
+    norm = check_norm("gligen_normalize_constant", given.image_norm)
     strength = Strength(beta, 0.0, 1.0 - beta)
     boxes = listed("gligen_boxes", given.boxes)
     if not any(nested(box) for box in boxes):
@@ -120,49 +123,44 @@ def _layout(
 ) -> Layout:
     """Of the lists for one image; `at` says in messages which."""
     count = len(boxes)
-    phrases = _beside(f"gligen_phrases{at}", phrases, count)
-    images = _beside(f"gligen_images{at}", images, count)
+    phrases = _beside(f"gligen_phrases{at}", phrases, count, at)
+    images = _beside(f"gligen_images{at}", images, count, at)
     spoken = _mask("input_phrases_mask", given.phrases_mask, count)
-    shown = _mask("input_images_mask", given.images_mask, count)
+    visible = _mask("input_images_mask", given.images_mask, count)
     if count > MOST:
         dropped = [phrases[i] if phrases[i] is not None else boxes[i] for i in range(MOST, count)]
         warnings.warn(
             f"gligen_boxes{at} has {count} boxes; the first {MOST} are used. Dropped: "
-            + ", ".join(map(repr, dropped)),
+            + ", ".join(map(shown, dropped)),
             stacklevel=5,
         )
     parts = []
     for i, box in enumerate(boxes[:MOST]):
         phrase, image = phrases[i], images[i]
         if phrase is None and image is None:
-            raise InputError(f"box {i} of gligen_boxes{at} has neither phrase nor image")
-        if phrase is not None and not isinstance(phrase, str):
-            raise InputTypeError(f"gligen_phrases{at}[{i}]={phrase!r:.100} is not a string")
-        box = box.tolist() if hasattr(box, "tolist") else box
-        style = isinstance(box, list | tuple) and tuple(box) == NOWHERE
-        corners = NOWHERE if style else check_box(f"gligen_boxes{at}[{i}]", box)
+            raise InputError(
+                f"box {i} of gligen_boxes{at} has neither phrase nor image; give one in "
+                f"gligen_phrases{at}"
+            )
+        if phrase is not None:
+            check_phrase(f"gligen_phrases{at}[{i}]", phrase)
+        corners = check_box(f"gligen_boxes{at}[{i}]", box, style=True)
         if image is not None:
             image = as_picture(f"gligen_images{at}[{i}]", image)
-        entry = Entry(phrase if spoken[i] else None, image if shown[i] else None, corners)
+        entry = Entry(phrase if spoken[i] else None, image if visible[i] else None, corners)
         parts.append(Placed(entry))
     return Layout(parts, strength, norm)
 
 
 def listed(name: str, value: Any) -> list[Any]:
     """A list, or an array as one; None is an empty one."""
-    if value is None:
-        return []
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, list | tuple):
-        raise InputTypeError(f"{name}={value!r:.100} is not a list")
-    return list(value)
+    return [] if value is None else checks.listed(name, value, "one entry per box")
 
 
 def nested(box: Any) -> bool:
     """Whether an entry is a list of boxes."""
-    if hasattr(box, "tolist"):
-        box = box.tolist()
+    if hasattr(box, "ndim"):
+        return box.ndim > 1
     return isinstance(box, list | tuple) and (not box or hasattr(box[0], "__len__"))
 
 
@@ -174,13 +172,15 @@ def _of_image(name: str, value: Any, index: int, count: int) -> Any:
     return value[index]
 
 
-def _beside(name: str, value: Any, count: int) -> list[Any]:
+def _beside(name: str, value: Any, count: int, at: str) -> list[Any]:
     """What stands beside `count` boxes, one entry each."""
     if value is None:
         return [None] * count
     entries = [value] if isinstance(value, str) else listed(name, value)
     if len(entries) != count:
-        raise InputError(f"{name} has {len(entries)} entries; there are {count} boxes")
+        raise InputError(
+            f"{name} has {len(entries)} entries; there are {count} boxes (gligen_boxes{at})"
+        )
     return entries
 
 
@@ -188,9 +188,15 @@ def _mask(name: str, value: Any, count: int) -> list[bool]:
     """Per box whether it counts; a list may be shorter, then the others do."""
     if value is None:
         return [True] * count
-    value = value.tolist() if hasattr(value, "tolist") else value
-    entries = [value] * count if not isinstance(value, list | tuple) else list(value)
-    for entry in entries:
-        if entry not in (0, 1):
-            raise InputError(f"{name}={value!r:.100}; allowed: 0, 1, or a list of them")
+    if hasattr(value, "ndim") or isinstance(value, list | tuple):
+        single = hasattr(value, "ndim") and value.ndim == 0
+        entries = checks.listed(name, value.reshape(-1) if single else value, "0 and 1")
+        entries = entries * count if single else entries
+    else:
+        entries = [value] * count
+    for entry in (value, *entries) if entries == [] else entries:
+        if not checks.is_one_of(entry, (0, 1, 0.0, 1.0)):
+            raise InputError(f"{name}={shown(value)}; allowed: 0, 1, or a list of them")
+    if len(entries) > count:
+        raise InputError(f"{name} has {len(entries)} entries; there are {count} boxes")
     return [bool(entry) for entry in entries] + [True] * (count - len(entries))

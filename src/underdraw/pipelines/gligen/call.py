@@ -43,6 +43,7 @@ def grounded_call(
 ) -> Generator[Question | Step, Any, Made]:
     """Make images with boxes; `caller` is the pipeline."""
     parts: Components = caller.parts
+    checks.flag("paste_back", arguments.paste_back)
     plan = make_plan(parts, request, caller)
     size = check_size(parts, arguments.height, arguments.width, arguments.latents)
     shape = latent_shape(parts, plan, *size, (0, INPAINTING_CHANNELS))
@@ -100,7 +101,8 @@ def check_inpainting(components: Components, arguments: Arguments, output_type: 
     """Raise an InputError where arguments of inpainting do not go together."""
     if arguments.inpaint_image is None:
         for name, shown in (("inpaint_mask", "gligen_inpaint_mask"), ("paste_back",) * 2):
-            if not (getattr(arguments, name) is None or getattr(arguments, name) is False):
+            value = getattr(arguments, name)
+            if not (value is None or (name == "paste_back" and not value)):
                 raise InputError(f"{shown} is given; it needs gligen_inpaint_image")
         if is_wide(components):
             raise InputError(

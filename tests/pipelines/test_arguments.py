@@ -1,0 +1,218 @@
+"""Every argument of every public call, with values of every kind that callers pass by mistake.
+
+What is tried is read from the signatures, so new pipelines and new arguments are covered by
+themselves. An error must be one of ours and name the argument in one short line, come before any
+network runs, and leave the pipeline as it was; what is accepted must be of a type that the
+annotation names, or stand in `WORKS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections import Counter
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipelines import test_gligen as gligen, tiny
+from zoo import ZOO, sensible
+
+import underdraw
+from underdraw import schedulers
+from underdraw.errors import UnderdrawError
+from underdraw.pipelines.base import DiffusionPipeline
+
+# -- what is called --------------------------------------------------------------------------------
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+MASK = Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16))
+LATENTS = torch.ones(1, 4, 8, 8)
+TEXT = {"prompt": "a red sphere", "num_inference_steps": 2}
+EDIT = {"image": PICTURE, "num_inference_steps": 4}
+BOXES = {"gligen_boxes": gligen.BOXES, "gligen_phrases": gligen.PHRASES}
+CALLS: dict[tuple[str, str], dict[str, Any]] = {
+    ("StableDiffusionPipeline", "__call__"): TEXT,
+    ("StableDiffusionPipeline", "encode_prompt"): {"prompt": "a red sphere"},
+    ("StableDiffusionImg2ImgPipeline", "__call__"): {**TEXT, "image": PICTURE, "strength": 0.9},
+    ("StableDiffusionInpaintPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "mask_image": MASK,
+    },
+    ("StableDiffusionDiffEditPipeline", "__call__"): {
+        **TEXT,
+        "mask_image": MASK,
+        "image_latents": torch.ones(1, 1, 4, 8, 8),
+    },
+    ("StableDiffusionDiffEditPipeline", "generate_mask"): {
+        **EDIT,
+        "source_prompt": "a sphere",
+        "target_prompt": "a cube",
+    },
+    ("StableDiffusionDiffEditPipeline", "invert"): {**EDIT, "prompt": "a sphere"},
+    ("StableDiffusionDiffEditPipeline", "edit"): {
+        **EDIT,
+        "source": "a sphere",
+        "target": "a cube",
+    },
+    ("StableDiffusionGLIGENPipeline", "__call__"): {**TEXT, **BOXES},
+    ("StableDiffusionGLIGENTextImagePipeline", "__call__"): {**TEXT, **BOXES},
+}
+"""What runs networks, and arguments with which it works."""
+SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
+"""Arguments that messages may call by the name of what they are handed to."""
+WORKS: dict[str, set[str]] = {
+    "callback_on_step_end_tensor_inputs": {"empty list", "empty tuple"},
+    "controls": {"empty list", "empty tuple"},
+    "cross_attention_kwargs": {"empty dict"},
+    "device": {"0", "1", "numpy int"},
+    "done": {"empty list", "empty tuple"},
+    "generator": {"list of None"},
+    "gligen_images": {"pictures"},
+    "gligen_inpaint_image": {"picture"},
+    "gligen_phrases": {"numpy texts"},
+    "image": {"picture", "pictures"},
+    "mask_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    **dict.fromkeys(("input_images_mask", "input_phrases_mask"), {"true", "false", "numpy bool"}),
+}
+"""By argument, values of the zoo which work although its annotation does not say so."""
+
+
+class Reached(BaseException):
+    """A network would run now: every check is done."""
+
+
+class Stop:
+    """An engine that runs nothing."""
+
+    def run(self, question: Any) -> Any:
+        raise Reached(question.program.name)
+
+
+@cache
+def pipelines() -> dict[str, Any]:
+    """One of each class, on networks that nobody runs."""
+    text = tiny.pipeline()
+    made: dict[str, Any] = {
+        "StableDiffusionGLIGENPipeline": gligen.made(),
+        "StableDiffusionGLIGENTextImagePipeline": gligen.made("text-image"),
+    }
+    config = {**tiny.SCHEDULE, "clip_sample": False, "set_alpha_to_one": False}
+    for name, _ in CALLS:
+        given = {"scheduler": schedulers.DDIMScheduler(**config)} if "DiffEdit" in name else {}
+        if name not in made:
+            made[name] = getattr(underdraw, name).from_pipe(text, **given)
+    for pipe in made.values():
+        pipe.engine = Stop()
+    return made
+
+
+def written(kind: Any, method: str) -> dict[str, inspect.Parameter]:
+    """The parameters of a method as its source has them."""
+    function = getattr(kind, method)
+    function = inspect.unwrap(getattr(function, "steps", function))
+    found = dict(inspect.signature(function).parameters)
+    del found["self"]
+    return found
+
+
+ARGUMENTS = [
+    (name, method, argument)
+    for name, method in CALLS
+    for argument in written(getattr(underdraw, name), method)
+]
+
+
+class Outcome(NamedTuple):
+    kind: str
+    """ "clear", "accepted", or what is wrong with it."""
+    message: str = ""
+
+
+def tried(pipe: Any, method: str, argument: str, value: Any) -> Outcome:
+    """What comes of a value."""
+    base = CALLS[type(pipe).__name__, method]
+    try:
+        getattr(pipe, method)(**{**base, argument: value})
+    except Reached as reached:
+        return Outcome("accepted", str(reached))
+    except UnderdrawError as error:
+        told = str(error)
+        names = (argument, SAYS_OTHERWISE.get(argument, argument))
+        clear = any(name in told for name in names) and len(told) < 500 and "\n" not in told
+        return Outcome("clear" if clear else "unclear", told)
+    except BaseException as error:
+        return Outcome("unclear", f"{type(error).__name__}: {error!s:.200}")
+    return Outcome("accepted")
+
+
+def state(pipe: Any) -> Any:
+    """All that a call could leave behind on a pipeline."""
+    parts = pipe.parts
+    held = [(name, id(value)) for name, value in sorted(vars(parts).items())]
+    scheduler = {name: value for name, value in vars(parts.scheduler).items() if name != "_tables"}
+    named = [(name, id(value)) for name, value in parts.named.items()]
+    own = {name: repr(value) for name, value in vars(pipe).items() if name != "views"}
+    return held, named, repr(scheduler), own, len(pipe.views._going)
+
+
+# -- the table -------------------------------------------------------------------------------------
+COUNTS: Counter[str] = Counter()
+
+
+@pytest.mark.parametrize(("name", "method", "argument"), ARGUMENTS)
+def test_every_value_of_the_zoo(name, method, argument):
+    pipe = pipelines()[name]
+    parameter = written(type(pipe), method)[argument]
+    before, random, wrong = state(pipe), torch.get_rng_state(), {}
+    for which, make in ZOO.items():
+        value = make()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcome = tried(pipe, method, argument, value)
+        COUNTS.update(["tried", outcome.kind])
+        if outcome.kind == "accepted":
+            allowed = which in WORKS.get(argument, ()) or sensible(str(parameter.annotation), value)
+            default = parameter.default is value or (which == "none" and parameter.default is None)
+            if not (allowed or default):
+                wrong[which] = "accepted"
+        elif outcome.kind != "clear":
+            wrong[which] = outcome.message
+    assert wrong == {}
+    assert state(pipe) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_no_call_is_left_out():
+    for name in underdraw.__all__:
+        kind = getattr(underdraw, name)
+        if isinstance(kind, type) and issubclass(kind, DiffusionPipeline):
+            assert kind is DiffusionPipeline or (name, "__call__") in CALLS
+    tested = COUNTS["tried"]
+    assert tested in (0, len(ARGUMENTS) * len(ZOO)) or tested % len(ZOO) == 0
+    assert COUNTS["unclear"] == 0
+
+
+@pytest.mark.parametrize(("name", "method"), CALLS)
+def test_what_is_accepted_runs(name, method):
+    """An error behind the first network is a late one: whatever passes the checks ends well."""
+    pipe = pipelines()[name]
+    pipe.engine, late = None, {}
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        for argument, parameter in written(type(pipe), method).items():
+            for which in LATE.get(argument, ()):
+                base = {**CALLS[name, method], argument: ZOO[which]()}
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        getattr(pipe, method)(**base)
+                except Exception as error:
+                    late[argument, which] = f"{type(error).__name__}: {error!s:.200}"
+            del parameter
+    finally:
+        pipe.engine = Stop()
+    assert late == {}
