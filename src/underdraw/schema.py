@@ -25,9 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
-from reprlib import Repr
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from underdraw.checks import shown as shown
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 
 MOST_ENTRIES = 100_000
@@ -217,19 +217,6 @@ def within(where: Any) -> Iterator[None]:
 
 
 _TOLD = (InputError, InputTypeError, NotFoundError, WeightError)
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: never long, and never itself an error."""
-    try:
-        return _SHORT.repr(value)
-    except Exception:  # a class of somebody else, a number of 10,000 digits
-        return f"<{type(value).__name__}>"
-
-
 def _accept(value: Any, hint: Any) -> Any:
     kind, rules = _split(hint)
     if kind is Any:
