@@ -10,7 +10,7 @@ import torch
 from underdraw.cli.dtypes import cast, to_bfloat16, widened
 from underdraw.errors import WeightError
 from underdraw.formats.stored import stored
-from underdraw.weights import files, folders, save, single_file
+from underdraw.weights import files, folders, hub, save, single_file
 
 
 def tensors_of(folder):
@@ -226,8 +226,20 @@ def test_mistakes(run, tiny, tmp_path, arguments, code, says):
 def test_the_vocabulary_that_is_missing_is_named(run, tiny, tmp_path):
     run("convert", tiny, "one.safetensors")
     failed = run("convert", "one.safetensors", "back", code=2)
-    assert "openai/clip-vit-large-patch14" in failed.stderr
+    # Not CLIP's, whose vocabulary has 49,408.
+    tokens = folders.read_config(tiny, "text_encoder")["vocab_size"]
+    told = f"knows {tokens} tokens, as no published vocabulary has"
+    assert told in failed.stderr and "--tokenizer" in failed.stderr
     assert not (tmp_path / "back").exists()
+
+
+def test_the_scenes_bring_their_vocabulary_to_their_file(run, tmp_path):
+    done = run("convert", "underdraw/scenes", "one.safetensors")
+    assert "vocabulary" not in done.stderr
+    run("convert", "one.safetensors", "back")
+    names = ("vocab.json", "merges.txt", "tokenizer.json")
+    own = next(name for name in names if (hub.scenes_folder() / "tokenizer" / name).exists())
+    assert (tmp_path / "back" / "tokenizer" / own).exists()
 
 
 def test_a_damaged_source_is_not_converted(run, tiny, tmp_path):
