@@ -106,7 +106,11 @@ def parts(scheduler: Any = None, **unet: Any) -> dict[str, Any]:
 
 
 def pipeline(cls: Any = None, scheduler: Any = None, compat: Any = None, **unet: Any) -> Any:
-    pipe = (cls or ud.StableDiffusionPipeline)(**parts(scheduler, **unet), compat=compat)
+    given = parts(scheduler, **unet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that an outdated configuration is mended
+        pipe = (cls or ud.StableDiffusionPipeline)(**given, compat=compat)
+    pipe.scheduler = given["scheduler"]  # as it is: assigned later, none is mended
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

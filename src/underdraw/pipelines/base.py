@@ -255,7 +255,7 @@ class DiffusionPipeline(Pushable):
             InputError: a component is neither there nor given.
         """
         ours = isinstance(pipeline, DiffusionPipeline)
-        kind = type(pipeline)
+        kind: Any = type(pipeline)
         if cls is DiffusionPipeline:
             if not ours:
                 raise InputTypeError(

@@ -32,8 +32,8 @@ def complete(names: Names, found: dict[str, Any], folder: Path | None) -> None:
 
 def _processor(found: dict[str, Any], folder: Path | None) -> Any:
     """CLIP's processor is a tokenizer and an image processor, which pipelines hold anyway."""
-    parts = found.get("feature_extractor"), found.get("tokenizer")
-    return None if None in parts else CLIPProcessor(*parts)
+    pictures, texts = found.get("feature_extractor"), found.get("tokenizer")
+    return None if pictures is None or texts is None else CLIPProcessor(pictures, texts)
 
 
 def _projection(found: dict[str, Any], folder: Path | None) -> Any:

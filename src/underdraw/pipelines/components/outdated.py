@@ -49,7 +49,9 @@ def mend(kind: str, outdated: tuple[str, ...], scheduler: Any, unet: Any) -> Any
     network = uncompiled(unet)
     side = network.config.sample_size
     if _is_old(network.diffusers_version) and isinstance(side, int) and side < TRAINED:
-        told.append(f"unet: sample_size={side} -> {TRAINED} (diffusers {unet.diffusers_version})")
+        told.append(
+            f"unet: sample_size={side} -> {TRAINED} (diffusers {network.diffusers_version})"
+        )
         network.config = replace(network.config, sample_size=TRAINED)
     if told:
         warnings.warn(
