@@ -44,7 +44,7 @@ from underdraw.training.curve import Curve
 from underdraw.weights import folders, hub, save
 from underdraw.weights.files import open_tensors
 from underdraw.weights.folders import read_json
-from underdraw.weights.replacing import settle
+from underdraw.weights.replacing import JOURNAL, settle
 
 TEXT = {
     "vocab_size": 9,
@@ -403,11 +403,13 @@ def test_what_is_there_is_old_or_new(
         if left == old and seen:  # as if nothing had been tried
             continue
         assert_not_mixed(visible(left), old, new, gate)
-        # What follows depends on nothing else, so it is tried once for each of them.
+        # What follows depends on nothing else, so it is tried once for each of them, and while all
+        # is in hidden files, for some numbers of these.
         state = frozenset(
             (NAME.sub(".saving", path), old.get(path) == content, new.get(path) == content)
             for path, content in left.items()
-        )
+            if JOURNAL in path or path in visible(left)
+        ) | {(len(left) - len(visible(left))) // 3}
         if state not in known:
             known.add(state)
             seen.add(value := writer.read(place))

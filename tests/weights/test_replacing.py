@@ -264,6 +264,23 @@ def test_leftovers_are_told_by_their_whole_name(tmp_path):
     assert sorted(os.listdir(tmp_path)) == there
 
 
+def test_leftovers_of_parts_go_with_the_whole_and_reversed(tmp_path):
+    def leave(*parts):
+        place = tmp_path.joinpath(*parts)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("half")
+        return place
+
+    dead = [leave(".pipe.saving-01234567"), leave("pipe", ".pipe.saving-01234567")]
+    dead += [leave("pipe", ".unet.saving-01234567"), leave("pipe", "unet", ".x.saving-01234567")]
+    write(tmp_path / "pipe", 1)
+    assert not any(path.exists() for path in dead)
+    of_above = leave("pipe", ".pipe.saving-01234567")
+    of_beside = leave("pipe", "vae", ".vae.saving-01234567")
+    write(tmp_path / "pipe" / "unet", 1)
+    assert (of_above.exists(), of_beside.exists()) == (False, True)
+
+
 def test_a_folder_stays_the_same_one(tmp_path, monkeypatch):
     """Saving into the folder one works in, or into a mount point, exchanges files, not folders."""
     (tmp_path / "sub").mkdir()

@@ -92,12 +92,13 @@ def is_private(path: Path) -> bool:
     return any(NAME.fullmatch(part) for part in path.parts[:-1])
 
 
-def clear(folder: Path, name: str) -> None:
-    """Remove what killed writers of `name` have left in a folder; what a living one holds stays."""
+def clear(folder: Path, *names: str) -> None:
+    """Remove what killed writers of `names` (of anything, without) have left in a folder; what a
+    living one holds stays."""
     with suppress(OSError):
         for entry in os.listdir(folder):
             found = NAME.fullmatch(entry)
-            if found and found[1] == name:
+            if found and (not names or found[1] in names):
                 with suppress(OSError):
                     _remove(folder / entry)
 

@@ -6,7 +6,7 @@ as `weights.replacing` tells. Single files are written by `formats.writing`.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from underdraw.errors import InputError
@@ -33,8 +33,7 @@ def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise InputError(f"{folder} is a file; a folder to write into was expected")
     settle(target)
-    leftovers.clear(target.parent, target.name)
-    leftovers.clear(target, target.name)
+    _clear(target)
     home = target if target.exists() else target.parent
     os.makedirs(home, exist_ok=True)
     with leftovers.held_folder(home, target.name) as staging:
@@ -49,6 +48,16 @@ def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 os.rename(new, place / NEW)
                 replace_files(place, target)
         sync([home])
+
+
+def _clear(target: Path) -> None:
+    """Remove leftovers of the folder, of parts of it, and of what it is a part of."""
+    leftovers.clear(target.parent, target.name, target.parent.name)
+    leftovers.clear(target)
+    with suppress(OSError), os.scandir(target) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                leftovers.clear(Path(entry))
 
 
 def _appear(new: Path, target: Path) -> bool:
