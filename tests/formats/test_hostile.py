@@ -146,7 +146,7 @@ SMALL_JSON = {
 }
 
 
-FINE = {"merges": ("empty", "page"), "edit": ("no end of links", "link to nowhere")}
+FINE = {"merges": ("empty", "page", "pointer"), "edit": ("no end of links", "link to nowhere")}
 """Faults that are none: no merges, a merge of two odd words, an edit that is not there yet."""
 
 

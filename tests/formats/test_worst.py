@@ -30,7 +30,8 @@ def written(folder: Path) -> list[str]:
     files |= {f"weights {name}.safetensors": text for name, text in hostile.SAFETENSORS.items()}
     for name, program in hostile.PROGRAMS.items():
         files[f"pickle {name}.bin"] = hostile.archive(program)
-        files[f"older {name}.bin"] = hostile.torch_save(program)
+        if name in OLDER:
+            files[f"older {name}.bin"] = hostile.torch_save(program)
     for name in ("dictionaries", "OrderedDict of a dictionary"):
         files[f"whole {name}.bin"] = hostile.archive(hostile.PROGRAMS[name])
     files |= {f"archive {name}.bin": text for name, text in hostile.ARCHIVES.items()}
@@ -40,6 +41,7 @@ def written(folder: Path) -> list[str]:
     return list(files)
 
 
+OLDER = ("steps", "deep", "a text of 40 MB", "bytes that are not there", "a longer name")
 FINE = {"json escapes.json"}
 
 
@@ -67,7 +69,7 @@ def test_no_small_file_costs_minutes_or_gigabytes(tmp_path):
 
 
 # ---- tensors that are larger than their file ----------------------------------------------------
-SIDE = 1 << 14
+SIDE = 1 << 16
 
 
 def views(count: int, sides: int, stride: int, numbers: int) -> bytes:
@@ -84,7 +86,7 @@ def views(count: int, sides: int, stride: int, numbers: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("count", "sides", "stride", "numbers"),
-    [(1, 3, 0, 1), (2, 2, 0, 1), (9000, 1, 1, SIDE), (5000, 1, 0, 1)],
+    [(1, 3, 0, 1), (2, 2, 0, 1), (1500, 1, 1, SIDE), (1500, 1, 0, 1)],
 )
 def test_views_larger_than_their_file_are_not_copied(tmp_path, count, sides, stride, numbers):
     path = tmp_path / "x.bin"

@@ -15,12 +15,11 @@ from underdraw.formats import pickle_machine
 from underdraw.pictures.writing import read_metadata
 from underdraw.weights.files import open_tensors
 from underdraw.weights.folders import read_json
-from underdraw.weights.single_file import read_single_file
 
 READERS = {
     ".json": (read_json,),
     ".png": (read_metadata,),
-    ".safetensors": (open_tensors, read_single_file),
+    ".safetensors": (open_tensors,),
     ".bin": (open_tensors,),
 }
 GB = 1 << 30
