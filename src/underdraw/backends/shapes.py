@@ -10,6 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from underdraw.backends.layout import Layout, Leaf
+from underdraw.errors import InputError
+
+MOST_LEAVES = 20_000
+"""Layers of a network; the UNet of Stable Diffusion XL has 1,700. A config is a few lines, and its
+numbers multiply."""
+MOST_NUMBERS = 1 << 34
+"""Of one layer: 64 GB in float32."""
 
 
 class Shape:
@@ -77,6 +84,13 @@ class Shapes:
     name: str = "shapes"
 
     def _leaf(self, p: Path, leaf: Leaf) -> None:
+        if len(self.leaves) >= MOST_LEAVES:
+            raise InputError(f"the config makes a network of over {MOST_LEAVES:,} layers")
+        if prod(leaf.shape) >= MOST_NUMBERS:
+            raise InputError(
+                f"the config makes '{p._name}' of shape {list(leaf.shape)!r:.80}; allowed: below "
+                f"{MOST_NUMBERS:,} numbers"
+            )
         known = self.leaves.setdefault(p._name, leaf)
         if known != leaf:
             raise ValueError(f"'{p._name}' is used as {known} and as {leaf}")

@@ -19,7 +19,7 @@ from underdraw.formats.opening import MB, TEXT, Fault, Name, decoded, read_bytes
 from underdraw.formats.stored import looks_like
 
 _DIGITS = 100
-_BLOCK = MB
+_BLOCK = MB // 4
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
@@ -57,6 +57,14 @@ def read_object(
     return as_object(read(path, limits, fault=fault), str(path), fault=fault)
 
 
+def read_list(path: Name, limits: Limits = LIMITS, *, fault: Fault = WeightError) -> list[Any]:
+    """As `read`, of a file that holds a list."""
+    content = read(path, limits, fault=fault)
+    if not isinstance(content, list):
+        raise fault(f"{path}: a JSON list was expected, not {_KINDS[type(content)]}")
+    return content
+
+
 def as_object(content: Any, source: str, *, fault: Fault = WeightError) -> dict[str, Any]:
     """`content` if it is an object."""
     if not isinstance(content, dict):
@@ -65,6 +73,7 @@ def as_object(content: Any, source: str, *, fault: Fault = WeightError) -> dict[
 
 
 _KINDS: Mapping[type, str] = {
+    dict: "an object",
     list: "a list",
     str: "a text",
     int: "a number",
@@ -156,7 +165,7 @@ def _check_extent(raw: bytes, limits: Limits) -> None:
         quotes = np.cumsum(codes == ord('"'), dtype=np.uint8) + np.uint8(inside)
         outside = quotes % 2 == 0
         steps = _STEPS[codes] * outside
-        levels = np.cumsum(steps, dtype=np.int64) + level
+        levels = np.cumsum(steps, dtype=np.int32) + level
         values += np.count_nonzero(steps > 0) + np.count_nonzero(outside & (codes == ord(",")))
         if levels.max() > limits.depth:
             raise ValueError(f"nested deeper than {limits.depth} levels")

@@ -9,6 +9,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from underdraw.errors import NotFoundError, UnderdrawError, WeightError
@@ -67,12 +68,12 @@ def is_regular(path: Name) -> bool:
 
 def read_bytes(path: Name, most: int = TEXT, *, fault: Fault = WeightError) -> bytes:
     """All of a file of at most `most` bytes; errors as for `open_regular`."""
-    with open_regular(path, most, fault=fault) as file:
-        try:
-            content = file.read(most + 1)
-        except OSError as error:
-            raise fault(f"{_named(path)}: cannot be read: {error.strerror or error}") from error
-    if len(content) > most:  # it grew, or is of those in /proc that call themselves empty
+    with open_regular(path, most, fault=fault) as file, _told(path, fault):
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)
+        if len(content) > size:  # it grew, or is of those in /proc that call themselves empty
+            content += file.read(most)
+    if len(content) > most:
         raise fault(_too_large(path, f"over {most:,}", most))
     return content
 
@@ -89,7 +90,8 @@ def read_lines(
     a time: at most `LINES` of at most `LINE` bytes each. Errors as for `open_regular`."""
     with open_regular(path, most, fault=fault) as file:
         for number in range(1, LINES + 2):
-            line = file.readline(LINE + 1)
+            with _told(path, fault):
+                line = file.readline(LINE + 1)
             if not line:
                 return
             at = f"{_named(path)}:{number}"
@@ -100,6 +102,22 @@ def read_lines(
             text = decoded(line, at, fault=fault).strip()
             if text:
                 yield number, text
+
+
+def read_blocks(
+    path: Name, most: int, block: int = 4 * MB, *, fault: Fault = WeightError
+) -> Iterator[bytes]:
+    """A file of at most `most` bytes in blocks; errors as for `open_regular`."""
+    with open_regular(path, most, fault=fault) as file:
+        done = 0
+        while done <= most:
+            with _told(path, fault):
+                content = file.read(block)
+            if not content:
+                return
+            done += len(content)
+            yield content
+    raise fault(_too_large(path, f"over {most:,}", most))
 
 
 def decoded(raw: bytes, source: str, encoding: str = "utf-8-sig", *, fault: Fault) -> str:
@@ -122,6 +140,14 @@ def map_file(path: Name) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError, OverflowError) as error:
             raise WeightError(f"{_named(path)}: cannot be read: {error}") from error
+
+
+@contextmanager
+def _told(path: Name, fault: Fault) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise fault(f"{_named(path)}: cannot be read: {error.strerror or error}") from error
 
 
 def _check(status: os.stat_result, path: Name, most: int | None, fault: Fault) -> None:

@@ -31,7 +31,7 @@ from underdraw.formats.opening import (
     LINE,
     MB,
     is_regular,
-    open_regular,
+    read_blocks,
     read_lines,
     read_text,
 )
@@ -304,22 +304,21 @@ def _coco(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[-+.,\d\seE\[\]]*\]')
 _COCO = json_text.Limits(size=256 * MB, values=16_000_000)  # the set of 2017 has 11 million
-_LARGEST, _BLOCK = 1024 * MB, 8 * MB
+_LARGEST, _LONGEST = 1024 * MB, 64 * MB
 
 
 def _without_outlines(path: Path) -> bytes:
     """The text of a file without the polygons of its objects, which are most of it."""
     parts: list[bytes] = []
     rest, kept = b"", 0
-    with open_regular(path, _LARGEST, fault=InputError) as file:
-        while block := file.read(_BLOCK):
-            # No polygon has a brace in it, so none is cut.
-            block = rest + block
-            end = block.rfind(b"}") + 1
-            parts.append(_OUTLINE.sub(b'"segmentation":0', block[:end]))
-            rest, kept = block[end:], kept + len(parts[-1])
-            if kept > _COCO.size or len(rest) > 8 * _BLOCK:
-                raise InputError(f"{path} holds more than annotations have: over {kept:,} bytes")
+    for more in read_blocks(path, _LARGEST, fault=InputError):
+        # No polygon has a brace in it, so none is cut.
+        block = rest + more
+        end = block.rfind(b"}") + 1
+        parts.append(_OUTLINE.sub(b'"segmentation":0', block[:end]))
+        rest, kept = block[end:], kept + len(parts[-1])
+        if kept > _COCO.size or len(rest) > _LONGEST:
+            raise InputError(f"{path} holds more than annotations have: over {kept:,} bytes")
     return b"".join([*parts, rest])
 
 

@@ -176,7 +176,11 @@ class RenderedScenes:
         self._shards = [read_array(place / "images.npy") for place in places]
         self._cells = [read_array(place / "cells.npy") for place in places]
         self._starts = np.cumsum([0, *map(len, self._shards)])
-        self._facts = [f for place in places for f in json_text.read(place / "scenes.json", LIMITS)]
+        self._facts = [
+            f for place in places for f in json_text.read_list(place / "scenes.json", LIMITS)
+        ]
+        if not all(isinstance(f, dict) and {"scene", "boxes"} <= f.keys() for f in self._facts):
+            raise InputError(f"{folder} holds a scenes.json without scenes; render it anew")
         self.held_back = held_back
         if len(self._facts) <= held_back:
             raise InputError(f"{folder} holds {len(self._facts)} scenes; {held_back} are held back")

@@ -82,10 +82,13 @@ class Views:
                 f"{folder} holds no views; make them with render_views, or the stage 'renders'"
             )
         self._images = read_array(folder / "images.npy")
-        facts = json_text.read(folder / "things.json", LIMITS)
+        facts = json_text.read_list(folder / "things.json", LIMITS)
         if not facts:
             raise InputError(f"{folder} holds no view; count must be at least 1")
-        self.things = [SceneObject(**fact, position=(0.0, 0.0)) for fact in facts]
+        try:
+            self.things = [SceneObject(**fact, position=(0.0, 0.0)) for fact in facts]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{folder / 'things.json'} holds other things: {error}") from error
         by_kind: dict[Kind, list[int]] = defaultdict(list)
         for number, thing in enumerate(self.things):
             by_kind[_kind(thing)].append(number)

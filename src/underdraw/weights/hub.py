@@ -257,6 +257,8 @@ class _Hub:
         storage, branch = self._storage(), self.revision or "main"
         note = storage / "refs" / branch
         commit = read_text(note, 1000).strip() if is_regular(note) else branch
+        if ".." in commit.split("/"):  # the note would lead out of the cache
+            raise NotFoundError(f"{note} names no commit but {commit[:80]!r}")
         found = storage / "snapshots" / commit
         starts = (folders.MODEL_INDEX, *folders.CONFIGS, "tokenizer.json", "vocab.json")
         if found.is_dir() and (not whole or any((found / name).exists() for name in starts)):

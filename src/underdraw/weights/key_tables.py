@@ -6,6 +6,9 @@ stays. Read from left to right it imports, from right to left it exports.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+from underdraw.errors import WeightError
 
 Table = dict[str, str]
 
@@ -71,11 +74,24 @@ OPENCLIP_LAYER: Table = {
 OPENCLIP_FUSED = ("attn.in_proj_", ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."))
 
 
+MOST_LEVELS, MOST_LAYERS = 16, 256
+
+
+def _check(levels: int, layers: Any) -> None:
+    """Refuse what a config in a file may say, before a table is as long as that."""
+    if type(layers) is not int or not -1 <= layers <= MOST_LAYERS or levels > MOST_LEVELS:
+        raise WeightError(
+            f"a network of {levels:,} levels with {layers!r:.40} layers is none of Stable "
+            f"Diffusion's; allowed: {MOST_LEVELS} levels, {MOST_LAYERS} layers"
+        )
+
+
 def unet_table(attention: tuple[bool, ...], layers: int) -> Table:
     """UNet with one entry of `attention` per level (has it transformers?), `layers` resnets each.
 
     The original numbers its blocks through: a resnet (and transformer), or a change of size.
     """
+    _check(len(attention), layers)
     table = dict(UNET_ENDS)
     levels, block = len(attention), 0
     for level in range(levels):
@@ -108,6 +124,7 @@ def unet_table(attention: tuple[bool, ...], layers: int) -> Table:
 def vae_table(levels: int, layers: int) -> Table:
     """Autoencoder with `layers` resnets per encoder level. The original counts decoder levels from
     the picture inwards, the folder from the latents outwards."""
+    _check(levels, layers)
     table = dict(VAE_ENDS)
     for half in ("encoder", "decoder"):
         for i in (0, 1):
@@ -129,6 +146,7 @@ def vae_table(levels: int, layers: int) -> Table:
 
 def openclip_table(layers: int) -> Table:
     """OpenCLIP's text tower, its first `layers` blocks, but for the fused projections."""
+    _check(1, layers)
     table = dict(OPENCLIP_ENDS)
     for i in range(layers):
         ours, theirs = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
