@@ -231,10 +231,11 @@ def _accept(value: Any, hint: Any) -> Any:
         return _entries(value, get_args(kind), rules, hint)
     if isinstance(kind, type) and issubclass(kind, Schema):
         return value if isinstance(value, kind) else read(kind, value)
-    kept: Any = _FORMS[get_origin(kind) or kind](value)
+    kept = _FORMS[get_origin(kind) or kind](value)
     if kept is None and kind is not type(None):
         raise Refused(value, described(hint))
-    if not all(rule.allows(kept) for rule in (*rules, *_bounds(kind, rules))):
+    limits: tuple[Any, ...] = (*rules, *_bounds(kind, rules))
+    if not all(rule.allows(kept) for rule in limits):
         raise Refused(value, described(hint))
     return kept
 

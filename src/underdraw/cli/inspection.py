@@ -13,6 +13,7 @@ from underdraw.cli.sources import NETWORKS, Source
 from underdraw.errors import UnderdrawError, WeightError
 from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, check_sizes
 from underdraw.networks.config import read
+from underdraw.schema import within
 from underdraw.weights.known_keys import FOLDERS, SINGLE_FILE, Known, reason
 from underdraw.weights.match import match_network
 
@@ -99,7 +100,8 @@ def network(
     else:
         used = {}
         try:
-            understood = read(cls.config_class, cls.adapt_config(dict(config)))
+            with within(f"config.json does not describe a {kind}"):
+                understood = read(cls.config_class, cls.adapt_config(dict(config)))
             layout = cls.layout(understood).shapes
             part.details |= described(understood)
             rules = FOLDERS[cls.network]
