@@ -202,7 +202,9 @@ def test_mistakes(folder, file):
     load = StableDiffusionPipeline.from_single_file
     with pytest.raises(NotFoundError, match="folders are read by from_pretrained"):
         load(folder)
-    with pytest.raises(InputTypeError, match=r"no arguments \['original_config'\]"):
+    with pytest.raises(InputTypeError, match=r"no arguments \['image_size'\]"):
+        load(file, image_size=512)
+    with pytest.raises(NotFoundError, match=r"original_config='v1\.yaml'"):
         load(file, original_config="v1.yaml")
     with pytest.raises(InputError, match="prediction_type='noise'"):
         load(file, prediction_type="noise", tokenizer=folder)

@@ -165,6 +165,8 @@ class Root(Node):
         modules = self.__dict__["_modules"]
         if name in modules:
             return modules[name]
+        if name.startswith("_"):  # asked for at each call, to see whether it is there
+            return super().__getattr__(name)
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -129,7 +129,7 @@ class DiffusionPipeline(Pushable):
     if not TYPE_CHECKING:  # a type checker shall see wrong names
 
         def __getattr__(self, name: str) -> Any:
-            if hasattr(type(self), name):  # a property failed: what it says stands
+            if name.startswith("_") or hasattr(type(self), name):  # what a property says stands
                 return object.__getattribute__(self, name)
             raise AttributeError(absent.method(type(self).__name__, name, dir(type(self))))
 

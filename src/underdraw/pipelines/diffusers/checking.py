@@ -33,7 +33,7 @@ PLACES = {
     "gligen_phrases negative_prompt prompt_embeds negative_prompt_embeds "
     "callback_on_step_end_tensor_inputs",
     "StableDiffusionDiffEditPipeline": "prompt strength callback_steps negative_prompt "
-    "prompt_embeds negative_prompt_embeds callback_on_step_end_tensor_inputs",
+    "prompt_embeds negative_prompt_embeds",
 }
 """Arguments of diffusers' `check_inputs` in their order, by class."""
 

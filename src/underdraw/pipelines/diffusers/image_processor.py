@@ -79,6 +79,8 @@ class VaeImageProcessor(ImageProcessor):
             InputError, InputTypeError: it is no picture (`pictures.reading`).
         """
         checks.choice("resize_mode", resize_mode, ("default",))
+        if not self.config["do_resize"]:
+            height = width = None
         read = super().preprocess(image, height, width, crops_coords)
         if self.mask:
             return read
@@ -120,8 +122,10 @@ class VaeImageProcessor(ImageProcessor):
         return image.resize((width, height), RESAMPLING[self.config["resample"]])
 
     @staticmethod
-    def binarize(image: Image.Image) -> Image.Image:
-        """A grey PIL picture of black and white, white from half on."""
+    def binarize(image: Any) -> Any:
+        """0 below 0.5 and 1 from there on, of an array; a PIL picture in black and white."""
+        if not isinstance(image, Image.Image):
+            return (image >= 0.5) * 1.0
         return image.convert("L").point([255 * (value >= 128) for value in range(256)])
 
     @staticmethod
