@@ -237,6 +237,8 @@ def readable(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
     if "sparse" in str(getattr(value, "layout", "")):
         raise InputTypeError(f"{name} is sparse; a dense array is needed")
     try:
+        if getattr(value, "is_meta", False) and type(value).__module__.startswith("torch"):
+            raise RuntimeError("a tensor without data")  # PyTorch takes seconds to say so
         return read(value)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         place = getattr(value, "device", None)

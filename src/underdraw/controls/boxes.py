@@ -230,7 +230,8 @@ class Layout(_Acting):
         default = IMAGES if any(b.entry.image is not None for b in boxes) else PHRASES
         strength = default if self.strength is None else as_strength(self.strength)
         object.__setattr__(self, "strength", strength)
-        check_norm("Layout(image_norm)", self.image_norm)
+        norm = check_norm("Layout(image_norm)", self.image_norm)
+        object.__setattr__(self, "image_norm", norm)
 
     @property
     def acts(self) -> bool:
