@@ -155,6 +155,17 @@ def device(name: str, value: Any) -> Any:
     return value
 
 
+def usable(name: str, value: Any, framework: Any) -> Any:
+    """A device on which the framework makes arrays here, or None."""
+    try:
+        framework.array(np.zeros(1, np.float32), device=device(name, value))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}={shown(value)} cannot be used here: {error!s:.100}") from error
+    return value
+
+
 def dtype(name: str, value: Any) -> Any:
     """A floating-point dtype as a framework has it, or by its name; or None."""
     if value is not None:

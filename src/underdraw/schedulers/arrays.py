@@ -85,7 +85,7 @@ def read_times(timesteps: Any, images: Any) -> np.ndarray:
     kinds = listed if isinstance(listed, list | tuple) else [listed]
     if (
         len(times) == 0
-        or not np.isfinite(times).all()
+        or not (abs(times) <= LARGEST_TIME).all()  # false for NaN, too
         or any(isinstance(each, bool | str) for each in kinds)
     ):
         raise InputTypeError(

@@ -203,13 +203,12 @@ class Stepping:
         """
         known = self.timesteps if schedule_timesteps is None else schedule_timesteps
         listed = checks.numbers("schedule_timesteps", known)
-        places = np.flatnonzero(np.asarray(listed) == read_time(timestep))
+        time = read_time(timestep)
+        places = np.flatnonzero(np.asarray(listed) == time)
         if len(places) == 0:
             if self.space == "lambda":  # as the familiar classes: their last level
                 return len(known) - 1
-            raise InputError(
-                f"timestep={float(timestep)} is not one of `timesteps` (or schedule_timesteps)"
-            )
+            raise InputError(f"timestep={time} is not one of `timesteps` (or schedule_timesteps)")
         if self.table is None or len(places) == 1 or len(known) != len(self.table):
             return int(places[0])
         steps = self.table.steps

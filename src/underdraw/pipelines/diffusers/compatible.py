@@ -110,7 +110,7 @@ class ImageProcessor:
         return cropping.crop_around(checks.picture("mask_image", mask_image), width, height, pad)
 
     @staticmethod
-    def blur(image: Any, blur_factor: int = 4) -> Any:
+    def blur(image: Any, blur_factor: float = 4) -> Any:
         """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
         radius = checks.number("blur_factor", blur_factor, 0.0, LONGEST_SIDE)
         return checks.picture("image", image).filter(ImageFilter.GaussianBlur(radius))
