@@ -105,9 +105,9 @@ OPEN = ("Any", "Array", "Range", "Sequence", "Iterable", "Mapping", "tuple", "St
 
 
 def values_for(index: int, name: str) -> list[str]:
-    """A third of the zoo for each argument, another one for the next; less where seventeen
+    """A fifth of the zoo for each argument, another one for the next; less where seventeen
     schedulers share their methods."""
-    every = 23 if name.partition(".")[0] in SCHEDULERS else 3
+    every = 23 if name.partition(".")[0] in SCHEDULERS else 5
     return list(ZOO)[index % every :: every]
 
 

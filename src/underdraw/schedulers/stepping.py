@@ -5,7 +5,6 @@ All state of a run lives here; `make_table` needs none of it.
 
 from __future__ import annotations
 
-import numbers
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -35,7 +34,7 @@ def check_eta(eta: Any) -> float:
     Raises:
         InputTypeError, InputError: no number from 0 to 1.
     """
-    if isinstance(eta, bool) or not isinstance(eta, numbers.Real):
+    if not checks.is_number(eta):
         raise InputTypeError(f"eta={shown(eta)} must be a number")
     if not 0 <= eta <= 1:  # false for NaN, too
         raise InputError(f"eta={shown(eta)} is out of range; allowed: 0 to 1")

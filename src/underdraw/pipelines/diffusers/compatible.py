@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -42,9 +41,8 @@ def refuse(image: Any, embeds: Any, attention: Any) -> None:
 
 
 def _is_scale(attention: Mapping[str, Any]) -> bool:
-    scale = attention.get("scale") if len(attention) == 1 else None
-    number = isinstance(scale, Real) and not isinstance(scale, bool)
-    return number and math.isfinite(scale)
+    scale: Any = attention.get("scale") if len(attention) == 1 else None
+    return checks.is_number(scale) and math.isfinite(scale)
 
 
 class ImageProcessor:
@@ -80,7 +78,7 @@ class ImageProcessor:
             if not (crop.left < crop.right and crop.top < crop.bottom):
                 raise InputError(f"crops_coords={crop} has no area")
         if self.mask:
-            first = image[0] if isinstance(image, list | tuple) and image else image
+            first: Any = image[0] if isinstance(image, list | tuple) and image else image
             side = getattr(first, "size", None) if hasattr(first, "convert") else None
             if side is None and len(getattr(first, "shape", ())) < 2:
                 raise InputTypeError(f"image={checks.shown(image)} is no mask")
@@ -192,7 +190,7 @@ class Familiar:
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
         numbers = isinstance(images, np.ndarray) and images.dtype.kind == "f"
-        shape = images.shape if numbers else ()
+        shape: tuple[int, ...] = images.shape if numbers else ()
         if len(shape) not in (3, 4) or shape[-1] not in (1, 3) or 0 in shape:
             raise InputTypeError(
                 f"images={checks.shown(images)}; needed are numbers in [0, 1] of numpy, (images, "
