@@ -161,7 +161,6 @@ ZOO: dict[str, Callable[[], Any]] = {
     "pictures": lambda: [Image.new("L", (16, 16), 255), Image.new("L", (8, 16))],
 }
 
-NUMBERS = Real, np.number
 Test = Callable[[Any], bool]
 
 
@@ -181,6 +180,8 @@ def _is_number(value: Any) -> bool:
 
 PLAIN: dict[str, Test] = {
     "bool": _is_bool,
+    "Literal[True]": _is_bool,
+    "Literal[False]": _is_bool,
     "int": lambda value: isinstance(value, Integral) and not _is_bool(value),
     "float": lambda value: _is_number(value) and abs(value) < 1e9 and math.isfinite(value),
     "str": lambda value: isinstance(value, str),

@@ -63,6 +63,11 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     return found
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of numpy's scalars, too, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False; what only counts as one of them is a slip, such as an argument too many."""
     if not isinstance(value, bool | np.bool_):
@@ -148,10 +153,21 @@ def path(name: str, value: Any) -> str:
 def device(name: str, value: Any) -> Any:
     """A device, by its name or number, or as its framework has it; or None."""
     known = isinstance(value, str) and value.partition(":")[0] in DEVICES
-    number = isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 1024
+    number = is_number(value) and isinstance(value, Integral) and 0 <= int(value) < 1024
     its_own = type(value).__name__.lower().endswith("device") and not isinstance(value, type)
     if not (value is None or known or number or its_own):
         raise InputError(f"{name}={shown(value)} is not a device; allowed: {', '.join(DEVICES)}")
+    return value
+
+
+def usable(name: str, value: Any, framework: Any) -> Any:
+    """A device on which the framework makes arrays here, or None."""
+    try:
+        framework.array(np.zeros(1, np.float32), device=device(name, value))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}={shown(value)} cannot be used here: {error!s:.100}") from error
     return value
 
 
@@ -237,6 +253,8 @@ def readable(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
     if "sparse" in str(getattr(value, "layout", "")):
         raise InputTypeError(f"{name} is sparse; a dense array is needed")
     try:
+        if getattr(value, "is_meta", False) and type(value).__module__.startswith("torch"):
+            raise RuntimeError("a tensor without data")  # PyTorch takes seconds to say so
         return read(value)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         place = getattr(value, "device", None)

@@ -107,13 +107,13 @@ class AttentionEdit(Control):
             if not all(isinstance(text, str) for text in listed):
                 raise InputTypeError(f"{name}={shown(listed)} holds something that is no text")
             keep(name, tuple(listed))
-        checks.number("threshold", self.threshold, 0.0, 1.0)
+        keep("threshold", checks.number("threshold", self.threshold, 0.0, 1.0))
         if _index("positions", self.positions) < 1:
             raise InputError("positions=0 is too small; allowed: 1 or more")
         if self.source in self.targets and not self.weights:
             raise InputError(
-                f"targets={shown(self.targets)} holds the source, prompt {self.source}; that changes "
-                "something only with weights"
+                f"targets={shown(self.targets)} holds the source, prompt {self.source}; that "
+                "changes something only with weights"
             )
 
     # -- before the run ---------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Real
 from typing import Any
 
 from underdraw import checks
@@ -137,7 +136,7 @@ def check_box(name: str, box: Any, style: bool = False) -> Corners:
     if len(box) != 4:
         raise InputError(f"{told} has {len(box)} numbers; needed are four")
     for value in box:
-        if isinstance(value, bool) or not isinstance(value, Real):
+        if not checks.is_number(value):
             raise InputTypeError(f"{told} holds {shown(value)}, which is not a number")
         if not -ROUNDING <= value <= 1 + ROUNDING:  # false for NaN, too
             raise InputError(
@@ -230,7 +229,8 @@ class Layout(_Acting):
         default = IMAGES if any(b.entry.image is not None for b in boxes) else PHRASES
         strength = default if self.strength is None else as_strength(self.strength)
         object.__setattr__(self, "strength", strength)
-        check_norm("Layout(image_norm)", self.image_norm)
+        norm = check_norm("Layout(image_norm)", self.image_norm)
+        object.__setattr__(self, "image_norm", norm)
 
     @property
     def acts(self) -> bool:

@@ -174,7 +174,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             target_negative_prompt_embeds,
             pictures=pictures.shape[0],
             num_inference_steps=num_inference_steps,
-            strength=mask_encode_strength,
+            strength=how.noise,
         )
         source = Request(
             source_prompt,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 
@@ -65,11 +65,12 @@ def read_time(timestep: Any) -> float:
         InputTypeError: it is something else.
     """
     try:
-        plain = timestep.item() if hasattr(timestep, "item") else timestep
+        plain: Any = timestep.item() if hasattr(timestep, "item") else timestep
     except Exception:  # each framework has its own
         plain = None
-    number = isinstance(plain, numbers.Real) and not isinstance(plain, bool)
-    if not number or not -LARGEST_TIME <= plain <= LARGEST_TIME:  # false for NaN, too
+    if (
+        not checks.is_number(plain) or not -LARGEST_TIME <= plain <= LARGEST_TIME
+    ):  # false for NaN, too
         raise InputTypeError(f"timestep={shown(timestep)} must be a number")
     return float(plain)
 
@@ -85,7 +86,7 @@ def read_times(timesteps: Any, images: Any) -> np.ndarray:
     kinds = listed if isinstance(listed, list | tuple) else [listed]
     if (
         len(times) == 0
-        or not np.isfinite(times).all()
+        or not (abs(times) <= LARGEST_TIME).all()  # false for NaN, too
         or any(isinstance(each, bool | str) for each in kinds)
     ):
         raise InputTypeError(

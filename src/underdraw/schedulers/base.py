@@ -63,7 +63,7 @@ class Scheduler(Published, Stepping):
         }
         self._check_request(num_inference_steps, request)
         if eta is not None:
-            check_eta(eta)
+            eta = check_eta(eta)
         if eta is not None and "eta" in self.options:
             options["eta"] = eta
         for name in options:

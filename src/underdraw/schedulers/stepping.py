@@ -5,7 +5,6 @@ All state of a run lives here; `make_table` needs none of it.
 
 from __future__ import annotations
 
-import numbers
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -36,7 +35,7 @@ def check_eta(eta: Any) -> float:
     Raises:
         InputTypeError, InputError: no number from 0 to 1.
     """
-    if isinstance(eta, bool) or not isinstance(eta, numbers.Real):
+    if not checks.is_number(eta):
         raise InputTypeError(f"eta={shown(eta)} must be a number")
     if not 0 <= eta <= 1:  # false for NaN, too
         raise InputError(f"eta={shown(eta)} is out of range; allowed: 0 to 1")
@@ -208,13 +207,12 @@ class Stepping:
         """
         known = self.timesteps if schedule_timesteps is None else schedule_timesteps
         listed = checks.numbers("schedule_timesteps", known)
-        places = np.flatnonzero(np.asarray(listed) == read_time(timestep))
+        time = read_time(timestep)
+        places = np.flatnonzero(np.asarray(listed) == time)
         if len(places) == 0:
             if self.space == "lambda":  # as the familiar classes: their last level
                 return len(known) - 1
-            raise InputError(
-                f"timestep={float(timestep)} is not one of `timesteps` (or schedule_timesteps)"
-            )
+            raise InputError(f"timestep={time} is not one of `timesteps` (or schedule_timesteps)")
         if self.table is None or len(places) == 1 or len(known) != len(self.table):
             return int(places[0])
         steps = self.table.steps

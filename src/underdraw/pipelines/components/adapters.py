@@ -344,7 +344,8 @@ def _write(kind: AdapterKind, there: Networks, target: Any, name: str | None) ->
     if not checks.is_one_of(name, tuple(there)):
         listed = ", ".join(map(repr, there)) or "none"
         raise InputError(
-            f"name or kind={checks.shown(name)}; allowed: kinds of the {kind.name} weights, {listed}"
+            f"name or kind={checks.shown(name)}; allowed: kinds of the {kind.name} weights, "
+            f"{listed}"
         )
     assert name is not None  # which is none of them
     kind.write(there[name], target)

@@ -55,11 +55,20 @@ class EditSettings:
     mask_strength: float = 0.5
     threshold: float = 2.5
 
-    def check(self) -> None:
-        """Raise an InputError or InputTypeError where one of them cannot work; steps and guidance
-        are those of the decoding, which is planned for itself."""
-        checks.number("inpaint_strength", self.strength, 0.0, 1.0)
-        Masking(self.maps, self.threshold, noise=self.mask_strength)
+    def checked(self) -> EditSettings:
+        """The same as plain numbers; steps and guidance are checked with the decoding.
+
+        Raises:
+            InputError, InputTypeError: one of them cannot work.
+        """
+        how = Masking(self.maps, self.threshold, noise=self.mask_strength)
+        return replace(
+            self,
+            strength=checks.number("inpaint_strength", self.strength, 0.0, 1.0),
+            maps=how.maps,
+            mask_strength=how.noise,
+            threshold=how.ratio,
+        )
 
 
 class Kept:
@@ -165,7 +174,7 @@ def edit(
     """What `StableDiffusionDiffEditPipeline.edit` does; texts, seed and output as requests."""
     checks.flag("paste", paste)
     check_file(keep)
-    settings.check()
+    settings = settings.checked()
     pipe = reversible(pipe)
     parts: Components = pipe.parts
     framework, seed = parts.framework, target.seed

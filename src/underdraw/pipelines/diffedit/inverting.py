@@ -99,8 +99,9 @@ class Whitening:
     rolls: Any
 
     def __post_init__(self) -> None:
-        checks.number("lambda_auto_corr", self.auto_corr, 0.0, LARGEST_WEIGHT)
-        checks.number("lambda_kl", self.kl, 0.0, LARGEST_WEIGHT)
+        for field, name in (("auto_corr", "lambda_auto_corr"), ("kl", "lambda_kl")):
+            plain = checks.number(name, getattr(self, field), 0.0, LARGEST_WEIGHT)
+            object.__setattr__(self, field, plain)
         checks.whole("num_reg_steps", self.rounds, 0, MOST_ROUNDS)
         checks.whole("num_auto_corr_rolls", self.rolls, 1, MOST_ROUNDS)
 

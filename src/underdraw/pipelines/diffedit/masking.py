@@ -49,12 +49,17 @@ class Masking:
     seed: Any = None
 
     def __post_init__(self) -> None:
-        count_images(1, self.maps, "num_maps_per_mask")
         name = "mask_thresholding_ratio"
-        if checks.number(name, self.ratio, 0.0, LARGEST_RATIO) == 0:
+        found = {
+            "maps": count_images(1, self.maps, "num_maps_per_mask"),
+            "ratio": checks.number(name, self.ratio, 0.0, LARGEST_RATIO),
+            "scale": check_guidance(self.scale),
+            "noise": checks.number("mask_encode_strength", self.noise, 0.0, 1.0),
+        }
+        if found["ratio"] == 0:
             raise InputError(f"{name}={self.ratio} is out of range; allowed: above 0")
-        check_guidance(self.scale)
-        checks.number("mask_encode_strength", self.noise, 0.0, 1.0)
+        for field, value in found.items():  # plain numbers: arrays know no fractions
+            object.__setattr__(self, field, value)
 
 
 def find_mask(

@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Mapping
 from inspect import signature
-from numbers import Real
 from os import PathLike
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -55,9 +54,8 @@ def refuse(image: Any, embeds: Any, attention: Any) -> None:
 
 
 def _is_scale(attention: Mapping[str, Any]) -> bool:
-    scale = attention.get("scale") if len(attention) == 1 else None
-    number = isinstance(scale, Real) and not isinstance(scale, bool)
-    return number and math.isfinite(scale)
+    scale: Any = attention.get("scale") if len(attention) == 1 else None
+    return checks.is_number(scale) and math.isfinite(scale)
 
 
 class ImageProcessor:
@@ -93,7 +91,7 @@ class ImageProcessor:
             if not (crop.left < crop.right and crop.top < crop.bottom):
                 raise InputError(f"crops_coords={crop} has no area")
         if self.mask:
-            first = image[0] if isinstance(image, list | tuple) and image else image
+            first: Any = image[0] if isinstance(image, list | tuple) and image else image
             side = modes.upright_size(first) if hasattr(first, "convert") else None
             if side is None and len(getattr(first, "shape", ())) < 2:
                 raise InputTypeError(f"image={checks.shown(image)} is no mask")
@@ -123,7 +121,7 @@ class ImageProcessor:
         return cropping.crop_around(checks.picture("mask_image", mask_image), width, height, pad)
 
     @staticmethod
-    def blur(image: Any, blur_factor: int = 4) -> Any:
+    def blur(image: Any, blur_factor: float = 4) -> Any:
         """A PIL picture or mask, blurred by a Gaussian of that many pixels."""
         radius = checks.number("blur_factor", blur_factor, 0.0, LONGEST_SIDE)
         picture = checks.picture("image", image)
@@ -209,7 +207,7 @@ class Familiar:
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
         numbers = isinstance(images, np.ndarray) and images.dtype.kind == "f"
-        shape = images.shape if numbers else ()
+        shape: tuple[int, ...] = images.shape if numbers else ()
         if len(shape) not in (3, 4) or shape[-1] not in (1, 3) or 0 in shape:
             raise InputTypeError(
                 f"images={checks.shown(images)}; needed are numbers in [0, 1] of numpy, (images, "

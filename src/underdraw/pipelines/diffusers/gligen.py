@@ -72,7 +72,7 @@ class FamiliarTextImage:
     def complete_mask(self, has_mask: Any, max_objs: int, device: Any) -> Array:
         """`(1, max_objs)`: the given number, or numbers followed by ones; None is all ones."""
         checks.whole("max_objs", max_objs, 1, LONGEST_SIDE)
-        checks.device("device", device)
+        checks.usable("device", device, self.parts.framework)
         if has_mask is None or not isinstance(has_mask, list | tuple):
             given = 1.0 if has_mask is None else checks.numbers("has_mask", [has_mask])[0]
             row = [given] * max_objs
@@ -89,7 +89,7 @@ class FamiliarTextImage:
         """Features `(1, width)` of a phrase, or of a picture brought to a length; None of None."""
         shown = checks.flag("is_image", is_image)
         norm = check_norm("normalize_constant", normalize_constant)
-        checks.device("device", device)
+        checks.usable("device", device, self.parts.framework)
         if input is None:
             return None
         if shown:
@@ -162,7 +162,7 @@ class FamiliarTextImage:
             ("max_objs", max_objs),
         ):
             checks.whole(name, value, 1, LONGEST_SIDE)
-        checks.device("device", device)
+        checks.usable("device", device, self.parts.framework)
         sizes = {"boxes": (4,), "masks": (), "phrases_masks": (), "image_masks": ()}
         sizes |= dict.fromkeys(("phrases_embeddings", "image_embeddings"), (hidden_size,))
         zeros = {name: np.zeros((repeat_batch, max_objs, *size)) for name, size in sizes.items()}

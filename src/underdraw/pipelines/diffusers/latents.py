@@ -27,7 +27,7 @@ def encoded(components: Components, image: Array, dtype: Any, device: Any, gener
     and times `scaling_factor`; latents stay as they are. A list of generators has one per row."""
     framework = components.framework
     checks.array("image", image, (None,) * 4, framework)
-    checks.device("device", device)
+    checks.usable("device", device, framework)
     checks.dtype("dtype", dtype)
     if image.shape[1] not in (3, components.vae.config.latent_channels):
         raise InputError(f"image has {image.shape[1]} channels; allowed: 3, or those of latents")
@@ -77,7 +77,7 @@ def first_noise(
     limits = (MOST_IMAGES, MOST_IMAGES, LONGEST_SIDE, LONGEST_SIDE)
     for name, value, most in zip(names, shape, limits, strict=True):
         checks.whole(name, value, 1, most)
-    checks.device("device", device)
+    checks.usable("device", device, components.framework)
     checks.dtype("dtype", dtype)
     *rows, height, width = shape
     factor, framework = components.vae.config.factor, components.framework

@@ -189,8 +189,9 @@ def _mask(name: str, value: Any, count: int) -> list[bool]:
     if value is None:
         return [True] * count
     if hasattr(value, "ndim") or isinstance(value, list | tuple):
-        single = hasattr(value, "ndim") and value.ndim == 0
-        entries = checks.listed(name, value.reshape(-1) if single else value, "0 and 1")
+        array: Any = value
+        single = hasattr(value, "ndim") and array.ndim == 0
+        entries = checks.listed(name, array.reshape(-1) if single else value, "0 and 1")
         entries = entries * count if single else entries
     else:
         entries = [value] * count
