@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
 from inspect import signature
 from typing import Any
@@ -119,7 +120,8 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     if engine == name_of(pipe.engine):
         engine = pipe.engine  # with what it has compiled
     scheduler = scheduler_class(config.get("_class_name", "")).from_config(config)
-    made = type(pipe).from_pipe(pipe, scheduler=scheduler, engine=engine)
+    made = copy(pipe)  # not made anew, which would mend what the picture was drawn with
+    made.scheduler, made.engine = scheduler, engine
     made.compat, made.settings = compat, settings
     made.set_progress_bar_config(**pipe.progress_bar_options)
     return made(**{**call, **changes}).images[0]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,11 @@ def reversible(pipe: Any) -> Any:
             return pipe
     config = dict(scheduler.config)
     told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
-    return type(pipe).from_pipe(pipe, scheduler=DDIMScheduler.from_config(config, **told))
+    if "steps_offset" in config:  # mended, it still counts as a default
+        told["steps_offset"] = config["steps_offset"]
+    made = copy(pipe)
+    made.scheduler = DDIMScheduler.from_config(config, **told)
+    return made
 
 
 def edit(
