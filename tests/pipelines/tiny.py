@@ -87,7 +87,10 @@ def components(**changes: Any) -> dict[str, Any]:
 
 def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeline:
     """A new pipeline; see `components`."""
-    pipe = StableDiffusionPipeline(**components(**changes), compat=compat)
+    parts = components(**changes)
+    plain = {**parts, "scheduler": schedulers.EulerDiscreteScheduler(**SCHEDULE)}
+    pipe = StableDiffusionPipeline(**plain, compat=compat)
+    pipe.scheduler = parts["scheduler"]  # as it is: the constructor would mend outdated ones
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

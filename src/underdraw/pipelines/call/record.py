@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
 from typing import Annotated, Any
@@ -214,7 +215,8 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     engine = changes.pop("engine", None) or record.engine or "eager"
     if engine == name_of(pipe.engine):
         engine = pipe.engine  # with what it has compiled
-    made = type(pipe).from_pipe(pipe, scheduler=record.chosen_scheduler, engine=engine)
+    made = copy(pipe)  # not made anew, which would mend what the picture was drawn with
+    made.scheduler, made.engine = record.chosen_scheduler, engine
     made.compat, made.settings = record.compat, record.chosen_settings
     made.set_progress_bar_config(**pipe.progress_bar_options)
     call = {name: value for name, value in record.call.items() if value is not None}

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,12 @@ def reversible(pipe: Any) -> Any:
             return pipe
     LOG.info("%s cannot be turned round; DDIM is used", type(scheduler).__name__)
     config = dict(scheduler.config)
-    clip = bool(config.get("clip_sample", False))  # latents are not in [-1, 1]
-    scheduler = DDIMScheduler.from_config(config, clip_sample=clip)
-    return type(pipe).from_pipe(pipe, scheduler=scheduler)
+    told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
+    if "steps_offset" in config:  # mended, it still counts as a default
+        told["steps_offset"] = config["steps_offset"]
+    made = copy(pipe)
+    made.scheduler = DDIMScheduler.from_config(config, **told)
+    return made
 
 
 def edit(
