@@ -1,14 +1,18 @@
 """A tiny random pipeline folder, and the command line as a function."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.testing
 from typer.testing import CliRunner
 
 SOURCES = Path(__file__).parents[2] / "src"
+# Typer reads all signatures anew for each call of a runner, which takes a tenth of a second.
+COMMAND = functools.cache(typer.testing._get_command)
 PROMPT = "a red sphere left of a blue cube"
 
 
@@ -88,6 +92,7 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(typer.testing, "_get_command", COMMAND)
 
     def call(*arguments, code=0):
         result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)

@@ -74,6 +74,42 @@ def test_ctrl_c_keeps_what_was_done(run, tiny, photo, tmp_path, monkeypatch):
     assert (tmp_path / "out.png").exists()
 
 
+def test_what_is_used_is_told_and_another_solver_too(run, tiny, photo):
+    told = call(run, tiny, photo, "--seed", "4", "--guidance", "3").stderr.splitlines()
+    assert told[0] == "note: PNDMScheduler cannot be turned round; DDIMScheduler is used"
+    assert told[1] == (
+        f"{tiny}: float32 on cpu, DDIMScheduler, 5 steps, strength 0.8, guidance 3, threshold 2, "
+        "2 maps, seed 4"
+    )
+    told = call(run, tiny, photo, "--solver", "euler").stderr
+    assert "turned round" not in told and "EulerDiscreteScheduler, 5 steps" in told
+
+
+def test_a_large_photo_is_fitted_and_pasted_at_its_own_size(run, tiny, photo, tmp_path):
+    with Image.open(photo) as small:
+        small.resize((610, 430)).save(tmp_path / "large.png")
+    result = call(run, tiny, "large.png", "-o", "a.png", "--paste", "--show-mask")
+    assert "large.png (610 x 430 pixels) is worked on at 88 x 64" in result.stderr
+    before, after, mask = (np.asarray(Image.open(n)) for n in ("large.png", "a.png", "a-mask.png"))
+    assert after.shape == before.shape
+    changed = (before != after).any(2)
+    assert changed.any() and not changed[mask == 0].any()
+    call(run, tiny, "large.png", "-o", "b.png", "--size", "48x40")
+    with Image.open("b.png") as made:
+        assert made.size == (40, 48)
+
+
+def test_an_edit_says_how_it_is_made_again(run, tiny, photo):
+    call(run, tiny, photo, "-o", "a.png", "--show-mask", "--paste")
+    for name, says in (
+        ("a.png", f"underdraw edit photo.png --from '{FROM}' --to '{TO}' --model {tiny} "
+         "--threshold 2.0 --maps 2 --steps 5 --seed 0 --paste"),
+        ("a-mask.png", "shows mask of a.png; --again takes that picture"),
+        ("a-before-after.png", "shows before-after of a.png; --again takes that picture"),
+    ):  # fmt: skip
+        assert says in run("generate", "--again", name, code=2).stderr
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -253,7 +253,7 @@ def test_solver_help_lists_them(run):
     [
         (["--solver", "foo"], "--solver foo is not known; allowed: ddim"),
         (["--height", "30"], "height=30 is not a multiple of 8"),
-        (["--guidance", "nan"], "--guidance=nan is out of range"),
+        (["--guidance", "nan"], "--guidance nan is out of range"),
         (["--device", "tpu9"], "device='tpu9' is not known"),
         (["--device", "cuda:77"], "device='cuda:77' is not on this machine; allowed: cpu"),
         (["--out", "x.gif"], "written as .png, .jpg, .jpeg or .webp"),

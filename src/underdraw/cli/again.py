@@ -151,6 +151,8 @@ def refuse_others(path: Path, record: Mapping[str, Any]) -> None:
     if isinstance(record.get("sheet"), list):
         named = ", ".join(map(str, record["sheet"]))
         raise InputError(f"{path} is a sheet of several pictures; --again takes one of {named}")
+    if isinstance(record.get("scenes"), list):
+        raise InputError(f"{path} shows renders, which `underdraw scenes` makes and no model")
     if isinstance(record.get("of"), str):
         raise InputError(
             f"{path} shows {record.get('view', 'a view')} of {record['of']}; --again takes that "

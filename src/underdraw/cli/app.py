@@ -14,6 +14,7 @@ from underdraw.cli.evaluate import evaluate
 from underdraw.cli.failures import Group
 from underdraw.cli.generate import generate
 from underdraw.cli.info import info
+from underdraw.cli.numbers import Command
 from underdraw.cli.scenes import scenes
 from underdraw.cli.train import train
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (generate, edit, info, convert, scenes, train, evaluate):
-    cls = BoxCommand if command is generate else None
+    cls = BoxCommand if command is generate else Command
     app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 
 

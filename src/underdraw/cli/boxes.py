@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer.core
-
 from underdraw.cli import embedded
 from underdraw.cli.files import read as read_picture
+from underdraw.cli.numbers import Command
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.schema import Length, Range, Schema, read, within
 
@@ -43,7 +42,7 @@ class Whole(Schema):
     strength: tuple[Number, Number, Number] | None = None
 
 
-class BoxCommand(typer.core.TyperCommand):
+class BoxCommand(Command):
     """A command whose option --box takes five values: a phrase and four numbers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

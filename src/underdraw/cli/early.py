@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,23 +65,29 @@ def check_call(
     *,
     steps: Any = None,
     guidance: Any = None,
-    height: Any = None,
-    width: Any = None,
+    sides: Mapping[str, Any] | None = None,
     strength: Any = None,
 ) -> None:
-    """Raise an InputError for numbers that no call of the model takes; None is not looked at."""
+    """Raise an InputError for numbers that no call of the model takes; None is not looked at.
+
+    Args:
+        sides: option -> pixels.
+        strength: the least part of the steps that is run.
+    """
     if steps is not None:
         checks.whole("--steps", steps, 1, known.steps)
     if guidance is not None:
         checks.number("--guidance", guidance, -MOST_GUIDANCE, MOST_GUIDANCE)
-    for name, side in (("--height", height), ("--width", width)):
+    for name, side in (sides or {}).items():
         if side is not None:
             checks.size(name, checks.whole(name, side), known.factor)
     if strength is not None:
         checks.number("--strength", strength, 0.0, 1.0)
         if steps is not None and int(steps * strength) == 0:
             raise InputError(
-                f"--strength {strength} of {steps} steps leaves none; allowed: {1 / steps:.3g} .. 1"
+                f"--steps {steps} at a strength of {strength:g} leaves none; needed are "
+                f"{math.ceil(1 / strength) if strength else 'more'} steps, or a strength of at "
+                f"least {1 / steps:.3g}"
             )
 
 

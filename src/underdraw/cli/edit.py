@@ -49,7 +49,9 @@ def edit(
     threshold: Annotated[
         float | None, typer.Option(help="Of the mask, above 0: larger gives smaller masks.")
     ] = None,
-    maps: Annotated[int | None, typer.Option(min=1, help="Noises averaged for the mask.")] = None,
+    maps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Noises averaged for the mask.")
+    ] = None,
     size: options.Size = None,
     height: options.Height = None,
     width: options.Width = None,
@@ -99,8 +101,7 @@ def edit(
         known,
         steps=steps or DEFAULT_STEPS,
         guidance=guidance,
-        height=wanted.height or wanted.about,
-        width=wanted.width or wanted.about,
+        sides=wanted.sides(picture=True),
         strength=min(
             DEFAULT_STRENGTH if strength is None else strength,
             MASK_STRENGTH if mask is None else 1.0,

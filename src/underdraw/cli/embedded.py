@@ -30,6 +30,13 @@ def kept(picture: Any, name: str) -> dict[str, Any]:
     return told
 
 
+def by_name(record: Any) -> Any:
+    """A record whose pictures are held by name alone."""
+    if isinstance(record, Mapping):
+        return {name: by_name(part) for name, part in record.items() if name != "png"}
+    return [by_name(part) for part in record] if isinstance(record, list) else record
+
+
 def fingerprint(picture: Any) -> str:
     """A short name for the pixels of a picture."""
     told = hashlib.sha256(repr((picture.mode, picture.size)).encode())

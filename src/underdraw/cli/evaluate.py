@@ -12,6 +12,8 @@ from underdraw.cli import early, options, outputs, progress, solvers
 from underdraw.cli.failures import Interrupted, tell
 from underdraw.errors import InputError
 
+MOST = 100_000
+"""Pictures."""
 STRENGTH = 0.5
 """Of the masks of edits: less than this part of the steps must not be none."""
 
@@ -27,7 +29,9 @@ class Task(str, Enum):
 def evaluate(
     out: options.OutFolder = Path("report"),
     model: options.Model = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Held-out captions.")] = 128,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=MOST, help="Held-out captions.")
+    ] = 128,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = 0,

@@ -75,7 +75,7 @@ def generate(
     draw_boxes: Annotated[
         bool, typer.Option("--draw-boxes", help="Also a copy with the boxes, as NAME-boxes.png.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = PER_CALL,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Pictures made at once.")] = PER_CALL,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -123,7 +123,6 @@ def generate(
     if solver == "help":
         solvers.show_help()
         return
-    begin = pictures.beginning(image, mask, strength)
     wanted = sizes.wanted_size(size, height, width)
     request = Request()
     if again is not None:
@@ -133,15 +132,13 @@ def generate(
         named |= {"num_inference_steps": steps, "solver": solver}
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held, as_recorded)
+    pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
     if draw_boxes and request.layout is None:
         raise InputError("--draw-boxes needs --box or --layout")
     if not prompts and request.layout is not None and "prompt" in request.layout:
         prompts = [request.layout["prompt"]]
-    if begin.kind is not None:
-        request.loading["kind"] = begin.kind
-        request.call |= begin.arguments()
     if not prompts and "prompt" not in request.call:
         raise InputError('no PROMPT; for example: underdraw generate "a red sphere"')
     words = [prompt for prompt in prompts or () if not prompt.strip() or " " not in prompt.strip()]
@@ -251,11 +248,11 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
+    recorded = {"--height": call.get("height"), "--width": call.get("width")}
     early.check_call(
         known,
         steps=call.get("num_inference_steps"),
         guidance=call.get("guidance_scale"),
-        height=wanted.height or wanted.about or call.get("height"),
-        width=wanted.width or wanted.about or call.get("width"),
+        sides=wanted.sides("image" in call) or recorded,
         strength=call.get("strength", IMG2IMG_STRENGTH if begins else None),
     )

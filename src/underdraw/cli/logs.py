@@ -21,7 +21,8 @@ class ToStandardError(logging.Handler):
         text = record.getMessage()
         if record.name != OWN:
             text = f"{record.name}: {text}"
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 @contextmanager

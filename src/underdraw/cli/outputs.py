@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from typing import Any
 
 import typer
 
+from underdraw.cli import embedded
 from underdraw.cli.failures import listed
 from underdraw.errors import InputError
 
@@ -127,8 +129,10 @@ class Target:
 
 def save(image: Any, path: Path, record: dict[str, Any]) -> None:
     """Write a picture into a folder, which is made if it is not there."""
-    from underdraw.pictures.writing import save_picture
+    from underdraw.pictures.writing import FORMATS, MOST_EXIF, save_picture
 
+    if FORMATS[path.suffix.lower()] == "JPEG" and len(json.dumps(record)) > MOST_EXIF:
+        record = embedded.by_name(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(image, path, record)
 
@@ -138,7 +142,7 @@ def is_picture(out: Path) -> bool:
 
     Raises InputError where it is that of another kind of file.
     """
-    if out.is_dir():
+    if os.path.isdir(out):  # which takes names of any length
         return False
     if out.suffix.lower() in SUFFIXES:
         return True
@@ -155,12 +159,11 @@ def check_folder(folder: Path, names: Iterable[str] = ()) -> None:
         InputError: it is a file, may not be written to, or a name is too long.
     """
     place, missing = folder.absolute(), []
-    try:
-        while not place.exists():
-            missing.append(place.name)
-            place = place.parent
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror or error}") from error
+    while not os.path.exists(place):
+        missing.append(place.name)
+        place = place.parent
+    if ".." in missing:
+        raise InputError(f"{folder}: there is no folder {place / missing[-1]}")
     if not place.is_dir():
         raise InputError(f"{place} is a file; a folder to write into was expected")
     token = secrets.token_hex(4)
@@ -188,10 +191,10 @@ def check_free(
     """
     there = []
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             continue
         for option, read in inputs.items():
-            if read is not None and read.exists() and path.samefile(read):
+            if read is not None and os.path.exists(read) and path.samefile(read):
                 raise InputError(f"{path} is {option}, which would be lost; name another --out")
         if not path.is_file():
             raise InputError(f"{path} exists and is no file; name another --out")

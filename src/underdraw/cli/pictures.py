@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,47 +32,42 @@ def photo(option: str, path: Path) -> Any:
     return picture
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What a call begins with."""
-
-    kind: str | None = None
-    """The pipeline for it; None: noise, so that of the model."""
-    image: Any = None
-    mask: Any = None
-    strength: float | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Of the call, but for those that depend on the model."""
-        given = {"image": self.image, "mask_image": self.mask, "strength": self.strength}
-        found = {name: value for name, value in given.items() if value is not None}
-        return found | ({"paste_back": True} if self.kind == INPAINT else {})
-
-
-def beginning(image: Path | None, mask: Path | None, strength: float | None) -> Beginning:
-    """What a call begins with, read.
+def begin(request: Request, image: Path | None, mask: Path | None, strength: float | None) -> None:
+    """Let a request begin with pictures; what is not given stays as its record has it.
 
     Raises:
-        InputError: a mask or a strength without a picture; sizes that differ; a strength that is
-            none.
+        NotFoundError, InputError: a file is no picture; a mask or a strength without a picture;
+            sizes that differ; a strength that is none.
     """
-    if image is None:
+    call = request.call
+    if strength is not None and not 0 < strength <= 1:
+        raise InputError(f"--strength {strength} is out of range; allowed: above 0, to 1")
+    if image is not None:
+        call["image"] = photo("--image", image)
+    if "image" not in call:
         for name, value in (("--mask", mask), ("--strength", strength)):
             if value is not None:
                 raise InputError(f"{name} needs --image, the picture to begin with")
-        return Beginning()
-    if strength is not None and not 0 < strength <= 1:
-        raise InputError(f"--strength {strength} is out of range; allowed: above 0, to 1")
-    picture = photo("--image", image)
-    if mask is None:
-        return Beginning(IMG2IMG, picture, None, strength)
-    cells = read(mask)
-    if cells.size != picture.size:
+        return
+    if strength is not None:
+        call["strength"] = strength
+    if mask is not None:
+        call["mask_image"] = read(mask)
+        call["paste_back"] = True
+    if image is None and mask is None:
+        return
+    if "mask_image" not in call:
+        request.loading["kind"] = IMG2IMG
+        for name in ("height", "width"):
+            call.pop(name, None)
+        return
+    request.loading["kind"] = INPAINT
+    sides = call["mask_image"].size, call["image"].size
+    if sides[0] != sides[1]:
         raise InputError(
-            f"--mask is {sizes.shown(cells.size)} pixels, --image {sizes.shown(picture.size)}; "
+            f"--mask is {sizes.shown(sides[0])} pixels, --image {sizes.shown(sides[1])}; "
             "needed is one size"
         )
-    return Beginning(INPAINT, picture, cells, strength)
 
 
 def fit(pipe: Any, request: Request, wanted: sizes.Size, path: Path | None) -> None:
@@ -88,7 +82,8 @@ def fit(pipe: Any, request: Request, wanted: sizes.Size, path: Path | None) -> N
     """
     call, name = request.call, "the picture" if path is None else str(path)
     picture = call.get("image")
-    if picture is None or (path is None and not wanted.given):
+    ready = path is None and ("mask_image" not in call or "height" in call)
+    if picture is None or (ready and not wanted.given):
         return
     size = None if wanted.given else request.fitted_before()
     if size is None:

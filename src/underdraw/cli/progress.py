@@ -33,12 +33,15 @@ class Lines:
         self.every = EVERY if every is None else every
         self.last: float | None = None
         """When a line was written, or the bar began; None while there is no bar."""
+        self.open = False
+        """Whether other text stands in a line that has not ended."""
 
     def write(self, text: str) -> int:
         if text.startswith("\r"):
             self.state(plain(text.rsplit("\r", 1)[1]))
-        elif text.strip() or self.last is None:
+        elif text.strip() or self.last is None or self.open:
             self.stream.write(text)
+            self.open = not text.endswith("\n") if text else self.open
         else:  # what ends a bar
             self.last = None
         return len(text)

@@ -15,11 +15,13 @@ from underdraw.errors import InputError
 if TYPE_CHECKING:
     from underdraw.scenes import Sample
 
+MOST_PIXELS = 2**27
+"""Of a sheet."""
 TRUTH = ("boxes", "segmentation", "depth", "edges", "normals")
 
 
 def scenes(
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 16,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same scenes.")] = 0,
     size: Annotated[str, typer.Option(metavar="HxW", help="In pixels, at least 64.")] = "128x128",
     truth: Annotated[
@@ -50,6 +52,12 @@ def scenes(
         raise InputError("--pairs and --subjects are both given; only one of them can be")
     if not outputs.is_picture(out):
         raise InputError(f"--out {out} is no file; {outputs.WRITTEN}")
+    pixels = count * (1 + len(chosen)) * height * width * scale**2
+    if pixels > MOST_PIXELS:
+        raise InputError(
+            f"--count {count} at --size {size} makes a sheet of {pixels:,} pixels; allowed: "
+            f"{MOST_PIXELS:,}"
+        )
     outputs.check_folder(out.parent, [out.name])
     outputs.check_free([out], {}, force)
     how: dict[str, Any] = {
@@ -64,7 +72,7 @@ def scenes(
     pictures = [enlarged(cell, height * scale, width * scale) for row in rows for cell in row]
     across = max(1, 6 // len(rows[0])) * len(rows[0])
     sheet = draw.contact_sheet(pictures, across)
-    outputs.save(sheet, out, {"sheet": captions})
+    outputs.save(sheet, out, {"scenes": captions})
     for i, text in enumerate(captions):
         typer.echo(f"{i}\t{text}")
     tell(f"{out}: {sheet.width} x {sheet.height} pixels, seed {seed}, split {split}")

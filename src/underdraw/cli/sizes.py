@@ -33,6 +33,13 @@ class Size:
     def given(self) -> bool:
         return self != Size()
 
+    def sides(self, picture: bool) -> dict[str, int]:
+        """Option -> side that is to be made exactly; of a picture one number is not."""
+        if self.about is not None:
+            return {} if picture else {"--size": self.about}
+        named = {"--height": self.height, "--width": self.width}
+        return {name: side for name, side in named.items() if side is not None}
+
     def exact(self) -> Size:
         """Where there is no picture whose proportions count."""
         return self if self.about is None else Size(self.about, self.about)
@@ -72,14 +79,22 @@ def fitted_size(
     if wanted.height is not None or wanted.width is not None:
         scale = (wanted.height or 0) / height or (wanted.width or 0) / width
         wide, high = wanted.width or width * scale, wanted.height or height * scale
-    else:
-        side = wanted.about or math.sqrt(trained[0] * trained[1])
-        scale = min(side / min(size), side * math.sqrt(MOST_AREA / (width * height)))
-        scale = scale if wanted.about is not None else min(scale, 1.0)
-        wide, high = width * scale, height * scale
-        if scale == 1.0:
-            return max(width - width % factor, factor), max(height - height % factor, factor)
-    return tuple(max(round(side / factor), 1) * factor for side in (wide, high))  # type: ignore[return-value]
+        return cells(wide, factor), cells(high, factor)
+    side = wanted.about or math.sqrt(trained[0] * trained[1])
+    most = MOST_AREA * side**2
+    scale = min(side / min(size), math.sqrt(most / (width * height)))
+    if wanted.about is None and scale >= 1:
+        return max(width - width % factor, factor), max(height - height % factor, factor)
+    wide, high = cells(width * scale, factor), cells(height * scale, factor)
+    # A thin side was perhaps rounded up by much.
+    if wide > high:
+        return min(wide, max(int(most / high) // factor, 1) * factor), high
+    return wide, min(high, max(int(most / wide) // factor, 1) * factor)
+
+
+def cells(side: float, factor: int) -> int:
+    """The nearest multiple of the autoencoder's factor."""
+    return max(round(side / factor), 1) * factor
 
 
 def fitted(picture: Any, size: tuple[int, int]) -> Any:
@@ -102,7 +117,7 @@ def tell_fit(name: str, before: tuple[int, int], after: tuple[int, int], wanted:
     """Say at what size a picture is worked on, where that is another than its own."""
     if alike(before, after):
         return
-    why = "" if wanted.given else ", as the model was trained; --size says otherwise"
+    why = "" if wanted.given else ", a size for this model; --size says otherwise"
     note(f"{name} ({shown(before)} pixels) is worked on at {shown(after)}{why}")
 
 

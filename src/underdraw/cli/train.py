@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,8 +172,6 @@ def train_scenes(
     device: str,
 ) -> None:
     """The stages of a recipe; `changes` go to its own, which are trained last."""
-    from dataclasses import replace
-
     from underdraw.training.checkpoints import NAME
     from underdraw.training.loop import shorter
     from underdraw.training.recipes import ScenesRecipe, train_stage
@@ -236,6 +234,8 @@ def train_further(
     tell(f"{recipe.value} of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
     average = run(task, plan, out, resume=resume, device=device, progress=progress.wanted())
     target = out / "model"
+    # Of the captions of the folder nobody says what words they have.
+    pipe.advice = replace(pipe.advice, words=())
     with average.applied():
         pipe.save_pretrained(target)
     return target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -43,6 +43,11 @@ class Components(Protocol):
     @property
     def compat(self) -> str | None:
         """ "diffusers" where its behaviour is brought back, else None."""
+        ...
+
+    @property
+    def words(self) -> Sequence[str]:
+        """All words that the networks were trained on; empty where that is not said."""
         ...
 
     @property

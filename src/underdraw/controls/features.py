@@ -10,6 +10,7 @@ import numpy as np
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
 from underdraw.networks import clip, image_projection
+from underdraw.text.known import warn_of_unknown
 
 
 def phrase_features(components: Any, phrases: Sequence[str]) -> Array:
@@ -29,6 +30,7 @@ def phrase_features(components: Any, phrases: Sequence[str]) -> Array:
             raise InputError(
                 f"phrase={phrase!r:.60} has {len(row) - 2} tokens; allowed: at most {most - 2}"
             )
+    warn_of_unknown(phrases, components.words)
     # Whole windows, as prompts have: of shorter ones the bits would depend on the other phrases.
     ids = np.full((len(rows), most), tokenizer.pad_token_id, np.int64)
     for row, known in zip(ids, rows, strict=True):

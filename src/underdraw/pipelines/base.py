@@ -34,6 +34,8 @@ from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
 from underdraw.weights import hub as hubs
 
+LOG = logging.getLogger(__name__)
+
 
 class DiffusionPipeline:
     """Base of the pipelines. A subclass names its components in order."""
@@ -253,8 +255,7 @@ class DiffusionPipeline:
         how = How(dtype, device, variant, use_safetensors, backend, check)
         read = read_folder(cls.names(), name_or_path, how, options)
         made = cls(**read.components, **read.switches)
-        if dtype == "auto":
-            logging.getLogger(__name__).info("dtype='auto' is %s on %s", made.dtype, made.device)
+        LOG.info("%s from %s: %s on %s", cls.__name__, name_or_path, made.dtype, made.device)
         made.engine, made.source, made.advice = engine, str(name_or_path), read.advice
         return made
 
@@ -285,6 +286,7 @@ class DiffusionPipeline:
         components, place = read_file(cls.names(), source, **options)
         made = cls(**components)
         made.source = place
+        LOG.info("%s from %s: %s on %s", cls.__name__, place, made.dtype, made.device)
         return made
 
     def save_pretrained(

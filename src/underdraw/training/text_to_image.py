@@ -17,14 +17,15 @@ from underdraw.errors import InputError
 from underdraw.networks.sites import NO_SITES
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+from underdraw.scenes import words
 from underdraw.schedulers import DPMSolverMultistepScheduler
 from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.truth import Recorder, TruthHeads
 
-ADVICE = Advice(guidance_scale=4.5)
-"""For small networks: at the usual 7.5 colours of theirs go over."""
+ADVICE = Advice(guidance_scale=4.5, words=words())
+"""For small networks: at the usual 7.5 colours of theirs go over. They know the scenes only."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from underdraw.pipelines.call.latents import repeated
 from underdraw.pipelines.call.plan import Plan, Prompts
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
+from underdraw.text.known import warn_of_unknown
 from underdraw.text.prompts import encode_prompts
 
 
@@ -37,6 +38,7 @@ def encode_texts(
     absent = guided and negative is None
     if prompts is not None or absent:
         _check_encodes(components, prompts)
+        warn_of_unknown((*(prompts or ()), *(negatives or ())), components.words)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
         context, found = _encoded(components, request, prompts, against, request.clip_skip)

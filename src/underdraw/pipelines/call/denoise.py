@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -18,6 +19,7 @@ from underdraw.pipelines.components.components import Components
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import Step, sample
 
+LOG = logging.getLogger(__name__)
 Steps = Generator[Question | Step, Any, Array]
 """Questions to be answered by an engine, and steps; at last the latents."""
 
@@ -55,6 +57,7 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
     """
     components, denoiser = run.components, Denoiser(run)
     controls = (*own, *plan.request.controls)
+    LOG.debug("%s: %d steps, latents %s", type(plan.caller).__name__, plan.steps, latents.shape)
     if plan.watch is not None:
         plan.watch.begin(run, denoiser)
     with ExitStack() as held:

@@ -3,6 +3,7 @@ kinds, and grounding weights as one of them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection,
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.weights import hub as hubs
+
+LOG = logging.getLogger(__name__)
 
 
 class Sight(NamedTuple):
@@ -106,6 +109,7 @@ class Attached:
     def attach(self, components: Any, kind: str, name: str, network: Any) -> None:
         """Add a network; another one of this kind and name goes."""
         self._set(components, kind, {**self.of(components, kind), name: network})
+        LOG.info("attached: %s %r", kind, name)
 
     def detach(self, components: Any, kind: str, name: str | None) -> None:
         """Remove the network of a name, or all of a kind.

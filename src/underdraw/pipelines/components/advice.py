@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from underdraw import checks
-from underdraw.errors import UnderdrawError
+from underdraw.errors import InputTypeError, UnderdrawError
 
 KEY = "_underdraw"
 """Under this name; diffusers passes over what begins with a line."""
@@ -15,17 +15,26 @@ KEY = "_underdraw"
 
 @dataclass(frozen=True)
 class Advice:
-    """Arguments that suit a checkpoint better than the usual ones; None where the usual do."""
+    """Arguments that suit a checkpoint better than the usual ones (None where the usual do), and
+    the words it knows."""
 
     guidance_scale: float | None = None
+    words: tuple[str, ...] = ()
+    """All that texts of its training could contain, in small letters: others have no meaning that
+    it learned. Empty: nobody says so."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.words, list | tuple) or not all(
+            isinstance(word, str) for word in self.words
+        ):
+            raise InputTypeError(f"words={self.words!r:.100} is not a list of strings")
+        object.__setattr__(self, "words", tuple(self.words))
         if self.guidance_scale is not None:
             checks.number("guidance_scale", self.guidance_scale, 0.0)
 
     def to_index(self) -> dict[str, Any]:
         """What `model_index.json` holds of it; nothing where nothing is advised."""
-        told = {name: value for name, value in asdict(self).items() if value is not None}
+        told = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         return {KEY: told} if told else {}
 
 

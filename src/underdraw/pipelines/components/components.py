@@ -95,6 +95,11 @@ class Components:
         self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
         self.attached, self.source, self.advice = copy(other.attached), other.source, other.advice
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words that the networks were trained on; empty where that is not said."""
+        return self.advice.words
+
     # -- where and how ---------------------------------------------------------------------------
     @property
     def framework(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,6 +29,7 @@ from underdraw.schedulers import DDIMScheduler, Scheduler
 from underdraw.weights.files import open_checkpoint
 from underdraw.weights.save import save_tensors
 
+LOG = logging.getLogger(__name__)
 METADATA = "underdraw_edit"
 LEVELS, MASK = "latents", "mask"
 
@@ -129,6 +131,7 @@ def reversible(pipe: Any) -> Any:
         single = len(set(table.steps.tolist())) == len(table)
         if single and not table.draws.any() and (np.diff(table.sigma / table.alpha) < 0).all():
             return pipe
+    LOG.info("%s cannot be turned round; DDIM is used", type(scheduler).__name__)
     config = dict(scheduler.config)
     told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
     return type(pipe).from_pipe(pipe, scheduler=DDIMScheduler.from_config(config, **told))
