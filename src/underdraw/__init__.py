@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         sampling as sampling,
         scenes as scenes,
         schedulers as schedulers,
+        schema as schema,
         shown as shown,
         solvers as solvers,
         text as text,

@@ -80,7 +80,7 @@ MODULES = {
 SUBMODULES = tuple(
     """
     absent backends checks cli controls engines errors evaluation formats models names networks
-    pictures pipelines sampling scenes schedulers shown solvers text training utils weights
+    pictures pipelines sampling scenes schedulers schema shown solvers text training utils weights
     """.split()
 )
 """What `import underdraw` makes reachable as `underdraw.schedulers`, imported when it is used."""

@@ -217,6 +217,8 @@ def within(where: Any) -> Iterator[None]:
 
 
 _TOLD = (InputError, InputTypeError, NotFoundError, WeightError)
+
+
 def _accept(value: Any, hint: Any) -> Any:
     kind, rules = _split(hint)
     if kind is Any:

@@ -110,14 +110,25 @@ def test_a_large_photo_is_fitted_to_the_model(run, tiny, large, options, size, n
 def test_a_fitted_photo_comes_again(run, tiny, large):
     begin = ("--image", "large.png", "--size", 40)
     run("generate", "a cone", "--model", tiny, *QUICK, *begin, "--out", "a.png")
-    again = run("generate", "--again", "a.png", "--out", "b.png")
+    again = run("generate", "--again", "a.png", "--as-recorded", "--out", "b.png")
     assert "note: " not in again.stderr
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     # The photo itself is brought to the size that it had then.
-    given = run("generate", "--again", "a.png", "--image", "large.png", "--out", "c.png")
+    given = run(
+        "generate", "--again", "a.png", "--as-recorded", "--image", "large.png", "--out", "c.png"
+    )
     assert "is not the picture" not in given.stderr
     assert np.array_equal(pixels("a.png"), pixels("c.png"))
-    other = run("generate", "--again", "a.png", "--image", "large-mask.png", "--out", "d.png")
+    other = run(
+        "generate",
+        "--again",
+        "a.png",
+        "--as-recorded",
+        "--image",
+        "large-mask.png",
+        "--out",
+        "d.png",
+    )
     assert "large-mask.png is not the picture (large.png) of before" in other.stderr
     assert pixels("d.png").shape == pixels("a.png").shape
 
@@ -133,23 +144,23 @@ def test_outside_a_mask_a_large_photo_keeps_its_pixels(run, tiny, large, monkeyp
     assert made.shape == photo.shape
     assert np.array_equal(made[~inside], photo[~inside])
     assert not np.array_equal(made[inside], photo[inside])
-    alone = run("generate", "--again", "a.png", code=2)
+    alone = run("generate", "--again", "a.png", "--as-recorded", code=2)
     assert "does not hold its image (image was large.png, too large" in alone.stderr
-    run("generate", "--again", "a.png", "--image", "large.png", "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--image", "large.png", "--out", "b.png")
     assert np.array_equal(made, pixels("b.png"))
 
 
 def test_a_photo_or_a_mask_in_addition_to_what_a_record_holds(run, tiny, files):
     plain = ("generate", "a cone", "--model", tiny, *QUICK)
     run(*plain, "--height", 40, "--width", 72, "--out", "a.png")
-    run("generate", "--again", "a.png", "--image", "photo.png", "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--image", "photo.png", "--out", "b.png")
     run(*plain, "--image", "photo.png", "--out", "c.png")
     assert np.array_equal(pixels("b.png"), pixels("c.png"))
-    run("generate", "--again", "c.png", "--mask", "mask.png", "--out", "d.png")
+    run("generate", "--again", "c.png", "--as-recorded", "--mask", "mask.png", "--out", "d.png")
     begin = ("--image", "photo.png", "--mask", "mask.png", "--strength", 0.8)  # as recorded
     run(*plain, *begin, "--out", "e.png")
     assert np.array_equal(pixels("d.png"), pixels("e.png"))
-    failed = run("generate", "--again", "a.png", "--strength", 0.5, code=2)
+    failed = run("generate", "--again", "a.png", "--as-recorded", "--strength", 0.5, code=2)
     assert "--strength needs --image" in failed.stderr
 
 
@@ -161,7 +172,7 @@ def test_pictures_made_in_python_need_their_picture_again(run, tiny, files):
     with Image.open("photo.png") as photo:
         made = pipe("a cone", photo, num_inference_steps=4, seed=5)
     made.save("a.png")
-    alone = run("generate", "--again", "a.png", code=2)
+    alone = run("generate", "--again", "a.png", "--as-recorded", code=2)
     assert "does not hold its image; give --image" in alone.stderr
-    run("generate", "--again", "a.png", "--image", "photo.png", "--out", "b.png")
+    run("generate", "--again", "a.png", "--as-recorded", "--image", "photo.png", "--out", "b.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))

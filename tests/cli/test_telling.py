@@ -133,7 +133,7 @@ def test_pictures_in_other_formats_come_again(run, tiny, suffix):
     run("generate", "a cone", "--model", tiny, *QUICK, "--out", "a.png")
     run("generate", "a cone", "--model", tiny, *QUICK, "--out", f"b.{suffix}")
     assert read_metadata("a.png") == read_metadata(f"b.{suffix}")
-    run("generate", "--again", f"b.{suffix}", "--out", "c.png")
+    run("generate", "--again", f"b.{suffix}", "--as-recorded", "--out", "c.png")
     with open("a.png", "rb") as first, open("c.png", "rb") as second:
         assert first.read() == second.read()
 
@@ -142,7 +142,7 @@ def test_a_folder_in_another_format(run, tiny):
     words = ("generate", "a cone", "-n", 2, "--model", tiny, *QUICK, "--format", "webp")
     names = ["in/a-cone-5.webp", "in/a-cone-6.webp", "in/a-cone-5-grid.webp"]
     assert run(*words, "--out", "in").stdout.split() == names
-    failed = run("generate", "--again", names[2], code=2)
+    failed = run("generate", "--again", names[2], "--as-recorded", code=2)
     assert "is a sheet" in failed.stderr
 
 

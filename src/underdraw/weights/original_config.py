@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.formats.opening import MB, read_text
 
 PREDICTS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 NUMBERS = {
@@ -18,7 +18,6 @@ NUMBERS = {
     "scale_factor": ("vae", "scaling_factor", float),
 }
 """Names in the YAML: component, name there, kind."""
-LARGEST = 2**20
 """Bytes of such a file; those published have three thousand."""
 _ENTRY = re.compile(r"""^\s*(\w+):[ \t]*["']?([\w.+-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 
@@ -59,12 +58,12 @@ def _entries(source: Any) -> dict[str, Any]:
         return entries
     if not isinstance(source, str | os.PathLike):
         raise InputTypeError(f"original_config={source!r:.100}; allowed: a YAML file, or a dict")
-    path = Path(source)
-    if not path.is_file():
-        raise NotFoundError(f"original_config={os.fspath(source)!r}: there is no such file here")
-    if path.stat().st_size > LARGEST:
-        raise InputError(f"original_config={os.fspath(source)!r} is larger than 1 MiB")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_text(source, MB, fault=InputError)
+    except NotFoundError as error:
+        raise NotFoundError(f"original_config={error}") from error
+    except InputError as error:
+        raise InputError(f"original_config={error}") from error
     if "model:" not in text:
         raise InputError(f"original_config={os.fspath(source)!r} has no `model:`")
     return dict(reversed(_ENTRY.findall(text)))

@@ -5,7 +5,6 @@ they are to be multiplied. ComfyUI writes `X.scale_weight` (until 2025) or `X.we
 marks that say so.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import WeightError
+from underdraw.formats.json_text import parse
 from underdraw.formats.stored import StoredTensor
 
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
@@ -142,7 +142,7 @@ def _check_note(name: str, tensor: StoredTensor) -> None:
 
 def _note(tensor: StoredTensor) -> dict[str, Any]:
     try:
-        found = json.loads(tensor.load().tobytes())
-    except (ValueError, RecursionError):
+        found = parse(tensor.load().tobytes(), "a note on a tensor")
+    except WeightError:
         found = None
     return found if isinstance(found, dict) else {}
