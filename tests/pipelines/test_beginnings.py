@@ -67,9 +67,8 @@ def arguments(name, **changes):
 @pytest.mark.parametrize("solver", ["DDIM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete"])
 @pytest.mark.parametrize("name", KINDS)
 def test_an_image_does_not_depend_on_its_batch(pipes, name, solver):
-    pipe = type(pipes[name]).from_pipe(
-        pipes[name], scheduler=getattr(schedulers, f"{solver}Scheduler")(**tiny.SCHEDULE)
-    )
+    pipe = type(pipes[name]).from_pipe(pipes[name])
+    pipe.scheduler = getattr(schedulers, f"{solver}Scheduler")(**tiny.SCHEDULE)
     prompts, pictures = ["a red sphere", "cube", ""], [picture(seed=i) for i in range(3)]
     whole = tiny.run(pipe, prompts, **arguments(name, image=pictures), seed=5)
     for i, prompt in enumerate(prompts):
