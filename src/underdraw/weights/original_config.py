@@ -18,7 +18,6 @@ NUMBERS = {
     "scale_factor": ("vae", "scaling_factor", float),
 }
 """Names in the YAML: component, name there, kind."""
-"""Bytes of such a file; those published have three thousand."""
 _ENTRY = re.compile(r"""^\s*(\w+):[ \t]*["']?([\w.+-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 
 
