@@ -190,7 +190,7 @@ class Familiar:
     def numpy_to_pil(images: np.ndarray) -> list[Any]:
         """PIL images from `(images, height, width, 3)` (or one of them) in [0, 1]."""
         numbers = isinstance(images, np.ndarray) and images.dtype.kind == "f"
-        shape: tuple[int, ...] = images.shape if numbers else ()
+        shape: Any = images.shape if numbers else ()
         if len(shape) not in (3, 4) or shape[-1] not in (1, 3) or 0 in shape:
             raise InputTypeError(
                 f"images={checks.shown(images)}; needed are numbers in [0, 1] of numpy, (images, "
