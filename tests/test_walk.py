@@ -11,7 +11,7 @@ import underdraw
 
 SOURCE = Path(underdraw.__file__).parent
 TEXT = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
-ANYWHERE = {"checks.py", "schema.py", "networks/config.py"}
+ANYWHERE = {"checks.py", "schema.py", "shown.py", "networks/config.py"}
 """Called from many places."""
 
 

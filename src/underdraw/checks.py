@@ -15,27 +15,10 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import InputError, InputTypeError
+from underdraw.shown import MOST_SHOWN as MOST_SHOWN, shown as shown
 
-MOST_SHOWN = 80
-"""Characters of a value in a message."""
 DEVICES = ("cpu", "cuda", "mps", "gpu", "tpu", "xpu", "npu", "Ascend", "GPU", "CPU", "meta")
 """What frameworks call devices, before a colon and a number."""
-LONGEST = 20
-"""Entries of a list that are looked at for a message."""
-
-
-def shown(value: Any) -> str:
-    """A value in a message: one short line, whatever it is."""
-    try:
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if isinstance(shape, tuple) and len(shape) > 0 and dtype is not None:
-            return f"{type(value).__name__} of shape {tuple(shape)}"
-        long = isinstance(value, list | tuple | str | bytes) and len(value) > MOST_SHOWN
-        text = repr(value[:LONGEST] if long and not isinstance(value, str) else value)
-    except Exception:  # of a caller's own class, or numbers and lists too large to print
-        return f"an object of {type(value).__name__}"
-    text = " ".join(text.split())
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:

@@ -27,8 +27,8 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from underdraw.checks import shown as shown
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.shown import shown as shown
 
 MOST_ENTRIES = 100_000
 """Of a list, where its annotation says nothing else."""

@@ -12,6 +12,10 @@ MOST = 3
 """Items of a list that are shown one by one."""
 PICTURES = 16
 """Pictures of an output that a notebook shows."""
+LONGEST = 20
+"""Entries of a list that are looked at for a message."""
+MOST_SHOWN = 80
+"""Characters of a value in a message."""
 
 
 def short(value: Any) -> str:
@@ -78,3 +82,17 @@ def _several(brackets: str, said: list[str], what: str) -> str:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: one short line, whatever it is."""
+    try:
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if isinstance(shape, tuple) and len(shape) > 0 and dtype is not None:
+            return f"{type(value).__name__} of shape {tuple(shape)}"
+        long = isinstance(value, list | tuple | str | bytes) and len(value) > MOST_SHOWN
+        text = repr(value[:LONGEST] if long and not isinstance(value, str) else value)
+    except Exception:  # of a caller's own class, or numbers and lists too large to print
+        return f"an object of {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

@@ -55,7 +55,7 @@ def test_a_pipeline_says_which(dtype, caplog):
     with caplog.at_level(logging.INFO, "underdraw"):
         pipe = StableDiffusionPipeline.from_pretrained("underdraw/scenes", dtype="auto")
     assert {pipe.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {dtype}
-    assert f"dtype='auto' is {dtype} on cpu" in caplog.text
+    assert f"underdraw/scenes: {dtype} on cpu" in caplog.text
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red cube", num_inference_steps=1, output_type="np").images.std() > 0
 

@@ -96,7 +96,11 @@ def test_boxes_without_weights(run, tiny):
         ('[{"phrase": "a"}]', InputError, "box 1: .* has 0 numbers"),
         ('[{"bbox": [0, 0, 1, 1]}]', InputError, "neither phrase nor image"),
         ('{"boxes": [], "strength": [1, 1, 1]}', InputError, "add up to 1"),
-        ('[{"image": "no.png", "bbox": [0, 0, 1, 1]}]', NotFoundError, "there is no file"),
+        (
+            '[{"image": "no.png", "bbox": [0, 0, 1, 1]}]',
+            NotFoundError,
+            "box 1: .* no picture",
+        ),
     ],
 )
 def test_layout_files(tmp_path, content, error, says):

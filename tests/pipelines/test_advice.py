@@ -6,7 +6,7 @@ import pytest
 from pipelines import tiny
 
 from underdraw import StableDiffusionPipeline
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.pipelines.components.advice import Advice, read_advice
 
 
@@ -46,13 +46,18 @@ def test_what_later_versions_advise_is_passed_over():
 
 
 @pytest.mark.parametrize(
-    ("value", "error"), [("4", InputTypeError), (float("nan"), InputError), (-1, InputError)]
+    ("value", "error", "says"),
+    [
+        ("4", InputTypeError, "guidance_scale"),
+        (float("nan"), WeightError, "not readable as JSON: it holds NaN"),
+        (-1, InputError, "guidance_scale"),
+    ],
 )
-def test_damaged_advice_is_named_with_its_place(folder, value, error):
+def test_damaged_advice_is_named_with_its_place(folder, value, error, says):
     path = folder / "model_index.json"
     index = json.loads(path.read_text())
     path.write_text(json.dumps(index | {"_underdraw": {"guidance_scale": value}}))
-    with pytest.raises(error, match=r"model_index.json: guidance_scale"):
+    with pytest.raises(error, match=rf"model_index.json: {says}"):
         StableDiffusionPipeline.from_pretrained(folder)
 
 

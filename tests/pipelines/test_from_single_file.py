@@ -204,7 +204,7 @@ def test_mistakes(folder, file):
         load(folder)
     with pytest.raises(InputTypeError, match=r"no arguments \['image_size'\]"):
         load(file, image_size=512)
-    with pytest.raises(NotFoundError, match=r"original_config='v1\.yaml'"):
+    with pytest.raises(NotFoundError, match=r"original_config=v1\.yaml: no such file"):
         load(file, original_config="v1.yaml")
     with pytest.raises(InputError, match="prediction_type='noise'"):
         load(file, prediction_type="noise", tokenizer=folder)

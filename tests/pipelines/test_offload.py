@@ -501,7 +501,7 @@ def test_what_is_refused(pipe, monkeypatch, caplog):
         ({}, "device=None: this machine has no accelerator"),
         ({"gpu_id": 1}, "no accelerator"),
         ({"device": "cuda"}, "device='cuda' is not on this machine; allowed: cpu"),
-        ({"device": "warp"}, "device='warp' is not known"),
+        ({"device": "warp"}, "device='warp' is not a device; allowed: cpu, cuda"),
         ({"device": "cpu", "gpu_id": 1}, "device='cpu:1' is not on this machine"),
         ({"device": "cpu:0", "gpu_id": 0}, "gpu_id=0 and device='cpu:0' both"),
         ({"device": "cpu", "gpu_id": -1}, "gpu_id=-1 is too small"),

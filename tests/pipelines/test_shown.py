@@ -124,7 +124,7 @@ def test_streams():
 
 def test_edits_show_pictures_and_masks():
     pipe = StableDiffusionDiffEditPipeline.from_pipe(
-        pipeline(), scheduler=DDIMScheduler(clip_sample=False)
+        pipeline(), scheduler=DDIMScheduler(clip_sample=False, steps_offset=1)
     )
     picture = Image.effect_noise((64, 64), 40).convert("RGB")
     made = pipe.edit(picture, "a sphere", "a cube", num_inference_steps=2)

@@ -51,7 +51,8 @@ def main(model: str, folder: Path, steps: int = 20) -> list[Path]:
     print(len(boxes), boxes[0].box, type(plain), grounded.components.keys())
 
     edit = StableDiffusionDiffEditPipeline.from_pipe(
-        pipe, scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+        pipe,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
     )
     inverted = edit.invert("a red sphere", image=picture, num_inference_steps=steps)
     mask = edit.generate_mask(picture, "a red cube", source_prompt="a red sphere")

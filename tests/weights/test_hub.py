@@ -274,7 +274,7 @@ def raising(error):
 
 def assert_one_line(error):
     """No line more in the message, and none of what the library raised above it."""
-    assert "\n" not in str(error) and len(str(error)) < 400
+    assert "\n" not in str(error) and len(str(error)) < 500
     while error is not None:
         assert error.__cause__ is None
         assert error.__context__ is None or error.__suppress_context__

@@ -205,9 +205,10 @@ def _device_or_dtype(name: str, value: Any) -> Any:
 def move(root: nn.Module, *args: Any, **kwargs: Any) -> None:
     """As `Root.to`; a network that is there already is not touched, so that other threads may go on
     with it."""
-    if len(args) == 1 and not kwargs and isinstance(args[0], str | torch.device):
+    there = _device_or_dtype("to", args[0]) if len(args) == 1 and not kwargs else None
+    if isinstance(there, torch.device):
         # PyTorch would copy from "cpu" to "cpu:0", and free what others are reading.
-        place = _place(torch.device(args[0]))
+        place = _place(there)
         if all(_place(one.device) == place for one in (*root.parameters(), *root.buffers())):
             return
     # Moved under inference mode, parameters could never again take part in a gradient; those which

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from underdraw import checks
 from underdraw.errors import InputError, UnderdrawError
 
 MOST_GUIDANCE = 10_000.0
@@ -74,6 +73,8 @@ def check_call(
         sides: option -> pixels.
         strength: the least part of the steps that is run.
     """
+    from underdraw import checks
+
     if steps is not None:
         checks.whole("--steps", steps, 1, known.steps)
     if guidance is not None:

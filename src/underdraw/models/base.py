@@ -175,9 +175,11 @@ class Model(Pushable):
         raw, tensors = folders.open_component(path, subfolder or "", variant, use_safetensors)
         with within(Path(path, subfolder or "")):
             config = cls.read_config(raw)
-        return cls.from_tensors(
+        made = cls.from_tensors(
             config, tensors, dtype=dtype or torch_dtype, device=device, backend=backend, check=check
         )
+        made.diffusers_version = _version(raw)
+        return made
 
     @classmethod
     def from_tensors(

@@ -6,13 +6,14 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 
 from PIL import Image
 
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats.opening import open_regular
 from underdraw.pictures import modes
 
 LOG = logging.getLogger("underdraw")
@@ -44,19 +45,20 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise NotFoundError(f"there is no file {name}")
     if not path.is_file():  # a folder; or a pipe or device, whose end never comes
         raise InputError(f"{name} is not a picture: it is no file")
-    try:
-        with _filters, warnings.catch_warnings():
-            # Pillow warns of sizes that are refused here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-    except Image.DecompressionBombError:
-        raise InputError(
-            f"{name} is too large a picture; allowed: {modes.MOST_PIXELS:,} pixels, such as "
-            "8,192 x 8,192"
-        ) from None
-    except Exception as error:  # readers of heads raise whatever they stumble over
-        raise InputError(f"{name} is not a picture: {modes.first_line(error)}") from None
-    with picture:
+    with ExitStack() as stack:
+        try:
+            with _filters, warnings.catch_warnings():
+                # Pillow warns of sizes that are refused here.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                file = stack.enter_context(open_regular(path, fault=InputError))
+                picture = stack.enter_context(Image.open(file))
+        except Image.DecompressionBombError:
+            raise InputError(
+                f"{name} is too large a picture; allowed: {modes.MOST_PIXELS:,} pixels, such as "
+                "8,192 x 8,192"
+            ) from None
+        except Exception as error:  # readers of heads raise whatever they stumble over
+            raise InputError(f"{name} is not a picture: {modes.first_line(error)}") from None
         modes.check_sides(name, *picture.size)
         if picture.format == "EPS":  # Pillow has Ghostscript run it
             raise InputError(f"{name} is PostScript, a program; make a PNG or JPEG of it first")

@@ -34,7 +34,7 @@ from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
 from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.registry import Names, listed_class
-from underdraw.pipelines.components.settings import Settings
+from underdraw.pipelines.components.settings import MOST_SLICES, Settings
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.components.telling import tell
 from underdraw.pipelines.diffusers.checking import Checking
@@ -436,7 +436,7 @@ class DiffusionPipeline(Pushable):
                 f"slice_size={checks.shown(slice_size)}; allowed: 'auto', 'max', a number, None"
             )
         if slice_size is not None and not isinstance(slice_size, str):
-            checks.whole("slice_size", slice_size)
+            checks.whole("slice_size", slice_size, 1, MOST_SLICES)
         self.settings = replace(self.settings, attention_slice=slice_size)
 
     def disable_attention_slicing(self) -> None:

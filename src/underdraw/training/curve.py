@@ -87,6 +87,7 @@ def _write(path: Path, rows: list[Row]) -> None:
 def _read(path: Path) -> list[Row]:
     try:
         text = read_bytes(path, 64 * MB).decode("utf-8", "replace").replace("\0", "")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     except (NotFoundError, WeightError):
         return []
     whole = text[: text.rfind("\n") + 1]  # of a torn number nobody can tell

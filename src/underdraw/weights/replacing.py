@@ -127,9 +127,16 @@ def settle(folder: Path) -> None:
         _finish(place)
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         with os.scandir(folder) as entries:
-            inside = [Path(entry) for entry in entries if entry.is_dir()]
+            inside = [Path(entry) for entry in entries if _is_folder(entry)]
         for place in inside:
             _finish(place)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
 
 
 def outdated(folder: Path, written: Iterable[str]) -> list[str]:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 from underdraw.schema import OneOf, Range, Schema
 
+MOST_SLICES = 2**16
+"""Heads that are attended at a time, more than any network has."""
+
 
 @dataclass(frozen=True)
 class Settings(Schema):
@@ -15,7 +18,7 @@ class Settings(Schema):
     owner = "settings"
 
     attention_slice: (
-        Annotated[int, Range(1, 2**16)] | Annotated[str, OneOf("auto", "max")] | None
+        Annotated[int, Range(1, MOST_SLICES)] | Annotated[str, OneOf("auto", "max")] | None
     ) = None
     vae_slicing: bool = False
     vae_tiling: bool = False

@@ -157,7 +157,8 @@ def reversible(pipe: Any) -> Any:
             return pipe
     LOG.info("%s cannot be turned round; DDIM is used", type(scheduler).__name__)
     config = dict(scheduler.config)
-    told = {"clip_sample": bool(config.get("clip_sample", False))}  # latents are not in [-1, 1]
+    # Latents are not in [-1, 1].
+    told: dict[str, Any] = {"clip_sample": bool(config.get("clip_sample", False))}
     if "steps_offset" in config:  # mended, it still counts as a default
         told["steps_offset"] = config["steps_offset"]
     made = copy(pipe)
