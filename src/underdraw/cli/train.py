@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw import checks
 from underdraw.cli import early, options, outputs, progress
 from underdraw.cli.failures import tell
 from underdraw.errors import InputError, NotFoundError
@@ -293,6 +292,8 @@ def check_model(model: str | None, size: int | None) -> None:
     """Refuse a size that the model cannot take, or a model that is not there, before loading it."""
     known = early.facts(model or options.SCENES)
     if size is not None:
+        from underdraw import checks
+
         checks.size("--size", size, known.factor)
 
 
