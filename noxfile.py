@@ -37,12 +37,13 @@ INSTALL = ("--no-compile", "-c")
 # Every room of the source is imported and run here: everyday paths and refusals. What is left out
 # repeats it against diffusers (`peer`), on full-size networks, in training or in processes.
 QUICK = """
-test_import.py test_exceptions.py test_recorded_calls.py backends/test_operations.py
-backends/test_layout.py networks/test_sites.py networks/test_layouts.py models/test_pickling.py
-solvers/test_scheduler_errors.py sampling/test_loop.py controls/test_control_sites.py
-text/test_prompts.py weights/test_folders.py weights/test_match.py pipelines/test_bad_calls.py
-pipelines/test_stream.py pipelines/test_masks.py scenes/test_scene_changes.py
-evaluation/test_captioner.py training/test_objectives.py cli/test_info.py
+test_import.py test_exceptions.py test_walk.py formats/test_one_room.py test_recorded_calls.py
+backends/test_operations.py backends/test_layout.py networks/test_sites.py
+networks/test_layouts.py models/test_pickling.py solvers/test_scheduler_errors.py
+sampling/test_loop.py controls/test_control_sites.py text/test_prompts.py weights/test_folders.py
+weights/test_match.py pipelines/test_bad_calls.py pipelines/test_stream.py pipelines/test_masks.py
+scenes/test_scene_changes.py evaluation/test_captioner.py training/test_objectives.py
+cli/test_info.py
 """.split()
 
 
