@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from functools import cache
 from typing import Any
@@ -97,7 +96,7 @@ def folder(place: str, kind: str) -> Any:
 @cache
 def pair(kind: str) -> tuple[Any, Any]:
     """The peer's pipeline and ours, both with the same weights."""
-    place = tempfile.mkdtemp()
+    place = f"{oracle.new_folder()}/{kind}"
     theirs = folder(place, kind)
     ours = getattr(underdraw, type(theirs).__name__).from_pretrained(place)
     return theirs, oracle.quiet(ours)

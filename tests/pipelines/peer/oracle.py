@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import shutil
 import tempfile
 import warnings
 from functools import cache
@@ -78,10 +80,17 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
+def new_folder() -> str:
+    """For files that are mapped into memory as long as this process lives."""
+    place = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
 @cache
 def pair(kind: str) -> tuple[Any, Any]:
     """The peer's pipeline and ours, both read from the same folder."""
-    place = tempfile.mkdtemp()
+    place = f"{new_folder()}/{kind}"
     folder(place, kind)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(place, local_files_only=True)
     return quiet(theirs), quiet(underdraw.StableDiffusionPipeline.from_pretrained(place))
