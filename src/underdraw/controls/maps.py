@@ -16,7 +16,7 @@ from PIL import Image
 
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
-from underdraw.checks import shown
+from underdraw.checks import readable, shown
 from underdraw.controls.boxes import ROUNDING
 from underdraw.controls.control import Call, Control, Run
 from underdraw.controls.ready import Ready, attached_network
@@ -171,12 +171,7 @@ class SemanticMap(Map):
         if isinstance(image, Image.Image):
             image = numbers(name, image)
         if hasattr(image, "detach"):  # a tensor
-            try:
-                image = image.detach().cpu().numpy()
-            except (RuntimeError, NotImplementedError, TypeError) as error:
-                raise InputTypeError(
-                    f"{name}={shown(image)} holds no numbers that can be read"
-                ) from error
+            image = readable(name, image, lambda tensor: tensor.detach().cpu().numpy())
         if not isinstance(image, np.ndarray) or image.dtype.kind not in "iu":
             raise InputTypeError(f"{name}={type(image).__name__}; allowed: PIL, integer arrays")
         if image.ndim != 2 or image.size == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import HUB
@@ -14,8 +14,13 @@ from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgP
 from underdraw.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from underdraw.weights import hub as hubs
 
+Made = TypeVar("Made", bound=DiffusionPipeline)
 
-class _Auto:
+
+class _Auto(Generic[Made]):
+    made: ClassVar[type[Any]]
+    """The class for the task, which is `Made`."""
+
     def __init__(self, *_: Any, **__: Any) -> NoReturn:
         kind = type(self).__name__
         raise InputTypeError(f"{kind} is made with {kind}.from_pretrained or {kind}.from_pipe")
@@ -32,58 +37,32 @@ class _Auto:
         access = {name: options[name] for name in HUB if name in options}
         listed_class(hubs.resolve(source, weights=False, **access))
 
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Made:
+        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
+        cls._check(name_or_path, options)
+        return cls.made.from_pretrained(name_or_path, **options)
 
-class AutoPipelineForText2Image(_Auto):
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **overrides: Any) -> Made:
+        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
+        cls._check(pipeline, overrides)
+        return cls.made.from_pipe(pipeline, **overrides)
+
+
+class AutoPipelineForText2Image(_Auto[StableDiffusionPipeline]):
     """A text to a picture: `StableDiffusionPipeline`."""
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> StableDiffusionPipeline:
-        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
-        cls._check(name_or_path, options)
-        return StableDiffusionPipeline.from_pretrained(name_or_path, **options)
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **overrides: Any) -> StableDiffusionPipeline:
-        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
-        cls._check(pipeline, overrides)
-        return StableDiffusionPipeline.from_pipe(pipeline, **overrides)
+    made = StableDiffusionPipeline
 
 
-class AutoPipelineForImage2Image(_Auto):
+class AutoPipelineForImage2Image(_Auto[StableDiffusionImg2ImgPipeline]):
     """A picture and a text to a picture: `StableDiffusionImg2ImgPipeline`."""
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, **options: Any
-    ) -> StableDiffusionImg2ImgPipeline:
-        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
-        cls._check(name_or_path, options)
-        return StableDiffusionImg2ImgPipeline.from_pretrained(name_or_path, **options)
-
-    @classmethod
-    def from_pipe(
-        cls, pipeline: DiffusionPipeline, **overrides: Any
-    ) -> StableDiffusionImg2ImgPipeline:
-        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
-        cls._check(pipeline, overrides)
-        return StableDiffusionImg2ImgPipeline.from_pipe(pipeline, **overrides)
+    made = StableDiffusionImg2ImgPipeline
 
 
-class AutoPipelineForInpainting(_Auto):
+class AutoPipelineForInpainting(_Auto[StableDiffusionInpaintPipeline]):
     """A picture, a mask and a text to a picture: `StableDiffusionInpaintPipeline`."""
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, **options: Any
-    ) -> StableDiffusionInpaintPipeline:
-        """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
-        cls._check(name_or_path, options)
-        return StableDiffusionInpaintPipeline.from_pretrained(name_or_path, **options)
-
-    @classmethod
-    def from_pipe(
-        cls, pipeline: DiffusionPipeline, **overrides: Any
-    ) -> StableDiffusionInpaintPipeline:
-        """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
-        cls._check(pipeline, overrides)
-        return StableDiffusionInpaintPipeline.from_pipe(pipeline, **overrides)
+    made = StableDiffusionInpaintPipeline

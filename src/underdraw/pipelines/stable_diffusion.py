@@ -9,7 +9,6 @@ from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
-from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
@@ -18,6 +17,7 @@ from underdraw.pipelines.call.plan import make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 

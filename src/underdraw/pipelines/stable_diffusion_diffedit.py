@@ -14,7 +14,7 @@ from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.models.returning import returning
 from underdraw.pictures.reading import read_mask
-from underdraw.pipelines.base import Component, LatentPipeline
+from underdraw.pipelines.base import Component
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import for_each, repeated
@@ -48,6 +48,7 @@ from underdraw.pipelines.diffedit.outputs import (
 )
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.latents import InvertedLatents
+from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 from underdraw.schedulers import Scheduler
 

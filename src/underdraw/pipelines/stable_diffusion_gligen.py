@@ -8,7 +8,6 @@ from typing import Any, Literal
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
-from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
@@ -16,6 +15,7 @@ from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN
 from underdraw.pipelines.gligen.arguments import Arguments
 from underdraw.pipelines.gligen.call import grounded_call
+from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 

@@ -9,7 +9,7 @@ from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.models import CLIPImageProjection
-from underdraw.pipelines.base import Component, LatentPipeline
+from underdraw.pipelines.base import Component
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
@@ -18,6 +18,7 @@ from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN, FamiliarTextImage
 from underdraw.pipelines.gligen.arguments import Arguments
 from underdraw.pipelines.gligen.call import grounded_call
+from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 

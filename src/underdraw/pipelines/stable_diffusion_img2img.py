@@ -10,7 +10,6 @@ from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.pictures.reading import read_pictures
-from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import draw_noise, encode_pictures, latent_shape
@@ -20,6 +19,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.latents import PictureLatents
+from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
 

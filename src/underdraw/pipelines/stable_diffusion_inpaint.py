@@ -16,7 +16,6 @@ from underdraw.pictures.cropping import crop_around
 from underdraw.pictures.pasting import overlaid
 from underdraw.pictures.reading import check_alike, nearest, read_masks, read_pictures
 from underdraw.pictures.writing import OUTPUT_TYPES
-from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.inpainting import (
@@ -40,6 +39,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
 from underdraw.pipelines.diffusers.latents import InpaintLatents
+from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 from underdraw.schedulers import KDPM2DiscreteScheduler
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from underdraw.errors import InputError
 from underdraw.weights.hub import is_offline, is_repository
@@ -14,9 +14,10 @@ from underdraw.weights.hub import is_offline, is_repository
 class Pushable:
     """`push_to_hub` of whatever has `save_pretrained`."""
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
-        """Write a folder."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+            """Write a folder."""
 
     def push_to_hub(
         self,

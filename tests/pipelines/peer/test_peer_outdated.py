@@ -13,8 +13,8 @@ from pipelines.peer.oracle import diffusers
 
 import underdraw
 from underdraw.names import HOMES
-from underdraw.pipelines.base import LatentPipeline
 from underdraw.pipelines.components.outdated import RIGHT
+from underdraw.pipelines.latent import LatentPipeline
 
 PIPELINES = [
     name

@@ -186,6 +186,8 @@ def groundings(components: Any) -> Networks:
 
 def sight_of(components: Any) -> Sight:
     """See `Components.sight`."""
+    # Weights in the folder bring their own, and may not have been asked for yet.
+    components.attached.of(components, GROUNDING.name)
     own = Sight(*(components.named.get(name) for name in Sight._fields))
     if own.processor is None:
         own = own._replace(processor=components.feature_extractor)
