@@ -59,6 +59,11 @@ class Control:
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
 
+    def room(self, components: Any, prompt: str) -> int:
+        """How many tokens `words` will put into a window of this prompt, which stay free for it;
+        `components` are the pipeline's (`controls.components`), or None without one."""
+        return 0
+
     def words(self, nn: Operations, words: Words) -> Words:
         """Before the texts are encoded: token embeddings may be replaced or added."""
         return words
@@ -115,7 +120,8 @@ def joined(controls: Sequence[Control]) -> list[Control]:
 
 def of_words(controls: Sequence[Control]) -> list[Control]:
     """The controls that act on token embeddings; without any, a text is encoded as ever."""
-    return [control for control in controls if type(control).words is not Control.words]
+    acting = joined(controls)
+    return [control for control in acting if type(control).words is not Control.words]
 
 
 def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:

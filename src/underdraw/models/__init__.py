@@ -1,9 +1,12 @@
 """The model classes users hold, under the names they know."""
 
+from underdraw.models.blip import Blip2QFormerModel
+from underdraw.models.blip_processor import BlipImageProcessor
 from underdraw.models.clip import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    ContextCLIPTextModel,
 )
 from underdraw.models.grounding import Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
@@ -15,11 +18,14 @@ from underdraw.models.vae import AutoencoderKL
 
 __all__ = [
     "AutoencoderKL",
+    "Blip2QFormerModel",
+    "BlipImageProcessor",
     "CLIPImageProcessor",
     "CLIPImageProjection",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
+    "ContextCLIPTextModel",
     "Grounding",
     "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
