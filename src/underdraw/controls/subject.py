@@ -1,0 +1,389 @@
+"""`Subject`: what pictures show is put into the prompt as tokens of its own (Li et al. 2023,
+"BLIP-Diffusion", section 3.2).
+
+The subject encoder makes a few tokens (16, as published) of a picture and the category of what is
+to be seen in it. They stand in the prompt before the words that name the subject, "a [tokens] dog
+in the snow", and the text encoder reads both. Nothing else changes, so subjects go with everything
+that acts on a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import lcm
+from typing import Any
+
+import numpy as np
+
+from underdraw import checks
+from underdraw.backends.contract import Array, Operations
+from underdraw.checks import shown
+from underdraw.controls.control import Call, Control, Part, Run
+from underdraw.controls.strength import Strength, as_strength
+from underdraw.controls.subject_tokens import embed, insert, need, place
+from underdraw.errors import InputError, InputTypeError
+from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.pictures.reading import as_picture
+from underdraw.text.prompts import tokenize_prompts
+from underdraw.text.words import Words
+
+ALWAYS = Strength(1.0, 0.0, 0.0)
+MOST_PICTURES = 64
+"""Of one subject."""
+MOST_SUBJECTS = 64
+"""Of one call."""
+APART = 2**16
+"""Between the numbers of two subjects' tokens; more than a subject has."""
+ROUNDING = 1e-4
+"""Of shares that add up to 1."""
+LARGEST_SHARE = 100.0
+"""Beyond 1, and below 0, shares lead past a subject."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject(Part):
+    """One subject, shown by a picture or several.
+
+        pipe("a dog in the snow", controls=[Subject(photo, "dog")])
+
+    The pipeline needs subject weights, `load_subject`. Several subjects are several controls.
+
+    Args:
+        image: shows it: a PIL picture, or an array, of numpy `(height, width, 3)`, of a framework
+            `(3, height, width)`, uint8 or in [0, 1]; or a list of them, whose embeddings are
+            averaged. None where `embedding` is given.
+        category: what is to be seen there, in a word or two; or one for each picture.
+        word: the words of the prompt before which its tokens stand, in each window of tokens once;
+            by default the category. Several subjects of the same words take the first, second, ...
+        prompts: numbers of the call's prompts that it is for, counted from 0. None: all that have
+            the words.
+        strength: over the run, see `Strength`: where it is off, the prompt is read without the
+            subject; between, the context lies in between.
+        shares: how much each picture counts; they add up to 1. With pictures of two subjects this
+            is the way from one to the other (`between`).
+        at: stand at this position of a prompt's first window instead of before words; the start
+            token is at 0.
+        encoder: which subject weights, where several are attached.
+        embedding: tokens `(1 or n, tokens, width)` instead of pictures, as
+            `get_query_embeddings` gives them; n of them are averaged by `shares`.
+
+    Raises:
+        InputError, InputTypeError: an argument cannot work; what depends on the prompts and the
+            weights is checked when the call begins.
+    """
+
+    image: Any = None
+    category: str | Sequence[str] = ""
+    word: str | None = None
+    prompts: tuple[int, ...] | None = None
+    strength: Strength | tuple[float, float, float] = ALWAYS
+    shares: Sequence[float] | None = None
+    at: int | None = None
+    encoder: str | None = None
+    embedding: Any = None
+
+    @staticmethod
+    def whole(parts: Sequence[Any]) -> Control:
+        """The subjects of a run."""
+        return Subjects(tuple(parts))
+
+    def __post_init__(self) -> None:
+        def keep(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if (self.image is None) == (self.embedding is None):
+            raise InputError("Subject: give image or embedding, one of them")
+        keep("strength", as_strength(self.strength))
+        if self.embedding is None:
+            pictures = self.image if isinstance(self.image, list | tuple) else [self.image]
+            count = self._count("image", len(pictures))
+            keep("image", tuple(as_picture("Subject(image)", one) for one in pictures))
+            keep("category", _categories(self.category, count))
+        else:
+            shape = getattr(self.embedding, "shape", ())
+            if len(shape) != 3 or 0 in shape:
+                raise InputTypeError(
+                    f"Subject(embedding) is {shown(self.embedding)}; needed is an array (1 or n, "
+                    "tokens, width)"
+                )
+            count = self._count("embedding", shape[0])
+            keep("category", _categories(self.category or self.word or "-", 1))
+        keep("shares", _shares(self.shares, count))
+        if self.at is not None:
+            checks.whole("Subject(at)", self.at, 1)
+        if self.word is None:
+            if len(set(self.category)) > 1 and self.at is None:
+                raise InputError(
+                    f"Subject(category={shown(self.category)}): there are several, so say before "
+                    "which words of the prompt it stands: word="
+                )
+            keep("word", self.category[0])
+        checks.texts("Subject(word)", _text("word", self.word))
+        if self.prompts is not None:
+            given = (self.prompts,) if isinstance(self.prompts, int) else self.prompts
+            numbers = checks.sequence("Subject(prompts)", given, "numbers of prompts")
+            keep("prompts", tuple(checks.whole("Subject(prompts)", one, 0) for one in numbers))
+        if self.encoder is not None:
+            _text("encoder", self.encoder)
+
+    @staticmethod
+    def _count(name: str, count: int) -> int:
+        if not 1 <= count <= MOST_PICTURES:
+            raise InputError(f"Subject({name}) holds {count} entries; allowed: 1 .. {MOST_PICTURES}")
+        return count
+
+    @property
+    def name(self) -> str:
+        """The words it stands before."""
+        assert self.word is not None  # set when it was made
+        return self.word
+
+
+def between(one: Subject, other: Subject, share: float) -> Subject:
+    """A subject on the way from one (`share` 0) to another (1), as `one` in all else.
+
+    Raises:
+        InputError, InputTypeError: they are not given as pictures, or of different weights.
+    """
+    for given in (one, other):
+        if not isinstance(given, Subject) or given.embedding is not None:
+            raise InputTypeError(f"between({shown(given)}): allowed: a Subject of pictures")
+    if one.encoder != other.encoder:
+        raise InputError(
+            f"between: encoder={one.encoder!r} and {other.encoder!r}; allowed: the same"
+        )
+    share = checks.number("share", share, -LARGEST_SHARE, LARGEST_SHARE)
+    return replace(
+        one,
+        image=(*one.image, *other.image),
+        category=(*one.category, *other.category),
+        shares=(
+            *(s * (1 - share) for s in one.shares or ()),
+            *(s * share for s in other.shares or ()),
+        ),
+    )
+
+
+# -- all subjects of a run -------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Subjects(Control):
+    """The subjects of a run, which share the windows of its prompts."""
+
+    parts: tuple[Subject, ...]
+    among: tuple[int, ...] | None = None
+    """Numbers of those that act; None: all."""
+    made: tuple[Array, ...] = ()
+    """Tokens of each, where they are known."""
+
+    def __post_init__(self) -> None:
+        if len(self.parts) > MOST_SUBJECTS:
+            raise InputError(
+                f"controls holds {len(self.parts)} subjects; allowed: at most {MOST_SUBJECTS}"
+            )
+
+    @property
+    def acting(self) -> tuple[int, ...]:
+        """Numbers of the subjects that are put into prompts."""
+        return tuple(range(len(self.parts))) if self.among is None else self.among
+
+    def room(self, components: Any, prompt: str) -> int:
+        """Tokens of the subjects whose words the prompt has."""
+        if components is None:
+            raise InputError("Subject: it acts in a pipeline alone, which has subject weights")
+        tokenizer, total = components.tokenizer, 0
+        plain = components.compat == "diffusers"
+        ids, _ = tokenize_prompts(tokenizer, [prompt], weighting=not plain)
+        for number in self.acting:
+            part = self.parts[number]
+            count = need(components, part)
+            named = any(place(tokenizer, part, window) for window in ids[0])
+            total += count if part.at is not None or named else 0
+        return total
+
+    def words(self, nn: Operations, words: Words) -> Words:
+        """The tokens of each subject, before its words."""
+        self._check_prompts(words)
+        made = self.made or self._embedded(words.components)
+        rows: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for number in self.acting:
+            self._find(words, number, rows)
+        for (text, window), found in rows.items():
+            for at, number in sorted(found, reverse=True):
+                words = insert(nn, words, text, window, at, made[number], number * APART)
+        return words
+
+    def _embedded(self, components: Any) -> tuple[Array, ...]:
+        return tuple(embed(components, part) for part in self.parts)
+
+    def _check_prompts(self, words: Words) -> None:
+        for part in self.parts:
+            for number in part.prompts or ():
+                if number >= words.prompts:
+                    raise InputError(
+                        f"Subject(prompts={shown(part.prompts)}): there is no prompt {number}; the "
+                        f"call has {words.prompts}, counted from 0"
+                    )
+
+    def _find(
+        self, words: Words, number: int, rows: dict[tuple[int, int], list[tuple[int, int]]]
+    ) -> None:
+        """Note where a subject stands, by text and window: `(position, subject)`."""
+        part, somewhere = self.parts[number], False
+        sooner = sum(1 for other in self.acting if other < number and _alike(self, other, number))
+        chosen = range(words.prompts) if part.prompts is None else part.prompts
+        for text in chosen:
+            here = False
+            for window, ids in enumerate(words.ids[text]):
+                if part.at is not None:
+                    end = int(np.argmax(ids == words.tokenizer.eos_token_id))
+                    places = [min(part.at, end)] if window == 0 or not here else []
+                else:
+                    places = place(words.tokenizer, part, ids)
+                if places:
+                    here = True
+                    at = places[min(sooner, len(places) - 1)]
+                    rows.setdefault((text, window), []).append((at, number))
+                if here and part.at is not None:
+                    break
+            if not here and part.prompts is not None:
+                raise self._not_there(part, words.texts[text])
+            somewhere = somewhere or here
+        if not somewhere and words.prompts:
+            raise self._not_there(part, words.texts[0], words.prompts - 1)
+
+    @staticmethod
+    def _not_there(part: Subject, prompt: str, others: int = 0) -> InputError:
+        also = f", nor in {others} others" if others else ""
+        return InputError(
+            f"Subject(word={part.word!r:.60}): these words are not in prompt={prompt!r:.80}{also}; "
+            "its tokens stand before them"
+        )
+
+    # -- over the run ------------------------------------------------------------------------------
+    def prepare(self, run: Run) -> _Contexts | None:
+        """The contexts without some of the subjects, where one of them is not always there."""
+        if run.conditioning.ids is None or run.encode is None:
+            raise InputError(
+                "Subject: the prompts were given as embeddings; it acts on texts alone. Encode "
+                "them with it, or give prompt="
+            )
+        if all(part.strength == ALWAYS for part in self.parts):
+            return None
+        strengths: Any = [part.strength for part in self.parts]
+        return _Contexts(run, self, strengths)
+
+    def before_call(
+        self, nn: Operations, carry: Any, latents: Array, call: Call
+    ) -> tuple[Array, Sites, Any]:
+        """Latents as they are; another context where a subject does not act in full."""
+        if carry is None:
+            return latents, NO_SITES, carry
+        hook = carry.at(call, latents.shape[0])
+        return latents, NO_SITES if hook is None else Sites(context=(hook,)), carry
+
+
+class _Contexts:
+    """The contexts of a run with some of its subjects, made when they are first needed, and what
+    of them each call sees."""
+
+    def __init__(self, run: Run, whole: Subjects, strengths: Sequence[Strength]) -> None:
+        count = len(whole.parts)
+        known = replace(whole, made=whole._embedded(run.components))
+        everything = tuple(range(count))
+        self.strengths = strengths
+        self.by_set = {everything: run.conditioning.context}
+        # All that will be asked for is made now: then text encoder and UNet need not take turns.
+        for index in range(run.calls):
+            call = Call(index, run.calls, 0.0, False)
+            for acting, _ in self._layers(call):
+                if acting not in self.by_set:
+                    chosen = replace(known, among=acting)
+                    self.by_set[acting] = run.encode(  # type: ignore[misc]
+                        lambda control, chosen=chosen: (
+                            chosen if isinstance(control, Subjects) else control
+                        )
+                    )
+
+    def at(self, call: Call, images: int) -> Blended | None:
+        """What acts on the context of a call; None where all subjects do."""
+        layers = self._layers(call)
+        if layers == [(tuple(range(len(self.strengths))), 1.0)]:
+            return None
+        arrays = tuple(self.by_set[acting] for acting, _ in layers)
+        return Blended(arrays, tuple(share for _, share in layers))
+
+    def _layers(self, call: Call) -> list[tuple[tuple[int, ...], float]]:
+        """Sets of subjects and their shares, which add up to 1: a subject of strength s is in those
+        that make up s of it. (The Lovasz extension of a function of sets.)"""
+        now = [strength.at(call) for strength in self.strengths]
+        levels = sorted({0.0, 1.0, *now})
+        layers = []
+        for low, high in pairwise(levels):
+            acting = tuple(i for i, value in enumerate(now) if value >= high)
+            layers.append((acting, high - low))
+        return layers
+
+
+@dataclass(frozen=True, eq=False)
+class Blended:
+    """The hook `context`: the conditional half is made of several contexts. Shorter ones are
+    repeated, which attention to them does not notice."""
+
+    contexts: tuple[Array, ...]
+    """Each `(images, tokens, width)`."""
+    shares: tuple[float, ...]
+
+    def __call__(self, nn: Operations, context: Array) -> Array:
+        images = self.contexts[0].shape[0]
+        rest = context[: context.shape[0] - images]
+        tokens = lcm(context.shape[1], *(one.shape[1] for one in self.contexts))
+
+        def long(x: Array) -> Array:
+            return x if x.shape[1] == tokens else nn.concat((x,) * (tokens // x.shape[1]), 1)
+
+        made = None
+        for one, share in zip(self.contexts, self.shares, strict=True):
+            part = long(nn.cast(one, context)) * share
+            made = part if made is None else made + part
+        return nn.concat((long(rest), made), 0) if rest.shape[0] else made
+
+
+def _alike(whole: Subjects, one: int, other: int) -> bool:
+    """Whether two subjects stand before the same words."""
+    a, b = whole.parts[one], whole.parts[other]
+    return a.at is None and b.at is None and a.name.strip().lower() == b.name.strip().lower()
+
+
+# -- checking arguments ----------------------------------------------------------------------------
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputTypeError(f"Subject({name}={shown(value)}) is not a text")
+    return value
+
+
+def _categories(given: Any, count: int) -> tuple[str, ...]:
+    """One category for each picture."""
+    listed = [given] if isinstance(given, str) else given
+    listed = checks.sequence("Subject(category)", listed, "texts")
+    made = [_text("category", one) for one in listed]
+    checks.texts("Subject(category)", made)
+    if len(made) not in (1, count):
+        raise InputError(
+            f"Subject(category) has {len(made)} entries; there are {count} pictures: allowed: 1 or "
+            "as many"
+        )
+    return tuple(made * count if len(made) == 1 else made)
+
+
+def _shares(given: Any, count: int) -> tuple[float, ...]:
+    """How much each picture counts."""
+    if given is None:
+        return (1 / count,) * count
+    shares = checks.numbers("Subject(shares)", given)
+    if len(shares) != count:
+        raise InputError(f"Subject(shares) has {len(shares)} entries; there are {count} pictures")
+    if abs(sum(shares) - 1) > ROUNDING or max(map(abs, shares)) > LARGEST_SHARE:
+        raise InputError(f"Subject(shares)={shown(shares)} must add up to 1")
+    return shares

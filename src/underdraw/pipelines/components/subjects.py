@@ -1,0 +1,159 @@
+"""Subject weights (BLIP-Diffusion) as a kind of adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from underdraw import checks
+from underdraw.controls.subject_tokens import check_fit
+from underdraw.errors import InputError, InputTypeError
+from underdraw.formats import opening
+from underdraw.models import Blip2QFormerModel, BlipImageProcessor
+from underdraw.models.blip import read_tokenizer
+from underdraw.models.blip_files import read_subject
+from underdraw.models.image_processor import FILE
+from underdraw.models.wordpiece import WordPiece
+from underdraw.pipelines.components.adapters import AdapterKind, Networks, register_adapter
+from underdraw.weights import hub as hubs
+
+OWN = "own"
+"""The name of a pipeline's own subject weights, its component `qformer`."""
+FOLDER = "qformer"
+
+
+def _read(
+    components: Any,
+    source: Any,
+    *,
+    name: str = "subject",
+    tokenizer: Any = None,
+    image_processor: Any = None,
+    variant: str | None = None,
+    subfolder: str = "",
+    dtype: Any = None,
+    **hub: Any,
+) -> tuple[str, Blip2QFormerModel]:
+    """Subject weights with what reads categories and prepares pictures."""
+    if not isinstance(name, str) or not name:
+        raise InputTypeError(f"name={checks.shown(name)} is not a text")
+    if image_processor is not None and not callable(image_processor):
+        raise InputTypeError(f"image_processor={checks.shown(image_processor)} cannot be called")
+    unet = components.unet
+    like = {"dtype": dtype or unet.dtype, "device": unet.device, "backend": unet.nn.name}
+    if isinstance(source, Blip2QFormerModel):
+        network = source
+        if network.nn.name != unet.nn.name:
+            raise InputError(
+                f"subject weights are on the backend {network.nn.name!r}, the UNet on "
+                f"{unet.nn.name!r}; allowed: the same"
+            )
+    elif opening.is_regular(checks.path("source", source)):
+        network = Blip2QFormerModel.from_tensors(*read_subject(source), **like)
+    else:
+        network = _from_folder(source, variant, subfolder, like, hub)
+    network.tokenizer = read_tokenizer(tokenizer) or network.tokenizer
+    network.image_processor = image_processor or network.image_processor
+    check_fit(components, network)
+    return name, network
+
+
+def _from_folder(
+    source: Any, variant: str | None, subfolder: str, like: Mapping[str, Any], hub: Any
+) -> Blip2QFormerModel:
+    """From the folder of a pipeline, of a Q-Former alone, or of the original."""
+    place = hubs.resolve(source, subfolder=subfolder, variant=variant, **hub) / subfolder
+    if (place / "blip_model").is_dir():
+        network = Blip2QFormerModel.from_tensors(*read_subject(place), **like)
+        network.tokenizer = WordPiece.inside(place, place / "blip_model")
+        return network
+    inside = FOLDER if (place / FOLDER).is_dir() else ""
+    network = Blip2QFormerModel.from_pretrained(place, subfolder=inside, variant=variant, **like)
+    folders = (place / "image_processor", place, place.parent / "image_processor")
+    for folder in folders if inside or place.name == FOLDER else ():
+        if opening.is_regular(folder / FILE):
+            network.image_processor = BlipImageProcessor.from_pretrained(folder)
+            break
+    return network
+
+
+def _write(network: Any, target: Any) -> None:
+    network.save_pretrained(Path(target))
+    if network.image_processor is not None:
+        network.image_processor.save_pretrained(Path(target))
+
+
+SUBJECT = register_adapter(AdapterKind("subject", FOLDER, _read, _write))
+
+
+def subjects(components: Any) -> Networks:
+    """See `Components.subjects`."""
+    own = components.named.get(FOLDER)
+    attached = dict(components.attached.by_kind.get(SUBJECT.name, {}))
+    if own is None:
+        return components.attached.of(components, SUBJECT.name)
+    return MappingProxyType({**attached, OWN: own} if not attached else attached)
+
+
+class Subjective:
+    """The methods of pipelines about subject weights."""
+
+    parts: Any
+    """`Components`"""
+
+    @property
+    def subjects(self) -> Networks:
+        """Subject weights by name: those attached, or else those of the pipeline itself."""
+        return self.parts.subjects
+
+    def load_subject(
+        self,
+        source: Blip2QFormerModel | str | Path,
+        *,
+        name: str = "subject",
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        variant: str | None = None,
+        subfolder: str = "",
+        dtype: Any = None,
+        **hub: Any,
+    ) -> None:
+        """Attach subject weights, for the control `Subject`; others of the same name go.
+
+        Args:
+            source: a folder or Hub id (of a `Blip2QFormerModel`, or of a BLIP-Diffusion pipeline),
+                a folder or file of the original, or a `Blip2QFormerModel`.
+            name: by which `Subject(encoder=...)` chooses, where several are attached.
+            tokenizer: BERT's, which reads categories: a `WordPiece`, a `vocab.txt`, or where one
+                is; None: that of the folder.
+            image_processor: what prepares pictures; None: that of the folder, or CLIP's numbers.
+            variant, subfolder: which files of a folder.
+            dtype: of the weights, by default that of the UNet.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+        Raises:
+            InputError: the weights make tokens that the text encoder cannot read.
+            NotFoundError, WeightError: there are none, or they are damaged.
+        """
+        found, network = SUBJECT.read(
+            self.parts,
+            source,
+            name=name,
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            variant=variant,
+            subfolder=subfolder,
+            dtype=dtype,
+            **hub,
+        )
+        self.parts.attached.attach(self.parts, SUBJECT.name, found, network)
+
+    def unload_subject(self, name: str | None = None) -> None:
+        """Detach the subject weights of a name, or all.
+
+        Raises:
+            InputError: none of this name is attached.
+        """
+        self.parts.attached.detach(self.parts, SUBJECT.name, name)
