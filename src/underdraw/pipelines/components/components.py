@@ -14,8 +14,9 @@ from underdraw.models.base import Model
 from underdraw.models.outputs import DiagonalGaussian
 from underdraw.models.vae import Tiling
 from underdraw.networks.program import Program
-from underdraw.pipelines.components.adapters import Attached, Networks, Sight, groundings, sight_of
+from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
 from underdraw.pipelines.components.offload import Offload
 from underdraw.pipelines.components.registry import uncompiled
 from underdraw.pipelines.components.settings import Settings
@@ -51,7 +52,7 @@ class Components:
     offload: Offload | None
     """Moves networks to an accelerator while they are used; None leaves them where they are."""
     attached: Attached
-    """What was attached beside the UNet, and what makes features of pictures."""
+    """What was attached beside the UNet, and what came with it."""
     compat: str | None
     """"diffusers" brings its behaviour back where it differs."""
     source: str | None
