@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("record_oracle.py"))
+spec = importlib.util.spec_from_file_location(
+    "oracle", Path(__file__).with_name("record_oracle.py")
+)
 assert spec is not None and spec.loader is not None
 oracle = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(oracle)
@@ -237,9 +239,11 @@ def record(folder: Path) -> dict[str, np.ndarray]:
             arguments = dict(call)
             scheduler = arguments.pop("scheduler", None)
             settings = SCHEDULE if scheduler else PNDM
-            settings = {k: v for k, v in settings.items() if k != "set_alpha_to_one"} if (
-                scheduler in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
-            ) else {**settings, **({"clip_sample": False} if scheduler else {})}
+            settings = (
+                {k: v for k, v in settings.items() if k != "set_alpha_to_one"}
+                if (scheduler in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"))
+                else {**settings, **({"clip_sample": False} if scheduler else {})}
+            )
             pipe.scheduler = getattr(diffusers, scheduler or "PNDMScheduler")(**settings)
             count = count_of(call)
             if controlled:

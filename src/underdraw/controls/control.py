@@ -59,9 +59,9 @@ class Control:
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
 
-    def room(self, components: Any, prompt: str) -> int:
-        """How many tokens `words` will put into a window of this prompt, which stay free for it;
-        `components` are the pipeline's (`controls.components`), or None without one."""
+    def room(self, components: Any, prompt: str, number: int) -> int:
+        """How many tokens `words` will put into a window of this prompt, the call's one of this
+        number: they stay free. `components` are the pipeline's, or None without one."""
         return 0
 
     def words(self, nn: Operations, words: Words) -> Words:

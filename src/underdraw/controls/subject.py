@@ -22,7 +22,7 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Part, Run
 from underdraw.controls.strength import Strength, as_strength
-from underdraw.controls.subject_tokens import embed, insert, need, place
+from underdraw.controls.subject_tokens import embed, end_of, insert, need, place
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.pictures.reading import as_picture
@@ -131,7 +131,9 @@ class Subject(Part):
     @staticmethod
     def _count(name: str, count: int) -> int:
         if not 1 <= count <= MOST_PICTURES:
-            raise InputError(f"Subject({name}) holds {count} entries; allowed: 1 .. {MOST_PICTURES}")
+            raise InputError(
+                f"Subject({name}) holds {count} entries; allowed: 1 .. {MOST_PICTURES}"
+            )
         return count
 
     @property
@@ -188,18 +190,19 @@ class Subjects(Control):
         """Numbers of the subjects that are put into prompts."""
         return tuple(range(len(self.parts))) if self.among is None else self.among
 
-    def room(self, components: Any, prompt: str) -> int:
-        """Tokens of the subjects whose words the prompt has."""
+    def room(self, components: Any, prompt: str, number: int) -> int:
+        """Tokens of the subjects that are for the prompt, and whose words it has."""
         if components is None:
             raise InputError("Subject: it acts in a pipeline alone, which has subject weights")
         tokenizer, total = components.tokenizer, 0
         plain = components.compat == "diffusers"
         ids, _ = tokenize_prompts(tokenizer, [prompt], weighting=not plain)
-        for number in self.acting:
-            part = self.parts[number]
+        for part in (self.parts[which] for which in self.acting):
             count = need(components, part)
-            named = any(place(tokenizer, part, window) for window in ids[0])
-            total += count if part.at is not None or named else 0
+            if part.prompts is not None and number not in part.prompts:
+                continue
+            if part.at is not None or any(place(tokenizer, part, one) for one in ids[0]):
+                total += count
         return total
 
     def words(self, nn: Operations, words: Words) -> Words:
@@ -215,7 +218,7 @@ class Subjects(Control):
         return words
 
     def _embedded(self, components: Any) -> tuple[Array, ...]:
-        return tuple(embed(components, part) for part in self.parts)
+        return embed(components, self.parts)
 
     def _check_prompts(self, words: Words) -> None:
         for part in self.parts:
@@ -236,17 +239,18 @@ class Subjects(Control):
         for text in chosen:
             here = False
             for window, ids in enumerate(words.ids[text]):
-                if part.at is not None:
-                    end = int(np.argmax(ids == words.tokenizer.eos_token_id))
-                    places = [min(part.at, end)] if window == 0 or not here else []
-                else:
+                # Repeated windows of a shorter prompt are all alike.
+                again = window == 0 or np.array_equal(ids, words.ids[text, 0])
+                if part.at is None:
                     places = place(words.tokenizer, part, ids)
+                elif again:
+                    places = [min(part.at, end_of(words.tokenizer, ids))]
+                else:
+                    places = []
                 if places:
                     here = True
                     at = places[min(sooner, len(places) - 1)]
                     rows.setdefault((text, window), []).append((at, number))
-                if here and part.at is not None:
-                    break
             if not here and part.prompts is not None:
                 raise self._not_there(part, words.texts[text])
             somewhere = somewhere or here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,20 +73,32 @@ def need(components: Any, part: Any) -> int:
     return network.config.num_query_tokens
 
 
-def embed(components: Any, part: Any) -> Array:
-    """Its tokens `(1, tokens, width)` on the pipeline's device, float32."""
+def embed(components: Any, parts: Sequence[Any]) -> tuple[Array, ...]:
+    """The tokens of each of these subjects, `(1, tokens, width)` on the pipeline's device, float32.
+    Their pictures are looked at together."""
     framework, nn = components.framework, components.nn
-    if part.embedding is not None:
-        tokens = framework.array(part.embedding, device=components.device)
-    else:
-        network = encoder_of(components, part.encoder)
-        tokens = encode(components, network, part.image, part.category)
-    tokens = nn.float32(tokens)
-    shares = np.array(part.shares, np.float32)[:, None, None]
-    if len(shares) > 1:
-        weights = framework.array(shares, device=components.device)
-        tokens = nn.mean(tokens * weights, (0,)) * len(shares)
-    return tokens
+    seen: dict[str | None, list[Any]] = {}
+    for part in parts:
+        if part.embedding is None:
+            seen.setdefault(part.encoder, []).append(part)
+    rows: dict[int, Array] = {}
+    for name, those in seen.items():
+        pictures = [picture for part in those for picture in part.image]
+        categories = [category for part in those for category in part.category]
+        made = encode(components, encoder_of(components, name), pictures, categories)
+        first = 0
+        for part in those:
+            rows[id(part)] = made[first : first + len(part.image)]
+            first += len(part.image)
+    found = []
+    for part in parts:
+        tokens = part.embedding if part.embedding is not None else rows[id(part)]
+        tokens = nn.float32(framework.array(tokens, device=components.device))
+        if len(part.shares) > 1:
+            shares = np.array(part.shares, np.float32)[:, None, None] * len(part.shares)
+            tokens = nn.mean(tokens * framework.array(shares, device=components.device), (0,))
+        found.append(tokens)
+    return tuple(found)
 
 
 def encode(components: Any, network: Any, pictures: Any, categories: Any) -> Array:
@@ -93,22 +106,26 @@ def encode(components: Any, network: Any, pictures: Any, categories: Any) -> Arr
     ids, keep = network.read(list(categories))
     side = network.config.vision_config.image_size
     processor = network.image_processor or components.subject_processor or BlipImageProcessor()
-    pixels = processor(list(pictures), size={"height": side, "width": side}).pixel_values
+    pixels = processor(list(pictures), size={"height": side, "width": side})["pixel_values"]
     framework = network._framework
     with framework.no_grad(), components.borrow(network):
-        image = framework.array(pixels, dtype=network.dtype, device=network.device)
+        image = framework.array(np.asarray(pixels), dtype=network.dtype, device=network.device)
         return network.encode(image, ids, keep, components.ask)
 
 
 # -- in a prompt -----------------------------------------------------------------------------------
+def end_of(tokenizer: Any, ids: np.ndarray) -> int:
+    """Position of the end token of a window."""
+    return int(np.argmax(ids[1:] == tokenizer.eos_token_id)) + 1
+
+
 def place(tokenizer: Any, part: Any, ids: np.ndarray) -> list[int]:
     """Where the words of a subject begin in a window of tokens, whole words only."""
     wanted = tokenizer(part.name, add_special_tokens=False).input_ids
     if not wanted:
         raise InputError(f"Subject(word={part.name!r:.60}) holds no word")
     row, found = ids.tolist(), []
-    end = row.index(tokenizer.eos_token_id, 1) if tokenizer.eos_token_id in row[1:] else len(row)
-    for at in range(1, end - len(wanted) + 1):
+    for at in range(1, end_of(tokenizer, ids) - len(wanted) + 1):
         if row[at : at + len(wanted)] != wanted:
             continue
         before = tokenizer.convert_ids_to_tokens(row[at - 1]) if row[at - 1] >= 0 else _CLOSE
@@ -129,7 +146,7 @@ def insert(
     """
     count, length = tokens.shape[1], words.ids.shape[2]
     row = words.ids[text, window]
-    end = int(np.argmax(row[1:] == words.tokenizer.eos_token_id)) + 1
+    end = end_of(words.tokenizer, row)
     if end + 1 + count > length:
         raise InputError(
             f"prompt={words.texts[text]!r:.60} has {end - 1} tokens in a window of {length}; "

@@ -90,6 +90,14 @@ class Blip2QFormerModel(Model):
         made.tokenizer = read_tokenizer(tokenizer) or WordPiece.inside(place / (subfolder or ""))
         return made
 
+    @classmethod
+    def adopt(cls, module: Any) -> Self:
+        """This model on the parameters of diffusers' own, with its vocabulary."""
+        made = super().adopt(module)
+        known = getattr(getattr(module, "tokenizer", None), "get_vocab", None)
+        made.tokenizer = WordPiece(known()) if callable(known) else None
+        return made
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write config, weights and the vocabulary; `options` are as for other models."""
         super().save_pretrained(folder, **options)
@@ -159,9 +167,7 @@ class Blip2QFormerModel(Model):
         side = self.config.vision_config.image_size
         checks.array(name, pixels, (None, 3, side, side), self._framework)
         if pixels.shape[0] not in (1, count):
-            raise InputError(
-                f"{name} has {pixels.shape[0]} pictures; there are {count} categories"
-            )
+            raise InputError(f"{name} has {pixels.shape[0]} pictures; there are {count} categories")
         return pixels
 
     def encode(self, image: Array, ids: np.ndarray, keep: np.ndarray, ask: Ask = directly) -> Array:

@@ -180,6 +180,8 @@ def _backend(vocab: Mapping[str, int]) -> Any:
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.BertProcessing((LAST, vocab[LAST]), (FIRST, vocab[FIRST]))
-    special = [token for token in (PADDING, UNKNOWN, FIRST, LAST, "[MASK]", BEGIN) if token in vocab]
+    special = [
+        token for token in (PADDING, UNKNOWN, FIRST, LAST, "[MASK]", BEGIN) if token in vocab
+    ]
     made.add_special_tokens([AddedToken(token, special=True) for token in special])
     return made

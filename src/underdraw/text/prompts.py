@@ -80,7 +80,8 @@ def encode(
         raise InputError(f"clip_skip={clip_skip} is out of range; allowed: 0 .. {layers - 1}")
     count = len(prompts)
     room = [
-        sum(control.room(components, prompt) for control in controls) for prompt in prompts
+        sum(control.room(components, prompt, number) for control in controls)
+        for number, prompt in enumerate(prompts)
     ]
     ids, weights, own = _tokenized(
         tokenizer, [*prompts, *negatives], not plain, plain, max_length, room, count if cut else 0

@@ -42,9 +42,7 @@ def _layer(nn: Operations, p: Node, c: BlipVisionConfig, x: Array) -> Array:
     width, heads = c.hidden_size, c.num_attention_heads
     h = nn.layer_norm(p.layer_norm1, x, c.layer_norm_eps)
     h = nn.linear(p.self_attn.qkv, h, 3 * width, bias=c.qkv_bias)
-    q, k, v = (
-        split_heads(nn, h[:, :, at : at + width], heads) for at in (0, width, 2 * width)
-    )
+    q, k, v = (split_heads(nn, h[:, :, at : at + width], heads) for at in (0, width, 2 * width))
     x = x + nn.linear(p.self_attn.projection, merge_heads(nn, nn.attention(q, k, v)), width)
     h = nn.layer_norm(p.layer_norm2, x, c.layer_norm_eps)
     h = activation(nn, c.hidden_act)(nn.linear(p.mlp.fc1, h, c.intermediate_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +14,11 @@ from underdraw.errors import InputError, InputTypeError
 from underdraw.formats import opening
 from underdraw.models import Blip2QFormerModel, BlipImageProcessor
 from underdraw.models.blip import read_tokenizer
-from underdraw.models.blip_files import read_subject
 from underdraw.models.image_processor import FILE
 from underdraw.models.wordpiece import WordPiece
 from underdraw.pipelines.components.adapters import AdapterKind, Networks, register_adapter
 from underdraw.weights import hub as hubs
+from underdraw.weights.subject import read_subject
 
 OWN = "own"
 """The name of a pipeline's own subject weights, its component `qformer`."""
@@ -91,10 +92,19 @@ SUBJECT = register_adapter(AdapterKind("subject", FOLDER, _read, _write))
 def subjects(components: Any) -> Networks:
     """See `Components.subjects`."""
     own = components.named.get(FOLDER)
-    attached = dict(components.attached.by_kind.get(SUBJECT.name, {}))
     if own is None:
         return components.attached.of(components, SUBJECT.name)
-    return MappingProxyType({**attached, OWN: own} if not attached else attached)
+    # Its folder holds the component, which is no adapter then.
+    attached = components.attached.by_kind.get(SUBJECT.name)
+    return attached or MappingProxyType({OWN: own})
+
+
+def subject_processor(components: Any) -> Any:
+    """See `Components.subject_processor`."""
+    found = components.named.get("image_processor")
+    told = {"image_mean": components.mean, "image_std": components.std}
+    told = {name: value for name, value in told.items() if value is not None}
+    return partial(found or BlipImageProcessor(), **told) if told else found
 
 
 class Subjective:

@@ -1,0 +1,74 @@
+"""The call of both BLIP-Diffusion pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import Any
+
+from underdraw import checks
+from underdraw.controls.control import Control
+from underdraw.controls.subject_tokens import need
+from underdraw.engines.engine import Question
+from underdraw.errors import InputError
+from underdraw.pipelines.blip.arguments import Told
+from underdraw.pipelines.call.conditioning import condition
+from underdraw.pipelines.call.denoise import begin, denoise
+from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
+from underdraw.pipelines.call.output import (
+    StableDiffusionPipelineOutput,
+    decode,
+    hand_out,
+)
+from underdraw.pipelines.call.plan import make_plan
+from underdraw.pipelines.call.request import Request
+from underdraw.sampling.loop import Step
+
+
+def subject_call(
+    pipe: Any,
+    request: Request,
+    told: Told,
+    height: Any,
+    width: Any,
+    latents: Any,
+    structure: Callable[[int, int], tuple[Control, ...]] | None = None,
+) -> Generator[Question | Step, Any, StableDiffusionPipelineOutput | tuple[Any, ...]]:
+    """Images of the subjects of a call.
+
+    Args:
+        structure: from height and width to further controls of the pipeline, and the checks of
+            theirs.
+    """
+    parts = pipe.parts
+    own = told.subjects(pipe.ctx_begin_pos)
+    request = replace(request, own=own, cut=True)
+    plan = make_plan(parts, request, pipe)
+    _check_room(parts, own, pipe.ctx_begin_pos)
+    height, width = check_size(parts, height, width, latents)
+    shape = latent_shape(parts, plan, height, width)
+    if latents is not None:
+        checks.array("latents", latents, shape, parts.framework)
+    further = () if structure is None else structure(height, width)
+
+    run = begin(parts, plan, condition(parts, plan), shape)
+    noise = first_noise(parts, plan, latents, shape)
+    made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, further)
+    images, flags = decode(parts, made, request.output_type)
+    sizes = {"height": height, "width": width, "latents": latents}
+    out = hand_out(run, plan, images, flags, told.recorded(plan.count, sizes))
+    return out if isinstance(out, StableDiffusionPipelineOutput) else (out[0],)
+
+
+def _check_room(components: Any, subjects: tuple[Any, ...], begin: int) -> None:
+    """Raise an InputError unless a subject and some words fit into a window."""
+    tokens = max(need(components, subject) for subject in subjects)
+    window = min(
+        components.tokenizer.model_max_length,
+        components.text_encoder.config.max_position_embeddings,
+    )
+    if begin + tokens + 2 > window:
+        raise InputError(
+            f"ctx_begin_pos={begin}: {tokens} tokens of a subject from there on, and a word, do "
+            f"not fit into a window of {window}"
+        )
