@@ -14,6 +14,7 @@ from underdraw.errors import InputError
 from underdraw.models.blip_processor import Spread, Three, check_statistics
 from underdraw.pipelines.base import Component
 from underdraw.pipelines.blip.arguments import build_prompts
+from underdraw.pipelines.blip.edit import SubjectEdits
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.latents import LONGEST_SIDE
 from underdraw.pipelines.call.plan import MOST_IMAGES, check_prompts
@@ -26,7 +27,7 @@ MOST_BEGIN = 65536
 """Positions of a text encoder."""
 
 
-class BlipPipeline(LatentPipeline):
+class BlipPipeline(SubjectEdits, LatentPipeline):
     """Components of `StableDiffusionPipeline`, and a subject encoder with its image processor."""
 
     components_needed = (
