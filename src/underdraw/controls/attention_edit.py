@@ -137,7 +137,7 @@ class AttentionEdit(Control):
         if tokenizer is None:
             raise InputError("tokenizer=None; an attention edit needs one to find words")
         plain = getattr(run.components, "compat", None) == "diffusers"
-        known = run.conditioning.ids
+        known = getattr(run.conditioning, "ids", None)
         known = (None,) * count if known is None or len(known) != count else known
         rows = {self.source, *self.targets}
         read = {row: words(tokenizer, prompts[row], plain, known[row]) for row in rows}

@@ -35,6 +35,9 @@ class Encoded(NamedTuple):
     """Of the negative prompts, likewise; None where there are none."""
     ids: tuple[np.ndarray, ...]
     """Of each prompt its own windows, int64 `(windows, tokens)`, as controls left them."""
+    pooled: Array
+    """Of each window of the prompts, and then of the negative ones, the output at its end token,
+    `(windows, width)`."""
 
 
 def encode_prompts(
@@ -130,7 +133,7 @@ def encode(
             factors = framework.array(weights.reshape(ids.shape[0], -1), device=device)
             context = apply_weights(nn, context, factors)
     kept = tuple(row[:number] for row, number in zip(ids[:count], own, strict=False))
-    return Encoded(context[:count], context[count:] if negatives else None, kept)
+    return Encoded(context[:count], context[count:] if negatives else None, kept, out.pooled)
 
 
 def tokenize_prompts(

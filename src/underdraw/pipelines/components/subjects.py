@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,14 @@ from underdraw.models import Blip2QFormerModel, BlipImageProcessor
 from underdraw.models.blip import read_tokenizer
 from underdraw.models.image_processor import FILE
 from underdraw.models.wordpiece import WordPiece
-from underdraw.pipelines.components.adapters import AdapterKind, Networks, register_adapter
-from underdraw.weights import hub as hubs
+from underdraw.pipelines.components.adapters import (
+    AdapterKind,
+    Networks,
+    own_folder,
+    register_adapter,
+)
+from underdraw.schema import within
+from underdraw.weights import folders, hub as hubs
 from underdraw.weights.subject import read_subject
 
 OWN = "own"
@@ -42,6 +49,9 @@ def _read(
         raise InputTypeError(f"name={checks.shown(name)} is not a text")
     if image_processor is not None and not callable(image_processor):
         raise InputTypeError(f"image_processor={checks.shown(image_processor)} cannot be called")
+    own, home = components.named.get(FOLDER), own_folder(components.source)
+    if own is not None and home is not None and source == home / FOLDER:
+        return OWN, own  # which was read as a component
     unet = components.unet
     like = {"dtype": dtype or unet.dtype, "device": unet.device, "backend": unet.nn.name}
     if isinstance(source, Blip2QFormerModel):
@@ -72,12 +82,25 @@ def _from_folder(
         return network
     inside = FOLDER if (place / FOLDER).is_dir() else ""
     network = Blip2QFormerModel.from_pretrained(place, subfolder=inside, variant=variant, **like)
-    folders = (place / "image_processor", place, place.parent / "image_processor")
-    for folder in folders if inside or place.name == FOLDER else ():
+    around = [place.parent] if place.name == FOLDER else []
+    for folder in (place, *(one / "image_processor" for one in (place, *around))):
         if opening.is_regular(folder / FILE):
-            network.image_processor = BlipImageProcessor.from_pretrained(folder)
+            network.image_processor = _told(around or [place], folder)
             break
     return network
+
+
+def _told(pipelines: Sequence[Path], folder: Path) -> BlipImageProcessor:
+    """The processor of a folder, with the numbers that the pipeline's `model_index.json` says."""
+    found = BlipImageProcessor.from_pretrained(folder)
+    for place in pipelines:
+        if opening.is_regular(place / folders.MODEL_INDEX):
+            index = folders.read_model_index(place)
+            names = {"image_mean": "mean", "image_std": "std"}
+            said = {ours: index[name] for ours, name in names.items() if index.get(name)}
+            with within(place / folders.MODEL_INDEX):
+                return replace(found, **said)
+    return found
 
 
 def _write(network: Any, target: Any) -> None:
@@ -92,11 +115,8 @@ SUBJECT = register_adapter(AdapterKind("subject", FOLDER, _read, _write))
 def subjects(components: Any) -> Networks:
     """See `Components.subjects`."""
     own = components.named.get(FOLDER)
-    if own is None:
-        return components.attached.of(components, SUBJECT.name)
-    # Its folder holds the component, which is no adapter then.
-    attached = components.attached.by_kind.get(SUBJECT.name)
-    return attached or MappingProxyType({OWN: own})
+    attached = components.attached.of(components, SUBJECT.name)
+    return attached if attached or own is None else MappingProxyType({OWN: own})
 
 
 def subject_processor(components: Any) -> Any:
