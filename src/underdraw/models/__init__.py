@@ -5,6 +5,7 @@ from underdraw.models.clip import (
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
 )
+from underdraw.models.controlnet import ControlNetModel, MultiControlNetModel
 from underdraw.models.grounding import Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.models.image_processor import CLIPImageProcessor
@@ -20,7 +21,9 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
+    "ControlNetModel",
     "Grounding",
+    "MultiControlNetModel",
     "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
     "load_grounding",
