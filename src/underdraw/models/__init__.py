@@ -8,6 +8,7 @@ from underdraw.models.clip import (
     CLIPVisionModelWithProjection,
     ContextCLIPTextModel,
 )
+from underdraw.models.controlnet import ControlNetModel, MultiControlNetModel
 from underdraw.models.grounding import Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.models.image_processor import CLIPImageProcessor
@@ -26,7 +27,9 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
     "ContextCLIPTextModel",
+    "ControlNetModel",
     "Grounding",
+    "MultiControlNetModel",
     "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
     "load_grounding",
