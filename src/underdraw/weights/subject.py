@@ -7,6 +7,7 @@ everything under `blip.` and `proj_layer.`. What the network is, is told by name
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
@@ -66,13 +67,7 @@ def _of_folder(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read(tensors: Tensors) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
-    """Names may begin with those of the whole model, or of its BLIP-2 part."""
-    prefix = "blip." if any(name.startswith("blip.") for name in tensors) else ""
-    plain = {
-        # Checkpoints of before they were published call the Q-Former so.
-        name.removeprefix(prefix).replace("text_model.bert.", "Qformer.bert."): tensor
-        for name, tensor in tensors.items()
-    }
+    plain = {_short(name): tensor for name, tensor in tensors.items()}
     if "query_tokens" not in plain or "Qformer.bert.encoder.layer.0.output.dense.bias" not in plain:
         raise WeightError(_OTHER)
     if "proj_layer.dense1.weight" not in plain:
@@ -93,6 +88,13 @@ def _read(tensors: Tensors) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         told = ", ".join(left[:5]) + (", ..." if left[5:] else "")
         raise WeightError(f"{len(left)} tensors of {len(tensors)} are unknown: {told}")
     return config, made
+
+
+def _short(name: str) -> str:
+    """A name without what stands before it in the file of a whole model, or of its training.
+    Checkpoints from before they were published call the Q-Former `text_model`."""
+    name = name.removeprefix("model.").removeprefix("blip.")
+    return re.sub(r"\Atext_model\.", "Qformer.", name)
 
 
 def _shaped(name: str, tensor: StoredTensor) -> StoredTensor:
