@@ -16,6 +16,7 @@ MODULES = {
     "underdraw.controls.null_text": ("NullText",),
     "underdraw.controls.region": ("Region",),
     "underdraw.controls.subject": ("Subject",),
+    "underdraw.controls.structure": ("Structure",),
     "underdraw.errors": (
         "ControlError",
         "InputError",
@@ -35,7 +36,11 @@ MODULES = {
         "CLIPTextModelWithProjection",
         "CLIPVisionModelWithProjection",
         "ContextCLIPTextModel",
+        "ControlNetModel",
+        "MultiAdapter",
+        "MultiControlNetModel",
         "StableDiffusionSafetyChecker",
+        "T2IAdapter",
         "UNet2DConditionModel",
     ),
     "underdraw.pipelines.auto": (
@@ -48,6 +53,15 @@ MODULES = {
     "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
     "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),
+    "underdraw.pictures.maps": ("masked_map",),
+    "underdraw.pipelines.stable_diffusion_adapter": ("StableDiffusionAdapterPipeline",),
+    "underdraw.pipelines.stable_diffusion_controlnet": ("StableDiffusionControlNetPipeline",),
+    "underdraw.pipelines.stable_diffusion_controlnet_img2img": (
+        "StableDiffusionControlNetImg2ImgPipeline",
+    ),
+    "underdraw.pipelines.stable_diffusion_controlnet_inpaint": (
+        "StableDiffusionControlNetInpaintPipeline",
+    ),
     "underdraw.pipelines.stable_diffusion_diffedit": (
         "DiffEditInversionPipelineOutput",
         "DiffEditOutput",

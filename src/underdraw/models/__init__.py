@@ -14,6 +14,7 @@ from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.models.image_processor import CLIPImageProcessor
 from underdraw.models.image_projection import CLIPImageProjection
 from underdraw.models.safety import StableDiffusionSafetyChecker
+from underdraw.models.t2i_adapter import MultiAdapter, T2IAdapter
 from underdraw.models.unet import UNet2DConditionModel
 from underdraw.models.vae import AutoencoderKL
 
@@ -29,8 +30,10 @@ __all__ = [
     "ContextCLIPTextModel",
     "ControlNetModel",
     "Grounding",
+    "MultiAdapter",
     "MultiControlNetModel",
     "StableDiffusionSafetyChecker",
+    "T2IAdapter",
     "UNet2DConditionModel",
     "load_grounding",
     "save_grounding",

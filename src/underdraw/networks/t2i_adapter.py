@@ -48,6 +48,11 @@ class T2IAdapterConfig(Config):
         return (*self.channels, *last)
 
     @property
+    def map_channels(self) -> int:
+        """Channels of a map."""
+        return self.in_channels
+
+    @property
     def factor(self) -> int:
         """Pixels of a map per latent pixel along each side."""
         return self.downscale_factor

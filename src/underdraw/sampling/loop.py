@@ -130,7 +130,8 @@ def _during(
         if type(control).during_call is Control.during_call:
             continue
         context = _rows(denoise.context, inputs.x.shape[0])
-        asked = Asked(inputs.x, call.timestep, context, run.ask)
+        ahead = partial(denoise.ahead, call.index)
+        asked = Asked(inputs.x, call.timestep, context, ahead, run.ask, call.guided)
         told = control.during_call(run.nn, carries[i], asked, call)
         acts, carries[i] = kept_sites(control, told)
         inputs = inputs._replace(sites=inputs.sites + acts.owned(lambda _, number=i: number))

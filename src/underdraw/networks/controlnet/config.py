@@ -102,6 +102,11 @@ class ControlNetConfig(Config):
         return EncoderConfig(**_common(self), up_block_types=ups)
 
     @property
+    def map_channels(self) -> int:
+        """Channels of a map."""
+        return self.conditioning_channels
+
+    @property
     def factor(self) -> int:
         """Pixels of a map per latent pixel along each side."""
         return 2 ** (len(self.conditioning_embedding_out_channels) - 1)

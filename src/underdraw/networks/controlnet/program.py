@@ -39,11 +39,6 @@ class Residuals(NamedTuple):
     """
     mid: Array
 
-    def __add__(self, other: Any) -> Residuals:
-        """Those of two nets."""
-        down = tuple(a + b for a, b in zip(self.down, other.down, strict=True))
-        return Residuals(down, self.mid + other.mid)
-
 
 def embed_hint(nn: Operations, p: Node, config: ControlNetConfig, hint: Array) -> Array:
     """What is added behind the first convolution for a map `(batch, channels, height, width)` in

@@ -18,7 +18,7 @@ from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
 from underdraw.pipelines.components.offload import Offload
-from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.registry import networks_among, uncompiled
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.subjects import subject_processor, subjects
 
@@ -82,6 +82,8 @@ class Components:
     image_project = _named("image_project", "`CLIPImageProjection`, or None")
     processor = _named("processor", "`CLIPProcessor`, or None")
     qformer = _named("qformer", "`Blip2QFormerModel`, or None")
+    controlnet = _named("controlnet", "`ControlNetModel`, `MultiControlNetModel`, or None")
+    adapter = _named("adapter", "`T2IAdapter`, `MultiAdapter`, or None")
 
     def __copy__(self) -> Components:
         """Others on the same networks, whose settings change apart from these."""
@@ -131,8 +133,7 @@ class Components:
     @property
     def networks(self) -> list[Model]:
         """All networks, those that were attached included."""
-        there = map(uncompiled, (*self.named.values(), *self.attached.parts))
-        return [one for one in there if isinstance(one, Model)]
+        return networks_among((*self.named.values(), *self.attached.parts))
 
     def borrow(self, *networks: Any) -> AbstractContextManager[None]:
         """While it lasts these networks are on `device`, which without offloading they always are;

@@ -11,7 +11,7 @@ from underdraw import checks
 from underdraw.backends.hardware import resolve_accelerator
 from underdraw.errors import InputError
 from underdraw.models.base import Model
-from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.registry import networks_among, uncompiled
 
 HOME = "cpu"
 
@@ -116,7 +116,7 @@ def enable(components: Any, gpu_id: Any, device: Any) -> None:
 
 
 def _models(networks: Sequence[Any]) -> list[Any]:
-    return [one for one in map(uncompiled, networks) if isinstance(one, Model)]
+    return networks_among(networks)
 
 
 def _is_plain(value: Any) -> bool:

@@ -12,6 +12,7 @@ from underdraw import models, schedulers
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
+from underdraw.models.several import Several
 from underdraw.names import HOMES
 from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -25,13 +26,20 @@ MODELS: Mapping[str, type[Model]] = {
     "image_project": models.CLIPImageProjection,
     "safety_checker": models.StableDiffusionSafetyChecker,
     "qformer": models.Blip2QFormerModel,
+    "controlnet": models.ControlNetModel,
+    "adapter": models.T2IAdapter,
 }
 """The class of each component that is a network."""
 FURTHER: Mapping[str, type[Model]] = {"ContextCLIPTextModel": models.ContextCLIPTextModel}
 """Classes of networks that a folder may name instead."""
+SEVERAL: Mapping[str, type[Several[Any]]] = {
+    "controlnet": models.MultiControlNetModel,
+    "adapter": models.MultiAdapter,
+}
+"""The class of several such networks that are one component."""
 
 SCHEDULERS = ("scheduler", "inverse_scheduler")
-LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
+LIBRARIES = dict.fromkeys(("unet", "vae", *SEVERAL, *SCHEDULERS), "diffusers")
 # Where diffusers keeps these classes.
 LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
 LIBRARIES |= dict.fromkeys(("qformer", "image_processor"), "blip_diffusion")
@@ -51,6 +59,8 @@ READERS: Mapping[str, Any] = {
 }
 """The class of each component that prepares texts or pictures."""
 ALSO_READ: Mapping[str, tuple[str, ...]] = {
+    "controlnet": ("MultiControlNetModel",),
+    "adapter": ("MultiAdapter",),
     "text_encoder": ("CLIPTextModelWithProjection", "ContextCLIPTextModel"),
     "tokenizer": ("CLIPTokenizerFast",),
     "feature_extractor": (
@@ -119,6 +129,14 @@ def uncompiled(value: Any) -> Any:
     return getattr(value, "_orig_mod", value)
 
 
+def networks_among(values: Iterable[Any]) -> list[Model]:
+    """The networks among some values, wrapped ones and each of several that are one."""
+    found: list[Any] = []
+    for value in map(uncompiled, values):
+        found += value if isinstance(value, Several) else [value]
+    return [one for one in found if isinstance(one, Model)]
+
+
 def scheduler_class(name: str) -> Any:
     """The scheduler of a familiar class name."""
     found = getattr(schedulers, name, None)
@@ -146,6 +164,7 @@ def check_listed(name: str, listed: Any, where: str) -> None:
         # A module of the library may be named, and what was written on Flax is as for PyTorch.
         library = HOMES_OF.get(kind, library)
         inside = PLACES.get(library, (library,))
+        inside += ("controlnet", "t2i_adapter") if name in SEVERAL else ()  # where they once were
         ours = place.split(".")[0] in inside
         if ours and kind.removeprefix("Flax") in known:
             return
