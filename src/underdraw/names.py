@@ -50,6 +50,7 @@ MODULES = {
     ),
     "underdraw.pipelines.base": ("DiffusionPipeline",),
     "underdraw.pipelines.blip_diffusion": ("BlipDiffusionPipeline",),
+    "underdraw.pipelines.blip_diffusion_controlnet": ("BlipDiffusionControlNetPipeline",),
     "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
     "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),

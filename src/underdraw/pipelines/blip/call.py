@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from underdraw.pipelines.call.output import (
     decode,
     hand_out,
 )
-from underdraw.pipelines.call.plan import make_plan
+from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.sampling.loop import Step
 
@@ -32,13 +32,15 @@ def subject_call(
     height: Any,
     width: Any,
     latents: Any,
-    structure: Callable[[int, int], tuple[Control, ...]] | None = None,
+    structure: Callable[[Plan, int, int], Sequence[Control]] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> Generator[Question | Step, Any, StableDiffusionPipelineOutput | tuple[Any, ...]]:
     """Images of the subjects of a call.
 
     Args:
-        structure: from height and width to further controls of the pipeline, and the checks of
-            theirs.
+        structure: from the plan, height and width to further controls of the pipeline; it checks
+            what they were told.
+        also: further arguments of the pipeline, for the record.
     """
     parts = pipe.parts
     own = told.subjects(pipe.ctx_begin_pos)
@@ -49,14 +51,14 @@ def subject_call(
     shape = latent_shape(parts, plan, height, width)
     if latents is not None:
         checks.array("latents", latents, shape, parts.framework)
-    further = () if structure is None else structure(height, width)
+    further = () if structure is None else structure(plan, height, width)
 
     run = begin(parts, plan, condition(parts, plan), shape)
     noise = first_noise(parts, plan, latents, shape)
     made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, further)
     images, flags = decode(parts, made, request.output_type)
-    sizes = {"height": height, "width": width, "latents": latents}
-    out = hand_out(run, plan, images, flags, told.recorded(plan.count, sizes))
+    own_arguments = {"height": height, "width": width, "latents": latents, **(also or {})}
+    out = hand_out(run, plan, images, flags, told.recorded(plan.count, own_arguments))
     return out if isinstance(out, StableDiffusionPipelineOutput) else (out[0],)
 
 
