@@ -169,7 +169,7 @@ class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):
         )
 
         def structure(plan: Plan, high: int, wide: int) -> Sequence[Control]:
-            return read_structures(
+            found = read_structures(
                 self.controlnet,
                 name,
                 self._resized(given, high, wide),
@@ -177,7 +177,12 @@ class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):
                 start=("control_guidance_start", control_guidance_start),
                 end=("control_guidance_end", control_guidance_end),
                 guess=guess_mode,
-            ).controls(plan)
+            )
+            if found.pictures not in (1, len(told.prompts)):
+                raise InputError(
+                    f"{name} has {found.pictures} maps; there are {len(told.prompts)} prompts"
+                )
+            return found.controls(plan)
 
         also = {
             "conditioning_image": given,

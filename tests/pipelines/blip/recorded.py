@@ -14,11 +14,13 @@ from PIL import Image
 from pipelines import tiny
 
 from underdraw import BlipDiffusionPipeline, schedulers
+from underdraw.engines.compiled import Compiled
 from underdraw.models import (
     AutoencoderKL,
     Blip2QFormerModel,
     BlipImageProcessor,
     ContextCLIPTextModel,
+    ControlNetModel,
     UNet2DConditionModel,
 )
 from underdraw.models.wordpiece import WordPiece
@@ -36,7 +38,10 @@ CONFIGS: dict[str, Any] = {
     "vae": (AutoencoderKL, record.VAE),
     "text_encoder": (ContextCLIPTextModel, record.text_config()),
     "qformer": (Blip2QFormerModel, record.BLIP),
+    "controlnet": (ControlNetModel, record.CONTROLNET),
 }
+JIT = Compiled()
+"""Shared: what it has compiled serves both pipelines."""
 SIDE = {"height": 28, "width": 28}
 
 
@@ -73,8 +78,9 @@ def shared(backend: str = "torch") -> dict[str, Any]:
 
 
 def components(backend: str = "torch", **changes: Any) -> dict[str, Any]:
+    networks = {name: one for name, one in shared(backend).items() if name != "controlnet"}
     parts = {
-        **shared(backend),
+        **networks,
         "tokenizer": tokenizer(),
         "scheduler": schedulers.PNDMScheduler(**record.PNDM),
         "image_processor": BlipImageProcessor(size=SIDE),
@@ -88,6 +94,11 @@ def pipeline(kind: Any = BlipDiffusionPipeline, backend: str = "torch", **change
     pipe = kind(**components(backend, **changes))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def edges() -> Image.Image:
+    """The map of the recorded calls with a ControlNet."""
+    return Image.fromarray(record.picture(7, (30, 50)))
 
 
 def pictures(count: int = 3) -> list[Image.Image]:

@@ -14,7 +14,7 @@ from pipelines.blip import recorded
 
 import underdraw
 from underdraw import BlipDiffusionPipeline, DiffusionPipeline, StableDiffusionPipeline
-from underdraw.engines.compiled import Compiled, Regional
+from underdraw.engines.compiled import Regional
 from underdraw.models import CLIPTextModel
 from underdraw.models.wordpiece import WordPiece
 from underdraw.pictures.writing import METADATA
@@ -47,7 +47,7 @@ def test_pictures_are_diffusers(pipe, name):
 
 @pytest.mark.parametrize(
     ("backend", "engine"),
-    [("torch", Regional(by_dynamo([]))), ("jax", Compiled())],
+    [("torch", Regional(by_dynamo([]))), ("jax", recorded.JIT)],
     ids=["compiled", "jit"],
 )
 def test_engines(backend, engine):
