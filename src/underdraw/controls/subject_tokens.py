@@ -62,11 +62,8 @@ def need(components: Any, part: Any) -> int:
     """
     if part.embedding is not None:
         width = components.text_encoder.config.hidden_size
-        if part.embedding.shape[2] != width:
-            raise InputError(
-                f"Subject(embedding) has shape {tuple(part.embedding.shape)}; the text encoder "
-                f"takes tokens of width {width}"
-            )
+        shape = (None, None, width)
+        checks.array("Subject(embedding)", part.embedding, shape, components.framework)
         return part.embedding.shape[1]
     network = encoder_of(components, part.encoder)
     network.read(list(part.category))
