@@ -13,7 +13,6 @@ LATER = {
     "ControlNetModel MultiControlNetModel T2IAdapter MultiAdapter Structure "
     "StableDiffusionControlNetPipeline StableDiffusionControlNetImg2ImgPipeline "
     "StableDiffusionControlNetInpaintPipeline StableDiffusionAdapterPipeline": "ControlNet and",
-    "BlipDiffusionPipeline BlipDiffusionControlNetPipeline Subject": "subjects",
     "AutoencoderTiny": "AutoencoderKL is there",
     "FlaxStableDiffusionPipeline FlaxStableDiffusionImg2ImgPipeline FlaxControlNetModel "
     "FlaxDDIMScheduler FlaxStableDiffusionPipelineOutput": 'backend="jax"',

@@ -396,7 +396,7 @@ class DiffusionPipeline(Pushable):
             kind,
             self.components,
             self.advice,
-            {name: getattr(self, name) for name in self.stored},
+            {name: value for name in self.stored if (value := getattr(self, name)) is not None},
             variant=variant,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
