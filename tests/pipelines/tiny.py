@@ -107,15 +107,16 @@ def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeli
 def controlnet(unet: Any = None, seed: int = 5, **fields: Any) -> ControlNetModel:
     """A ControlNet whose residuals are not zero, for a UNet or its config."""
     config = ControlNetConfig.of_unet(
-        read(UNetConfig, UNET) if unet is None else getattr(unet, "config", unet),
+        read(UNetConfig, unet or UNET) if unet is None or isinstance(unet, dict) else unet.config,
         **{"conditioning_embedding_out_channels": (4, 8, 8, 16), **fields},
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = shake(ControlNetModel(config))
         for name, value in net.named_parameters():
-            if name.startswith(ZEROS) and value.ndim > 1:
-                value.data = 0.15 * torch.randn_like(value)
+            if value.ndim > 1 and name.startswith(("controlnet_cond", *ZEROS)):
+                # Maps must be seen in what comes out.
+                value.data = (0.3 if "cond" in name else 0.15) * torch.randn_like(value)
     return net
 
 

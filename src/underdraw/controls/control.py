@@ -52,7 +52,7 @@ class Ahead(Protocol):
     ) -> tuple[Any, Any]:
         """What `times` of a network makes of the time of this call, one row, and `context` of the
         texts of so many rows, all or the conditional half; both are told them in the dtype of
-        `like`."""
+        `like`. Of texts that are this call's alone, these themselves."""
         ...
 
 
@@ -65,7 +65,7 @@ class Asked:
     """Latents scaled for the network, in its dtype, `(rows, channels, height, width)`."""
     timestep: float
     context: Array
-    """Of the texts, `(rows, tokens, width)`."""
+    """Of the texts, `(rows, tokens, width)`, as controls have changed it for this call."""
     ahead: Ahead
     """What a network of the control's own makes of times and context, computed ahead."""
     ask: Ask = directly
