@@ -54,7 +54,6 @@ MODULES = {
     "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
     "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),
-    "underdraw.pictures.maps": ("masked_map",),
     "underdraw.pipelines.stable_diffusion_adapter": ("StableDiffusionAdapterPipeline",),
     "underdraw.pipelines.stable_diffusion_controlnet": ("StableDiffusionControlNetPipeline",),
     "underdraw.pipelines.stable_diffusion_controlnet_img2img": (

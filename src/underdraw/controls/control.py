@@ -52,7 +52,7 @@ class Ahead(Protocol):
     ) -> tuple[Any, Any]:
         """What `times` of a network makes of the time of this call, one row, and `context` of the
         texts of so many rows, all or the conditional half; both are told them in the dtype of
-        `like`."""
+        `like`. Of texts that are this call's alone, these themselves."""
         ...
 
 
@@ -65,7 +65,7 @@ class Asked:
     """Latents scaled for the network, in its dtype, `(rows, channels, height, width)`."""
     timestep: float
     context: Array
-    """Of the texts, `(rows, tokens, width)`."""
+    """Of the texts, `(rows, tokens, width)`, as controls have changed it for this call."""
     ahead: Ahead
     """What a network of the control's own makes of times and context, computed ahead."""
     ask: Ask = directly
@@ -130,6 +130,8 @@ class Part(Control):
 
     whole: ClassVar[Any]
     """`(parts) -> Control`: makes one of all parts that share this function; a `staticmethod`."""
+    of_words: ClassVar[bool] = False
+    """Whether that control acts on token embeddings."""
 
 
 def joined(controls: Sequence[Control]) -> list[Control]:
@@ -153,7 +155,7 @@ def joined(controls: Sequence[Control]) -> list[Control]:
 
 def of_words(controls: Sequence[Control]) -> list[Control]:
     """The controls that act on token embeddings; without any, a text is encoded as ever."""
-    acting = joined(controls)
+    acting = joined([c for c in controls if not isinstance(c, Part) or c.of_words])
     return [control for control in acting if type(control).words is not Control.words]
 
 

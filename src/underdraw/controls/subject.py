@@ -74,6 +74,8 @@ class Subject(Part):
             weights is checked when the call begins.
     """
 
+    of_words = True
+
     image: Any = None
     category: str | Sequence[str] = ""
     word: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,14 +12,20 @@ from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
 from underdraw.models.attention import FamiliarAttention
+from underdraw.models.base import Model, like
+from underdraw.models.keywords import drop_neutral
 from underdraw.models.outputs import ControlNetOutput
 from underdraw.models.returning import returning
 from underdraw.models.several import Several
+from underdraw.models.single_file import NEUTRAL
 from underdraw.models.unet import UNet2DConditionModel
 from underdraw.networks import encoder
 from underdraw.networks.controlnet import program
 from underdraw.networks.controlnet.config import HINT_CHANNELS, ControlNetConfig
 from underdraw.networks.program import Ask, directly
+from underdraw.weights import folders, hub as hubs
+from underdraw.weights.controlnet import Base, read_controlnet
+from underdraw.weights.locate import find
 
 
 class ControlNetModel(FamiliarAttention):
@@ -73,6 +80,65 @@ class ControlNetModel(FamiliarAttention):
             tensors |= {name: theirs[name] for name in tensors if name in theirs}
         where = {"dtype": unet.dtype, "device": unet.device, "backend": unet.nn.name}
         return cls.from_tensors(config, tensors, **where)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        unet: Any = None,
+        global_pool_conditions: bool | None = None,
+        config: str | os.PathLike[str] | None = None,
+        subfolder: str | None = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device: Any = None,
+        backend: str | None = None,
+        check: bool = False,
+        **hub: Any,
+    ) -> Self:
+        """A ControlNet from an original file, of whole weights, of differences to those of a UNet,
+        or a Control-LoRA.
+
+        Args:
+            source: a `.pth`, `.ckpt` or `.safetensors` file, "owner/name/file.safetensors" on the
+                Hub, or the address of its page.
+            unet: what it is for: it tells heads, and where nothing else is asked for dtype, device
+                and backend. Differences and Control-LoRAs need it; it is not changed.
+            global_pool_conditions: whether its residuals are means over the picture (shuffle),
+                which no file tells; None: if its name holds "shuffle".
+            config: a folder or Hub id whose `config.json` is used.
+            dtype, device, backend, check, hub: as in `from_pretrained`.
+
+        Raises:
+            NotFoundError: there is no such file.
+            WeightError: it holds no ControlNet, or is damaged.
+            InputError: it needs a UNet, or was made for another one.
+        """
+        access = drop_neutral(f"{cls.__name__}.from_single_file", hub, NEUTRAL)
+        given = None
+        if config is not None:
+            place = hubs.resolve(config, weights=False, **access)
+            inside = subfolder or ("controlnet" if (place / "controlnet").is_dir() else "")
+            given = folders.read_config(place, inside)
+        model = unet if isinstance(unet, Model) else None
+        base = None if model is None else Base(model.config, model.stored_tensors())
+        found = read_controlnet(
+            find(source, **access),
+            base,
+            config=given,
+            global_pool_conditions=global_pool_conditions,
+            name=os.fspath(source),
+        )
+        if model is not None:
+            found.config.require_fit(model.config)
+        where = {
+            "dtype": dtype or torch_dtype,
+            "device": device,
+            "backend": backend,
+            "check": check,
+        }
+        return cls.from_tensors(found.config, found.tensors, **like(model, **where))
 
     def require_fit(self, unet: Any) -> None:
         """Raise an `InputError` unless this net was made for such UNets (or configs)."""

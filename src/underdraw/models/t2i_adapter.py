@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
 
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
-from underdraw.models.base import Model
+from underdraw.models.base import Model, like
+from underdraw.models.keywords import drop_neutral
 from underdraw.models.several import Several
+from underdraw.models.single_file import NEUTRAL
 from underdraw.networks import t2i_adapter
 from underdraw.networks.t2i_adapter import T2IAdapterConfig
+from underdraw.weights.locate import find
+from underdraw.weights.t2i_adapter import read_adapter
 
 
 class T2IAdapter(Model):
@@ -24,6 +31,46 @@ class T2IAdapter(Model):
     @classmethod
     def layout(cls, config: T2IAdapterConfig) -> Layout:
         return t2i_adapter.layout(config)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        unet: Any = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device: Any = None,
+        backend: str | None = None,
+        check: bool = False,
+        **hub: Any,
+    ) -> Self:
+        """A T2I-Adapter from an original file, full or light.
+
+        Args:
+            source: a `.pth` or `.safetensors` file, "owner/name/file.safetensors" on the Hub, or
+                the address of its page.
+            unet: what it is for: where nothing else is asked for it tells dtype, device and
+                backend.
+            dtype, device, backend, check, hub: as in `from_pretrained`.
+
+        Raises:
+            NotFoundError: there is no such file.
+            WeightError: it holds no T2I-Adapter (a style adapter, say), or is damaged.
+            InputError: it was made for another UNet.
+        """
+        access = drop_neutral(f"{cls.__name__}.from_single_file", hub, NEUTRAL)
+        found = read_adapter(find(source, **access))
+        model = unet if isinstance(unet, Model) else None
+        if model is not None:
+            found.config.require_fit(model.config)
+        where = {
+            "dtype": dtype or torch_dtype,
+            "device": device,
+            "backend": backend,
+            "check": check,
+        }
+        return cls.from_tensors(found.config, found.tensors, **like(model, **where))
 
     @property
     def downscale_factor(self) -> int:

@@ -81,11 +81,11 @@ class Blocks:
     config: UNetConfig
     time: Time
     context: Context
-    sites: Sites = NO_SITES
-    mask: Array | None = None
+    sites: Sites
+    mask: Array | None
     """Added to cross-attention scores."""
-    run: Run = at_once
-    extras: Extras | None = None
+    run: Run
+    extras: Extras | None
 
     def residual(self, p: Node, x: Array, width: int, place: str, *more: Any) -> Array:
         """A residual block to `width` channels."""

@@ -1,5 +1,5 @@
-"""`AutoPipelineFor...`: a task instead of a class. The class is that of Stable Diffusion for it, or,
-with a ControlNet, that of the same task along maps."""
+"""`AutoPipelineFor...`: a task instead of a class. The class is that of Stable Diffusion for it, or
+with a ControlNet that for the same along maps."""
 
 from __future__ import annotations
 

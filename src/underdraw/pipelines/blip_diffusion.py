@@ -11,7 +11,7 @@ from underdraw.engines.engine import Question
 from underdraw.pipelines.blip.arguments import read_negative, read_subjects
 from underdraw.pipelines.blip.base import BlipPipeline
 from underdraw.pipelines.blip.call import subject_call
-from underdraw.pipelines.call.output import StableDiffusionPipelineOutput
+from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.sampling.loop import Step
@@ -64,7 +64,7 @@ class BlipDiffusionPipeline(BlipPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[..., Any] | None = None,
         callback_steps: int | None = 1,
-    ) -> Generator[Question | Step, Any, StableDiffusionPipelineOutput | tuple[Any, ...]]:
+    ) -> Generator[Question | Step, Any, Made]:
         """Make images. Arguments not named here are as in `StableDiffusionPipeline`.
 
         Args:

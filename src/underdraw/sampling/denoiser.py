@@ -98,21 +98,30 @@ class Denoiser:
             beside.keys = {}
 
     def ahead(
-        self, index: int, model: Any, times: Program, context: Program, rows: int, like: Array
+        self,
+        index: int,
+        replaced: Array | None,
+        model: Any,
+        times: Program,
+        context: Program,
+        rows: int,
+        like: Array,
     ) -> tuple[Any, Any]:
-        """For a network beside the UNet, as `controls.control.Ahead` tells."""
+        """For a network beside the UNet, as `controls.control.Ahead` tells; `replaced` is the
+        context of a call that has one of its own, which is of no use to another."""
         run, nn = self.run, self.run.nn
         beside = self._beside.setdefault(id(model), _Beside(model))
-        if rows not in beside.keys:
-            whole = self.context
-            texts = whole if whole.shape[0] == rows else whole[rows:]
+        whole = self.context if replaced is None else replaced
+        texts = whole if whole.shape[0] == rows else whole[whole.shape[0] - rows :]
+        if replaced is None and rows not in beside.keys:
             beside.keys[rows] = run.ask(context, model, nn.cast(texts, like))
         chunk, within = divmod(index, CHUNK)
         if chunk not in beside.times:
             calls = range(chunk * CHUNK, min((chunk + 1) * CHUNK, run.calls))
             shifts = run.ask(times, model, self._timesteps(calls), like)
             beside.times = {chunk: _by_call(shifts, len(calls))}
-        return beside.times[chunk][within], beside.keys[rows]
+        known = beside.keys[rows] if replaced is None else nn.cast(texts, like)
+        return beside.times[chunk][within], known
 
     def unguided(self, context: Array | None = None) -> Denoiser:
         """The same with one half of the context alone, by default the conditional one."""

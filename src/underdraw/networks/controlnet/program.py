@@ -21,6 +21,7 @@ from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.networks.encoder import Blocks, Context, Run, Time, at_once, embed_time
 from underdraw.networks.layers import KeysValues
 from underdraw.networks.program import Program
+from underdraw.networks.sites import NO_SITES
 
 WEAKEST = 0.1
 """Under guess mode, the part of the residual of the first skip connection that is added; from there
@@ -91,7 +92,7 @@ def controlnet(
         raise InputError(
             f"latents are {tuple(x.shape)}; this ControlNet takes {c.in_channels} channels"
         )
-    blocks = Blocks(nn, c, time, context, mask=mask, run=run)
+    blocks = Blocks(nn, c, time, context, NO_SITES, mask, run, None)
     x = nn.conv2d(p.conv_in, x, c.block_out_channels[0], 3)
     if tuple(hint.shape[2:]) != tuple(x.shape[2:]):
         raise InputError(

@@ -15,11 +15,7 @@ from underdraw.pipelines.blip.arguments import Told
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
-from underdraw.pipelines.call.output import (
-    StableDiffusionPipelineOutput,
-    decode,
-    hand_out,
-)
+from underdraw.pipelines.call.output import Made, decode, hand_out
 from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.sampling.loop import Step
@@ -34,7 +30,7 @@ def subject_call(
     latents: Any,
     structure: Callable[[Plan, int, int], Sequence[Control]] | None = None,
     also: Mapping[str, Any] | None = None,
-) -> Generator[Question | Step, Any, StableDiffusionPipelineOutput | tuple[Any, ...]]:
+) -> Generator[Question | Step, Any, Made]:
     """Images of the subjects of a call.
 
     Args:
@@ -58,8 +54,7 @@ def subject_call(
     made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, further)
     images, flags = decode(parts, made, request.output_type)
     own_arguments = {"height": height, "width": width, "latents": latents, **(also or {})}
-    out = hand_out(run, plan, images, flags, told.recorded(plan.count, own_arguments))
-    return out if isinstance(out, StableDiffusionPipelineOutput) else (out[0],)
+    return hand_out(run, plan, images, flags, told.recorded(plan.count, own_arguments))
 
 
 def _check_room(components: Any, subjects: tuple[Any, ...], begin: int) -> None:

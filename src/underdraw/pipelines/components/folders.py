@@ -125,7 +125,7 @@ def write_folder(
     kind: str,
     components: Mapping[str, Any],
     advice: Advice,
-    stored: Mapping[str, Any],
+    stored: Mapping[str, Any] | None = None,
     *,
     variant: str | None,
     max_shard_size: int | str,
@@ -137,7 +137,7 @@ def write_folder(
         "_class_name": kind,
         "_diffusers_version": "0.35.0",
         **advice.to_index(),
-        **stored,
+        **(stored or {}),
     }
     with save.writing_folder(folder) as place:
         for name, component in components.items():
