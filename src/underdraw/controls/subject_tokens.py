@@ -66,7 +66,7 @@ def need(components: Any, part: Any) -> int:
         checks.array("Subject(embedding)", part.embedding, shape, components.framework)
         return part.embedding.shape[1]
     network = encoder_of(components, part.encoder)
-    network.read(list(part.category))
+    network.read(list(part.category), "Subject(category)")
     return network.config.num_query_tokens
 
 

@@ -94,7 +94,7 @@ class Blip2QFormerModel(Model):
     def adopt(cls, module: Any) -> Self:
         """This model on the parameters of diffusers' own, with its vocabulary."""
         made = super().adopt(module)
-        known = getattr(getattr(module, "tokenizer", None), "get_vocab", None)
+        known: Any = getattr(getattr(module, "tokenizer", None), "get_vocab", None)
         made.tokenizer = WordPiece(known()) if callable(known) else None
         return made
 
@@ -153,12 +153,12 @@ class Blip2QFormerModel(Model):
     if TYPE_CHECKING:  # the backend's root calls it
         __call__ = forward
 
-    def read(self, categories: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and what of them counts, `(categories, words)`."""
+    def read(self, categories: Any, name: str = "text_input") -> tuple[np.ndarray, np.ndarray]:
+        """Ids and what of them counts, `(categories, words)`; `name` is that of the argument."""
         if categories is None:
-            raise InputError("text_input=None; give the category of the subject, such as 'dog'")
+            raise InputError(f"{name}=None; give the category of the subject, such as 'dog'")
         most = self.config.qformer_config.max_position_embeddings
-        return self.words()(categories, most)
+        return self.words()(categories, most, name)
 
     def check_pixels(self, name: str, pixels: Any, count: int) -> Array:
         """Pictures of the size that the image tower takes, one or as many as categories."""

@@ -96,19 +96,21 @@ class WordPiece:
         """For copies and pickles: the library's object is made anew."""
         return type(self), (self.vocab,)
 
-    def __call__(self, texts: str | Sequence[str], most: int = 512) -> tuple[np.ndarray, Any]:
+    def __call__(
+        self, texts: str | Sequence[str], most: int = 512, name: str = "text_input"
+    ) -> tuple[np.ndarray, Any]:
         """Ids with [CLS] and [SEP] around each text, int64 `(texts, words)`, filled up with [PAD]
-        to the longest, and float32 that is 1 for tokens and 0 for padding.
+        to the longest, and float32 that is 1 for tokens and 0 for padding; `name` is that of the
+        argument, for errors.
 
         Raises:
             InputError, InputTypeError: no texts, or one of more than `most` tokens.
         """
-        rows = [self._backend.encode(text).ids for text in checks.texts("text_input", texts)]
+        rows = [self._backend.encode(text).ids for text in checks.texts(name, texts)]
         for text, row in zip([texts] if isinstance(texts, str) else texts, rows, strict=True):
             if len(row) > most:
                 raise InputError(
-                    f"text_input={text!r:.60} has {len(row) - 2} tokens; allowed: at most "
-                    f"{most - 2}"
+                    f"{name}={text!r:.60} has {len(row) - 2} tokens; allowed: at most {most - 2}"
                 )
         longest = max(map(len, rows))
         ids = np.full((len(rows), longest), self.vocab[PADDING], np.int64)

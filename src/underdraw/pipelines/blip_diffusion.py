@@ -86,6 +86,7 @@ class BlipDiffusionPipeline(BlipPipeline):
             NonFiniteError: a network gave NaN or infinity.
         """
         told = read_subjects(
+            self.parts,
             prompt,
             reference_image,
             source_subject_category,
@@ -95,7 +96,7 @@ class BlipDiffusionPipeline(BlipPipeline):
         )
         request = Request(
             prompt=told.texts,
-            negative_prompt=read_negative(neg_prompt, negative_prompt),
+            negative_prompt=read_negative(self.parts, neg_prompt, negative_prompt),
             num_images_per_prompt=num_images_per_prompt,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,

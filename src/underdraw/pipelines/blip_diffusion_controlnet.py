@@ -13,6 +13,7 @@ from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.models import ControlNetModel, MultiControlNetModel
+from underdraw.pictures.reading import as_picture
 from underdraw.pipelines.base import Component
 from underdraw.pipelines.blip.arguments import read_negative, read_subjects
 from underdraw.pipelines.blip.base import BlipPipeline
@@ -139,6 +140,7 @@ class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):
                     "be"
                 )
         told = read_subjects(
+            self.parts,
             prompt,
             reference_image,
             source_subject_category,
@@ -148,7 +150,7 @@ class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):
         )
         request = Request(
             prompt=told.texts,
-            negative_prompt=read_negative(neg_prompt, negative_prompt),
+            negative_prompt=read_negative(self.parts, neg_prompt, negative_prompt),
             num_images_per_prompt=num_images_per_prompt,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
@@ -172,7 +174,7 @@ class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):
             found = read_structures(
                 self.controlnet,
                 name,
-                self._resized(given, high, wide),
+                self._resized(name, given, high, wide),
                 scale=("controlnet_conditioning_scale", controlnet_conditioning_scale),
                 start=("control_guidance_start", control_guidance_start),
                 end=("control_guidance_end", control_guidance_end),
@@ -194,14 +196,17 @@ class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):
         run = subject_call(self, request, told, height, width, latents, structure, also)
         return (yield from run)
 
-    def _resized(self, given: Any, height: int, width: int) -> Any:
-        """Pictures of maps at this size, as `image_processor` resizes; arrays as they are."""
-        if isinstance(given, list | tuple):
-            return [self._resized(one, height, width) for one in given]
+    def _resized(self, name: str, given: Any, height: int, width: int, depth: int = 2) -> Any:
+        """Pictures of maps at this size, as `image_processor` resizes; arrays as they are. Lists
+        are at most two deep."""
+        if isinstance(given, list | tuple) and depth:
+            return [self._resized(name, one, height, width, depth - 1) for one in given]
         if not isinstance(given, Image.Image):
             return given
-        size = {"height": height, "width": width}
         found = self.image_processor.preprocess(
-            given, size=size, do_normalize=False, do_center_crop=False
+            as_picture(name, given),
+            size={"height": height, "width": width},
+            do_normalize=False,
+            do_center_crop=False,
         )["pixel_values"]
         return np.asarray(found)[0].transpose(1, 2, 0)

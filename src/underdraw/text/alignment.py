@@ -50,13 +50,14 @@ def words(tokenizer: Any, prompt: str, plain: bool = False, ids: np.ndarray | No
         ids: its own windows of tokens where these are known, `(windows, tokens)`; those below 0 are
             words by themselves.
     """
-    if ids is None:
-        ids, _ = tokenize_prompts(tokenizer, [prompt], weighting=not plain)
-        ids = ids[0, :1] if plain else ids[0]
-    windows, length = ids.shape
+    rows: Any = ids
+    if rows is None:
+        rows, _ = tokenize_prompts(tokenizer, [prompt], weighting=not plain)
+        rows = rows[0, :1] if plain else rows[0]
+    windows, length = rows.shape
     found: list[list[tuple[int, int]]] = []
     ends, open_word = [], False
-    for number, window in enumerate(ids.tolist()):
+    for number, window in enumerate(rows.tolist()):
         end = window.index(tokenizer.eos_token_id, 1)
         ends.append(number * length + end)
         for place in range(1, end):

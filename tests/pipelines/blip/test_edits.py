@@ -100,8 +100,8 @@ def test_a_real_picture(pipe):
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("generate_then_edit", {"prompt": ["a", "b"]}, "prompt has 2 entries; allowed: one text"),
-        ("generate_then_edit", {"reference_image": None}, "image or embedding"),
+        ("generate_then_edit", {"prompt": ["a", "b"]}, "prompt=.* is a list; allowed: one text"),
+        ("generate_then_edit", {"reference_image": None}, "reference_image=None; give a picture"),
         ("generate_then_edit", {"seed": -1}, "seed=-1 is too small"),
         ("generate_then_edit", {"cross": 2}, "cross=2.* is out of range"),
         ("generate_then_edit", {"target_subject_category": 3}, "target_subject_category=3 is not"),

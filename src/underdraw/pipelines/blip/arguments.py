@@ -11,6 +11,7 @@ from underdraw import checks
 from underdraw.controls.subject import Subject
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import as_picture
+from underdraw.text.weighting import parse_weights
 
 MOST_REPETITIONS = 1000
 """Of a prompt; the window of the text encoder holds 20 of the shortest."""
@@ -63,6 +64,7 @@ class Told:
 
 
 def read_subjects(
+    components: Any,
     prompt: Any,
     reference_image: Any,
     source: Any,
@@ -86,7 +88,11 @@ def read_subjects(
             f"prompt_strength={strength} of prompt_reps={repetitions} repetitions leaves none; "
             f"allowed: {1 / repetitions:.3g} or more"
         )
-    references = _references(reference_image, count)
+    references = read_references(reference_image, count)
+    network = components.qformer
+    network.read(sources, "source_subject_category")
+    check_weights(components, "prompt", prompts)
+    check_weights(components, "target_subject_category", targets)
     return Told(prompts, references, sources, targets, strength, repetitions)
 
 
@@ -99,14 +105,21 @@ def build_prompts(
     return [", ".join([f"a {target} {prompt.strip()}"] * times) for prompt, target in pairs]
 
 
-def read_negative(neg_prompt: Any, negative_prompt: Any) -> Any:
+def check_weights(components: Any, name: str, texts: Sequence[str]) -> None:
+    """Raise an InputError where brackets of a text do not make weights."""
+    if components.compat != "diffusers":
+        for text in texts:
+            parse_weights(text, name)
+
+
+def read_negative(components: Any, neg_prompt: Any, negative_prompt: Any) -> Any:
     """The negative prompt, under diffusers' name or that of other pipelines; None without one."""
     neg_prompt = None if isinstance(neg_prompt, str) and not neg_prompt else neg_prompt
     if neg_prompt is None:
         return negative_prompt
     if negative_prompt is not None:
         raise InputError("neg_prompt and negative_prompt are both given; only one of them can be")
-    checks.texts("neg_prompt", neg_prompt)
+    check_weights(components, "neg_prompt", checks.texts("neg_prompt", neg_prompt))
     return neg_prompt
 
 
@@ -122,7 +135,7 @@ def _each(name: str, value: Any, count: int) -> list[str]:
     return texts * count if len(texts) == 1 else texts
 
 
-def _references(given: Any, count: int) -> list[Any]:
+def read_references(given: Any, count: int) -> list[Any]:
     """Pictures of the subject of each prompt."""
     name = "reference_image"
     if given is None:

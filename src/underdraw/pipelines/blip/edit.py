@@ -12,13 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 from underdraw import checks
-from underdraw.controls.attention_edit import AttentionEdit, Range
+from underdraw.controls.attention_edit import AttentionEdit
 from underdraw.controls.control import Control
 from underdraw.controls.subject import Subject
 from underdraw.engines.engine import Question
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import read_pictures
-from underdraw.pipelines.blip.arguments import read_negative
+from underdraw.pipelines.blip.arguments import (
+    check_weights,
+    read_negative,
+    read_references,
+)
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
@@ -45,8 +49,8 @@ class SubjectEdits:
         target_subject_category: str,
         *,
         reference_subject_category: str | None = None,
-        cross: Range = 0.8,
-        self_attention: Range = 0.4,
+        cross: float | tuple[float, float] = 0.8,
+        self_attention: float | tuple[float, float] = 0.4,
         threshold: float = 0.3,
         guidance_scale: float | Sequence[float] = 7.5,
         height: int | None = None,
@@ -116,8 +120,8 @@ class SubjectEdits:
         *,
         reference_subject_category: str | None = None,
         method: str | Method = "fixed-point",
-        cross: Range = 0.8,
-        self_attention: Range = 0.4,
+        cross: float | tuple[float, float] = 0.8,
+        self_attention: float | tuple[float, float] = 0.4,
         threshold: float = 0.3,
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
@@ -145,6 +149,8 @@ class SubjectEdits:
         Raises:
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
         """
+        if inversion is not None and not isinstance(inversion, Inversion):
+            raise InputTypeError(f"inversion={checks.shown(inversion)} is no Inversion")
         if isinstance(method, str):
             checks.choice("method", method, ("plain", "fixed-point"))
         told = _Edit(
@@ -163,7 +169,7 @@ class SubjectEdits:
         request = Request(
             guidance_scale=[1.0, scale] if scale > 1 else scale,
             num_inference_steps=num_inference_steps,
-            negative_prompt=read_negative(neg_prompt, negative_prompt),
+            negative_prompt=read_negative(self.parts, neg_prompt, negative_prompt),
             output_type=output_type,
             controls=controls,
             scheduler=scheduler,
@@ -212,12 +218,18 @@ class _Edit:
             "source_subject_category": source,
             "target_subject_category": target,
         }
-        for name, value in named.items():
-            if len(checks.texts(name, value)) != 1:
-                raise InputError(f"{name} has {len(value)} entries; allowed: one text")
-        prompt, source, target = (checks.texts(n, v)[0].strip() for n, v in named.items())
         if category is not None:
-            checks.texts("reference_subject_category", category)
+            named["reference_subject_category"] = category
+        for name, value in named.items():
+            if len(checks.texts(name, value)) != 1 or not isinstance(value, str):
+                raise InputError(f"{name}={checks.shown(value)} is a list; allowed: one text")
+            check_weights(pipe.parts, name, [value])
+            if name != "prompt" and not value.strip():
+                raise InputError(f"{name}={checks.shown(value)} is empty; give what the subject is")
+        prompt, source, target = (named[name].strip() for name in list(named)[:3])
+        which = "target" if category is None else "reference"
+        pipe.qformer.read(category or target, f"{which}_subject_category")
+        (reference,) = read_references(reference, 1)
         self.pipe, self.texts = pipe, [f"a {source} {prompt}", f"a {target} {prompt}"]
         self.own: tuple[Any, ...] = (
             Subject(reference, category or target, word=target, prompts=(1,)),

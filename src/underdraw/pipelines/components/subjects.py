@@ -66,7 +66,9 @@ def _read(
     else:
         network = _from_folder(source, variant, subfolder, like, hub)
     network.tokenizer = read_tokenizer(tokenizer) or network.tokenizer
-    network.image_processor = image_processor or network.image_processor
+    if image_processor is not None:
+        chosen: Any = image_processor
+        network.image_processor = chosen
     check_fit(components, network)
     return name, network
 
