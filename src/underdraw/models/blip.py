@@ -22,6 +22,7 @@ from underdraw.models.wordpiece import PUBLISHED, WordPiece
 from underdraw.networks.blip import qformer
 from underdraw.networks.blip.config import Blip2Config
 from underdraw.networks.program import Ask, directly
+from underdraw.schema import within
 from underdraw.weights import hub as hubs
 
 VOCABULARY = (
@@ -189,4 +190,5 @@ def read_tokenizer(given: Any) -> WordPiece | None:
     if given is None or isinstance(given, WordPiece):
         return given
     checks.path("tokenizer", given)
-    return WordPiece.from_pretrained(os.fspath(given))
+    with within("tokenizer"):
+        return WordPiece.from_pretrained(os.fspath(given))

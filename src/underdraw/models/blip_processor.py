@@ -139,6 +139,9 @@ class BlipImageProcessor(Schema):
             "image_mean": image_mean,
             "image_std": image_std,
         }
+        for name in ("do_resize", "do_rescale", "do_center_crop", "do_normalize"):
+            if told[name] is not None:
+                checks.flag(name, told[name])
         changes: Any = {name: value for name, value in told.items() if value is not None}
         chosen = replace(self, **changes) if changes else self
         parts = list(images) if isinstance(images, list | tuple) else [images]

@@ -104,7 +104,7 @@ class BlipPipeline(SubjectEdits, LatentPipeline):
             InputError, InputTypeError: an argument does not fit.
         """
         network: Any = self.qformer
-        ids, keep = network.read(src_subject)
+        ids, keep = network.read(src_subject, "src_subject")
         pixels = network.check_pixels("input_image", input_image, len(ids))
         with self.parts.framework.no_grad(), self.parts.borrow(network):
             framework = network._framework

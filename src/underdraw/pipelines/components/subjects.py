@@ -45,8 +45,15 @@ def _read(
     **hub: Any,
 ) -> tuple[str, Blip2QFormerModel]:
     """Subject weights with what reads categories and prepares pictures."""
-    if not isinstance(name, str) or not name:
-        raise InputTypeError(f"name={checks.shown(name)} is not a text")
+    given = {
+        "name": name,
+        "subfolder": subfolder,
+        **({} if variant is None else {"variant": variant}),
+    }
+    for argument, value in given.items():
+        if not isinstance(value, str) or (argument == "name" and not value):
+            raise InputTypeError(f"{argument}={checks.shown(value)} is not a text")
+    checks.dtype("dtype", dtype)
     if image_processor is not None and not callable(image_processor):
         raise InputTypeError(f"image_processor={checks.shown(image_processor)} cannot be called")
     own, home = components.named.get(FOLDER), own_folder(components.source)
