@@ -21,6 +21,7 @@ import underdraw
 from underdraw import controls, engines
 from underdraw.controls.boxes import check_box
 from underdraw.errors import InputError, UnderdrawError
+from underdraw.pictures.maps import masked_map
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
 LATENTS = torch.ones(1, 4, 8, 8)
@@ -62,6 +63,8 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             subjects.prepare_latents,
             {"batch_size": 1, "num_channels": 4, "height": 6, "width": 9},
         ),
+        "Structure": (underdraw.Structure, {"net": tiny.adapter(), "map": PICTURE}),
+        "masked_map": (masked_map, {"image": PICTURE, "mask": PICTURE}),
         "Strength": (controls.Strength, {"on": 0.3, "decay": 0.0, "off": 0.7}),
         "engines.get": (engines.get, {}),
         "batched": (underdraw.batched, {"streams": []}),

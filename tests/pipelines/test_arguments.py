@@ -73,6 +73,20 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
         **SUBJECT,
         "conditioning_image": PICTURE,
     },
+    ("StableDiffusionControlNetPipeline", "__call__"): {**TEXT, "image": PICTURE},
+    ("StableDiffusionControlNetImg2ImgPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "control_image": PICTURE,
+        "strength": 0.9,
+    },
+    ("StableDiffusionControlNetInpaintPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "control_image": PICTURE,
+        "mask_image": MASK,
+    },
+    ("StableDiffusionAdapterPipeline", "__call__"): {**TEXT, "image": PICTURE},
 }
 """What runs networks, and arguments with which it works."""
 SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
@@ -80,6 +94,7 @@ SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
 WORKS: dict[str, set[str]] = {
     "callback_on_step_end_tensor_inputs": {"empty list", "empty tuple"},
     "controls": {"empty list", "empty tuple"},
+    "control_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "cross_attention_kwargs": {"empty dict"},
     "device": {"0", "1", "numpy int"},
     "done": {"empty list", "empty tuple"},
@@ -87,7 +102,7 @@ WORKS: dict[str, set[str]] = {
     "gligen_images": {"pictures"},
     "gligen_inpaint_image": {"picture"},
     "gligen_phrases": {"numpy texts"},
-    "image": {"picture", "pictures"},
+    "image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "condtioning_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "conditioning_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "reference_image": {"picture", "pictures"},
@@ -124,7 +139,13 @@ def pipelines() -> dict[str, Any]:
     )
     config = {**tiny.SCHEDULE, "clip_sample": False, "set_alpha_to_one": False}
     for name, _ in CALLS:
-        given = {"scheduler": schedulers.DDIMScheduler(**config)} if "DiffEdit" in name else {}
+        given: dict[str, Any] = {}
+        if "DiffEdit" in name:
+            given = {"scheduler": schedulers.DDIMScheduler(**config)}
+        elif "ControlNet" in name:
+            given = {"controlnet": tiny.controlnet(text.unet)}
+        elif "Adapter" in name:
+            given = {"adapter": tiny.adapter()}
         if name not in made:
             made[name] = getattr(underdraw, name).from_pipe(text, **given)
     for pipe in made.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,8 @@ class Structure(Control):
                 f"Structure(net={shown(self.net)}); allowed: a ControlNetModel, a T2IAdapter, the "
                 "name of one that is attached, None"
             )
-        if isinstance(self.net, T2IAdapter) and self.guess:
+        guess = checks.flag("Structure(guess)", self.guess)
+        if isinstance(self.net, T2IAdapter) and guess:
             raise InputError("Structure(guess=True) of a T2IAdapter; allowed: of a ControlNet")
         for name, low, high in (
             ("scale", -LARGEST_SCALE, LARGEST_SCALE),
@@ -112,7 +114,6 @@ class Structure(Control):
             if start >= end:
                 raise InputError(f"Structure(start={start}, end={end}); allowed: start before end")
         object.__setattr__(self, "strength", _strengths(self.strength))
-        checks.flag("Structure(guess)", self.guess)
         object.__setattr__(self, "map", read_maps("Structure(map)", self.map))
 
     def networks(self, run: Run) -> Sequence[Any]:
@@ -120,14 +121,14 @@ class Structure(Control):
         net = self._net(run)
         return (net,) if isinstance(net, ControlNetModel) else ()
 
-    def check_count(self, images: int) -> None:
-        """Raise an InputError unless there is one entry of each kind, or one per image."""
+    def check_count(self, images: int, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Raise an InputError unless there is one entry of each kind, or one per image; `names` are
+        what a call calls the arguments."""
         for name in ("map", "scale", "start", "end", "strength"):
             found = len(getattr(self, name))
             if found not in (1, images):
-                raise InputError(
-                    f"Structure({name}) has {found} entries; the call makes {images} images"
-                )
+                told = names.get(name, f"Structure({name})")
+                raise InputError(f"{told} has {found} entries; the call makes {images} images")
 
     def prepare(self, run: Run) -> Ready:
         """What the net makes of the maps."""

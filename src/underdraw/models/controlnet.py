@@ -187,9 +187,11 @@ class ControlNetModel(FamiliarAttention):
         Raises:
             InputError: such a value is given, or sizes do not fit.
         """
-        unused = {"timestep_cond": timestep_cond, "added_cond_kwargs": added_cond_kwargs or None}
-        unused["cross_attention_kwargs"] = cross_attention_kwargs or None
-        for name, value in unused.items():
+        for name, value in (
+            ("timestep_cond", timestep_cond),
+            ("added_cond_kwargs", added_cond_kwargs or None),
+            ("cross_attention_kwargs", cross_attention_kwargs or None),
+        ):
             if value is not None:
                 raise InputError(f"{name} is not used by this ControlNet; allowed: None")
         nn, c = self.nn, self.config.encoder

@@ -87,7 +87,7 @@ def size_of(image: Any, factor: int, latent_channels: int) -> tuple[int, int] | 
     elif len(shape := tuple(getattr(first, "shape", ()))) < 3:
         return None
     elif isinstance(first, np.ndarray):
-        height, width = shape[-3:-1]
+        height, width = first.shape[-3:-1]
     else:
         times = factor if shape[-3] == latent_channels else 1
         height, width = shape[-2] * times, shape[-1] * times

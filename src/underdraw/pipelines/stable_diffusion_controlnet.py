@@ -97,7 +97,8 @@ class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipel
         )
         size = structures.size(self.parts.vae.config.factor)
         if latents is None:
-            height, width = height or size[0], width or size[1]
+            height = size[0] if height is None else height
+            width = size[1] if width is None else width
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,

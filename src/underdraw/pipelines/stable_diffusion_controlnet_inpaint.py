@@ -92,7 +92,8 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
         config = self.parts.vae.config
         own_size = size_of(image, config.factor, config.latent_channels)
         if own_size is not None and latents is None:
-            height, width = height or own_size[0] or None, width or own_size[1] or None
+            height = own_size[0] or None if height is None else height
+            width = own_size[1] or None if width is None else width
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,

@@ -175,10 +175,27 @@ def _hint(tensors: Tensors) -> dict[str, Any]:
 def _config(tensors: Tensors, unet: Base | None) -> dict[str, Any]:
     """From the original's names."""
     if unet is not None:
+        _check_made_for(tensors, unet.config)
         return {**ControlNetConfig.of_unet(unet.config).to_dict(), **_hint(tensors)}
     contexts = [t.shape[-1] for n, t in tensors.items() if n.endswith("attn2.to_k.weight")]
     family = "sd2" if contexts and contexts[0] == 1024 else "sd1"
     return {**architecture.encoder_config(tensors, family), **_hint(tensors)}
+
+
+def _check_made_for(tensors: Tensors, unet: UNetConfig) -> None:
+    """Raise an InputError where the tensors, which may lie over those of a UNet, are another one's:
+    a table of what is missing would not say it."""
+    first = tensors["input_blocks.0.0.weight"].shape[0]
+    contexts = [t.shape[-1] for n, t in tensors.items() if n.endswith("attn2.to_k.weight")]
+    last = tensors["middle_block_out.0.weight"].shape[0]
+    made_for = (first, last, contexts[0] if contexts else unet.cross_attention_dim)
+    wanted = (*(unet.block_out_channels[i] for i in (0, -1)), unet.cross_attention_dim)
+    if made_for != wanted:
+        raise InputError(
+            f"this ControlNet was made for a UNet of {made_for[0]} to {made_for[1]} channels and "
+            f"cross_attention_dim={made_for[2]}; the UNet has {wanted[0]} to {wanted[1]}, and "
+            f"{wanted[2]}"
+        )
 
 
 def _config_of_folder(tensors: Tensors, unet: Base | None) -> dict[str, Any]:

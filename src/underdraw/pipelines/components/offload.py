@@ -58,8 +58,7 @@ class Offload:
         finally:
             with self._lock:
                 for _, users in list(self._here.values()):
-                    if user in users:
-                        users.remove(user)
+                    users[:] = [other for other in users if other is not user]
                 self.bring_home()
 
     def bring_home(self, *networks: Any) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from underdraw import checks
-from underdraw.controls.structure import Net, Structure
+from underdraw.controls.structure import LARGEST_SCALE, Net, Structure
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.several import Several
 from underdraw.pictures.maps import Map, Maps, read_maps
@@ -21,8 +21,8 @@ from underdraw.pipelines.components.registry import uncompiled
 class Structures:
     """The nets of a call, and what each is told; checked."""
 
-    name: str
-    """Of the argument with the maps."""
+    names: Mapping[str, str]
+    """What the call calls the arguments `map`, `scale`, `start` and `end` of a `Structure`."""
     nets: tuple[Net, ...]
     maps: tuple[Maps, ...]
     scales: tuple[Any, ...]
@@ -40,7 +40,7 @@ class Structures:
         height, width = self.maps[0].size
         if height < factor or width < factor:
             raise InputError(
-                f"{self.name} is {width} x {height} pixels; at least {factor} are needed"
+                f"{self.names['map']} is {width} x {height} pixels; at least {factor} are needed"
             )
         return height - height % factor, width - width % factor
 
@@ -50,11 +50,13 @@ class Structures:
         for net, maps, scale, start, end in zip(
             self.nets, self.maps, self.scales, self.starts, self.ends, strict=True
         ):
-            shown = maps if fit is None else Maps(_fitted(self.name, one, fit) for one in maps)
+            shown = (
+                maps if fit is None else Maps(_fitted(self.names["map"], one, fit) for one in maps)
+            )
             times = plan.count // len(shown) if len(shown) > 1 else 1
             made.append(Structure(net, shown.repeated(times), scale, start, end, guess=self.guess))
         for control in made:
-            control.check_count(plan.count)
+            control.check_count(plan.count, self.names)
         return made
 
 
@@ -96,11 +98,16 @@ def read_structures(
                 f"{name} holds {len(one)} maps for one net and {most} for another; allowed: one, "
                 "or as many"
             )
-    each = [_numbers(*argument, len(nets), several) for argument in (scale, start, end)]
+    bounds = ((-LARGEST_SCALE, LARGEST_SCALE), (0.0, 1.0), (0.0, 1.0))
+    each = [
+        _numbers(*argument, len(nets), several, *bound)
+        for argument, bound in zip((scale, start, end), bounds, strict=True)
+    ]
     for low, high in zip(each[1], each[2], strict=True):
         if checks.is_number(low) and checks.is_number(high) and low >= high:
             raise InputError(f"{start[0]}={low} is not below {end[0]}={high}")
-    return Structures(name, nets, maps, *each, guess=bool(guess))
+    names = {"map": name, "scale": scale[0], "start": start[0], "end": end[0]}
+    return Structures(names, nets, maps, *each, guess=bool(guess))
 
 
 def _for_nets(name: str, image: Any, nets: int, several: bool) -> list[Any]:
@@ -122,20 +129,22 @@ def _for_nets(name: str, image: Any, nets: int, several: bool) -> list[Any]:
     return given
 
 
-def _numbers(name: str, value: Any, nets: int, several: bool) -> tuple[Any, ...]:
-    """What each net is told: a number, or one for each image."""
+def _numbers(
+    name: str, value: Any, nets: int, several: bool, low: float, high: float
+) -> tuple[Any, ...]:
+    """What each net is told: a number within bounds, or one for each image."""
     if not several or not isinstance(value, list | tuple):
         one = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-        return (_checked(name, one),) * nets
+        return (_checked(name, one, low, high),) * nets
     if len(value) != nets:
         raise InputError(f"{name} has {len(value)} entries; there are {nets} nets")
-    return tuple(_checked(name, one) for one in value)
+    return tuple(_checked(name, one, low, high) for one in value)
 
 
-def _checked(name: str, value: Any) -> Any:
+def _checked(name: str, value: Any, low: float, high: float) -> Any:
     if isinstance(value, list | tuple):
-        return list(checks.numbers(name, value))
-    return checks.number(name, value)
+        return [checks.number(name, one, low, high) for one in checks.numbers(name, value)]
+    return checks.number(name, value, low, high)
 
 
 def _fitted(name: str, one: Map, fit: Callable[[Any], Any]) -> Map:
