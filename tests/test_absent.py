@@ -20,7 +20,7 @@ LATER = {
     "OnnxStableDiffusionPipeline": "engines",
     "StableDiffusionXLPipeline StableDiffusion3Pipeline FluxPipeline StableVideoDiffusionPipeline "
     "SD3Transformer2DModel UNet3DConditionModel FluxControlNetModel WanPipeline": "out of scope",
-    "StableDiffusionUpscalePipeline CycleDiffusionPipeline": "there are BlipDiffusionControlNetPipeline",
+    "StableDiffusionUpscalePipeline CycleDiffusionPipeline": "there are Blip",
     "EDMEulerScheduler IPNDMScheduler DDIMParallelScheduler": "there are DDIMInverseScheduler",
     "AttnProcessor2_0 XFormersAttnProcessor": "controls",
     "ModelMixin ConfigMixin SchedulerMixin": "no mixins",

@@ -118,7 +118,7 @@ def _write(network: Any, target: Any) -> None:
         network.image_processor.save_pretrained(Path(target))
 
 
-SUBJECT = register_adapter(AdapterKind("subject", FOLDER, _read, _write))
+SUBJECT = register_adapter(AdapterKind("subject", FOLDER, _read, _write, beside=False))
 
 
 def subjects(components: Any) -> Networks:
