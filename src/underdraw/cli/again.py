@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from underdraw.cli import boxes, embedded
+from underdraw.cli import boxes, embedded, subjects
 from underdraw.cli.options import MOST_SIDE, SCENES
 from underdraw.errors import InputError
 from underdraw.schema import read, within
 
-TEXTS = ("model", "variant", "tokenizer", "grounding", "backend", "engine")
+TEXTS = ("model", "variant", "tokenizer", "grounding", "subject", "backend", "engine")
 OPTIONS = {
     "image": "--image",
     "mask_image": "--mask",
-    "controls": "--box or --layout",
+    "controls": "--box, --layout or --subject",
     "seed": "--seed",
     "engine": "--engine",
 }
@@ -27,6 +27,7 @@ NEVER |= {"image", "mask_image", "latents", "controls", "callback_on_step_end_te
 NEVER |= {"callback_steps", "cross_attention_kwargs", "scheduler", "num_images_per_prompt"}
 """Arguments that no record holds in its call."""
 SOURCES = {"model": "--model", "tokenizer": "--tokenizer", "grounding": "--grounding"}
+SOURCES["subject"] = "--subject-weights"
 """What a record may name that is read from disk or the Hub -> what names it on the command line."""
 ASK = "--as-recorded"
 STEPS = {"num_inference_steps", "solver"}
@@ -50,6 +51,8 @@ class Request:
     call: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, Any] | None = None
     """Boxes, as a layout file holds them."""
+    subjects: list[dict[str, Any]] | None = None
+    """What pictures show, as `cli.subjects` keeps it."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Argument -> the picture it was, as `embedded.kept` tells."""
 
@@ -92,6 +95,11 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     layout = None if record.layout is None else dict(record.layout)
     if layout is not None and "controls" not in given:
         check_layout(path, layout)
+    shown = None if record.subjects is None else list(record.subjects)
+    if shown is not None and "controls" not in given:
+        with within(f"{path}: its subjects"):
+            refuse_paths(shown)
+            subjects.controls_of(shown)
     call = {name: value for name, value in record.call.items() if value is not None}
     if unknown := sorted(NEVER & set(call)):
         raise InputError(f"{record.pipeline} has no arguments {', '.join(unknown)} in a record")
@@ -99,7 +107,7 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         picture = embedded.restored(inputs[name], f"{path}: its {name}")
         if picture is not None:
             call[name] = picture
-    held = {*given, *call, *(["controls"] if layout is not None else [])}
+    held = {*given, *call, *(["controls"] if shown or layout is not None else [])}
     needed = dict.fromkeys((*record.missing, *PICTURES.get(record.pipeline, ())))
     if missing := [name for name in needed if name not in held]:
         raise InputError(lacking(path, missing, inputs))
@@ -115,7 +123,15 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     if not trusted:
         require_asked(path, loading, given)
     settings = dict(record.settings)
-    return Request(loading, dict(record.scheduler), record.compat, settings, call, layout, inputs)
+    scheduler = dict(record.scheduler)
+    return Request(loading, scheduler, record.compat, settings, call, layout, shown, inputs)
+
+
+def refuse_paths(subjects: Any) -> None:
+    """Raise an InputError where subjects of a record name files: pictures choose none."""
+    for entry in subjects:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), Mapping):
+            raise InputError(f"one of them is damaged: {entry!r:.80}")
 
 
 def require_asked(path: Path, loading: Mapping[str, Any], given: Collection[str]) -> None:
