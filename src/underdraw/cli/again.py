@@ -17,7 +17,7 @@ TEXTS = ("model", "variant", "tokenizer", "grounding", "subject", "backend", "en
 OPTIONS = {
     "image": "--image",
     "mask_image": "--mask",
-    "controls": "--box, --layout or --subject",
+    "controls": "--box or --layout (or --subject)",
     "seed": "--seed",
     "engine": "--engine",
 }

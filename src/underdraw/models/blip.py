@@ -96,7 +96,7 @@ class Blip2QFormerModel(Model):
         """This model on the parameters of diffusers' own, with its vocabulary."""
         made = super().adopt(module)
         known: Any = getattr(getattr(module, "tokenizer", None), "get_vocab", None)
-        made.tokenizer = WordPiece(known()) if callable(known) else None
+        made.tokenizer = None if known is None else WordPiece(known())
         return made
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
