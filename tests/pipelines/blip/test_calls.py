@@ -19,6 +19,7 @@ from underdraw.models import CLIPTextModel
 from underdraw.models.wordpiece import WordPiece
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.record import repeat
+from underdraw.weights.subject import to_original
 
 record = recorded.record
 BOUND = 1e-5
@@ -289,6 +290,41 @@ def test_a_published_folder_lacks_the_vocabulary(pipe, folder, tmp_path, monkeyp
         call(made)
     made.qformer.tokenizer = WordPiece(record.PIECES)
     assert torch.equal(call(made), call(pipe))
+
+
+def test_the_originals_folder(pipe, folder, tmp_path, monkeypatch):
+    """LAVIS': weights alone; configs and CLIP's vocabulary come from another folder."""
+    named = to_original(pipe.qformer.stored_tensors())
+    parts = {"blip_model/blip_weight.pt": "blip.", "proj_layer/proj_weight.pt": "proj_layer."}
+    for file, prefix in parts.items():
+        (tmp_path / file).parent.mkdir()
+        kept = {
+            name.removeprefix(prefix): torch.tensor(tensor.load())
+            for name, tensor in named.items()
+            if name.startswith(prefix)
+        }
+        torch.save(kept, tmp_path / file)
+    for part, file in (
+        ("unet", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "pytorch_model.bin"),
+    ):
+        (tmp_path / part).mkdir()
+        torch.save(getattr(pipe, part).state_dict(), tmp_path / part / file)
+    (tmp_path / "vocab.txt").write_text("\n".join(record.PIECES) + "\n")
+    # No shape tells the heads of these: published ones are 64 wide.
+    monkeypatch.setattr("underdraw.weights.subject.HEAD", 4)
+    made = BlipDiffusionPipeline.from_original(tmp_path, folder, mean=record.MEAN, std=record.STD)
+    made.set_progress_bar_config(disable=True)
+    assert made.qformer.config.vision_config.num_attention_heads == 5
+    latents = call(made)
+    assert latents.shape == (3, 4, 6, 9)
+    assert torch.equal(made.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    made.qformer = pipe.qformer
+    assert torch.equal(call(made), call(pipe))
+    with pytest.raises(underdraw.InputError, match="unpack the archive first"):
+        BlipDiffusionPipeline.from_original(tmp_path / "blip.tar.gz", folder)
+    with pytest.raises(underdraw.InputTypeError, match="has no components"):
+        BlipDiffusionPipeline.from_original(tmp_path, folder, colour=1)
 
 
 def test_pipelines_of_others(pipe):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from typing_extensions import Self
 
 from underdraw import checks, models
 from underdraw.backends import seeds
@@ -15,6 +18,7 @@ from underdraw.models.blip_processor import Spread, Three, check_statistics
 from underdraw.pipelines.base import Component
 from underdraw.pipelines.blip.arguments import build_prompts
 from underdraw.pipelines.blip.edit import SubjectEdits
+from underdraw.pipelines.blip.original import read_original
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.latents import LONGEST_SIDE
 from underdraw.pipelines.call.plan import MOST_IMAGES, check_prompts
@@ -72,6 +76,27 @@ class BlipPipeline(SubjectEdits, LatentPipeline):
         self.parts.std = None if std is None else accept(owner, "std", std, Spread)
         if self.parts.mean is not None and self.parts.std is not None:
             check_statistics(self.parts.mean, self.parts.std, prefix="")
+
+    @classmethod
+    def from_original(cls, folder: str | Path, base: str | Path, **options: Any) -> Self:
+        """A pipeline from the original's folder (LAVIS' `blip-diffusion`, unpacked).
+
+        Args:
+            base: a folder or Hub id of Stable Diffusion 1.5, for configs and vocabulary, and
+                networks that the folder lacks.
+            options: `vocabulary`, BERT's; `dtype`, `device`, `backend` as in `from_pretrained`;
+                components to use instead, or those it lacks (`controlnet`); `ctx_begin_pos`,
+                `mean`, `std`.
+
+        Raises:
+            NotFoundError, WeightError: a folder or file is not there, or damaged.
+            InputTypeError: an option is not known.
+        """
+        names = ("vocabulary", "dtype", "device", "backend")
+        how = {name: options.pop(name) for name in names if name in options}
+        made = cls(**{**read_original(folder, base, **how), **options})
+        made.source = str(folder)
+        return made
 
     def _accept(self, name: str, value: Any) -> Any:
         value = super()._accept(name, value)
