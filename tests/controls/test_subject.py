@@ -19,7 +19,8 @@ from underdraw import (
     Structure,
 )
 from underdraw.controls import Control
-from underdraw.controls.subject import Subject, Subjects, between
+from underdraw.controls.subject import Subject, between
+from underdraw.controls.subject_run import Subjects
 from underdraw.models import Blip2QFormerModel, ControlNetModel
 from underdraw.models.wordpiece import WordPiece
 

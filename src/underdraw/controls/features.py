@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from underdraw.backends.contract import Array
-from underdraw.controls.subject import Subject, Subjects
+from underdraw.controls.subject import Subject
+from underdraw.controls.subject_run import Subjects
 from underdraw.errors import InputError
 from underdraw.networks import clip, image_projection
 from underdraw.text.known import warn_of_unknown
