@@ -119,12 +119,15 @@ def test_it_acts_between_start_and_end(pipe, net, monkeypatch):
 
 
 def test_guess_mode_acts_on_the_conditional_half(pipe, net, monkeypatch):
-    """The other half is not asked for; without guidance deeper residuals still count more."""
+    """The other half is not asked for; without guidance deeper residuals still count more. Where
+    both are, they have latents and map in common, and differ where they read texts."""
     rows, original = [], type(pipe.engine).run
 
     def watching(self, question):
         if question.program.name == "controlnet":
-            rows.append(question.inputs[0].shape[0])
+            latents, _, keys = question.inputs[:3]
+            assert latents.shape[0] == 1
+            rows.append(next(iter(keys.values()))[0].shape[0])
         return original(self, question)
 
     monkeypatch.setattr(type(pipe.engine), "run", watching)

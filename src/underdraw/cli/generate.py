@@ -17,6 +17,7 @@ from underdraw.cli import (
     pictures,
     sizes,
     solvers,
+    structure,
     subjects,
 )
 from underdraw.cli.again import Request
@@ -82,6 +83,15 @@ def generate(
         str | None,
         typer.Option(help="Grounding weights that boxes need: a folder, a file or a Hub id."),
     ] = None,
+    structures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--structure",
+            metavar="NET MAP SCALE",
+            help="Follow a map: a ControlNet or T2I-Adapter (a folder, a file or a Hub id), the "
+            "picture that it reads, and how strongly, 1 as in training; may be repeated.",
+        ),
+    ] = None,
     subject: Annotated[
         list[str] | None,
         typer.Option(
@@ -133,15 +143,15 @@ def generate(
         typer.Option(
             help="Make the picture in this file again; other options change it. It holds what is "
             "needed, small pictures that it began with included; larger ones are given again "
-            "with --image, --mask or --layout, and edits are made again by edit."
+            "with --image, --mask, --layout or --structure, and edits are made again by edit."
         ),
     ] = None,
     as_recorded: Annotated[
         bool,
         typer.Option(
             records.ASK,
-            help="With --again: load the model, vocabulary and grounding weights that the file "
-            "names. Without it these are the shipped ones, or those you name.",
+            help="With --again: load the model, vocabulary, grounding weights and nets that the "
+            "file names. Without it these are the shipped ones, or those you name.",
         ),
     ] = False,
 ) -> None:
@@ -159,7 +169,8 @@ def generate(
     request = Request()
     if again is not None:
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
-        named |= {"controls": layout or box or subject, "subject": subject_weights}
+        named |= {"controls": layout or box, structure.OPTION: structures}
+        named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         named |= {"num_inference_steps": steps, "solver": solver}
         held = [name for name, value in named.items() if value is not None]
@@ -167,6 +178,8 @@ def generate(
     pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
+    if (read := structure.read_structures(structures)) is not None:
+        request.structures = read
     if as_words is not None:
         raise InputError(f"--as {as_words!r} stands behind no --subject PICTURE CATEGORY")
     if (shown := subjects.read_subjects(subject)) is not None:
@@ -251,6 +264,7 @@ generate.examples = """Examples:
   underdraw generate "a red sphere" --image photo.png --mask mask.png
   underdraw generate "a table" --box "a red sphere" 0.1 0.2 0.4 0.6 --draw-boxes
   underdraw generate "a dog in the snow" --subject photo.png "dog" --model ./blipdiffusion
+  underdraw generate "a castle" --model ./sd15 --structure ./canny-net edges.png 0.8
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
@@ -270,6 +284,8 @@ def read_files(
     }
     shown = [] if request.layout is None else boxes.files_of(request.layout)
     files |= {f"the picture {path} of a box": Path(path) for path in shown}
+    maps = structure.files_of(request.structures or [])
+    files |= {f"the map {path} of {structure.OPTION}": Path(path) for path in maps}
     known = subjects.files_of(request.subjects or ())
     return files | {f"the picture {path} of a subject": Path(path) for path in known}
 
@@ -290,6 +306,7 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
         subjects.check_weights(loading.get("model", options.SCENES), loading.get("subject"))
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
+    structure.check_nets(request.structures or [])
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
     recorded = {"--height": call.get("height"), "--width": call.get("width")}
     early.check_call(

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from underdraw.cli import boxes, logs, options, outputs, progress, subjects
+from underdraw.cli import boxes, logs, options, outputs, progress, structure, subjects
 from underdraw.cli.again import Request
 from underdraw.cli.failures import Interrupted, note
 from underdraw.errors import InputError
@@ -43,6 +43,7 @@ def load(request: Request, solver: str | None) -> Any:
         pipe.load_grounding(grounding)
     if subject is not None:
         pipe.load_subject(subject)
+    structure.attach(pipe, request.structures or [])
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:
@@ -97,6 +98,8 @@ def origin_of(request: Request) -> dict[str, Any]:
         origin["layout"] = boxes.with_pictures(request.layout)
     if request.subjects is not None:
         origin["subjects"] = subjects.with_pictures(request.subjects)
+    if request.structures is not None:
+        origin["structures"] = structure.with_maps(request.structures)
     if request.inputs:
         origin["inputs"] = request.inputs
     return origin
@@ -105,8 +108,9 @@ def origin_of(request: Request) -> dict[str, Any]:
 def controls_beside(request: Request, prompts: list[str]) -> dict[str, Any]:
     """The controls of a call with these prompts."""
     placed = [] if request.layout is None else boxes.controls_of(request.layout)
-    shown = [] if request.subjects is None else subjects.controls_of(request.subjects, prompts)
-    return {"controls": [*shown, *placed]} if shown or placed else {}
+    placed += structure.controls_of(request.structures or [])
+    placed += subjects.controls_of(request.subjects or [], prompts)
+    return {"controls": placed} if placed else {}
 
 
 def write(

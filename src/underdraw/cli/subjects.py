@@ -16,6 +16,7 @@ SUBJECT, AS, WEIGHTS = "--subject", "--as", "--subject-weights"
 USAGE = (
     f'{SUBJECT} takes a picture and what it shows: {SUBJECT} photo.png "dog", then perhaps {AS} '
 )
+PARTS = 2
 FOLDER = "qformer"
 """Of a pipeline's folder that has subject weights."""
 
@@ -122,6 +123,16 @@ def with_pictures(subjects: Subjects) -> list[dict[str, Any]]:
             image = embedded.kept(read_plain(Path(image)), Path(image).name)
         made.append({**entry, "image": image})
     return made
+
+
+def check_recorded(path: Path, subjects: Sequence[Any]) -> None:
+    """Raise an InputError where subjects of a record are damaged, or name files: pictures choose
+    none."""
+    with within(f"{path}: its subjects"):
+        for entry in subjects:
+            if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), Mapping):
+                raise InputError(f"one of them is damaged: {entry!r:.80}")
+        controls_of(subjects)
 
 
 def files_of(subjects: Subjects) -> list[str]:

@@ -164,16 +164,15 @@ class Structure(Control):
             return NO_SITES, carry
         # Pooled residuals act on the conditional half alone, too, as in the original.
         half = asked.guided and (self.guess or net.config.global_pool_conditions)
-        scale = self._scale(carry, call, asked.sample, half)
+        scale = self._scale(carry, call, asked.sample, asked.guided)
         if scale is None:
             return NO_SITES, carry
-        seen = asked.conditional() if half else asked
-        (hint,) = carry.doubled if seen.guided else carry.read
-        rows = seen.sample.shape[0]
-        time, context = seen.ahead(net, TIMES, CONTEXT, rows, hint)
-        x = nn.cast(seen.sample, hint)
-        given = (x, time, context, hint, scale, self.guess)
-        down, mid = seen.ask(CONTROLNET, net, *given)
+        # Both halves see the same latents and the same map, and go apart where they read texts.
+        one, (hint,) = asked.conditional(), carry.read
+        rows = one.sample.shape[0] if half else asked.sample.shape[0]
+        time, context = asked.ahead(net, TIMES, CONTEXT, rows, hint)
+        x = nn.cast(one.sample, hint)
+        down, mid = asked.ask(CONTROLNET, net, x, time, context, hint, scale, self.guess)
         residuals = [nn.cast(one, asked.sample) for one in (*down, mid)]
         if half:
             residuals = [nn.concat((one * 0, one), 0) for one in residuals]
@@ -201,8 +200,8 @@ class Structure(Control):
         return net
 
     def _scale(self, carry: Ready, call: Call, like: Array, half: bool = False) -> Any:
-        """How strongly it acts in a call: a number, or one per row of the call (of its conditional
-        half); None where not at all."""
+        """How strongly it acts in a call: a number, or one per row of the call (of one half of
+        it); None where not at all."""
         each = [
             scale * strength.at(call) * (start <= call.progress and call.over <= end)
             for scale, start, end, strength in _together(

@@ -104,7 +104,8 @@ def test_pictures(name):
     call = {"prompt": RED, "num_inference_steps": 2, "negative_prompt": "a cube", **call}
     if isinstance(call["prompt"], list):
         call["negative_prompt"] = ["a cube", "", "red"][: len(call["prompt"])]
-    assert deviation(pair(kind, nets), **call) <= 1e-4
+    level = 1 / 255 if call.get("output_type") == "pil" else 1  # of pixels, which are whole numbers
+    assert deviation(pair(kind, nets), **call) * level <= (1e-4 if level == 1 else 1.01 / 255)
 
 
 @pytest.mark.parametrize("kind", ["sd2", "wide"])

@@ -19,7 +19,7 @@ from underdraw.errors import InputError
 from underdraw.networks import encoder
 from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.networks.encoder import Blocks, Context, Run, Time, at_once, embed_time
-from underdraw.networks.layers import KeysValues
+from underdraw.networks.layers import KeysValues, repeated
 from underdraw.networks.program import Program
 from underdraw.networks.sites import NO_SITES
 
@@ -78,11 +78,13 @@ def controlnet(
     """The residuals for one call of the UNet.
 
     Args:
-        x: latents `(batch, in_channels, height, width)` as the UNet sees them.
+        x: latents `(batch, in_channels, height, width)` as the UNet sees them; where the halves of
+            a guided call have the same, those of one half, and all is computed once until the
+            first attention to the text.
         time: from `embed_time` of the encoder, or `call_times`.
         context: `(batch, tokens, cross_attention_dim)`, or keys and values from `call_context`.
-        hint: from `embed_hint`, `(batch | 1, width, height, width)`.
-        scale: factor on all residuals; a number, or `(batch, 1, 1, 1)`.
+        hint: from `embed_hint`, `(1 or as many as x, width, height, width)`.
+        scale: factor on all residuals; a number, or `(as many as x, 1, 1, 1)`.
         guess: whether deeper residuals count more (guess mode).
         leaves: differences to layers, by their path.
         mask: added to cross-attention scores.
@@ -98,8 +100,10 @@ def controlnet(
         raise InputError(
             f"the embedded map is {tuple(hint.shape)}; latents are {tuple(x.shape[2:])}"
         )
+    images = x.shape[0]
     x, skips = encoder.down(blocks, p, x + hint)
     x = encoder.middle(blocks, p, x)
+    rows = x.shape[0]
     pool = config.global_pool_conditions
     # Pooled residuals are all of one strength, as in diffusers.
     ratios = _ratios(len(skips) + 1) if guess and not pool else [1.0] * (len(skips) + 1)
@@ -107,8 +111,9 @@ def controlnet(
     def through(p: Node, x: Array, ratio: float) -> Array:
         y = nn.conv2d(p, x, x.shape[1], 1)
         y = y if ratio == 1 else y * ratio
-        y = nn.cast(y * scale, y)
-        return nn.mean(y, (2, 3)) if pool else y
+        of_rows = len(getattr(scale, "shape", ())) == 4 and y.shape[0] != images
+        y = nn.cast(y * (repeated(nn, scale, y.shape[0]) if of_rows else scale), y)
+        return repeated(nn, nn.mean(y, (2, 3)) if pool else y, rows)
 
     zeros = p.controlnet_down_blocks
     down = tuple(through(zeros[i], skip, ratios[i]) for i, skip in enumerate(skips))

@@ -82,6 +82,8 @@ class Record(Schema):
     layout: Mapping[str, Any] | None = None
     subjects: Annotated[tuple[Any, ...], Length(1, 64)] | None = None
     inputs: Mapping[str, Any] | None = None
+    structures: tuple[Any, ...] | None = None
+    """Nets and maps of the command line."""
 
     def check(self) -> None:
         read(Call, self.call)

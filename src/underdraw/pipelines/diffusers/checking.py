@@ -36,11 +36,11 @@ PLACES = {
     "prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
     "controlnet_conditioning_scale control_guidance_start control_guidance_end "
     "callback_on_step_end_tensor_inputs",
-    "StableDiffusionControlNetImg2ImgPipeline": "prompt control_image callback_steps "
+    "StableDiffusionControlNetImg2ImgPipeline": "prompt image callback_steps "
     "negative_prompt prompt_embeds negative_prompt_embeds ip_adapter_image "
     "ip_adapter_image_embeds controlnet_conditioning_scale control_guidance_start "
     "control_guidance_end callback_on_step_end_tensor_inputs",
-    "StableDiffusionControlNetInpaintPipeline": "prompt control_image mask_image height width "
+    "StableDiffusionControlNetInpaintPipeline": "prompt image mask_image height width "
     "callback_steps output_type negative_prompt prompt_embeds negative_prompt_embeds "
     "ip_adapter_image ip_adapter_image_embeds controlnet_conditioning_scale "
     "control_guidance_start control_guidance_end callback_on_step_end_tensor_inputs "
@@ -83,6 +83,8 @@ class Checking:
         takes = signature(type(self).__call__).parameters
         if "inpaint_strength" in takes and "strength" in given:
             given["inpaint_strength"] = given.pop("strength")
+        if "control_image" in takes and "image" in given and "control_image" not in given:
+            given["control_image"] = given.pop("image")  # what diffusers' method calls the map
         if unknown := sorted(set(given) - set(takes)):
             raise InputTypeError(f"check_inputs has no arguments {unknown}; a call has others")
         pipe = copy(self)
