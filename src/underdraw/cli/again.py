@@ -17,7 +17,7 @@ TEXTS = ("model", "variant", "tokenizer", "grounding", "backend", "engine")
 OPTIONS = {
     "image": "--image",
     "mask_image": "--mask",
-    "controls": "--box, --layout or --structure",
+    "controls": "--box or --layout (or --structure)",
     "seed": "--seed",
     "engine": "--engine",
 }
