@@ -198,12 +198,11 @@ CASES = {
 }
 
 
-# JAX, which compiles each derivative for itself, would take two minutes for gradients of a UNet.
+# JAX, which compiles each derivative for itself, would take two minutes for gradients of a UNet;
+# maps on JAX are in `tests/controls/test_structure.py`, compiled once.
+ELSEWHERE = {("null_text", "jax"), ("structure", "jax")}
 PAIRS = [
-    (name, backend)
-    for backend in OTHERS
-    for name in CASES
-    if (name, backend) != ("null_text", "jax")
+    (name, backend) for backend in OTHERS for name in CASES if (name, backend) not in ELSEWHERE
 ]
 
 
