@@ -20,6 +20,7 @@ import underdraw
 from underdraw import controls, engines
 from underdraw.controls.boxes import check_box
 from underdraw.errors import InputError, UnderdrawError
+from underdraw.pictures.maps import masked_map
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
 LATENTS = torch.ones(1, 4, 8, 8)
@@ -46,6 +47,8 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "SemanticMap": (underdraw.SemanticMap, {"image": np.zeros((4, 6), np.int64)}),
         "NullText": (underdraw.NullText, {"contexts": [torch.ones(1, 77, 32)]}),
         "AttentionEdit": (underdraw.AttentionEdit, {}),
+        "Structure": (underdraw.Structure, {"net": tiny.adapter(), "map": PICTURE}),
+        "masked_map": (masked_map, {"image": PICTURE, "mask": PICTURE}),
         "Strength": (controls.Strength, {"on": 0.3, "decay": 0.0, "off": 0.7}),
         "engines.get": (engines.get, {}),
         "batched": (underdraw.batched, {"streams": []}),

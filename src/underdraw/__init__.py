@@ -59,6 +59,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.controls.region import (
         Region as Region,
     )
+    from underdraw.controls.structure import (
+        Structure as Structure,
+    )
     from underdraw.errors import (
         ControlError as ControlError,
         InputError as InputError,
@@ -75,7 +78,11 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         CLIPTextModel as CLIPTextModel,
         CLIPTextModelWithProjection as CLIPTextModelWithProjection,
         CLIPVisionModelWithProjection as CLIPVisionModelWithProjection,
+        ControlNetModel as ControlNetModel,
+        MultiAdapter as MultiAdapter,
+        MultiControlNetModel as MultiControlNetModel,
         StableDiffusionSafetyChecker as StableDiffusionSafetyChecker,
+        T2IAdapter as T2IAdapter,
         UNet2DConditionModel as UNet2DConditionModel,
     )
     from underdraw.pipelines.auto import (
@@ -100,6 +107,18 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_adapter import (
+        StableDiffusionAdapterPipeline as StableDiffusionAdapterPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_controlnet import (
+        StableDiffusionControlNetPipeline as StableDiffusionControlNetPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_controlnet_img2img import (
+        StableDiffusionControlNetImg2ImgPipeline as StableDiffusionControlNetImg2ImgPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_controlnet_inpaint import (
+        StableDiffusionControlNetInpaintPipeline as StableDiffusionControlNetInpaintPipeline,
     )
     from underdraw.pipelines.stable_diffusion_diffedit import (
         DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,

@@ -15,6 +15,7 @@ MODULES = {
     ),
     "underdraw.controls.null_text": ("NullText",),
     "underdraw.controls.region": ("Region",),
+    "underdraw.controls.structure": ("Structure",),
     "underdraw.errors": (
         "ControlError",
         "InputError",
@@ -31,7 +32,11 @@ MODULES = {
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "CLIPVisionModelWithProjection",
+        "ControlNetModel",
+        "MultiAdapter",
+        "MultiControlNetModel",
         "StableDiffusionSafetyChecker",
+        "T2IAdapter",
         "UNet2DConditionModel",
     ),
     "underdraw.pipelines.auto": (
@@ -43,6 +48,14 @@ MODULES = {
     "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
     "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),
+    "underdraw.pipelines.stable_diffusion_adapter": ("StableDiffusionAdapterPipeline",),
+    "underdraw.pipelines.stable_diffusion_controlnet": ("StableDiffusionControlNetPipeline",),
+    "underdraw.pipelines.stable_diffusion_controlnet_img2img": (
+        "StableDiffusionControlNetImg2ImgPipeline",
+    ),
+    "underdraw.pipelines.stable_diffusion_controlnet_inpaint": (
+        "StableDiffusionControlNetInpaintPipeline",
+    ),
     "underdraw.pipelines.stable_diffusion_diffedit": (
         "DiffEditInversionPipelineOutput",
         "DiffEditOutput",

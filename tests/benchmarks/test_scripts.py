@@ -104,6 +104,18 @@ def test_grounded_steps(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_steps_along_maps(capsys):
+    import controlnet_step
+    import torch
+
+    shape = {"sizes": (8,), "dtypes": (torch.float32,), "runs": 1}
+    made = controlnet_step.main(**shape, config=UNET)
+    assert [one.bar for one in made] == [0.95] * 4
+    for line in capsys.readouterr().out.split("largest difference ")[1:]:
+        assert float(line.split()[0]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_whole_pipelines(capsys):
     import tiny_step
 
@@ -173,7 +185,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
     before = [name for name, *_ in ran[1:]]
     ran.clear()
     run.main(work)
-    assert [name for name, *_ in ran] == ["vae_decode", "unet_step", "grounded_step"]
+    assert [name for name, *_ in ran] == [
+        "vae_decode",
+        "unet_step",
+        "grounded_step",
+        "controlnet_step",
+    ]
     assert "import_time" in before
     ran.clear()
     run.main([*work, "--only", "tiny_step", "--fresh"])
@@ -184,7 +201,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
 def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
     run, ran, work = everything
     assert run.main([*work, "--quick"]) == tmp_path / "work" / "quick" / "RESULTS.md"
-    assert ran[-1][:3] == ("grounded_step", "--quick", "--json")
+    assert ran[-1][:3] == ("controlnet_step", "--quick", "--json")
     assert not (tmp_path / "RESULTS.md").exists()
     with pytest.raises(SystemExit):
         run.main([*work, "--only", "nothing"])

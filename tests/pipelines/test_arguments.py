@@ -59,6 +59,20 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("StableDiffusionGLIGENPipeline", "__call__"): {**TEXT, **BOXES},
     ("StableDiffusionGLIGENTextImagePipeline", "__call__"): {**TEXT, **BOXES},
+    ("StableDiffusionControlNetPipeline", "__call__"): {**TEXT, "image": PICTURE},
+    ("StableDiffusionControlNetImg2ImgPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "control_image": PICTURE,
+        "strength": 0.9,
+    },
+    ("StableDiffusionControlNetInpaintPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "control_image": PICTURE,
+        "mask_image": MASK,
+    },
+    ("StableDiffusionAdapterPipeline", "__call__"): {**TEXT, "image": PICTURE},
 }
 """What runs networks, and arguments with which it works."""
 SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
@@ -66,6 +80,7 @@ SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
 WORKS: dict[str, set[str]] = {
     "callback_on_step_end_tensor_inputs": {"empty list", "empty tuple"},
     "controls": {"empty list", "empty tuple"},
+    "control_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "cross_attention_kwargs": {"empty dict"},
     "device": {"0", "1", "numpy int"},
     "done": {"empty list", "empty tuple"},
@@ -73,7 +88,7 @@ WORKS: dict[str, set[str]] = {
     "gligen_images": {"pictures"},
     "gligen_inpaint_image": {"picture"},
     "gligen_phrases": {"numpy texts"},
-    "image": {"picture", "pictures"},
+    "image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "mask_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "input_images_mask": {"true", "false", "numpy bool", "tensor bool"},
     "input_phrases_mask": {"true", "false", "numpy bool", "tensor bool"},
@@ -102,7 +117,13 @@ def pipelines() -> dict[str, Any]:
     }
     config = {**tiny.SCHEDULE, "clip_sample": False, "set_alpha_to_one": False}
     for name, _ in CALLS:
-        given = {"scheduler": schedulers.DDIMScheduler(**config)} if "DiffEdit" in name else {}
+        given: dict[str, Any] = {}
+        if "DiffEdit" in name:
+            given = {"scheduler": schedulers.DDIMScheduler(**config)}
+        elif "ControlNet" in name:
+            given = {"controlnet": tiny.controlnet(text.unet)}
+        elif "Adapter" in name:
+            given = {"adapter": tiny.adapter()}
         if name not in made:
             made[name] = getattr(underdraw, name).from_pipe(text, **given)
     for pipe in made.values():

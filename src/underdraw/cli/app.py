@@ -6,15 +6,14 @@ from typing import Annotated
 
 import typer
 
-from underdraw.cli import logs
-from underdraw.cli.boxes import BoxCommand
+from underdraw.cli import boxes, logs, structure
 from underdraw.cli.convert import convert
 from underdraw.cli.edit import edit
 from underdraw.cli.evaluate import evaluate
 from underdraw.cli.failures import Group
 from underdraw.cli.generate import generate
 from underdraw.cli.info import info
-from underdraw.cli.numbers import Command
+from underdraw.cli.numbers import Command, OfSeveral
 from underdraw.cli.scenes import scenes
 from underdraw.cli.train import train
 
@@ -39,8 +38,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class GenerateCommand(OfSeveral):
+    """A box is a phrase and four numbers, a structure a net, a map and a number."""
+
+    takes = {boxes.BOX: 1 + boxes.NUMBERS, structure.OPTION: structure.PARTS}  # noqa: RUF012
+
+
 for command in (generate, edit, info, convert, scenes, train, evaluate):
-    cls = BoxCommand if command is generate else Command
+    cls = GenerateCommand if command is generate else Command
     app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 
 

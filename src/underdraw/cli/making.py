@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from underdraw.cli import boxes, logs, options, outputs, progress
+from underdraw.cli import boxes, logs, options, outputs, progress, structure
 from underdraw.cli.again import Request
 from underdraw.cli.failures import Interrupted, note
 from underdraw.errors import InputError
@@ -40,6 +40,7 @@ def load(request: Request, solver: str | None) -> Any:
     pipe.compat = request.compat
     if grounding is not None:
         pipe.load_grounding(grounding)
+    structure.attach(pipe, request.structures or [])
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:
@@ -91,13 +92,17 @@ def origin_of(request: Request) -> dict[str, Any]:
     origin = {name: value for name, value in request.loading.items() if name in kept}
     if request.layout is not None:
         origin["layout"] = boxes.with_pictures(request.layout)
+    if request.structures is not None:
+        origin["structures"] = structure.with_maps(request.structures)
     if request.inputs:
         origin["inputs"] = request.inputs
     return origin
 
 
 def controls_beside(request: Request) -> dict[str, Any]:
-    return {} if request.layout is None else {"controls": boxes.controls_of(request.layout)}
+    placed = [] if request.layout is None else boxes.controls_of(request.layout)
+    placed += structure.controls_of(request.structures or [])
+    return {"controls": placed} if placed else {}
 
 
 def write(

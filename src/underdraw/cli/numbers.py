@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import typer.core
 
@@ -30,3 +32,21 @@ def check(option: str, number: Any) -> None:
         raise InputError(f"{option} {number} is out of range; allowed: finite numbers")
     if isinstance(number, int) and not -MOST <= number < MOST:
         raise InputError(f"{option} {number} is out of range; allowed: below 2**63")
+
+
+class OfSeveral(Command):
+    """A command some of whose options take several values, each a word of its own: a text for such
+    an option is then a JSON list of them."""
+
+    takes: ClassVar[Mapping[str, int]] = {}
+    """By option how many values it takes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined, rest = [], list(args)
+        while rest:
+            part = rest.pop(0)
+            joined.append(part)
+            if (count := self.takes.get(part)) is not None:
+                joined.append(json.dumps(rest[:count]))
+                del rest[:count]
+        return super().parse_args(ctx, joined)

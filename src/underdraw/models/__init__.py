@@ -5,11 +5,13 @@ from underdraw.models.clip import (
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
 )
+from underdraw.models.controlnet import ControlNetModel, MultiControlNetModel
 from underdraw.models.grounding import Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.models.image_processor import CLIPImageProcessor
 from underdraw.models.image_projection import CLIPImageProjection
 from underdraw.models.safety import StableDiffusionSafetyChecker
+from underdraw.models.t2i_adapter import MultiAdapter, T2IAdapter
 from underdraw.models.unet import UNet2DConditionModel
 from underdraw.models.vae import AutoencoderKL
 
@@ -20,8 +22,12 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
+    "ControlNetModel",
     "Grounding",
+    "MultiAdapter",
+    "MultiControlNetModel",
     "StableDiffusionSafetyChecker",
+    "T2IAdapter",
     "UNet2DConditionModel",
     "load_grounding",
     "save_grounding",

@@ -64,7 +64,9 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
 
         def ready() -> None:
             """The UNet comes after the networks that controls need to be prepared."""
-            beside = components.attached.networks if controls else ()
+            beside = list(components.attached.networks) if controls else []
+            for control in controls:
+                beside += control.networks(run)
             held.enter_context(components.borrow(run.model, *beside))
 
         loop = sample(run, latents, controls, ready, denoiser)

@@ -80,6 +80,8 @@ class Record(Schema):
     channels_last: tuple[Any, ...] | None = None
     layout: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] | None = None
+    structures: tuple[Any, ...] | None = None
+    """Nets and maps of the command line."""
 
     def check(self) -> None:
         read(Call, self.call)

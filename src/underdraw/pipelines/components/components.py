@@ -14,10 +14,11 @@ from underdraw.models.base import Model
 from underdraw.models.outputs import DiagonalGaussian
 from underdraw.models.vae import Tiling
 from underdraw.networks.program import Program
-from underdraw.pipelines.components.adapters import Attached, Networks, Sight, groundings, sight_of
+from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
 from underdraw.pipelines.components.offload import Offload
-from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.registry import networks_among, uncompiled
 from underdraw.pipelines.components.settings import Settings
 
 NARROW = (
@@ -51,7 +52,7 @@ class Components:
     offload: Offload | None
     """Moves networks to an accelerator while they are used; None leaves them where they are."""
     attached: Attached
-    """What was attached beside the UNet, and what makes features of pictures."""
+    """What was attached beside the UNet, and what came with it."""
     compat: str | None
     """"diffusers" brings its behaviour back where it differs."""
     source: str | None
@@ -76,6 +77,8 @@ class Components:
     image_encoder = _named("image_encoder", "`CLIPVisionModelWithProjection`, or None")
     image_project = _named("image_project", "`CLIPImageProjection`, or None")
     processor = _named("processor", "`CLIPProcessor`, or None")
+    controlnet = _named("controlnet", "`ControlNetModel`, `MultiControlNetModel`, or None")
+    adapter = _named("adapter", "`T2IAdapter`, `MultiAdapter`, or None")
 
     def __copy__(self) -> Components:
         """Others on the same networks, whose settings change apart from these."""
@@ -125,8 +128,7 @@ class Components:
     @property
     def networks(self) -> list[Model]:
         """All networks, those that were attached included."""
-        there = map(uncompiled, (*self.named.values(), *self.attached.parts))
-        return [one for one in there if isinstance(one, Model)]
+        return networks_among((*self.named.values(), *self.attached.parts))
 
     def borrow(self, *networks: Any) -> AbstractContextManager[None]:
         """While it lasts these networks are on `device`, which without offloading they always are;

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from underdraw.errors import InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
+from underdraw.models.several import Several
 from underdraw.pipelines.components.advice import Advice, read_advice
 from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.registry import (
@@ -18,6 +19,7 @@ from underdraw.pipelines.components.registry import (
     NEUTRAL,
     READERS,
     SCHEDULERS,
+    SEVERAL,
     Names,
     check_listed,
     scheduler_class,
@@ -92,16 +94,18 @@ def read_folder(
     variants = folders.pick_variants(path, networks, how.variant)
     for name in here:
         if name in MODELS:
-            found[name] = MODELS[name].from_pretrained(
-                path,
-                subfolder=name,
-                variant=variants[name],
-                dtype=dtypes[name],
-                device=how.device,
-                backend=how.backend,
-                check=how.check,
-                use_safetensors=how.use_safetensors,
-            )
+            as_it_is = {
+                "variant": variants[name],
+                "dtype": dtypes[name],
+                "device": how.device,
+                "backend": how.backend,
+                "check": how.check,
+                "use_safetensors": how.use_safetensors,
+            }
+            if name in SEVERAL and listed[name][1] == SEVERAL[name].__name__:
+                found[name] = SEVERAL[name].from_pretrained(path / name, **as_it_is)
+            else:
+                found[name] = MODELS[name].from_pretrained(path, subfolder=name, **as_it_is)
         elif name in SCHEDULERS:
             kind = listed[name][1].removeprefix("Flax")
             found[name] = scheduler_class(kind).from_pretrained(path, subfolder=name)
@@ -136,7 +140,7 @@ def write_folder(
                 index[name] = [None, None]
                 continue
             index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
-            if isinstance(component, Model):
+            if isinstance(component, Model | Several):
                 component.save_pretrained(
                     place / name,
                     variant=variant,

@@ -12,6 +12,7 @@ from underdraw import models, schedulers
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
+from underdraw.models.several import Several
 from underdraw.names import HOMES
 from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -24,11 +25,18 @@ MODELS: Mapping[str, type[Model]] = {
     "image_encoder": models.CLIPVisionModelWithProjection,
     "image_project": models.CLIPImageProjection,
     "safety_checker": models.StableDiffusionSafetyChecker,
+    "controlnet": models.ControlNetModel,
+    "adapter": models.T2IAdapter,
 }
 """The class of each component that is a network."""
+SEVERAL: Mapping[str, type[Several[Any]]] = {
+    "controlnet": models.MultiControlNetModel,
+    "adapter": models.MultiAdapter,
+}
+"""The class of several such networks that are one component."""
 
 SCHEDULERS = ("scheduler", "inverse_scheduler")
-LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
+LIBRARIES = dict.fromkeys(("unet", "vae", *SEVERAL, *SCHEDULERS), "diffusers")
 # Where diffusers keeps these classes.
 LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
 READERS: Mapping[str, Any] = {
@@ -38,6 +46,8 @@ READERS: Mapping[str, Any] = {
 }
 """The class of each component that prepares texts or pictures."""
 ALSO_READ: Mapping[str, tuple[str, ...]] = {
+    "controlnet": ("MultiControlNetModel",),
+    "adapter": ("MultiAdapter",),
     "text_encoder": ("CLIPTextModelWithProjection",),
     "tokenizer": ("CLIPTokenizerFast",),
     "feature_extractor": (
@@ -104,6 +114,14 @@ def uncompiled(value: Any) -> Any:
     return getattr(value, "_orig_mod", value)
 
 
+def networks_among(values: Iterable[Any]) -> list[Model]:
+    """The networks among some values, wrapped ones and each of several that are one."""
+    found: list[Any] = []
+    for value in map(uncompiled, values):
+        found += value if isinstance(value, Several) else [value]
+    return [one for one in found if isinstance(one, Model)]
+
+
 def scheduler_class(name: str) -> Any:
     """The scheduler of a familiar class name."""
     found = getattr(schedulers, name, None)
@@ -130,6 +148,7 @@ def check_listed(name: str, listed: Any, where: str) -> None:
         place, kind = listed
         # A module of the library may be named, and what was written on Flax is as for PyTorch.
         inside = (library, "diffusers") if library == "stable_diffusion" else (library,)
+        inside += ("controlnet", "t2i_adapter") if name in SEVERAL else ()  # where they once were
         ours = place.split(".")[0] in inside
         if ours and kind.removeprefix("Flax") in known:
             return
