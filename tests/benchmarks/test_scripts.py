@@ -104,6 +104,20 @@ def test_grounded_steps(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_prompts_with_subjects():
+    """Our side alone: what diffusers does takes an older version."""
+    import blip_prompt
+    from PIL import Image
+    from pipelines.blip.recorded import record
+
+    blip = {**record.BLIP, "qformer_config": {**record.QFORMER, "hidden_size": 32}}
+    blip["qformer_config"]["num_attention_heads"] = 4
+    pipe = blip_prompt.ours(blip, {**TEXT, "projection_dim": 32})
+    context = blip_prompt.encode(pipe, [Image.new("RGB", (9, 7), "red")] * 2)
+    assert context.shape == (4, 77, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_steps_along_maps(capsys):
     import controlnet_step
     import torch

@@ -16,6 +16,7 @@ from underdraw import (
     Layout,
     PerImage,
     Region,
+    Structure,
     backends,
     engines,
     schedulers,
@@ -142,6 +143,16 @@ def controls(backend):
     return pipe(prompts, **SIZE, **CALL, controls=steering).images
 
 
+def structure(backend):
+    """A ControlNet and an adapter, with other maps and scales for each image."""
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, unet=tiny.ONE_LEVEL)
+    net = tiny.moved(tiny.controlnet({**tiny.UNET, **tiny.ONE_LEVEL}), backend)
+    adapter = tiny.moved(tiny.adapter(channels=(16,)), backend)
+    maps = [photo((72, 40), seed) for seed in (1, 2)]
+    steering = [Structure(net, maps, [0.4, 1.2]), Structure(adapter, maps[::-1], 0.5)]
+    return pipe(TWO, **SIZE, **CALL, controls=steering).images
+
+
 def null_text(backend):
     """A picture inverted by gradients through the UNet, then edited."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend, scheduler=ddim())
@@ -181,6 +192,7 @@ CASES = {
         gligen,
         gligen_text_image,
         controls,
+        structure,
         null_text,
         batched,
     )
