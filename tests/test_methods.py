@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
+from pipelines.blip import recorded as blip
 from zoo import ZOO, sensible
 
 import underdraw
@@ -37,6 +38,7 @@ def scheduler(name: str) -> Any:
 def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """By name what is called, and arguments with which it works."""
     pipe, grounded = tiny.pipeline(), gligen.made("text-image")
+    subjects = blip.pipeline()
     show = pipe.image_processor
     found: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "Box": (underdraw.Box, {"phrase": "a", "box": (0.1, 0.1, 0.5, 0.5)}),
@@ -47,6 +49,20 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "SemanticMap": (underdraw.SemanticMap, {"image": np.zeros((4, 6), np.int64)}),
         "NullText": (underdraw.NullText, {"contexts": [torch.ones(1, 77, 32)]}),
         "AttentionEdit": (underdraw.AttentionEdit, {}),
+        "Subject": (underdraw.Subject, {"image": PICTURE, "category": "toy"}),
+        "BlipImageProcessor": (underdraw.BlipImageProcessor(), {"images": PICTURE}),
+        "get_query_embeddings": (
+            subjects.get_query_embeddings,
+            {"input_image": torch.zeros(1, 3, 28, 28), "src_subject": "toy"},
+        ),
+        "encode_prompt": (
+            subjects.encode_prompt,
+            {"query_embeds": torch.zeros(1, 5, 24), "prompt": "a red cube"},
+        ),
+        "latents of subjects": (
+            subjects.prepare_latents,
+            {"batch_size": 1, "num_channels": 4, "height": 6, "width": 9},
+        ),
         "Structure": (underdraw.Structure, {"net": tiny.adapter(), "map": PICTURE}),
         "masked_map": (masked_map, {"image": PICTURE, "mask": PICTURE}),
         "Strength": (controls.Strength, {"on": 0.3, "decay": 0.0, "off": 0.7}),

@@ -62,6 +62,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.controls.structure import (
         Structure as Structure,
     )
+    from underdraw.controls.subject import (
+        Subject as Subject,
+    )
     from underdraw.errors import (
         ControlError as ControlError,
         InputError as InputError,
@@ -73,11 +76,14 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.models import (
         AutoencoderKL as AutoencoderKL,
+        Blip2QFormerModel as Blip2QFormerModel,
+        BlipImageProcessor as BlipImageProcessor,
         CLIPImageProcessor as CLIPImageProcessor,
         CLIPImageProjection as CLIPImageProjection,
         CLIPTextModel as CLIPTextModel,
         CLIPTextModelWithProjection as CLIPTextModelWithProjection,
         CLIPVisionModelWithProjection as CLIPVisionModelWithProjection,
+        ContextCLIPTextModel as ContextCLIPTextModel,
         ControlNetModel as ControlNetModel,
         MultiAdapter as MultiAdapter,
         MultiControlNetModel as MultiControlNetModel,
@@ -92,6 +98,12 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.base import (
         DiffusionPipeline as DiffusionPipeline,
+    )
+    from underdraw.pipelines.blip_diffusion import (
+        BlipDiffusionPipeline as BlipDiffusionPipeline,
+    )
+    from underdraw.pipelines.blip_diffusion_controlnet import (
+        BlipDiffusionControlNetPipeline as BlipDiffusionControlNetPipeline,
     )
     from underdraw.pipelines.call.batched import (
         batched as batched,

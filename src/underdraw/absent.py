@@ -23,7 +23,6 @@ NAMES = (
         "the Flax names come with a later release; every pipeline runs on JAX with "
         'from_pretrained(..., backend="jax")',
     ),
-    (r"Blip\w*|Subject", "subjects (BLIP-Diffusion) come with a later release"),
     (
         r"\w*ControlNet\w+|\w*ControlNet(?!\w)",
         "there are ControlNetModel, MultiControlNetModel and the ControlNet pipelines of Stable "

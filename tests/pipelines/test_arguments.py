@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
+from pipelines.blip import recorded as blip
 from zoo import ZOO, sensible
 
 import underdraw
@@ -32,6 +33,11 @@ LATENTS = torch.ones(1, 4, 8, 8)
 TEXT = {"prompt": "a red sphere", "num_inference_steps": 2}
 EDIT = {"image": PICTURE, "num_inference_steps": 4}
 BOXES = {"gligen_boxes": gligen.BOXES, "gligen_phrases": gligen.PHRASES}
+SUBJECT = {
+    "reference_image": PICTURE,
+    "source_subject_category": "toy",
+    "target_subject_category": "cube",
+}
 CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("StableDiffusionPipeline", "__call__"): TEXT,
     ("StableDiffusionPipeline", "encode_prompt"): {"prompt": "a red sphere"},
@@ -59,6 +65,14 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("StableDiffusionGLIGENPipeline", "__call__"): {**TEXT, **BOXES},
     ("StableDiffusionGLIGENTextImagePipeline", "__call__"): {**TEXT, **BOXES},
+    ("BlipDiffusionPipeline", "__call__"): {**TEXT, **SUBJECT},
+    ("BlipDiffusionPipeline", "generate_then_edit"): {**TEXT, **SUBJECT},
+    ("BlipDiffusionPipeline", "edit"): {**TEXT, **SUBJECT, "image": PICTURE},
+    ("BlipDiffusionControlNetPipeline", "__call__"): {
+        **TEXT,
+        **SUBJECT,
+        "conditioning_image": PICTURE,
+    },
     ("StableDiffusionControlNetPipeline", "__call__"): {**TEXT, "image": PICTURE},
     ("StableDiffusionControlNetImg2ImgPipeline", "__call__"): {
         **TEXT,
@@ -89,6 +103,9 @@ WORKS: dict[str, set[str]] = {
     "gligen_inpaint_image": {"picture"},
     "gligen_phrases": {"numpy texts"},
     "image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    "condtioning_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    "conditioning_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    "reference_image": {"picture", "pictures"},
     "mask_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "input_images_mask": {"true", "false", "numpy bool", "tensor bool"},
     "input_phrases_mask": {"true", "false", "numpy bool", "tensor bool"},
@@ -115,6 +132,11 @@ def pipelines() -> dict[str, Any]:
         "StableDiffusionGLIGENPipeline": gligen.made(),
         "StableDiffusionGLIGENTextImagePipeline": gligen.made("text-image"),
     }
+    net = blip.shared()["controlnet"]
+    made["BlipDiffusionPipeline"] = blip.pipeline()
+    made["BlipDiffusionControlNetPipeline"] = blip.pipeline(
+        underdraw.BlipDiffusionControlNetPipeline, controlnet=net
+    )
     config = {**tiny.SCHEDULE, "clip_sample": False, "set_alpha_to_one": False}
     for name, _ in CALLS:
         given: dict[str, Any] = {}

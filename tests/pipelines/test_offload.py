@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from controls import test_subject
 from controls.test_grounding import opened
 from controls.test_grounding_maps import SMALL
 from pipelines import test_gligen as gligen, tiny
@@ -68,6 +69,12 @@ def grounded():
     pipe = tiny.pipeline()
     for kind in ("text", "canny", "keypoints"):
         pipe.load_grounding(opened(pipe.unet, kind, **(SMALL if kind == "canny" else {})))
+    return pipe
+
+
+def portraying():
+    pipe = tiny.pipeline()
+    pipe.load_subject(test_subject.encoder())
     return pipe
 
 
@@ -241,6 +248,11 @@ CASES = {
         along_maps,
         lambda pipe: run(pipe, image=[picture(24, 40)] * 2),
         [TEXT, {"controlnet 0"}, {"controlnet 1"}, UNET | {"controlnet 0", "controlnet 1"}],
+    ),
+    "subjects": Case(
+        portraying,
+        lambda pipe: run(pipe, "a red sphere", **SIZE, controls=[test_subject.SPHERE]),
+        [TEXT | {"subject"}, UNET],
     ),
     "region": Case(tiny.pipeline, kept, [TEXT, VAE, UNET]),
     "stream": Case(

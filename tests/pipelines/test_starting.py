@@ -9,7 +9,13 @@ from underdraw.controls.features import image_features
 from underdraw.errors import InputError
 from underdraw.names import HOMES
 
-PIPELINES = [name for name in sorted(HOMES) if name.endswith("Pipeline")]
+ELSEWHERE = {"qformer"}
+"""Networks that do not ship with the family."""
+PIPELINES = [
+    name
+    for name in sorted(HOMES)
+    if name.endswith("Pipeline") and not ELSEWHERE & set(getattr(underdraw, name).names().needed)
+]
 TEXT_IMAGE = "StableDiffusionGLIGENTextImagePipeline"
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint8).reshape(96, 96, 3))
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from underdraw.cli import boxes, logs, structure
+from underdraw.cli import boxes, logs, structure, subjects
 from underdraw.cli.convert import convert
 from underdraw.cli.edit import edit
 from underdraw.cli.evaluate import evaluate
@@ -41,9 +41,15 @@ app = typer.Typer(
 
 
 class GenerateCommand(OfSeveral):
-    """A box is a phrase and four numbers, a structure a net, a map and a number."""
+    """A box is a phrase and four numbers; a structure a net, a map and a number; a subject a
+    picture, what it shows, and perhaps words behind --as."""
 
-    takes = {boxes.BOX: 1 + boxes.NUMBERS, structure.OPTION: structure.PARTS}  # noqa: RUF012
+    takes = {  # noqa: RUF012
+        boxes.BOX: 1 + boxes.NUMBERS,
+        structure.OPTION: structure.PARTS,
+        subjects.SUBJECT: subjects.PARTS,
+    }
+    further = {subjects.SUBJECT: subjects.AS}  # noqa: RUF012
 
 
 for command in (generate, edit, info, convert, scenes, train, evaluate):

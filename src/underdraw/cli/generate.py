@@ -18,6 +18,7 @@ from underdraw.cli import (
     sizes,
     solvers,
     structure,
+    subjects,
 )
 from underdraw.cli.again import Request
 from underdraw.cli.failures import note, tell
@@ -91,6 +92,28 @@ def generate(
             "picture that it reads, and how strongly, 1 as in training; may be repeated.",
         ),
     ] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subject",
+            metavar="PICTURE CATEGORY",
+            help="What the picture shows, such as photo.png dog, is to be seen where a prompt says "
+            "dog; may be repeated.",
+        ),
+    ] = None,
+    as_words: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="WORDS", help="Behind --subject: other words of the prompt for it."
+        ),
+    ] = None,
+    subject_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights that --subject needs, if the model has none: a folder, a file or a Hub "
+            "id."
+        ),
+    ] = None,
     draw_boxes: Annotated[
         bool, typer.Option("--draw-boxes", help="Also a copy with the boxes, as NAME-boxes.png.")
     ] = False,
@@ -147,6 +170,7 @@ def generate(
     if again is not None:
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
         named |= {"controls": layout or box, structure.OPTION: structures}
+        named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         named |= {"num_inference_steps": steps, "solver": solver}
         held = [name for name, value in named.items() if value is not None]
@@ -156,6 +180,10 @@ def generate(
         request.layout = placed
     if (read := structure.read_structures(structures)) is not None:
         request.structures = read
+    if as_words is not None:
+        raise InputError(f"--as {as_words!r} stands behind no --subject PICTURE CATEGORY")
+    if (shown := subjects.read_subjects(subject)) is not None:
+        request.subjects = shown
     if draw_boxes and request.layout is None:
         raise InputError("--draw-boxes needs --box or --layout")
     if not prompts and request.layout is not None and "prompt" in request.layout:
@@ -175,6 +203,7 @@ def generate(
         "tokenizer": tokenizer,
         "prediction_type": prediction_type and prediction_type.value,
         "grounding": grounding,
+        "subject": subject_weights,
     }
     request.loading |= {name: value for name, value in given.items() if value is not None}
     changes = {
@@ -234,6 +263,7 @@ generate.examples = """Examples:
   underdraw generate "a red sphere" --image photo.png --strength 0.6
   underdraw generate "a red sphere" --image photo.png --mask mask.png
   underdraw generate "a table" --box "a red sphere" 0.1 0.2 0.4 0.6 --draw-boxes
+  underdraw generate "a dog in the snow" --subject photo.png "dog" --model ./blipdiffusion
   underdraw generate "a castle" --model ./sd15 --structure ./canny-net edges.png 0.8
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
@@ -255,7 +285,9 @@ def read_files(
     shown = [] if request.layout is None else boxes.files_of(request.layout)
     files |= {f"the picture {path} of a box": Path(path) for path in shown}
     maps = structure.files_of(request.structures or [])
-    return files | {f"the map {path} of {structure.OPTION}": Path(path) for path in maps}
+    files |= {f"the map {path} of {structure.OPTION}": Path(path) for path in maps}
+    known = subjects.files_of(request.subjects or ())
+    return files | {f"the picture {path} of a subject": Path(path) for path in known}
 
 
 def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str | None) -> None:
@@ -269,6 +301,9 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
 
     loading = request.loading
     check_engine(loading.get("engine") or "eager", loading.get("backend") or "torch")
+    if request.subjects is not None:
+        subjects.check_words(request.subjects, prompts)
+        subjects.check_weights(loading.get("model", options.SCENES), loading.get("subject"))
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
     structure.check_nets(request.structures or [])

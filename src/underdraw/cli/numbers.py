@@ -40,6 +40,8 @@ class OfSeveral(Command):
 
     takes: ClassVar[Mapping[str, int]] = {}
     """By option how many values it takes."""
+    further: ClassVar[Mapping[str, str]] = {}
+    """By option the word behind its values after which one more may stand."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         joined, rest = [], list(args)
@@ -47,6 +49,10 @@ class OfSeveral(Command):
             part = rest.pop(0)
             joined.append(part)
             if (count := self.takes.get(part)) is not None:
-                joined.append(json.dumps(rest[:count]))
+                values = rest[:count]
                 del rest[:count]
+                if rest and rest[0] == self.further.get(part):
+                    values += rest[1:2]
+                    del rest[:2]
+                joined.append(json.dumps(values))
         return super().parse_args(ctx, joined)

@@ -88,6 +88,11 @@ class Control:
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
 
+    def room(self, components: Any, prompt: str, number: int) -> int:
+        """How many tokens `words` will put into a window of this prompt, the call's one of this
+        number: they stay free. `components` are the pipeline's, or None without one."""
+        return 0
+
     def networks(self, run: Run) -> Sequence[Any]:
         """Those that `during_call` asks: they stay where the run computes as long as it lasts."""
         return ()
@@ -125,6 +130,8 @@ class Part(Control):
 
     whole: ClassVar[Any]
     """`(parts) -> Control`: makes one of all parts that share this function; a `staticmethod`."""
+    of_words: ClassVar[bool] = False
+    """Whether that control acts on token embeddings."""
 
 
 def joined(controls: Sequence[Control]) -> list[Control]:
@@ -148,7 +155,8 @@ def joined(controls: Sequence[Control]) -> list[Control]:
 
 def of_words(controls: Sequence[Control]) -> list[Control]:
     """The controls that act on token embeddings; without any, a text is encoded as ever."""
-    return [control for control in controls if type(control).words is not Control.words]
+    acting = joined([c for c in controls if not isinstance(c, Part) or c.of_words])
+    return [control for control in acting if type(control).words is not Control.words]
 
 
 def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:

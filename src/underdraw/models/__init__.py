@@ -1,9 +1,12 @@
 """The model classes users hold, under the names they know."""
 
+from underdraw.models.blip import Blip2QFormerModel
+from underdraw.models.blip_processor import BlipImageProcessor
 from underdraw.models.clip import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    ContextCLIPTextModel,
 )
 from underdraw.models.controlnet import ControlNetModel, MultiControlNetModel
 from underdraw.models.grounding import Grounding
@@ -17,11 +20,14 @@ from underdraw.models.vae import AutoencoderKL
 
 __all__ = [
     "AutoencoderKL",
+    "Blip2QFormerModel",
+    "BlipImageProcessor",
     "CLIPImageProcessor",
     "CLIPImageProjection",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
+    "ContextCLIPTextModel",
     "ControlNetModel",
     "Grounding",
     "MultiAdapter",

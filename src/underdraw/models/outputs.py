@@ -152,3 +152,11 @@ class CLIPVisionModelOutput(Output):
     image_embeds: Array
     last_hidden_state: Array
     hidden_states: tuple[Array, ...] | None = None
+
+
+@dataclasses.dataclass
+class QFormerOutput(Output):
+    """Fields of `Blip2QFormerModel`'s output, queries before words."""
+
+    last_hidden_state: Array
+    pooler_output: Array

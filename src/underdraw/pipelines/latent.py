@@ -19,6 +19,7 @@ from underdraw.pipelines.components.accepting import check_widths
 from underdraw.pipelines.components.grounding import Groundable
 from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.structure import Structurable
+from underdraw.pipelines.components.subjects import Subjective
 from underdraw.pipelines.diffusers.checking import Checking
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
@@ -26,7 +27,15 @@ from underdraw.schedulers import Scheduler
 from underdraw.text.tokenizer import CLIPTokenizer
 
 
-class LatentPipeline(Groundable, Structurable, DiffusionPipeline, Familiar, FamiliarRuns, Checking):
+class LatentPipeline(
+    Groundable,
+    Structurable,
+    Subjective,
+    DiffusionPipeline,
+    Familiar,
+    FamiliarRuns,
+    Checking,
+):
     """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

@@ -33,6 +33,8 @@ class AdapterKind:
     fits the UNet, and says by what name it is known among its kind."""
     write: Callable[[Any, Any], None]
     """`(network, target)`: writes it so that `read` takes it back."""
+    beside: bool = True
+    """Whether such networks act inside calls of the UNet, so that they are where it is."""
 
 
 KINDS: dict[str, AdapterKind] = {}
@@ -86,6 +88,12 @@ class Attached:
     def networks(self) -> tuple[Any, ...]:
         """Networks of all kinds, without looking for more."""
         return tuple(one for networks in self.by_kind.values() for one in networks.values())
+
+    @property
+    def beside(self) -> tuple[Any, ...]:
+        """Those that act inside calls of the UNet."""
+        acting = (found for kind, found in self.by_kind.items() if KINDS[kind].beside)
+        return tuple(one for networks in acting for one in networks.values())
 
     @property
     def parts(self) -> tuple[Any, ...]:

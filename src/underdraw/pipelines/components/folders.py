@@ -14,6 +14,7 @@ from underdraw.models.several import Several
 from underdraw.pipelines.components.advice import Advice, read_advice
 from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.registry import (
+    HOMES_OF,
     LIBRARIES,
     MODELS,
     NEUTRAL,
@@ -22,6 +23,7 @@ from underdraw.pipelines.components.registry import (
     SEVERAL,
     Names,
     check_listed,
+    model_class,
     scheduler_class,
     uncompiled,
 )
@@ -45,7 +47,7 @@ class Read(NamedTuple):
 
     components: dict[str, Any]
     switches: dict[str, Any]
-    """Arguments of the constructor that were given."""
+    """Arguments of the constructor that were given, or that the folder says."""
     advice: Advice
 
 
@@ -80,6 +82,7 @@ def read_folder(
     )
     index = folders.read_model_index(path)
     listed = folders.components_of(index)
+    switches = {name: index[name] for name in names.stored if name in index} | switches
     advice = read_advice(index, str(name_or_path))
     # A folder may say that it has no text encoder: its users bring embeddings.
     found: dict[str, Any] = {
@@ -105,7 +108,8 @@ def read_folder(
             if name in SEVERAL and listed[name][1] == SEVERAL[name].__name__:
                 found[name] = SEVERAL[name].from_pretrained(path / name, **as_it_is)
             else:
-                found[name] = MODELS[name].from_pretrained(path, subfolder=name, **as_it_is)
+                kind = model_class(name, listed[name])
+                found[name] = kind.from_pretrained(path, subfolder=name, **as_it_is)
         elif name in SCHEDULERS:
             kind = listed[name][1].removeprefix("Flax")
             found[name] = scheduler_class(kind).from_pretrained(path, subfolder=name)
@@ -121,17 +125,19 @@ def write_folder(
     kind: str,
     components: Mapping[str, Any],
     advice: Advice,
+    stored: Mapping[str, Any] | None = None,
     *,
     variant: str | None,
     max_shard_size: int | str,
     safe_serialization: bool,
 ) -> None:
     """Write what `read_folder` and diffusers read back; an interrupted save leaves what was there
-    before. `kind` is the class of the pipeline."""
+    before. `kind` is the class of the pipeline, `stored` what `model_index.json` says besides."""
     index: dict[str, Any] = {
         "_class_name": kind,
         "_diffusers_version": "0.35.0",
         **advice.to_index(),
+        **(stored or {}),
     }
     with save.writing_folder(folder) as place:
         for name, component in components.items():
@@ -139,7 +145,9 @@ def write_folder(
             if component is None:
                 index[name] = [None, None]
                 continue
-            index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
+            named = type(component).__name__
+            library = HOMES_OF.get(named, LIBRARIES.get(name, "transformers"))
+            index[name] = [library, named]
             if isinstance(component, Model | Several):
                 component.save_pretrained(
                     place / name,
