@@ -255,12 +255,21 @@ def test_steps_on_jax(engine_steps):
     assert len(engine_steps.jit(1, ONE_LEVEL)) == 2
 
 
-def test_two_sources(engine_steps, capsys):
+def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):
     here = BENCHMARKS.parent
-    made = engine_steps.eager(here, turns=1, runs=(1, 1), config=UNET)
+    measured = engine_steps._cases(here, (1, 1), False, UNET)
+    turns = []
+
+    def cases(folder, *asked):
+        turns.append(folder)
+        return {name: (ours * len(turns), peer) for name, (ours, peer) in measured.items()}
+
+    monkeypatch.setattr(engine_steps, "_cases", cases)
+    made = engine_steps.eager(tmp_path, turns=2, runs=(1, 1), config=UNET)
+    assert turns == [here, tmp_path, tmp_path, here]  # what warms up favours neither
     assert made[0].name == "now by before, tiny pipeline step, DDIMScheduler (s)"
-    assert len(made) == 8
-    assert capsys.readouterr().out.count("diffusers, measured by both") == 8
+    assert [one.ratio for one in made] == [pytest.approx(1.0)] * 8
+    assert capsys.readouterr().out.count("diffusers, measured by both: 1.00") == 8
 
 
 def test_what_engine_steps_measures_is_chosen(engine_steps, tmp_path, monkeypatch, capsys):

@@ -366,7 +366,7 @@ def test_a_control_brings_its_weights_as_an_adapter(hint_kind, tmp_path):
     expected, plain = run(pipe, CONTROLS["structure"]("torch")), run(pipe)
     hint_network().save_pretrained(tmp_path / "alone")
     pipe.load_adapter("hints", tmp_path / "alone")
-    assert sorted(pipe.adapters) == ["grounding", "hints"]
+    assert {"grounding", "hints"} <= set(pipe.adapters)
     assert list(pipe.adapters["hints"]) == ["hints"]
     assert np.array_equal(run(pipe, control), expected)
     other = underdraw.StableDiffusionPipeline.from_pipe(pipe)

@@ -275,6 +275,18 @@ def test_what_does_not_fit_is_told_before_the_first_call(pipe, name):
     assert not calls
 
 
+def test_a_net_reads_latents_alone(net):
+    """Beside an inpainting UNet, too, which takes the mask and the masked picture besides."""
+    parts = tiny.components(unet={"in_channels": 9})
+    pipe = underdraw.StableDiffusionInpaintPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"image": maps(), "mask_image": np.ones((40, 72)), **SIZE}
+    assert run(pipe, controls=[Structure(net, maps())], **call).isfinite().all()
+    wide = tiny.controlnet({**tiny.UNET, "in_channels": 9})
+    with pytest.raises(InputError, match="takes 9 channels; latents have 4"):
+        run(pipe, controls=[Structure(wide, maps())], **call)
+
+
 # -- together --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Case:

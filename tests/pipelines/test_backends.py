@@ -166,8 +166,9 @@ def null_text(backend):
 
 def batched(backend):
     """Calls of other guidance and controls that share each call of the UNet."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
-    pipe.engine = None  # here each operation by itself, also on JAX
+    # Each operation by itself, also on JAX, which compiles it for each shape: one level has few.
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, unet=tiny.ONE_LEVEL)
+    pipe.engine = None
     region = Region(mask(), image=photo((72, 40), 3))
     streams = [
         pipe.stream(TWO[0], **SIZE, **CALL, controls=[region]),
@@ -198,12 +199,11 @@ CASES = {
 }
 
 
-# JAX, which compiles each derivative for itself, would take two minutes for gradients of a UNet.
+# JAX, which compiles each derivative for itself, would take two minutes for gradients of a UNet;
+# maps on JAX are in `tests/controls/test_structure.py`, compiled once.
+ELSEWHERE = {("null_text", "jax"), ("structure", "jax")}
 PAIRS = [
-    (name, backend)
-    for backend in OTHERS
-    for name in CASES
-    if (name, backend) != ("null_text", "jax")
+    (name, backend) for backend in OTHERS for name in CASES if (name, backend) not in ELSEWHERE
 ]
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines.tiny import pipeline
+from pipelines.tiny import controlnet, pipeline
 
+import underdraw
 from underdraw import (
     AutoencoderKL,
     AutoPipelineForImage2Image,
@@ -48,8 +49,40 @@ def test_a_task_names_a_class(folders, auto, kind):
         assert type(again) is kind and again.unet is owner.unet
     with pytest.raises(InputTypeError, match="from_pretrained"):
         auto(folders[1][0])
-    with pytest.raises(InputError, match="controlnet is not supported"):
-        auto.from_pretrained(folders[0] / "StableDiffusionPipeline", controlnet=object())
+    with pytest.raises(InputError, match="enable_pag is not supported"):
+        auto.from_pretrained(folders[0] / "StableDiffusionPipeline", enable_pag=True)
+
+
+@pytest.mark.parametrize(("auto", "kind"), TASKS.items())
+def test_a_task_along_maps(folders, tmp_path, auto, kind):
+    """A ControlNet, or two, that are given, or that a folder or a pipeline has."""
+    place, (owner, _) = folders[0] / "StableDiffusionPipeline", folders[1]
+    along = getattr(underdraw, kind.__name__.replace("Diffusion", "DiffusionControlNet"))
+    net = controlnet(owner.unet)
+    made = auto.from_pretrained(place, controlnet=net)
+    assert type(made) is along and made.controlnet is net
+    two = auto.from_pipe(owner, controlnet=[net, net])
+    assert type(two) is along and len(two.controlnet.nets) == 2 and two.unet is owner.unet
+    two.save_pretrained(tmp_path / "two")
+    read = auto.from_pretrained(tmp_path / "two", dtype="bfloat16")
+    assert type(read) is along and len(read.controlnet.nets) == 2
+    assert {one.dtype for one in read.parts.networks} == {torch.bfloat16}
+    assert {one.dtype for one in read.to(torch.float32).parts.networks} == {torch.float32}
+    assert type(auto.from_pipe(read)) is along
+    assert type(auto.from_pipe(read, controlnet=None)) is kind
+    with pytest.raises(InputTypeError, match=r"controlnet: .* cannot serve as ControlNetModel"):
+        auto.from_pretrained(place, controlnet=object())
+    with pytest.raises(InputError, match=r"controlnet=None|has no controlnet"):
+        along.from_pretrained(place)
+
+
+def test_a_single_file_with_a_controlnet(one_file):
+    pipe, path = one_file
+    given = {"tokenizer": pipe.tokenizer, "controlnet": controlnet(pipe.unet)}
+    made = underdraw.StableDiffusionControlNetPipeline.from_single_file(path, **given)
+    assert made.controlnet is given["controlnet"]
+    with pytest.raises(InputError, match="needs them: give controlnet="):
+        underdraw.StableDiffusionControlNetPipeline.from_single_file(path, tokenizer=pipe.tokenizer)
 
 
 @pytest.mark.parametrize("auto", TASKS)

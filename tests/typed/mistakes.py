@@ -9,15 +9,19 @@ import underdraw
 from underdraw import (
     AutoencoderKL,
     AutoPipelineForInpainting,
+    ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
+    MultiControlNetModel,
+    StableDiffusionControlNetPipeline,
     StableDiffusionDiffEditPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionPipelineOutput,
+    Structure,
     UNet2DConditionModel,
 )
-from underdraw.models.outputs import DecoderOutput
+from underdraw.models.outputs import ControlNetOutput, DecoderOutput
 from underdraw.schedulers import Scheduler
 
 
@@ -55,6 +59,16 @@ def components(pipe: StableDiffusionPipeline) -> None:
     print(underdraw.FlaxControlNetModel)  # type: ignore
 
 
+def along_maps(pipe: StableDiffusionControlNetPipeline, net: ControlNetModel, x: Any) -> None:
+    assert_type(pipe("a cat", x), StableDiffusionPipelineOutput)
+    pipe("a cat", x, controlnet_conditioning_scale="1")  # type: ignore
+    pipe("a cat", x, guess_mod=True)  # type: ignore
+    assert_type(pipe.controlnet, ControlNetModel | MultiControlNetModel)
+    assert_type(net(x, 1, x, x), ControlNetOutput)
+    Structure(net, x, scal=1.0)  # type: ignore
+    Structure(3, x)  # type: ignore
+
+
 def classes(pipe: StableDiffusionPipeline) -> None:
     assert_type(StableDiffusionPipeline.from_pretrained("a").to("cpu"), StableDiffusionPipeline)
     assert_type(StableDiffusionPipeline.from_single_file("a"), StableDiffusionPipeline)
@@ -63,4 +77,6 @@ def classes(pipe: StableDiffusionPipeline) -> None:
     assert_type(UNet2DConditionModel.from_pretrained("a"), UNet2DConditionModel)
     assert_type(AutoencoderKL.from_single_file("a"), AutoencoderKL)
     assert_type(DiffusionPipeline.from_pretrained("a"), DiffusionPipeline)
+    assert_type(ControlNetModel.from_unet(pipe.unet), ControlNetModel)
+    assert_type(ControlNetModel.from_single_file("a"), ControlNetModel)
     DiffusionPipeline.from_pretrained("a")("a cat").images[0].save("a.png")

@@ -132,9 +132,13 @@ class Structure(Control):
 
     def prepare(self, run: Run) -> Ready:
         """What the net makes of the maps."""
-        net, (_, _, height, width) = self._net(run), run.latents.shape
+        net, (_, latents, height, width) = self._net(run), run.latents.shape
         self.check_count(run.batch)
         net.require_fit(run.model)
+        if isinstance(net, ControlNetModel) and net.config.in_channels != latents:
+            raise InputError(
+                f"Structure(net) takes {net.config.in_channels} channels; latents have {latents}"
+            )
         channels, factor = net.config.map_channels, net.config.factor
         pixels = sized("Structure(map)", self.map, channels, height * factor, width * factor)
         maps = run.framework.array(pixels, net.dtype, getattr(run.latents, "device", None))
