@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import HUB
 from underdraw.pipelines.base import DiffusionPipeline
@@ -12,6 +14,7 @@ from underdraw.pipelines.components.registry import listed_class
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from underdraw.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from underdraw.shown import shown
 from underdraw.weights import hub as hubs
 
 Made = TypeVar("Made", bound=DiffusionPipeline)
@@ -38,14 +41,18 @@ class _Auto(Generic[Made]):
         listed_class(hubs.resolve(source, weights=False, **access))
 
     @classmethod
+    @checked
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Made:
         """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
         cls._check(name_or_path, options)
         return cls.made.from_pretrained(name_or_path, **options)
 
     @classmethod
+    @checked
     def from_pipe(cls, pipeline: DiffusionPipeline, **overrides: Any) -> Made:
         """Arguments and errors as of `DiffusionPipeline.from_pipe`."""
+        if not isinstance(getattr(pipeline, "components", None), Mapping):
+            raise InputTypeError(f"pipeline={shown(pipeline)} is no pipeline")
         cls._check(pipeline, overrides)
         return cls.made.from_pipe(pipeline, **overrides)
 

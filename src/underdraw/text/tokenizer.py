@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.errors import InputError, InputTypeError
 from underdraw.text.stored import StoredTokenizer
 
@@ -95,10 +95,8 @@ class CLIPTokenizer(StoredTokenizer):
         return_tensors: str | None,
     ) -> TokenizedText:
         """Rows and masks, filled up to the longest or to `limit`."""
-        if padding not in _PADDING:
-            raise InputError(f"padding={padding!r}; allowed: {', '.join(map(repr, _PADDING))}")
-        if return_tensors not in (None, "np", "pt"):
-            raise InputError(f"return_tensors={return_tensors!r}; allowed: None, 'np', 'pt'")
+        checks.choice("padding", padding, tuple(_PADDING))
+        checks.choice("return_tensors", return_tensors, (None, "np", "pt"))
         length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
         masks = [mask + [0] * (length - len(mask)) for mask in masks]
         rows = [row + [self.pad_token_id] * (length - len(row)) for row in rows]

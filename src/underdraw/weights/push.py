@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.weights.hub import is_offline, is_repository
 
@@ -19,6 +20,7 @@ class Pushable:
         def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
             """Write a folder."""
 
+    @checked
     def push_to_hub(
         self,
         repo_id: str,

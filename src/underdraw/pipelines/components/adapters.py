@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection, Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
@@ -220,7 +221,7 @@ def _read_grounding(
                 sight = Sight(None, project or _as_it_is, None)
     network.require_fit(unet)
     sight = Sight(image_encoder, image_project, processor).over(sight)
-    if sight != NO_SIGHT:
+    if any(part is not None for part in sight):
         components.attached.see(components, sight)
     return network.config.kind, network
 
@@ -241,6 +242,7 @@ class Adaptable:
             {kind: self.parts.attached.of(self.parts, kind) for kind in sorted(KINDS)}
         )
 
+    @checked
     def load_adapter(self, kind: str, source: Any, **options: Any) -> None:
         """Attach weights of a kind ("grounding", or one of `register_adapter`); others of the same
         kind and name go. `source` and `options` are as the kind takes them; `load_grounding` tells
@@ -283,6 +285,7 @@ class Adaptable:
         those which a gated UNet has in itself."""
         return self.parts.groundings
 
+    @checked
     def load_grounding(
         self,
         source: Grounding | str | Path,
