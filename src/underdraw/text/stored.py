@@ -36,6 +36,7 @@ class StoredTokenizer:
     __call__: Callable[..., Any]
     _encode: Callable[[str], Any]
     _padded: Callable[..., Any]
+    _limit: Callable[[int | None], int]
 
     def __init__(
         self,
@@ -163,8 +164,7 @@ class StoredTokenizer:
             raise InputError("encoded_inputs holds no rows; at least one is needed")
         masks = [_listed(row) for row in encoded_inputs.get("attention_mask", ())]
         masks = masks or [[1] * len(row) for row in rows]
-        limit = self.model_max_length if max_length is None else max_length
-        return self._padded(rows, masks, padding, limit, return_tensors)
+        return self._padded(rows, masks, padding, self._limit(max_length), return_tensors)
 
     @checked
     def tokenize(self, text: str) -> list[str]:

@@ -19,6 +19,8 @@ Text = Annotated[str, Length(1, 1000)]
 Id = Annotated[int, Range(0, MOST_ID)]
 MaxLength = Annotated[int, Range(1, 10**31)]
 """transformers writes 10^30, as the nearest number in double precision, where nothing is known."""
+KNOWN_LENGTH = 100_000
+"""Longer ones stand for a length that nobody knows."""
 
 
 @dataclass(frozen=True)
