@@ -1,10 +1,12 @@
-"""`nox` runs what CI runs: lint, the tests on PyTorch and JAX beside diffusers, MindSpore.
+"""`nox` runs what CI runs: lint and the tests on PyTorch and JAX beside diffusers, then MindSpore.
 
 `nox -s quick` is for every commit. `-R` installs nothing anew: `nox -R -s quick`.
 """
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -12,7 +14,7 @@ import nox
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "tests", "mindspore"]
+nox.options.sessions = ["tests", "mindspore"]
 
 # Two workers with one thread each: small networks gain nothing from more threads, and
 # spinning OpenMP threads of two workers on two cores cost a factor.
@@ -78,33 +80,45 @@ def rules(session: nox.Session) -> None:
     shared(session, "lint-imports", PYTHONPATH="src")
 
 
-@nox.session(venv_backend="none", requires=["environment"])
-def lint(session: nox.Session) -> None:
-    """Lint, format, import contracts and types."""
-    rules(session)
-    shared(session, "pyright")
-
-
-@nox.session(venv_backend="none", requires=["environment"])
-def quick(session: nox.Session) -> None:
-    """Lint and a part of the tests on the sources as they are, for every commit."""
-    rules(session)
-    # Types take one core for most of the time: they are checked beside the tests.
-    types = subprocess.Popen(["pyright"], env=os.environ | _paths(session))
+@contextmanager
+def types(session: nox.Session) -> Iterator[None]:
+    """Types are checked beside what runs meanwhile: alone they keep one core busy."""
+    running = subprocess.Popen(["pyright"], env=os.environ | _paths(session))
     try:
-        chosen = [f"tests/{path}" for path in QUICK]
-        variables = {**ENVIRONMENT, "PYTHONPATH": "src"}
-        shared(session, "pytest", *WORKERS, *chosen, **variables, **EXPECTED)
+        yield
     finally:
-        failed = types.wait()
+        failed = running.wait()
     if failed:
         session.error("pyright found errors")
 
 
 @nox.session(venv_backend="none", requires=["environment"])
+def lint(session: nox.Session) -> None:
+    """Lint, format, import contracts and types."""
+    with types(session):
+        rules(session)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
+def quick(session: nox.Session) -> None:
+    """Lint, types and a part of the tests on the sources as they are, for every commit."""
+    rules(session)
+    with types(session):
+        chosen = [f"tests/{path}" for path in QUICK]
+        variables = {**ENVIRONMENT, "PYTHONPATH": "src"}
+        shared(session, "pytest", *WORKERS, *chosen, **variables, **EXPECTED)
+
+
+@nox.session(venv_backend="none", requires=["environment"])
 def tests(session: nox.Session) -> None:
-    """Everything on PyTorch and JAX, against diffusers (`nox -s tests -- tests/solvers`)."""
-    shared(session, "pytest", *WORKERS, *session.posargs, **ENVIRONMENT, **EXPECTED)
+    """Lint, types and everything on PyTorch and JAX, against diffusers; `nox -s tests --
+    tests/solvers` runs these tests alone."""
+    if session.posargs:
+        shared(session, "pytest", *WORKERS, *session.posargs, **ENVIRONMENT, **EXPECTED)
+        return
+    rules(session)
+    with types(session):
+        shared(session, "pytest", *WORKERS, **ENVIRONMENT, **EXPECTED)
 
 
 @nox.session
@@ -114,4 +128,5 @@ def mindspore(session: nox.Session) -> None:
     files = ["text/test_apply_weights.py", "pipelines/test_backends.py"]
     chosen = session.posargs or ["tests/backends", "tests/networks", *(f"tests/{f}" for f in files)]
     expected = {"UNDERDRAW_EXPECT": "torch,mindspore"}
-    session.run("pytest", *WORKERS, *chosen, env=ENVIRONMENT | expected)
+    # What runs on PyTorch alone has been run by `tests`.
+    session.run("pytest", *WORKERS, "-k", "not torch", *chosen, env=ENVIRONMENT | expected)

@@ -29,9 +29,12 @@ SCRIPTS = {
     "vae_decode": "Autoencoder of Stable Diffusion 1.5",
     "unet_step": "UNet of Stable Diffusion 1.5",
     "grounded_step": "Grounded steps of Stable Diffusion 1.4 (GLIGEN)",
+    "controlnet_step": "Steps along maps of Stable Diffusion 1.5 (ControlNet)",
 }
 """Headings, in the order in which they run: short ones first."""
-QUICK = {name: ["--quick"] for name in ("vae_decode", "unet_step", "grounded_step")}
+QUICK = {
+    name: ["--quick"] for name in ("vae_decode", "unet_step", "grounded_step", "controlnet_step")
+}
 QUICK["cold_start"] = ["1"]
 
 PREFACE = """# Results

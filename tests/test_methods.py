@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from pipelines import test_gligen as gligen
+from pipelines import test_gligen as gligen, tiny
+from pipelines.blip import recorded as blip
 from walked import PICTURE, instance, methods
 from zoo import ZOO, sensible
 
@@ -22,6 +23,7 @@ import underdraw
 from underdraw import controls, engines
 from underdraw.controls.boxes import check_box
 from underdraw.errors import InputError, UnderdrawError
+from underdraw.pictures.maps import masked_map
 
 POSE = [[(0.5, 0.5)] * 17]
 SCHEDULERS = [name for name in underdraw.__all__ if name.endswith("Scheduler")]
@@ -40,6 +42,22 @@ MAKING: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Region": (underdraw.Region, {"mask": PICTURE, "image": PICTURE}),
     "VaeImageProcessor": (underdraw.VaeImageProcessor, {}),
     "Strength": (controls.Strength, {"on": 0.3, "decay": 0.0, "off": 0.7}),
+    "Subject": (underdraw.Subject, {"image": PICTURE, "category": "toy"}),
+    "BlipImageProcessor": (underdraw.BlipImageProcessor(), {"images": PICTURE}),
+    "get_query_embeddings": (
+        blip.pipeline().get_query_embeddings,
+        {"input_image": torch.zeros(1, 3, 28, 28), "src_subject": "toy"},
+    ),
+    "encode_prompt of subjects": (
+        blip.pipeline().encode_prompt,
+        {"query_embeds": torch.zeros(1, 5, 24), "prompt": "a red cube"},
+    ),
+    "latents of subjects": (
+        blip.pipeline().prepare_latents,
+        {"batch_size": 1, "num_channels": 4, "height": 6, "width": 9},
+    ),
+    "Structure": (underdraw.Structure, {"net": tiny.adapter(), "map": PICTURE}),
+    "masked_map": (masked_map, {"image": PICTURE, "mask": PICTURE}),
     "engines.get": (engines.get, {}),
     "batched": (underdraw.batched, {"streams": []}),
 }

@@ -29,12 +29,12 @@ LATENTS = torch.ones(1, 4, 8, 8)
 PIXELS = torch.zeros(1, 3, 32, 32)
 
 # -- what is no user's to call ---------------------------------------------------------------------
-MOMENTS = "words prepare before_call during_call after_step whole layouts"
+MOMENTS = "words networks room prepare before_call during_call after_step whole layouts"
 """Of controls: the run calls them, `tests/controls/test_broken_hooks.py` tries their answers."""
 PROGRAMS = (
     "adapt_config adopt decode_with encode_with export_config flags from_tensors layout "
     "read_config sharing default_tiling non_finite stored_tensors lift_grounding "
-    "without_grounding check names"
+    "without_grounding check check_count names"
 )
 """Of networks and pipelines: how the package's own rooms read and run them."""
 TABLES = "build"
@@ -42,6 +42,11 @@ TABLES = "build"
 CALLS = "encode_prompt generate_mask invert edit"
 """Of pipelines: `tests/pipelines/test_arguments.py` has them."""
 INSIDE = frozenset(" ".join((MOMENTS, PROGRAMS, TABLES, CALLS)).split())
+
+
+ELSEWHERE = ("Blip", "ContextCLIP", "ControlNet", "T2IAdapter", "AdapterPipeline", "MultiAdapter")
+"""Classes whose own methods `tests/pipelines/blip` and `tests/controls/test_structure.py` try; what
+they share with others is tried here."""
 
 
 class Method(NamedTuple):
@@ -76,7 +81,7 @@ def methods() -> list[Method]:
     """One for each function, where classes share it."""
     found: dict[Any, Method] = {}
     for name in sorted(underdraw.__all__, key=lambda name: "Inverse" in name):
-        if inspect.isclass(kind(name)):
+        if inspect.isclass(kind(name)) and not any(word in name for word in ELSEWHERE):
             for method, function in own_methods(kind(name)):
                 found.setdefault(function, Method(name, method, function))
     return list(found.values())
@@ -242,6 +247,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "repo_id": lambda: "owner/name",
     "sample": lambda: LATENTS,
     "size": lambda: (8, 8),
+    "source": lambda: "nowhere",
     "slice_size": lambda: None,
     "strength": lambda: 0.5,
     "target": lambda: "made",

@@ -59,6 +59,12 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.controls.region import (
         Region as Region,
     )
+    from underdraw.controls.structure import (
+        Structure as Structure,
+    )
+    from underdraw.controls.subject import (
+        Subject as Subject,
+    )
     from underdraw.errors import (
         ControlError as ControlError,
         InputError as InputError,
@@ -70,12 +76,19 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.models import (
         AutoencoderKL as AutoencoderKL,
+        Blip2QFormerModel as Blip2QFormerModel,
+        BlipImageProcessor as BlipImageProcessor,
         CLIPImageProcessor as CLIPImageProcessor,
         CLIPImageProjection as CLIPImageProjection,
         CLIPTextModel as CLIPTextModel,
         CLIPTextModelWithProjection as CLIPTextModelWithProjection,
         CLIPVisionModelWithProjection as CLIPVisionModelWithProjection,
+        ContextCLIPTextModel as ContextCLIPTextModel,
+        ControlNetModel as ControlNetModel,
+        MultiAdapter as MultiAdapter,
+        MultiControlNetModel as MultiControlNetModel,
         StableDiffusionSafetyChecker as StableDiffusionSafetyChecker,
+        T2IAdapter as T2IAdapter,
         UNet2DConditionModel as UNet2DConditionModel,
     )
     from underdraw.pipelines.auto import (
@@ -85,6 +98,12 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.base import (
         DiffusionPipeline as DiffusionPipeline,
+    )
+    from underdraw.pipelines.blip_diffusion import (
+        BlipDiffusionPipeline as BlipDiffusionPipeline,
+    )
+    from underdraw.pipelines.blip_diffusion_controlnet import (
+        BlipDiffusionControlNetPipeline as BlipDiffusionControlNetPipeline,
     )
     from underdraw.pipelines.call.batched import (
         batched as batched,
@@ -100,6 +119,18 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.pipelines.stable_diffusion import (
         StableDiffusionPipeline as StableDiffusionPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_adapter import (
+        StableDiffusionAdapterPipeline as StableDiffusionAdapterPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_controlnet import (
+        StableDiffusionControlNetPipeline as StableDiffusionControlNetPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_controlnet_img2img import (
+        StableDiffusionControlNetImg2ImgPipeline as StableDiffusionControlNetImg2ImgPipeline,
+    )
+    from underdraw.pipelines.stable_diffusion_controlnet_inpaint import (
+        StableDiffusionControlNetInpaintPipeline as StableDiffusionControlNetInpaintPipeline,
     )
     from underdraw.pipelines.stable_diffusion_diffedit import (
         DiffEditInversionPipelineOutput as DiffEditInversionPipelineOutput,

@@ -23,11 +23,10 @@ NAMES = (
         "the Flax names come with a later release; every pipeline runs on JAX with "
         'from_pretrained(..., backend="jax")',
     ),
-    (r"Blip\w*|Subject", "subjects (BLIP-Diffusion) come with a later release"),
     (
-        r"\w*ControlNet\w*|T2IAdapter|MultiAdapter|StableDiffusionAdapterPipeline|Structure",
-        "ControlNet and T2I-Adapter come with a later release; until then CannyMap, DepthMap and "
-        "others of a GLIGEN checkpoint steer by maps",
+        r"\w*ControlNet\w+|\w*ControlNet(?!\w)",
+        "there are ControlNetModel, MultiControlNetModel and the ControlNet pipelines of Stable "
+        "Diffusion; Structure(net, map) adds one to any other pipeline",
     ),
     (
         r"\w*Lora\w*|\w*PeftAdapter\w*|\w*TextualInversion\w*|IPAdapter\w*",

@@ -15,6 +15,8 @@ MODULES = {
     ),
     "underdraw.controls.null_text": ("NullText",),
     "underdraw.controls.region": ("Region",),
+    "underdraw.controls.subject": ("Subject",),
+    "underdraw.controls.structure": ("Structure",),
     "underdraw.errors": (
         "ControlError",
         "InputError",
@@ -26,12 +28,19 @@ MODULES = {
     ),
     "underdraw.models": (
         "AutoencoderKL",
+        "Blip2QFormerModel",
+        "BlipImageProcessor",
         "CLIPImageProcessor",
         "CLIPImageProjection",
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "CLIPVisionModelWithProjection",
+        "ContextCLIPTextModel",
+        "ControlNetModel",
+        "MultiAdapter",
+        "MultiControlNetModel",
         "StableDiffusionSafetyChecker",
+        "T2IAdapter",
         "UNet2DConditionModel",
     ),
     "underdraw.pipelines.auto": (
@@ -40,9 +49,19 @@ MODULES = {
         "AutoPipelineForText2Image",
     ),
     "underdraw.pipelines.base": ("DiffusionPipeline",),
+    "underdraw.pipelines.blip_diffusion": ("BlipDiffusionPipeline",),
+    "underdraw.pipelines.blip_diffusion_controlnet": ("BlipDiffusionControlNetPipeline",),
     "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
     "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),
+    "underdraw.pipelines.stable_diffusion_adapter": ("StableDiffusionAdapterPipeline",),
+    "underdraw.pipelines.stable_diffusion_controlnet": ("StableDiffusionControlNetPipeline",),
+    "underdraw.pipelines.stable_diffusion_controlnet_img2img": (
+        "StableDiffusionControlNetImg2ImgPipeline",
+    ),
+    "underdraw.pipelines.stable_diffusion_controlnet_inpaint": (
+        "StableDiffusionControlNetInpaintPipeline",
+    ),
     "underdraw.pipelines.stable_diffusion_diffedit": (
         "DiffEditInversionPipelineOutput",
         "DiffEditOutput",

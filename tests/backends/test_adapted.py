@@ -9,7 +9,7 @@ import pytest
 from backends.harness import INSTALLED, give, relative, run, take, tree, values
 from backends.reference import Reference
 from networks.configs import TEXTS, UNETS, VAES
-from networks.programs import token_ids, unet_config, unet_inputs, unet_program
+from networks.programs import run_unet, token_ids, unet_config, unet_inputs, unet_program
 
 from underdraw import backends
 from underdraw.backends import tree as trees
@@ -269,11 +269,10 @@ def test_a_unet_with_hoisted_constants(name, case):
     check_paths(layout, deltas)
     given = {key: give(name, value) for key, value in inputs.items()}
     nn, p = backends.get(name).operations, tree(name, layout, tensors)
-    other = tree(name, layout, merged)
+    wanted = run_unet("torch", case, merged, inputs)
     for hoisted in (True, False):
         ours = unet_program(nn, Adapted(p, deltas), config, given, hoisted=hoisted)
-        wanted = unet_program(nn, other, config, given, hoisted=hoisted)
-        assert relative(take(name, ours), take(name, wanted)) <= BOUND
+        assert relative(take(name, ours), wanted) <= BOUND
     assert_same(name, p, layout, tensors)
 
 
@@ -290,11 +289,14 @@ def test_the_text_tower(name):
     tensors, ids = values(layout), give(name, token_ids(fields, batch=3))
     deltas, merged = adapted_everywhere(name, layout, tensors)
     assert "text_model.embeddings.position_embedding.weight" in deltas
-    nn, p = backends.get(name).operations, tree(name, layout, tensors)
+    p = tree(name, layout, tensors)
+
+    def call(nn, p, ids):
+        out = clip.text(nn, p, config, ids)
+        return out.last, clip.text_projection(nn, p, config, out.pooled)
 
     def both(p):
-        out = clip.text(nn, p, config, ids)
-        return take(name, out.last), take(name, clip.text_projection(nn, p, config, out.pooled))
+        return [take(name, one) for one in run(name, call, p, [ids], compiled=True)]
 
     for ours, wanted in zip(
         both(Adapted(p, deltas)), both(tree(name, layout, merged)), strict=True
@@ -309,13 +311,16 @@ def test_the_autoencoder(name):
     layout = vae.layout(config)
     tensors, random = values(layout), np.random.default_rng(2)
     deltas, merged = adapted_everywhere(name, layout, tensors)
-    nn, p, other = backends.get(name).operations, tree(name, layout, tensors), None
-    other = tree(name, layout, merged)
+    p, other = tree(name, layout, tensors), tree(name, layout, merged)
     image = give(name, normal(random, 3, config.in_channels, 24, 16, spread=1))
     latents = give(name, normal(random, 3, config.latent_channels, 5, 3, spread=1))
     for program, x in ((vae.encode, image), (vae.decode, latents)):
-        ours = take(name, program(nn, Adapted(p, deltas), config, x))
-        assert relative(ours, take(name, program(nn, other, config, x))) <= BOUND
+
+        def call(nn, p, x, program=program):
+            return program(nn, p, config, x)
+
+        ours = take(name, run(name, call, Adapted(p, deltas), [x], compiled=True))
+        assert relative(ours, take(name, run(name, call, other, [x], compiled=True))) <= BOUND
 
 
 @EVERY

@@ -104,6 +104,32 @@ def test_grounded_steps(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_prompts_with_subjects():
+    """Our side alone: what diffusers does takes an older version."""
+    import blip_prompt
+    from PIL import Image
+    from pipelines.blip.recorded import record
+
+    blip = {**record.BLIP, "qformer_config": {**record.QFORMER, "hidden_size": 32}}
+    blip["qformer_config"]["num_attention_heads"] = 4
+    pipe = blip_prompt.ours(blip, {**TEXT, "projection_dim": 32})
+    context = blip_prompt.encode(pipe, [Image.new("RGB", (9, 7), "red")] * 2)
+    assert context.shape == (4, 77, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_steps_along_maps(capsys):
+    import controlnet_step
+    import torch
+
+    shape = {"sizes": (8,), "dtypes": (torch.float32,), "runs": 1}
+    made = controlnet_step.main(**shape, config=UNET)
+    assert [one.bar for one in made] == [0.95] * 4
+    for line in capsys.readouterr().out.split("largest difference ")[1:]:
+        assert float(line.split()[0]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_whole_pipelines(capsys):
     import tiny_step
 
@@ -173,7 +199,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
     before = [name for name, *_ in ran[1:]]
     ran.clear()
     run.main(work)
-    assert [name for name, *_ in ran] == ["vae_decode", "unet_step", "grounded_step"]
+    assert [name for name, *_ in ran] == [
+        "vae_decode",
+        "unet_step",
+        "grounded_step",
+        "controlnet_step",
+    ]
     assert "import_time" in before
     ran.clear()
     run.main([*work, "--only", "tiny_step", "--fresh"])
@@ -184,7 +215,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
 def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
     run, ran, work = everything
     assert run.main([*work, "--quick"]) == tmp_path / "work" / "quick" / "RESULTS.md"
-    assert ran[-1][:3] == ("grounded_step", "--quick", "--json")
+    assert ran[-1][:3] == ("controlnet_step", "--quick", "--json")
     assert not (tmp_path / "RESULTS.md").exists()
     with pytest.raises(SystemExit):
         run.main([*work, "--only", "nothing"])
@@ -224,12 +255,21 @@ def test_steps_on_jax(engine_steps):
     assert len(engine_steps.jit(1, ONE_LEVEL)) == 2
 
 
-def test_two_sources(engine_steps, capsys):
+def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):
     here = BENCHMARKS.parent
-    made = engine_steps.eager(here, turns=1, runs=(1, 1), config=UNET)
+    measured = engine_steps._cases(here, (1, 1), False, UNET)
+    turns = []
+
+    def cases(folder, *asked):
+        turns.append(folder)
+        return {name: (ours * len(turns), peer) for name, (ours, peer) in measured.items()}
+
+    monkeypatch.setattr(engine_steps, "_cases", cases)
+    made = engine_steps.eager(tmp_path, turns=2, runs=(1, 1), config=UNET)
+    assert turns == [here, tmp_path, tmp_path, here]  # what warms up favours neither
     assert made[0].name == "now by before, tiny pipeline step, DDIMScheduler (s)"
-    assert len(made) == 8
-    assert capsys.readouterr().out.count("diffusers, measured by both") == 8
+    assert [one.ratio for one in made] == [pytest.approx(1.0)] * 8
+    assert capsys.readouterr().out.count("diffusers, measured by both: 1.00") == 8
 
 
 def test_what_engine_steps_measures_is_chosen(engine_steps, tmp_path, monkeypatch, capsys):

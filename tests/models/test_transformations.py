@@ -48,7 +48,7 @@ def test_jax_compiles_calls_that_return_outputs():
     ids = np.array([[3, 599], [599, 4], [8, 599]])
     states = jax.jit(lambda model, ids: model(ids, output_hidden_states=True))(text, ids)
     assert len(states.hidden_states) == 4
-    gradient = jax.grad(lambda model: model(ids).last_hidden_state.sum())(text)
+    gradient = jax.jit(jax.grad(lambda model: model(ids).last_hidden_state.sum()))(text)
     assert isinstance(gradient, CLIPTextModel)
 
 

@@ -16,11 +16,21 @@ from networks.programs import (
     unet_inputs,
     unet_program,
 )
+from networks.structure import (
+    ADAPTERS,
+    CONTROLNETS,
+    adapter_maps,
+    controlnet_config,
+    controlnet_inputs,
+    run_adapter,
+    run_controlnet,
+)
 
 from underdraw import backends
 from underdraw.errors import ControlError
-from underdraw.networks import clip, safety, unet, vae, vision as image_tower
+from underdraw.networks import clip, safety, t2i_adapter, unet, vae, vision as image_tower
 from underdraw.networks.config import read
+from underdraw.networks.controlnet import program as controlnets
 from underdraw.networks.sites import Sites
 
 TOLERANCE = 1e-5
@@ -119,3 +129,23 @@ def test_grounding(kind):
     tensors, inputs = values(case.layout), box_inputs(kind, (2, 0, 1))
     ours = run_grounded("torch", case, tensors, inputs)
     assert relative(run_grounded("mindspore", case, tensors, inputs), ours) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONTROLNETS)
+def test_controlnets(name):
+    config = controlnet_config(name)
+    tensors, inputs = values(controlnets.layout(config)), controlnet_inputs(config)
+    ours = run_controlnet("torch", config, tensors, inputs, guess=True)
+    for hoisted in (False, True):
+        theirs = run_controlnet("mindspore", config, tensors, inputs, guess=True, hoisted=hoisted)
+        for a, b in zip(theirs, ours, strict=True):
+            assert relative(a, b) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters(name):
+    config = read(t2i_adapter.T2IAdapterConfig, ADAPTERS[name])
+    tensors, maps = values(t2i_adapter.layout(config)), adapter_maps(config)
+    ours = run_adapter("torch", config, tensors, maps)
+    for a, b in zip(run_adapter("mindspore", config, tensors, maps), ours, strict=True):
+        assert relative(a, b) <= TOLERANCE

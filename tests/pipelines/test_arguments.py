@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
+from pipelines.blip import recorded as blip
 from zoo import ZOO, sensible
 
 import underdraw
@@ -32,6 +33,11 @@ LATENTS = torch.ones(1, 4, 8, 8)
 TEXT = {"prompt": "a red sphere", "num_inference_steps": 2}
 EDIT = {"image": PICTURE, "num_inference_steps": 4}
 BOXES = {"gligen_boxes": gligen.BOXES, "gligen_phrases": gligen.PHRASES}
+SUBJECT = {
+    "reference_image": PICTURE,
+    "source_subject_category": "toy",
+    "target_subject_category": "cube",
+}
 CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("StableDiffusionPipeline", "__call__"): TEXT,
     ("StableDiffusionPipeline", "encode_prompt"): {"prompt": "a red sphere"},
@@ -59,6 +65,28 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("StableDiffusionGLIGENPipeline", "__call__"): {**TEXT, **BOXES},
     ("StableDiffusionGLIGENTextImagePipeline", "__call__"): {**TEXT, **BOXES},
+    ("BlipDiffusionPipeline", "__call__"): {**TEXT, **SUBJECT},
+    ("BlipDiffusionPipeline", "generate_then_edit"): {**TEXT, **SUBJECT},
+    ("BlipDiffusionPipeline", "edit"): {**TEXT, **SUBJECT, "image": PICTURE},
+    ("BlipDiffusionControlNetPipeline", "__call__"): {
+        **TEXT,
+        **SUBJECT,
+        "conditioning_image": PICTURE,
+    },
+    ("StableDiffusionControlNetPipeline", "__call__"): {**TEXT, "image": PICTURE},
+    ("StableDiffusionControlNetImg2ImgPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "control_image": PICTURE,
+        "strength": 0.9,
+    },
+    ("StableDiffusionControlNetInpaintPipeline", "__call__"): {
+        **TEXT,
+        "image": PICTURE,
+        "control_image": PICTURE,
+        "mask_image": MASK,
+    },
+    ("StableDiffusionAdapterPipeline", "__call__"): {**TEXT, "image": PICTURE},
 }
 """What runs networks, and arguments with which it works."""
 SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
@@ -66,6 +94,7 @@ SAYS_OTHERWISE = {"source": "source_prompt", "target": "target_prompt"}
 WORKS: dict[str, set[str]] = {
     "callback_on_step_end_tensor_inputs": {"empty list", "empty tuple"},
     "controls": {"empty list", "empty tuple"},
+    "control_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "cross_attention_kwargs": {"empty dict"},
     "device": {"0", "1", "numpy int"},
     "done": {"empty list", "empty tuple"},
@@ -73,7 +102,10 @@ WORKS: dict[str, set[str]] = {
     "gligen_images": {"pictures"},
     "gligen_inpaint_image": {"picture"},
     "gligen_phrases": {"numpy texts"},
-    "image": {"picture", "pictures"},
+    "image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    "condtioning_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    "conditioning_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
+    "reference_image": {"picture", "pictures"},
     "mask_image": {"numpy matrix", "picture", "pictures", "tensor matrix"},
     "input_images_mask": {"true", "false", "numpy bool", "tensor bool"},
     "input_phrases_mask": {"true", "false", "numpy bool", "tensor bool"},
@@ -100,9 +132,20 @@ def pipelines() -> dict[str, Any]:
         "StableDiffusionGLIGENPipeline": gligen.made(),
         "StableDiffusionGLIGENTextImagePipeline": gligen.made("text-image"),
     }
+    net = blip.shared()["controlnet"]
+    made["BlipDiffusionPipeline"] = blip.pipeline()
+    made["BlipDiffusionControlNetPipeline"] = blip.pipeline(
+        underdraw.BlipDiffusionControlNetPipeline, controlnet=net
+    )
     config = {**tiny.SCHEDULE, "clip_sample": False, "set_alpha_to_one": False}
     for name, _ in CALLS:
-        given = {"scheduler": schedulers.DDIMScheduler(**config)} if "DiffEdit" in name else {}
+        given: dict[str, Any] = {}
+        if "DiffEdit" in name:
+            given = {"scheduler": schedulers.DDIMScheduler(**config)}
+        elif "ControlNet" in name:
+            given = {"controlnet": tiny.controlnet(text.unet)}
+        elif "Adapter" in name:
+            given = {"adapter": tiny.adapter()}
         if name not in made:
             made[name] = getattr(underdraw, name).from_pipe(text, **given)
     for pipe in made.values():

@@ -16,6 +16,7 @@ from underdraw import (
     Layout,
     PerImage,
     Region,
+    Structure,
     backends,
     engines,
     schedulers,
@@ -142,6 +143,16 @@ def controls(backend):
     return pipe(prompts, **SIZE, **CALL, controls=steering).images
 
 
+def structure(backend):
+    """A ControlNet and an adapter, with other maps and scales for each image."""
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, unet=tiny.ONE_LEVEL)
+    net = tiny.moved(tiny.controlnet({**tiny.UNET, **tiny.ONE_LEVEL}), backend)
+    adapter = tiny.moved(tiny.adapter(channels=(16,)), backend)
+    maps = [photo((72, 40), seed) for seed in (1, 2)]
+    steering = [Structure(net, maps, [0.4, 1.2]), Structure(adapter, maps[::-1], 0.5)]
+    return pipe(TWO, **SIZE, **CALL, controls=steering).images
+
+
 def null_text(backend):
     """A picture inverted by gradients through the UNet, then edited."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend, scheduler=ddim())
@@ -155,8 +166,9 @@ def null_text(backend):
 
 def batched(backend):
     """Calls of other guidance and controls that share each call of the UNet."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
-    pipe.engine = None  # here each operation by itself, also on JAX
+    # Each operation by itself, also on JAX, which compiles it for each shape: one level has few.
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, unet=tiny.ONE_LEVEL)
+    pipe.engine = None
     region = Region(mask(), image=photo((72, 40), 3))
     streams = [
         pipe.stream(TWO[0], **SIZE, **CALL, controls=[region]),
@@ -180,6 +192,7 @@ CASES = {
         gligen,
         gligen_text_image,
         controls,
+        structure,
         null_text,
         batched,
     )

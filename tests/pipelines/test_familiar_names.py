@@ -27,6 +27,8 @@ PIPELINES = [
     for name in underdraw.__all__
     if name.endswith("Pipeline") and name != "DiffusionPipeline"
 ]
+PLAIN = [kind for kind in PIPELINES if "qformer" not in kind.names().needed]
+"""Those that begin with the networks of Stable Diffusion."""
 SCHEDULERS = [getattr(schedulers, name) for name in schedulers.__all__]
 
 
@@ -55,9 +57,18 @@ def test_schedulers_show_their_arguments(kind):
 
 def test_classes_stay_themselves():
     pipe = pipeline()
-    for kind in PIPELINES[3:]:
-        made = kind.from_pipe(pipe)
+    for kind in PLAIN:
+        if "TextImage" in kind.__name__:  # it needs networks that see pictures
+            continue
+        made = kind.from_pipe(pipe, **readers(kind, pipe.unet))
         assert type(made.to("cpu")) is kind
+
+
+def readers(kind, unet):
+    """The network that a class needs besides those of the plain pipeline."""
+    if "controlnet" in kind.names().needed:
+        return {"controlnet": tiny.controlnet(unet)}
+    return {"adapter": tiny.adapter()} if "adapter" in kind.names().needed else {}
 
 
 # -- check_inputs ----------------------------------------------------------------------------------
@@ -71,6 +82,13 @@ GOOD = {
     "StableDiffusionGLIGENPipeline": ("a sphere", 64, 64, 1, ["a"], [[0, 0, 1, 1]]),
     "StableDiffusionGLIGENTextImagePipeline": ("a sphere", 64, 64, 1, None, ["a"]),
     "StableDiffusionDiffEditPipeline": ("a sphere", 0.8, 1),
+    "StableDiffusionControlNetPipeline": ("a sphere", Image.new("RGB", (64, 64)), 1),
+    "StableDiffusionControlNetImg2ImgPipeline": ("a sphere", Image.new("RGB", (64, 64)), 1),
+    "StableDiffusionControlNetInpaintPipeline": (
+        *("a sphere", Image.new("RGB", (64, 64)), Image.new("L", (64, 64), 255)),
+        *(64, 64, 1, "pil"),
+    ),
+    "StableDiffusionAdapterPipeline": ("a sphere", 64, 64, 1, Image.new("RGB", (64, 64))),
 }
 BAD = {
     "prompt": 3,
@@ -93,8 +111,8 @@ def grounded():
 
     pipe = pipeline()
     made = {}
-    for kind in PIPELINES:
-        more = {}
+    for kind in PLAIN:
+        more = readers(kind, pipe.unet)
         if "TextImage" in kind.__name__:
             more = {"processor": lambda *_, **__: None, "image_encoder": _image_encoder()}
             more["image_project"] = CLIPImageProjection(hidden_size=16)

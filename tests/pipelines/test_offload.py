@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from controls import test_subject
 from controls.test_grounding import opened
 from controls.test_grounding_maps import SMALL
 from pipelines import test_gligen as gligen, tiny
@@ -22,7 +23,7 @@ from pipelines.elsewhere import DEVICE, Accelerator, There
 from pipelines.test_beginnings import masked, picture
 
 import underdraw
-from underdraw import Box, CannyMap, Keypoints, Region, schedulers
+from underdraw import Box, CannyMap, Keypoints, Region, Structure, schedulers
 from underdraw.backends import hardware
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.models import AutoencoderKL, CLIPImageProcessor, StableDiffusionSafetyChecker
@@ -68,6 +69,12 @@ def grounded():
     pipe = tiny.pipeline()
     for kind in ("text", "canny", "keypoints"):
         pipe.load_grounding(opened(pipe.unet, kind, **(SMALL if kind == "canny" else {})))
+    return pipe
+
+
+def portraying():
+    pipe = tiny.pipeline()
+    pipe.load_subject(test_subject.encoder())
     return pipe
 
 
@@ -163,6 +170,25 @@ def painted(pipe):
     return run(pipe, **call, **SIZE, num_inference_steps=3)
 
 
+def steerable():
+    pipe = tiny.pipeline()
+    pipe.load_structure(tiny.controlnet(pipe.unet), name="edges")
+    pipe.load_structure(tiny.adapter(), name="depth")
+    return pipe
+
+
+def steered(pipe):
+    """A net that is attached, an adapter, and a net of the control's own."""
+    nets = "edges", "depth", tiny.controlnet(pipe.unet, 6)
+    return run(pipe, **SIZE, controls=[Structure(net, picture(24, 40)) for net in nets])
+
+
+def along_maps():
+    parts = tiny.components()
+    nets = [tiny.controlnet(parts["unet"], seed) for seed in (5, 6)]
+    return underdraw.StableDiffusionControlNetPipeline(**parts, controlnet=nets)
+
+
 PARTS = {"text", "canny", "keypoints"}
 CASES = {
     "text to image": Case(
@@ -213,6 +239,21 @@ CASES = {
         [TEXT, TEXT, {"text"}, {"canny"}, {"keypoints"}, UNET | PARTS],
     ),
     "attached, not used": Case(grounded, run, [TEXT, UNET]),
+    "structure": Case(
+        steerable,
+        steered,
+        [TEXT, {"edges"}, {"depth"}, {"a net"}, UNET | {"edges", "depth", "a net"}],
+    ),
+    "ControlNets": Case(
+        along_maps,
+        lambda pipe: run(pipe, image=[picture(24, 40)] * 2),
+        [TEXT, {"controlnet 0"}, {"controlnet 1"}, UNET | {"controlnet 0", "controlnet 1"}],
+    ),
+    "subjects": Case(
+        portraying,
+        lambda pipe: run(pipe, "a red sphere", **SIZE, controls=[test_subject.SPHERE]),
+        [TEXT | {"subject"}, UNET],
+    ),
     "region": Case(tiny.pipeline, kept, [TEXT, VAE, UNET]),
     "stream": Case(
         tiny.pipeline,
@@ -242,9 +283,12 @@ class Watch:
             self.seen.append(names)
 
     def _name(self, network):
-        attached = self.pipe.parts.attached.by_kind.get("grounding", {})
-        named = {**self.pipe.components, **attached}
-        return next((name for name, one in named.items() if one is network), "grounding")
+        kinds = self.pipe.parts.attached.by_kind.values()
+        named = {**self.pipe.components, **{k: v for kind in kinds for k, v in kind.items()}}
+        several = getattr(self.pipe.components.get("controlnet"), "nets", ())
+        named |= {f"controlnet {i}": one for i, one in enumerate(several)}
+        other = "a net" if isinstance(network, underdraw.ControlNetModel) else "grounding"
+        return next((name for name, one in named.items() if one is network), other)
 
     @property
     def peaks(self):

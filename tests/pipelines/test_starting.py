@@ -9,7 +9,13 @@ from underdraw.controls.features import image_features
 from underdraw.errors import InputError
 from underdraw.names import HOMES
 
-PIPELINES = [name for name in sorted(HOMES) if name.endswith("Pipeline")]
+ELSEWHERE = {"qformer"}
+"""Networks that do not ship with the family."""
+PIPELINES = [
+    name
+    for name in sorted(HOMES)
+    if name.endswith("Pipeline") and not ELSEWHERE & set(getattr(underdraw, name).names().needed)
+]
 TEXT_IMAGE = "StableDiffusionGLIGENTextImagePipeline"
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint8).reshape(96, 96, 3))
 
@@ -17,9 +23,17 @@ PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint8).reshape(96, 96,
 @pytest.fixture(scope="module")
 def family():
     """A pipeline of each class, by `from_pretrained`."""
-    return {
-        name: getattr(underdraw, name).from_pretrained("underdraw/scenes") for name in PIPELINES
+    unet = underdraw.UNet2DConditionModel.from_pretrained("underdraw/scenes", subfolder="unet")
+    readers = {
+        "controlnet": underdraw.ControlNetModel.from_unet(unet),
+        "adapter": underdraw.T2IAdapter(channels=unet.config.block_out_channels),
     }
+    made = {}
+    for name in PIPELINES:
+        cls = getattr(underdraw, name)
+        given = {key: net for key, net in readers.items() if key in cls.names().needed}
+        made[name] = cls.from_pretrained("underdraw/scenes", **given)
+    return made
 
 
 def lacking(pipe):

@@ -10,8 +10,17 @@ from typing import Any
 import torch
 
 from underdraw import StableDiffusionPipeline, schedulers
-from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from underdraw.models import (
+    AutoencoderKL,
+    CLIPTextModel,
+    ControlNetModel,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from underdraw.models.base import Model
+from underdraw.networks.config import UNetConfig, read
+from underdraw.networks.controlnet.config import ControlNetConfig
+from underdraw.networks.controlnet.program import ZEROS
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.text.vocabulary import train_vocabulary
 
@@ -93,6 +102,37 @@ def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeli
     pipe.scheduler = parts["scheduler"]  # as it is: the constructor would mend outdated ones
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def controlnet(unet: Any = None, seed: int = 5, **fields: Any) -> ControlNetModel:
+    """A ControlNet whose residuals are not zero, for a UNet or its config."""
+    config = ControlNetConfig.of_unet(
+        read(UNetConfig, unet or UNET) if unet is None or isinstance(unet, dict) else unet.config,
+        **{"conditioning_embedding_out_channels": (4, 8, 8, 16), **fields},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = shake(ControlNetModel(config))
+        for name, value in net.named_parameters():
+            if value.ndim > 1 and name.startswith(("controlnet_cond", *ZEROS)):
+                # Maps must be seen in what comes out.
+                value.data = (0.3 if "cond" in name else 0.15) * torch.randn_like(value)
+    return net
+
+
+def adapter(seed: int = 5, **fields: Any) -> T2IAdapter:
+    """A T2I-Adapter for `UNET`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return shake(T2IAdapter(**{"channels": UNET["block_out_channels"], **fields}))
+
+
+LIGHT: dict[str, Any] = {
+    "channels": UNET["block_out_channels"][:-1],
+    "adapter_type": "light_adapter",
+    "num_res_blocks": 3,
+}
+"""Of a light adapter for `UNET`."""
 
 
 def run(pipe: Any, prompt: Any = "a red sphere", **arguments: Any) -> torch.Tensor:

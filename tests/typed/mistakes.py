@@ -52,7 +52,7 @@ def components(pipe: StableDiffusionPipeline) -> None:
     print(pipe.text_encoder(x).last_hidden_states)  # type: ignore
     print(pipe.vae.decode(x, generater=None))  # type: ignore
     print(underdraw.StableDiffusionPipelin)  # type: ignore
-    print(underdraw.ControlNetModel)  # type: ignore
+    print(underdraw.FlaxControlNetModel)  # type: ignore
 
 
 def classes(pipe: StableDiffusionPipeline) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from underdraw import (
     AutoPipelineForText2Image,
+    BlipDiffusionPipeline,
     Box,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -14,6 +15,7 @@ from underdraw import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     StableDiffusionPipelineOutput,
+    Subject,
 )
 from underdraw.utils import load_image, make_image_grid
 
@@ -49,6 +51,9 @@ def main(model: str, folder: Path, steps: int = 20) -> list[Path]:
     plain = AutoPipelineForText2Image.from_pipe(pipe)
     grounded = StableDiffusionGLIGENPipeline.from_pipe(pipe)
     print(len(boxes), boxes[0].box, type(plain), grounded.components.keys())
+
+    subject = Subject(picture, "sphere", word="cube", strength=(0.5, 0.0, 0.5))
+    print(subject.name, [*plain.subjects], BlipDiffusionPipeline.__name__)
 
     edit = StableDiffusionDiffEditPipeline.from_pipe(
         pipe,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import cast
+from typing import Any, cast
 
 from underdraw.backends.framework import Framework
 from underdraw.backends.once import once
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 
 NAMES = ("torch", "jax", "mindspore")
 
@@ -32,3 +32,16 @@ def get(name: str = "torch") -> Framework:
             f"backend={name!r} needs the package {name}: pip install 'underdraw[{name}]'"
         )
     return cast(Framework, importlib.import_module(f"underdraw.backends.{name}"))
+
+
+def of(array: Any, name: str = "sample") -> Framework:
+    """The module of the backend that an array belongs to; `name` is the argument's, for errors.
+
+    Raises:
+        InputTypeError: it belongs to none.
+    """
+    root = type(array).__module__.partition(".")[0]
+    known = {"jaxlib": "jax"}.get(root, root)
+    if known not in NAMES or not get(known).is_array(array):
+        raise InputTypeError(f"{name} is a {type(array).__name__}; allowed: an array of a backend")
+    return get(known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -23,7 +23,8 @@ class Leaf:
     groups: int = 1
     eps: float = 1e-5
     start: float | None = None
-    """What a new raw parameter is filled with; None draws it."""
+    """What a new raw parameter, or weight and bias of a new layer, are filled with; None draws them
+    as PyTorch's layers do."""
 
     def tensors(self, path: str) -> dict[str, tuple[int, ...]]:
         """Full names and shapes of the tensors of this leaf."""
@@ -52,6 +53,18 @@ class Layout:
     def paths_ending(self, suffix: str) -> tuple[str, ...]:
         """Paths of the leaves whose last part is `suffix`."""
         return tuple(path for path in self.leaves if path.endswith(f".{suffix}"))
+
+    def starting(self, start: float, *ends: str) -> Layout:
+        """The same, where new layers of these paths, or below them, are filled with a number."""
+
+        def under(path: str) -> bool:
+            return any(path == end or path.startswith(f"{end}.") for end in ends)
+
+        leaves = {
+            path: replace(leaf, start=start) if under(path) else leaf
+            for path, leaf in self.leaves.items()
+        }
+        return Layout(MappingProxyType(leaves))
 
     def __or__(self, other: Layout) -> Layout:
         """The union: a network with several entries is the union of its traces."""

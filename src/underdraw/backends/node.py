@@ -102,13 +102,13 @@ def initial_values(layout: Layout, seed: int = 0) -> Iterator[tuple[str, np.ndar
     random = np.random.default_rng(seed)
     for path, leaf in layout.leaves.items():
         for name, shape in leaf.tensors(path).items():
-            if leaf.kind in ("linear", "conv2d"):
+            if leaf.start is not None:
+                value = np.full(shape, leaf.start)
+            elif leaf.kind in ("linear", "conv2d"):
                 bound = prod(leaf.shape[1:]) ** -0.5
                 value = random.uniform(-bound, bound, shape)
             elif leaf.kind in ("group_norm", "layer_norm"):
                 value = np.full(shape, float(name.endswith(".weight")))
-            elif leaf.start is not None:
-                value = np.full(shape, leaf.start)
             else:
                 value = random.standard_normal(shape)
             yield name, value.astype(np.float32)

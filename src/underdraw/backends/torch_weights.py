@@ -65,7 +65,10 @@ def build_root(root: nn.Module, layout: Layout, device: Any = None) -> None:
             value = torch.empty(leaf.shape, device=device)
             here._parameters[last] = nn.Parameter(_filled(value, leaf.start))
         else:
-            here._modules[last] = _layer(leaf, device)
+            layer = here._modules[last] = _layer(leaf, device)
+            if leaf.start is not None:
+                for value in layer.parameters():
+                    _filled(value.data, leaf.start)
 
 
 def _filled(value: Tensor, start: float | None) -> Tensor:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from underdraw.cli import boxes, embedded
+from underdraw.cli import boxes, embedded, structure, subjects
 from underdraw.cli.options import MOST_SIDE, SCENES
 from underdraw.errors import InputError
 from underdraw.schema import read, within
 
-TEXTS = ("model", "variant", "tokenizer", "grounding", "backend", "engine")
+TEXTS = ("model", "variant", "tokenizer", "grounding", "subject", "backend", "engine")
 OPTIONS = {
     "image": "--image",
     "mask_image": "--mask",
-    "controls": "--box or --layout",
+    "controls": "--box or --layout (or --structure, --subject)",
     "seed": "--seed",
     "engine": "--engine",
 }
@@ -27,6 +27,7 @@ NEVER |= {"image", "mask_image", "latents", "controls", "callback_on_step_end_te
 NEVER |= {"callback_steps", "cross_attention_kwargs", "scheduler", "num_images_per_prompt"}
 """Arguments that no record holds in its call."""
 SOURCES = {"model": "--model", "tokenizer": "--tokenizer", "grounding": "--grounding"}
+SOURCES["subject"] = "--subject-weights"
 """What a record may name that is read from disk or the Hub -> what names it on the command line."""
 ASK = "--as-recorded"
 STEPS = {"num_inference_steps", "solver"}
@@ -50,6 +51,10 @@ class Request:
     call: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, Any] | None = None
     """Boxes, as a layout file holds them."""
+    structures: list[dict[str, Any]] | None = None
+    """Nets and their maps, as `structure.Entry` tells."""
+    subjects: list[dict[str, Any]] | None = None
+    """What pictures show, as `subjects.Entry` tells."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Argument -> the picture it was, as `embedded.kept` tells."""
 
@@ -92,6 +97,12 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     layout = None if record.layout is None else dict(record.layout)
     if layout is not None and "controls" not in given:
         check_layout(path, layout)
+    structures = None if record.structures is None else [*record.structures]
+    if structures is not None and structure.OPTION not in given:
+        structure.check_recorded(path, structures)
+    shown = None if record.subjects is None else [*record.subjects]
+    if shown is not None and subjects.SUBJECT not in given:
+        subjects.check_recorded(path, shown)
     call = {name: value for name, value in record.call.items() if value is not None}
     if unknown := sorted(NEVER & set(call)):
         raise InputError(f"{record.pipeline} has no arguments {', '.join(unknown)} in a record")
@@ -99,7 +110,9 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         picture = embedded.restored(inputs[name], f"{path}: its {name}")
         if picture is not None:
             call[name] = picture
-    held = {*given, *call, *(["controls"] if layout is not None else [])}
+    placed = layout is not None or structures is not None or shown is not None
+    placed = placed or not {structure.OPTION, subjects.SUBJECT}.isdisjoint(given)
+    held = {*given, *call, *(["controls"] if placed else [])}
     needed = dict.fromkeys((*record.missing, *PICTURES.get(record.pipeline, ())))
     if missing := [name for name in needed if name not in held]:
         raise InputError(lacking(path, missing, inputs))
@@ -113,20 +126,38 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     if record.channels_last is not None:
         loading["channels_last"] = list(record.channels_last)
     if not trusted:
-        require_asked(path, loading, given)
-    settings = dict(record.settings)
-    return Request(loading, dict(record.scheduler), record.compat, settings, call, layout, inputs)
+        require_asked(path, loading, given, structures or [])
+    return Request(
+        loading,
+        dict(record.scheduler),
+        record.compat,
+        dict(record.settings),
+        call,
+        layout,
+        structures,
+        shown,
+        inputs,
+    )
 
 
-def require_asked(path: Path, loading: Mapping[str, Any], given: Collection[str]) -> None:
+def require_asked(
+    path: Path,
+    loading: Mapping[str, Any],
+    given: Collection[str],
+    structures: list[dict[str, Any]],
+) -> None:
     """Raise an InputError where a record names what is not shipped, and nobody asked for it."""
     named = {
         option: loading[name]
         for name, option in SOURCES.items()
         if name not in given and loading.get(name, SCENES) != SCENES
     }
-    if named:
-        told = " ".join(f"{option} {shlex.quote(value)}" for option, value in named.items())
+    words = [f"{option} {shlex.quote(value)}" for option, value in named.items()]
+    if structure.OPTION not in given:
+        nets = structure.nets_of(structures)
+        words += [f"{structure.OPTION} {shlex.quote(net)} ..." for net in nets]
+    if words:
+        told = " ".join(words)
         raise InputError(
             f"{path} was made with {told:.300}; pictures do not choose what is loaded by "
             f"themselves: add {ASK} to load just that, or name it yourself"

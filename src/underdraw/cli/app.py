@@ -6,15 +6,14 @@ from typing import Annotated
 
 import typer
 
-from underdraw.cli import logs
-from underdraw.cli.boxes import BoxCommand
+from underdraw.cli import boxes, logs, structure, subjects
 from underdraw.cli.convert import convert
 from underdraw.cli.edit import edit
 from underdraw.cli.evaluate import evaluate
 from underdraw.cli.failures import Group
 from underdraw.cli.generate import generate
 from underdraw.cli.info import info
-from underdraw.cli.numbers import Command
+from underdraw.cli.numbers import Command, OfSeveral
 from underdraw.cli.scenes import scenes
 from underdraw.cli.train import train
 
@@ -39,8 +38,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class GenerateCommand(OfSeveral):
+    """A box is a phrase and four numbers; a structure a net, a map and a number; a subject a
+    picture, what it shows, and perhaps words behind --as."""
+
+    takes = {  # noqa: RUF012
+        boxes.BOX: 1 + boxes.NUMBERS,
+        structure.OPTION: structure.PARTS,
+        subjects.SUBJECT: subjects.PARTS,
+    }
+    further = {subjects.SUBJECT: subjects.AS}  # noqa: RUF012
+
+
 for command in (generate, edit, info, convert, scenes, train, evaluate):
-    cls = BoxCommand if command is generate else Command
+    cls = GenerateCommand if command is generate else Command
     app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 
 

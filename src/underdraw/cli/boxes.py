@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from underdraw.cli import embedded
 from underdraw.cli.files import read_plain
-from underdraw.cli.numbers import Command
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.schema import Length, Range, Schema, read, within
 
@@ -40,20 +39,6 @@ class Whole(Schema):
     prompt: str | None = None
     style: Picture | None = None
     strength: tuple[Number, Number, Number] | None = None
-
-
-class BoxCommand(Command):
-    """A command whose option --box takes five values: a phrase and four numbers."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined, rest = [], list(args)
-        while rest:
-            part = rest.pop(0)
-            joined.append(part)
-            if part == BOX:
-                joined.append(json.dumps(rest[: 1 + NUMBERS]))
-                del rest[: 1 + NUMBERS]
-        return super().parse_args(ctx, joined)
 
 
 def read_boxes(options: list[str] | None, layout: Path | None) -> dict[str, Any] | None:

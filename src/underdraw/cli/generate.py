@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from underdraw.cli import again as records, boxes, early, options, outputs, pictures, sizes, solvers
+from underdraw.cli import (
+    again as records,
+    boxes,
+    early,
+    options,
+    outputs,
+    pictures,
+    sizes,
+    solvers,
+    structure,
+    subjects,
+)
 from underdraw.cli.again import Request
 from underdraw.cli.failures import note, tell
 from underdraw.errors import InputError
@@ -72,6 +83,37 @@ def generate(
         str | None,
         typer.Option(help="Grounding weights that boxes need: a folder, a file or a Hub id."),
     ] = None,
+    structures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--structure",
+            metavar="NET MAP SCALE",
+            help="Follow a map: a ControlNet or T2I-Adapter (a folder, a file or a Hub id), the "
+            "picture that it reads, and how strongly, 1 as in training; may be repeated.",
+        ),
+    ] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subject",
+            metavar="PICTURE CATEGORY",
+            help="What the picture shows, such as photo.png dog, is to be seen where a prompt says "
+            "dog; may be repeated.",
+        ),
+    ] = None,
+    as_words: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="WORDS", help="Behind --subject: other words of the prompt for it."
+        ),
+    ] = None,
+    subject_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights that --subject needs, if the model has none: a folder, a file or a Hub "
+            "id."
+        ),
+    ] = None,
     draw_boxes: Annotated[
         bool, typer.Option("--draw-boxes", help="Also a copy with the boxes, as NAME-boxes.png.")
     ] = False,
@@ -101,15 +143,15 @@ def generate(
         typer.Option(
             help="Make the picture in this file again; other options change it. It holds what is "
             "needed, small pictures that it began with included; larger ones are given again "
-            "with --image, --mask or --layout, and edits are made again by edit."
+            "with --image, --mask, --layout or --structure, and edits are made again by edit."
         ),
     ] = None,
     as_recorded: Annotated[
         bool,
         typer.Option(
             records.ASK,
-            help="With --again: load the model, vocabulary and grounding weights that the file "
-            "names. Without it these are the shipped ones, or those you name.",
+            help="With --again: load the model, vocabulary, grounding weights and nets that the "
+            "file names. Without it these are the shipped ones, or those you name.",
         ),
     ] = False,
 ) -> None:
@@ -127,7 +169,8 @@ def generate(
     request = Request()
     if again is not None:
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
-        named |= {"controls": layout or box}
+        named |= {"controls": layout or box, structure.OPTION: structures}
+        named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         named |= {"num_inference_steps": steps, "solver": solver}
         held = [name for name, value in named.items() if value is not None]
@@ -135,6 +178,12 @@ def generate(
     pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
+    if (read := structure.read_structures(structures)) is not None:
+        request.structures = read
+    if as_words is not None:
+        raise InputError(f"--as {as_words!r} stands behind no --subject PICTURE CATEGORY")
+    if (shown := subjects.read_subjects(subject)) is not None:
+        request.subjects = shown
     if draw_boxes and request.layout is None:
         raise InputError("--draw-boxes needs --box or --layout")
     if not prompts and request.layout is not None and "prompt" in request.layout:
@@ -154,6 +203,7 @@ def generate(
         "tokenizer": tokenizer,
         "prediction_type": prediction_type and prediction_type.value,
         "grounding": grounding,
+        "subject": subject_weights,
     }
     request.loading |= {name: value for name, value in given.items() if value is not None}
     changes = {
@@ -181,7 +231,7 @@ def generate(
         out,
         every,
         seeds,
-        inputs=read_files(image, mask, again, layout, request.layout),
+        inputs=read_files(image, mask, again, layout, request),
         force=force,
         suffix=format and f".{format.value}",
         beside=("boxes",) if draw_boxes else (),
@@ -213,6 +263,8 @@ generate.examples = """Examples:
   underdraw generate "a red sphere" --image photo.png --strength 0.6
   underdraw generate "a red sphere" --image photo.png --mask mask.png
   underdraw generate "a table" --box "a red sphere" 0.1 0.2 0.4 0.6 --draw-boxes
+  underdraw generate "a dog in the snow" --subject photo.png "dog" --model ./blipdiffusion
+  underdraw generate "a castle" --model ./sd15 --structure ./canny-net edges.png 0.8
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
@@ -221,7 +273,7 @@ def read_files(
     mask: Path | None,
     again: Path | None,
     layout: Path | None,
-    placed: dict[str, Any] | None,
+    request: Request,
 ) -> dict[str, Path | None]:
     """Option -> file that is read, and must not be written over."""
     files: dict[str, Path | None] = {
@@ -230,8 +282,12 @@ def read_files(
         "--again": again,
         "--layout": layout,
     }
-    shown = [] if placed is None else boxes.files_of(placed)
-    return files | {f"the picture {path} of a box": Path(path) for path in shown}
+    shown = [] if request.layout is None else boxes.files_of(request.layout)
+    files |= {f"the picture {path} of a box": Path(path) for path in shown}
+    maps = structure.files_of(request.structures or [])
+    files |= {f"the map {path} of {structure.OPTION}": Path(path) for path in maps}
+    known = subjects.files_of(request.subjects or ())
+    return files | {f"the picture {path} of a subject": Path(path) for path in known}
 
 
 def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str | None) -> None:
@@ -245,8 +301,12 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
 
     loading = request.loading
     check_engine(loading.get("engine") or "eager", loading.get("backend") or "torch")
+    if request.subjects is not None:
+        subjects.check_words(request.subjects, prompts)
+        subjects.check_weights(loading.get("model", options.SCENES), loading.get("subject"))
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
+    structure.check_nets(request.structures or [])
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
     recorded = {"--height": call.get("height"), "--width": call.get("width")}
     early.check_call(

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from underdraw.cli import boxes, logs, options, outputs, progress
+from underdraw.cli import boxes, logs, options, outputs, progress, structure, subjects
 from underdraw.cli.again import Request
 from underdraw.cli.failures import Interrupted, note
 from underdraw.errors import InputError
@@ -36,10 +36,14 @@ def load(request: Request, solver: str | None) -> Any:
 
     loading_options = dict(request.loading)
     grounding = loading_options.pop("grounding", None)
+    subject = loading_options.pop("subject", None)
     pipe = loading.load_pipeline(loading_options.pop("model", options.SCENES), **loading_options)
     pipe.compat = request.compat
     if grounding is not None:
         pipe.load_grounding(grounding)
+    if subject is not None:
+        pipe.load_subject(subject)
+    structure.attach(pipe, request.structures or [])
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:
@@ -65,7 +69,7 @@ def make(
     allowed = inspect.signature(type(pipe).__call__).parameters
     if unknown := sorted(set(request.call) - set(allowed)):
         raise InputError(f"{type(pipe).__name__} has no arguments {', '.join(unknown)}")
-    origin, beside = origin_of(request), controls_beside(request)
+    origin = origin_of(request)
     total = len(prompts)
     try:
         for start in range(0, total, batch):
@@ -73,7 +77,8 @@ def make(
             label = f"picture {here.start + 1}" + (f" to {here.stop}" if batch > 1 else "")
             label = f"{label} of {total}" if total > 1 else ""
             pipe.set_progress_bar_config(**progress.bar_options(label or None))
-            call = request.call | {"prompt": prompts[here], "seed": seeds[here]} | beside
+            call = request.call | {"prompt": prompts[here], "seed": seeds[here]}
+            call |= controls_beside(request, prompts[here])
             begun = time.monotonic()
             if showing.preview is None:
                 made = pipe(**call)
@@ -87,17 +92,25 @@ def make(
 
 def origin_of(request: Request) -> dict[str, Any]:
     """What only the command line knows of a picture, for its record."""
-    kept = ("variant", "tokenizer", "grounding")
+    kept = ("variant", "tokenizer", "grounding", "subject")
     origin = {name: value for name, value in request.loading.items() if name in kept}
     if request.layout is not None:
         origin["layout"] = boxes.with_pictures(request.layout)
+    if request.subjects is not None:
+        origin["subjects"] = subjects.with_pictures(request.subjects)
+    if request.structures is not None:
+        origin["structures"] = structure.with_maps(request.structures)
     if request.inputs:
         origin["inputs"] = request.inputs
     return origin
 
 
-def controls_beside(request: Request) -> dict[str, Any]:
-    return {} if request.layout is None else {"controls": boxes.controls_of(request.layout)}
+def controls_beside(request: Request, prompts: list[str]) -> dict[str, Any]:
+    """The controls of a call with these prompts."""
+    placed = [] if request.layout is None else boxes.controls_of(request.layout)
+    placed += structure.controls_of(request.structures or [])
+    placed += subjects.controls_of(request.subjects or [], prompts)
+    return {"controls": placed} if placed else {}
 
 
 def write(

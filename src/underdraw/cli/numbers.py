@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import typer.core
 
@@ -30,3 +32,27 @@ def check(option: str, number: Any) -> None:
         raise InputError(f"{option} {number} is out of range; allowed: finite numbers")
     if isinstance(number, int) and not -MOST <= number < MOST:
         raise InputError(f"{option} {number} is out of range; allowed: below 2**63")
+
+
+class OfSeveral(Command):
+    """A command some of whose options take several values, each a word of its own: a text for such
+    an option is then a JSON list of them."""
+
+    takes: ClassVar[Mapping[str, int]] = {}
+    """By option how many values it takes."""
+    further: ClassVar[Mapping[str, str]] = {}
+    """By option the word behind its values after which one more may stand."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined, rest = [], list(args)
+        while rest:
+            part = rest.pop(0)
+            joined.append(part)
+            if (count := self.takes.get(part)) is not None:
+                values = rest[:count]
+                del rest[:count]
+                if rest and rest[0] == self.further.get(part):
+                    values += rest[1:2]
+                    del rest[:2]
+                joined.append(json.dumps(values))
+        return super().parse_args(ctx, joined)

@@ -137,7 +137,10 @@ class AttentionEdit(Control):
         if tokenizer is None:
             raise InputError("tokenizer=None; an attention edit needs one to find words")
         plain = getattr(run.components, "compat", None) == "diffusers"
-        read = {row: words(tokenizer, prompts[row], plain) for row in {self.source, *self.targets}}
+        known = getattr(run.conditioning, "ids", None)
+        known = (None,) * count if known is None or len(known) != count else known
+        rows = {self.source, *self.targets}
+        read = {row: words(tokenizer, prompts[row], plain, known[row]) for row in rows}
         array = partial(run.framework.array, device=getattr(run.latents, "device", None))
         source = read[self.source]
         edits = [self._edit(tokenizer, source, read[row], row, array) for row in self.targets]

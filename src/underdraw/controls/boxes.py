@@ -23,6 +23,7 @@ from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Part, Run
 from underdraw.controls.grounding import Corners, Entry, prepare
 from underdraw.controls.strength import Strength, as_strength
+from underdraw.controls.subject import Subject
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.pictures.reading import as_picture
@@ -64,14 +65,19 @@ class Box(Grounded):
         image: shows it, instead of a phrase or beside one: a PIL image, or an array, uint8 or in
             [0, 1]: of numpy `(height, width, 3)`, of a framework `(3, height, width)`. Needs
             grounding weights that know images.
+        subject: is what the phrase names: its tokens stand in the phrase before its words
+            (`Subject`), whose pooled feature the box holds. For the prompt itself it is given as a
+            control, too.
 
     Raises:
-        InputError, InputTypeError: neither phrase nor image, or no such box.
+        InputError, InputTypeError: neither phrase nor image, a subject without a phrase, or no such
+            box.
     """
 
     phrase: str | None = None
     box: Sequence[float] = ()
     image: Any = None
+    subject: Subject | None = None
 
     def __post_init__(self) -> None:
         if self.phrase is None and self.image is None:
@@ -81,13 +87,17 @@ class Box(Grounded):
         if self.phrase is not None:
             check_phrase("phrase", self.phrase)
         object.__setattr__(self, "box", check_box("Box(box)", self.box))
+        if self.subject is not None and not isinstance(self.subject, Subject):
+            raise InputTypeError(f"Box(subject={shown(self.subject)}) is not a Subject")
+        if self.subject is not None and self.phrase is None:
+            raise InputError(f"Box(subject={shown(self.subject)}) has no phrase to stand in")
         if self.image is not None:
             object.__setattr__(self, "image", as_picture("Box(image)", self.image))
 
     @property
     def entry(self) -> Entry:
         """As the layers take it."""
-        return Entry(self.phrase, self.image, check_box("Box(box)", self.box))
+        return Entry(self.phrase, self.image, check_box("Box(box)", self.box), self.subject)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,16 @@ class Components(Protocol):
         images in boxes."""
         ...
 
+    @property
+    def subjects(self) -> Mapping[str, Any]:
+        """Subject weights (`Blip2QFormerModel`) by name: those attached, or else the pipeline's."""
+        ...
+
+    @property
+    def subject_processor(self) -> Any:
+        """What prepares pictures of subjects where the weights bring nothing, or None."""
+        ...
+
     def borrow(self, *networks: Any) -> AbstractContextManager[None]:
         """While it lasts these networks are on `device`; also those a control brings itself."""
         ...

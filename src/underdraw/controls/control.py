@@ -9,13 +9,13 @@ bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.run import Run
 from underdraw.errors import ControlError
-from underdraw.networks.program import Ask, directly
+from underdraw.networks.program import Ask, Program, directly
 from underdraw.networks.sites import NO_SITES, Extra, Sites, check, named
 from underdraw.text.words import Words
 
@@ -37,6 +37,24 @@ class Call:
         """How much of the run lies before this call, in [0, 1)."""
         return self.index / self.count
 
+    @property
+    def over(self) -> float:
+        """How much of the run lies behind after this call, in (0, 1]."""
+        return (self.index + 1) / self.count
+
+
+class Ahead(Protocol):
+    """What does not change between calls is computed once for all of them, and again where a
+    callback replaces the context."""
+
+    def __call__(
+        self, model: Any, times: Program, context: Program, rows: int, like: Array
+    ) -> tuple[Any, Any]:
+        """What `times` of a network makes of the time of this call, one row, and `context` of the
+        texts of so many rows, all or the conditional half; both are told them in the dtype of
+        `like`. Of texts that are this call's alone, these themselves."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Asked:
@@ -47,9 +65,20 @@ class Asked:
     """Latents scaled for the network, in its dtype, `(rows, channels, height, width)`."""
     timestep: float
     context: Array
-    """Of the texts, `(rows, tokens, width)`."""
+    """Of the texts, `(rows, tokens, width)`, as controls have changed it for this call."""
+    ahead: Ahead
+    """What a network of the control's own makes of times and context, computed ahead."""
     ask: Ask = directly
     """Has a program run on a network of the control's own."""
+    guided: bool = False
+    """Whether rows are doubled for guidance, unconditional ones first."""
+
+    def conditional(self) -> Asked:
+        """The same of the conditional rows alone."""
+        if not self.guided:
+            return self
+        half = self.sample.shape[0] // 2
+        return replace(self, sample=self.sample[half:], context=self.context[half:], guided=False)
 
 
 class Control:
@@ -58,6 +87,15 @@ class Control:
 
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
+
+    def room(self, components: Any, prompt: str, number: int) -> int:
+        """How many tokens `words` will put into a window of this prompt, the call's one of this
+        number: they stay free. `components` are the pipeline's, or None without one."""
+        return 0
+
+    def networks(self, run: Run) -> Sequence[Any]:
+        """Those that `during_call` asks: they stay where the run computes as long as it lasts."""
+        return ()
 
     def words(self, nn: Operations, words: Words) -> Words:
         """Before the texts are encoded: token embeddings may be replaced or added."""
@@ -92,6 +130,8 @@ class Part(Control):
 
     whole: ClassVar[Any]
     """`(parts) -> Control`: makes one of all parts that share this function; a `staticmethod`."""
+    of_words: ClassVar[bool] = False
+    """Whether that control acts on token embeddings."""
 
 
 def joined(controls: Sequence[Control]) -> list[Control]:
@@ -115,7 +155,8 @@ def joined(controls: Sequence[Control]) -> list[Control]:
 
 def of_words(controls: Sequence[Control]) -> list[Control]:
     """The controls that act on token embeddings; without any, a text is encoded as ever."""
-    return [control for control in controls if type(control).words is not Control.words]
+    acting = joined([c for c in controls if not isinstance(c, Part) or c.of_words])
+    return [control for control in acting if type(control).words is not Control.words]
 
 
 def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:

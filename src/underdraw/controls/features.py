@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from underdraw.backends.contract import Array
+from underdraw.controls.subject import Subject
+from underdraw.controls.subject_run import Subjects
 from underdraw.errors import InputError
 from underdraw.networks import clip, image_projection
 from underdraw.text.known import warn_of_unknown
+from underdraw.text.prompts import encode
 
 
-def phrase_features(components: Any, phrases: Sequence[str]) -> Array:
+def phrase_features(
+    components: Any, phrases: Sequence[str], subjects: Sequence[Subject | None] = ()
+) -> Array:
     """The text encoder's pooled output of each phrase, `(phrases, width)`.
+
+    Args:
+        subjects: of each phrase the one that it names, or None.
 
     Raises:
         InputError: the pipeline has no text encoder, or a phrase is longer than its window.
@@ -31,6 +40,8 @@ def phrase_features(components: Any, phrases: Sequence[str]) -> Array:
                 f"phrase={phrase!r:.60} has {len(row) - 2} tokens; allowed: at most {most - 2}"
             )
     warn_of_unknown(phrases, components.words)
+    if any(subject is not None for subject in subjects):
+        return _with_subjects(components, phrases, subjects)
     # Whole windows, as prompts have: of shorter ones the bits would depend on the other phrases.
     ids = np.full((len(rows), most), tokenizer.pad_token_id, np.int64)
     for row, known in zip(ids, rows, strict=True):
@@ -40,6 +51,28 @@ def phrase_features(components: Any, phrases: Sequence[str]) -> Array:
     with components.borrow(encoder):
         ids = framework.array(ids, device=framework.device_of(encoder))
         return components.ask(clip.TEXT, encoder, ids).pooled
+
+
+def _with_subjects(
+    components: Any, phrases: Sequence[str], subjects: Sequence[Subject | None]
+) -> Array:
+    """The same of phrases that hold the tokens of subjects."""
+    parts = tuple(
+        replace(subject, prompts=(number,))
+        for number, subject in enumerate(subjects)
+        if subject is not None
+    )
+    encoder = components.text_encoder
+    with components.borrow(encoder):
+        return encode(
+            encoder,
+            components.tokenizer,
+            phrases,
+            plain=True,
+            ask=components.ask,
+            controls=[Subjects(parts)],
+            components=components,
+        ).pooled
 
 
 def image_features(components: Any, pictures: Sequence[Any]) -> Array:

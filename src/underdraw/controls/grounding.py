@@ -27,6 +27,8 @@ class Entry(NamedTuple):
     phrase: str | None
     image: Any
     box: Corners
+    subject: Any = None
+    """The `Subject` that the phrase names, or None."""
 
 
 def prepare(run: Run, layouts: Sequence[Any]) -> Ready:
@@ -72,15 +74,18 @@ class Table:
 
     def fill_boxes(self, entries: Sequence[Sequence[Entry]], components: Any) -> None:
         """Boxes, and the features of their phrases."""
-        spoken = list(
-            dict.fromkeys(e.phrase for one in entries for e in one if e.phrase is not None)
-        )
-        features = self._features(components, phrase_features(components, spoken)) if spoken else ()
+        named = {_spoken(e): e for one in entries for e in one if e.phrase is not None}
+        spoken, features = list(named), ()
+        if spoken:
+            phrases = [str(entry.phrase) for entry in named.values()]
+            subjects = [entry.subject for entry in named.values()]
+            found = phrase_features(components, phrases, subjects)
+            features = self._features(components, found)
         for i, one in enumerate(entries):
             for j, entry in enumerate(one):
                 self.boxes[i, j], self.present[i, j] = entry.box, 1
                 if entry.phrase is not None:
-                    self.phrases[i, j] = features[spoken.index(entry.phrase)]
+                    self.phrases[i, j] = features[spoken.index(_spoken(entry))]
                     self.phrase_present[i, j] = 1
 
     def fill_images(
@@ -107,3 +112,8 @@ class Table:
                 "with another text or image encoder"
             )
         return components.framework.to_numpy(features)
+
+
+def _spoken(entry: Entry) -> tuple[str | None, int]:
+    """Entries with the same of it have the same phrase feature."""
+    return entry.phrase, id(entry.subject)

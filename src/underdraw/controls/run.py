@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from underdraw.backends.contract import Array, Operations
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question
@@ -20,6 +22,9 @@ class Conditioning:
     """`(images, tokens, width)`"""
     negative: Array | None = None
     """The unconditional half of the same shape; None where nothing is guided."""
+    ids: tuple[np.ndarray, ...] | None = None
+    """Of each prompt the windows of tokens that it became, int64 `(windows, tokens)`; those below 0
+    are what controls put in. None where prompts were given as embeddings."""
 
     def joined(self, nn: Operations) -> Array:
         """Both halves, unconditional rows first, as the UNet takes them."""
@@ -56,6 +61,9 @@ class Run:
     engine: Engine = EAGER
     latents: Any = None
     """The latents the run begins with, `(batch, channels, height, width)`, float32."""
+    encode: Callable[[Callable[[Any], Any]], Array] | None = None
+    """The context of the prompts, encoded anew: what it is given tells of each control of the call
+    which one acts on words instead, None for none. None where there are no prompts."""
     interrupted: bool = False
     """Set by callbacks: the run ends after the current step, unless they take it back."""
     ended: bool = False

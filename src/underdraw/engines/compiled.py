@@ -18,10 +18,6 @@ from underdraw.backends.tree import Structure, flatten, signature, unflatten
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.networks.program import Program
-from underdraw.networks.unet import CONTEXT, TIMES, UNET
-
-ONCE = (TIMES, CONTEXT)
-"""Programs that run once in a run: where operations start at once, compiling them gains nothing."""
 
 
 @dataclass
@@ -42,7 +38,7 @@ class Compiled:
     def run(self, question: Question) -> Any:
         """The outputs of the program that was compiled for such inputs."""
         model = question.model
-        if question.program in ONCE and not _is_value(model):
+        if question.program.once and not _is_value(model):
             return question.program(question.nn, model, model.config, *question.inputs)
         leaves, structure = flatten(question.inputs)
         if not _is_value(model):  # PyTorch would compile again for another number
@@ -104,7 +100,7 @@ class Regional:
     _lock: Any = field(default_factory=RLock, repr=False)
 
     def run(self, question: Question) -> Any:
-        """The outputs; blocks of the UNet are run compiled."""
+        """The outputs; blocks of programs that have some are run compiled."""
         model, program, nn = question.model, question.program, question.nn
         if self.compiler is None and _is_value(model):
             raise InputError(
@@ -112,7 +108,7 @@ class Regional:
                 "allowed there: 'eager', 'jit'"
             )
         compiler = self.compiler or _compiler(model)
-        if program != UNET:
+        if not program.in_blocks:
             return program(nn, model, model.config, *question.inputs)
 
         def run(block: Callable[..., Any], nn: Any, p: Any, x: Any, *arguments: Any) -> Any:

@@ -339,6 +339,16 @@ class Model(Pushable):
         return sum(prod(shape) for shape in self.layout(self.config).shapes.values())
 
 
+def like(model: Model | None, **where: Any) -> dict[str, Any]:
+    """`dtype`, `device`, `backend` and others of `from_tensors`; those that are None as of a
+    model."""
+    if model is not None:
+        own = {"dtype": model.dtype, "device": model.device, "backend": model.nn.name}
+        where |= {name: value for name, value in own.items() if where.get(name) is None}
+    where["backend"] = where.get("backend") or "torch"
+    return where
+
+
 @once
 def _bind(cls: type[Model], backend: str) -> type[Model]:
     """The subclass of `cls` that lives on a backend."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from underdraw import checks
 from underdraw.arguments import checked
@@ -137,6 +140,83 @@ class CLIPTextModelWithProjection(CLIPTextModel):
 
     if TYPE_CHECKING:  # the backend's root calls it
         __call__ = forward
+
+
+class ContextCLIPTextModel(CLIPTextModel):
+    """The text tower of BLIP-Diffusion: tokens of a subject may stand between those of the text.
+
+    Its parameters are those of `CLIPTextModel`; pipelines put subjects into prompts by the control
+    `Subject`, with either.
+    """
+
+    @returning
+    def forward(
+        self,
+        ctx_embeddings: Array | None = None,
+        ctx_begin_pos: Sequence[int] | None = None,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        position_ids: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: Literal[True] | None = None,
+    ) -> CLIPTextOutput | tuple[Any, ...]:
+        """Encode `input_ids (batch, tokens)` with tokens of a subject between them.
+
+        Args:
+            ctx_embeddings: of the subject's tokens, `(batch, n, hidden_size)`; None: none.
+            ctx_begin_pos: where they begin in each row, 0 .. tokens.
+            attention_mask: `(batch, tokens)` or `(batch, tokens + n)`, 0 for padding.
+
+        The pooled output is that at the end token, wherever the subject has moved it.
+
+        Raises:
+            InputError: numbers or shapes do not fit, there are more tokens than positions, or
+                `position_ids` or `output_attentions` is given, which nothing here uses.
+        """
+        _refuse(position_ids=position_ids, output_attentions=output_attentions or None)
+        if input_ids is None:
+            raise InputError("input_ids=None; give token ids")
+        out = self._with_context(input_ids, ctx_embeddings, ctx_begin_pos, attention_mask)
+        states = out.hidden_states if output_hidden_states else None
+        result = CLIPTextOutput(out.last, out.pooled, states)
+        return result.to_tuple() if return_dict is False else result
+
+    if TYPE_CHECKING:  # the backend's root calls it
+        __call__ = forward
+
+    def _with_context(
+        self, ids: Array, added: Array | None, begins: Any, keep: Array | None
+    ) -> clip.TextOutput:
+        if added is None:
+            return self.encode(ids, keep)
+        nn, framework = self.nn, self._framework
+        batch, tokens = ids.shape
+        shape = (batch, None, self.config.hidden_size)
+        checks.array("ctx_embeddings", added, shape, framework)
+        count = added.shape[1]
+        begins = checks.listed("ctx_begin_pos", begins, "positions")
+        if len(begins) != batch:
+            raise InputError(f"ctx_begin_pos has {len(begins)} entries; input_ids has {batch} rows")
+        begins = [checks.whole("ctx_begin_pos", at, 0, tokens) for at in begins]
+        if tokens + count > self.config.max_position_embeddings:
+            raise InputError(
+                f"ctx_embeddings: {tokens} tokens of the text and {count} of the subject are more "
+                f"than the {self.config.max_position_embeddings} positions of this tower"
+            )
+        embeddings = directly(clip.EMBED_TOKENS, self, ids)
+        embeddings = clip.spliced(nn, embeddings, nn.cast(added, embeddings), begins)
+        # Which no vocabulary has: so the end token is found as without them.
+        other = framework.array(np.full((batch, count, 1), -1, np.int64), device=self.device)
+        ids = clip.spliced(nn, ids[:, :, None], nn.cast(other, ids), begins)[:, :, 0]
+        mask = None
+        if keep is not None:
+            kept = nn.float32(keep)
+            if keep.shape[1] == tokens:
+                ones = nn.float32(other) * 0 + 1
+                kept = clip.spliced(nn, kept[:, :, None], ones, begins)[:, :, 0]
+            mask = (1 - kept)[:, None, None] * -1e9
+        return directly(clip.TEXT, self, ids, embeddings, mask)
 
 
 class CLIPVisionModelWithProjection(Model):

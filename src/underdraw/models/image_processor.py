@@ -138,7 +138,7 @@ class CLIPImageProcessor(Schema):
         sides = [int(self.shortest_edge * s / short) for s in (width, height)]
         sides[width > height] = self.shortest_edge
         image = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
-        pixels = _centre(np.asarray(image, np.float32) / 255.0, *self.crop)
+        pixels = centre(np.asarray(image, np.float32) / 255.0, *self.crop)
         mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
         return ((pixels - mean) / std).transpose(2, 0, 1)
 
@@ -169,7 +169,7 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     return (x.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """The middle `(height, width)` of a picture, with black around it where it is smaller."""
     rows, columns = pixels.shape[:2]
     out = np.zeros((max(height, rows), max(width, columns), 3), pixels.dtype)

@@ -47,6 +47,15 @@ class UNet2DConditionOutput(Output):
 
 
 @dataclasses.dataclass
+class ControlNetOutput(Output):
+    """What a ControlNet adds: to each skip connection of a UNet, and to its middle, each
+    `(batch, channels, height, width)`."""
+
+    down_block_res_samples: tuple[Array, ...]
+    mid_block_res_sample: Array
+
+
+@dataclasses.dataclass
 class DecoderOutput(Output):
     """`sample`: images `(batch, 3, height, width)` near [-1, 1]."""
 
@@ -143,3 +152,11 @@ class CLIPVisionModelOutput(Output):
     image_embeds: Array
     last_hidden_state: Array
     hidden_states: tuple[Array, ...] | None = None
+
+
+@dataclasses.dataclass
+class QFormerOutput(Output):
+    """Fields of `Blip2QFormerModel`'s output, queries before words."""
+
+    last_hidden_state: Array
+    pooler_output: Array

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -60,6 +61,16 @@ def embed_tokens(nn: Operations, p: Node, config: CLIPTextConfig, ids: Array) ->
     return nn.embedding(
         p.text_model.embeddings.token_embedding, ids, config.vocab_size, config.hidden_size
     )
+
+
+def spliced(nn: Operations, rows: Array, added: Array, begins: Sequence[int]) -> Array:
+    """`rows (batch, tokens, width)` with `added (batch, n, width)` between their tokens, in each
+    row from its position of `begins` on: `(batch, tokens + n, width)`."""
+    if len(set(begins)) == 1:
+        at = begins[0]
+        return nn.concat((rows[:, :at], added, rows[:, at:]), 1)
+    made = [spliced(nn, rows[i : i + 1], added[i : i + 1], [at]) for i, at in enumerate(begins)]
+    return nn.concat(made, 0)
 
 
 def text(

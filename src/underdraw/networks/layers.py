@@ -204,7 +204,10 @@ def transformer_block(
     mask: Array | None = None,
     extras: Extras | None = None,
 ) -> Array:
-    """Self-attention, cross-attention, feed-forward; each normalised and residual."""
+    """Self-attention, cross-attention, feed-forward; each normalised and residual.
+
+    The context may have several times as many rows as `x`, which is then the same for all of them
+    until they attend to it."""
     width, first, second = x.shape[-1], f"{place}.attn1", f"{place}.attn2"
 
     def to_context(p: Node, number: int) -> Any:
@@ -213,13 +216,18 @@ def transformer_block(
         return keys_values(nn, p, context, width, heads)
 
     h = nn.layer_norm(p.norm1, x)
-    kv = to_context(p.attn1, 0) if only_cross else keys_values(nn, p.attn1, h, width, heads)
+    if only_cross:
+        kv = to_context(p.attn1, 0)
+        x, h = for_rows_of(nn, kv, x), for_rows_of(nn, kv, h)
+    else:
+        kv = keys_values(nn, p.attn1, h, width, heads)
     hooks = sites.cross_attention if only_cross else sites.self_attention
     x = x + attention(nn, p.attn1, h, kv, heads, first, hooks, extras=extras)
     del h, kv  # held while fusers work, they cost 15 % more page faults
     if sites.after_self_attention:
         x = apply(nn, sites.after_self_attention, place, x, extras)
     kv = to_context(p.attn2, 1)
+    x = for_rows_of(nn, kv, x)
     h = nn.layer_norm(p.norm2, x)
     hooks, beside = sites.cross_attention, sites.beside_cross_attention
     x = x + attention(nn, p.attn2, h, kv, heads, second, hooks, beside, mask=mask, extras=extras)
@@ -258,7 +266,18 @@ def spatial_transformer(
     if linear:
         h = nn.linear(p.proj_out, h, channels)
     h = nn.image(h, x)
-    return x + (h if linear else nn.conv2d(p.proj_out, h, channels, 1))
+    h = h if linear else nn.conv2d(p.proj_out, h, channels, 1)
+    return repeated(nn, x, h.shape[0]) + h
+
+
+def for_rows_of(nn: Operations, kv: KeysValues | SideBySide, x: Array) -> Array:
+    """`x` as often as it takes for the rows of keys and values."""
+    return x if isinstance(kv, SideBySide) else repeated(nn, x, kv[0].shape[0])
+
+
+def repeated(nn: Operations, x: Array, rows: int) -> Array:
+    """All rows again and again, until there are so many."""
+    return x if x.shape[0] == rows else nn.concat((x,) * (rows // x.shape[0]), 0)
 
 
 def activation(nn: Operations, name: str) -> Callable[[Array], Array]:

@@ -19,6 +19,10 @@ class Program:
 
     name: str
     function: Callable[..., Any]
+    once: bool = False
+    """Whether it runs once in a run: where operations start at once, compiling it gains nothing."""
+    in_blocks: bool = False
+    """Whether it takes a keyword `run`: how each block is run, `(block, *arguments)`."""
 
     def __call__(self, nn: Operations, p: Node, config: Any, *inputs: Any, **how: Any) -> Any:
         return self.function(nn, p, config, *inputs, **how)

@@ -8,6 +8,7 @@ knows no way from L*a*b*.
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ def check_sides(name: str, width: int, height: int) -> None:
             f"{name} is {width:,} x {height:,} pixels; allowed: {MOST_PIXELS:,} in all, such as "
             "8,192 x 8,192"
         )
+
+
+def check_pixels(name: str, shape: tuple[int, ...]) -> None:
+    """Raise InputError for an array that is larger than pictures may be; wherever its channels
+    are."""
+    sides = sorted(shape[-3:])[-2:]
+    if len(sides) == 2 and prod(sides) > MOST_PIXELS:
+        raise InputError(f"{name} has shape {shape}; allowed: {MOST_PIXELS:,} pixels")
 
 
 def plain(name: str, picture: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -77,6 +76,22 @@ def read_pictures(
     high, wide = x.shape[2:]
     x = nearest(x, height or high - high % factor, width or wide - wide % factor)
     return framework.array(x if lowest < 0 else x * np.float32(2) - 1)
+
+
+def size_of(image: Any, factor: int, latent_channels: int) -> tuple[int, int] | None:
+    """Height and width of the first of some pictures, rounded down to multiples of a factor; of
+    latents those of the picture they stand for. None for what is no picture."""
+    first: Any = image[0] if isinstance(image, list | tuple) and image else image
+    if isinstance(first, Image.Image):
+        height, width = modes.upright_size(first)[::-1]
+    elif len(shape := tuple(getattr(first, "shape", ()))) < 3:
+        return None
+    elif isinstance(first, np.ndarray):
+        height, width = first.shape[-3:-1]
+    else:
+        times = factor if shape[-3] == latent_channels else 1
+        height, width = shape[-2] * times, shape[-1] * times
+    return height - height % factor, width - width % factor
 
 
 def read_masks(
@@ -193,7 +208,7 @@ def _stacked(name: str, parts: list[Any], framework: Any, colour: bool) -> np.nd
                 f"{name} holds a {type(part).__name__}; allowed: PIL pictures, numpy arrays, "
                 f"{kind} arrays"
             )
-        _check_shape(name, tuple(part.shape))
+        modes.check_pixels(name, tuple(part.shape))
     made = []
     for part in parts:
         plain = part if numpy else checks.readable(name, part, framework.to_numpy)
@@ -201,13 +216,6 @@ def _stacked(name: str, parts: list[Any], framework: Any, colour: bool) -> np.nd
     if len({one.shape[1:] for one in made}) > 1:
         raise InputError(f"{name} holds shapes {sorted({one.shape for one in made})}; allowed: one")
     return np.concatenate(made)
-
-
-def _check_shape(name: str, shape: tuple[int, ...]) -> None:
-    """That an array is no larger than pictures may be; wherever its channels are."""
-    sides = sorted(shape[-3:])[-2:]
-    if len(sides) == 2 and prod(sides) > modes.MOST_PIXELS:
-        raise InputError(f"{name} has shape {shape}; allowed: {modes.MOST_PIXELS:,} pixels")
 
 
 def _four_axes(name: str, x: np.ndarray, numpy: bool, colour: bool) -> np.ndarray:
@@ -232,7 +240,7 @@ def _four_axes(name: str, x: np.ndarray, numpy: bool, colour: bool) -> np.ndarra
     return modes.unit(x)
 
 
-def _on_the_host(array: Any) -> np.ndarray:
+def on_the_host(array: Any) -> np.ndarray:
     """An array of a framework, on any device, in any dtype."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
@@ -252,9 +260,9 @@ def as_picture(name: str, image: Any) -> Any:
     if isinstance(image, Image.Image):
         return modes.plain(name, image)
     first = not isinstance(image, np.ndarray) and hasattr(image, "__array__")
-    _check_shape(name, tuple(getattr(image, "shape", ())))
+    modes.check_pixels(name, tuple(getattr(image, "shape", ())))
     if first:
-        image = checks.readable(name, image, _on_the_host)
+        image = checks.readable(name, image, on_the_host)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "uf":
         raise InputTypeError(
             f"{name}={type(image).__name__}; allowed: a PIL image, or an array of it"

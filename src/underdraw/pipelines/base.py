@@ -67,6 +67,8 @@ class DiffusionPipeline(Pushable):
     """Of those needed the ones which may be None where prompts are given as embeddings."""
     switches: ClassVar[tuple[str, ...]] = ()
     """Arguments of the constructor that are no components."""
+    stored: ClassVar[tuple[str, ...]] = ()
+    """Of these the ones which a folder's `model_index.json` holds."""
 
     parts: Components
     """What the pipeline is made of, as calls and controls use it."""
@@ -100,6 +102,7 @@ class DiffusionPipeline(Pushable):
             cls.components_optional,
             cls.components_for_text,
             cls.switches,
+            cls.stored,
         )
 
     def _accept(self, name: str, value: Any) -> Any:
@@ -401,6 +404,7 @@ class DiffusionPipeline(Pushable):
             kind,
             self.components,
             self.advice,
+            {name: value for name in self.stored if (value := getattr(self, name)) is not None},
             variant=variant,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,

@@ -16,8 +16,10 @@ from underdraw.pipelines.call.output import Flags, check_safety, decode
 from underdraw.pipelines.call.plan import LARGEST_GUIDANCE, check_prompts, count_images
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.accepting import check_widths
-from underdraw.pipelines.components.adapters import Adaptable
+from underdraw.pipelines.components.grounding import Groundable
 from underdraw.pipelines.components.outdated import mend
+from underdraw.pipelines.components.structure import Structurable
+from underdraw.pipelines.components.subjects import Subjective
 from underdraw.pipelines.diffusers.checking import Checking
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
@@ -25,7 +27,15 @@ from underdraw.schedulers import Scheduler
 from underdraw.text.tokenizer import CLIPTokenizer
 
 
-class LatentPipeline(Adaptable, DiffusionPipeline, Familiar, FamiliarRuns, Checking):
+class LatentPipeline(
+    Groundable,
+    Structurable,
+    Subjective,
+    DiffusionPipeline,
+    Familiar,
+    FamiliarRuns,
+    Checking,
+):
     """Text encoder, UNet and autoencoder: what the pipelines of latent diffusion are made of."""
 
     components_needed = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

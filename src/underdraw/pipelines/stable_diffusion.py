@@ -13,7 +13,7 @@ from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
 from underdraw.pipelines.call.output import Made, decode, hand_out
-from underdraw.pipelines.call.plan import make_plan
+from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
@@ -100,7 +100,6 @@ class StableDiffusionPipeline(LatentPipeline):
             NonFiniteError: the network gave NaN or infinity.
         """
         compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
-        parts = self.parts
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -124,6 +123,24 @@ class StableDiffusionPipeline(LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
         )
+        own = {"height": height, "width": width, "latents": latents}
+        return (yield from self._from_noise(request, own))
+
+    def _from_noise(
+        self,
+        request: Request,
+        own: Mapping[str, Any],
+        beside: Callable[[Plan], Sequence[Control]] = lambda plan: (),
+    ) -> Generator[Question | Step, Any, Made]:
+        """The call, once its arguments are gathered.
+
+        Args:
+            own: the arguments besides the shared ones by name, `height`, `width` and `latents`
+                among them.
+            beside: controls of the pipeline itself, from the plan.
+        """
+        parts, latents = self.parts, own["latents"]
+        height, width = own["height"], own["width"]
         plan = make_plan(parts, request, self)
         if self.compat == "diffusers" and None in (height, width):
             height = width = None
@@ -131,10 +148,10 @@ class StableDiffusionPipeline(LatentPipeline):
         shape = latent_shape(parts, plan, height, width)
         if latents is not None:
             checks.array("latents", latents, shape, parts.framework)
+        controls = beside(plan)
 
         run = begin(parts, plan, condition(parts, plan), shape)
         noise = first_noise(parts, plan, latents, shape)
-        made = yield from denoise(run, plan, noise * plan.solver.initial_sigma)
-        images, flags = decode(parts, made, output_type)
-        own = {"height": height, "width": width, "latents": latents}
-        return hand_out(run, plan, images, flags, own)
+        made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, controls)
+        images, flags = decode(parts, made, request.output_type)
+        return hand_out(run, plan, images, flags, {**own, "height": height, "width": width})

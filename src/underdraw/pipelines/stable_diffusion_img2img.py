@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
@@ -14,7 +16,7 @@ from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import draw_noise, encode_pictures, latent_shape
 from underdraw.pipelines.call.output import Made, decode, hand_out
-from underdraw.pipelines.call.plan import make_plan
+from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import compatible
@@ -75,16 +77,6 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
         compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
-        if image is None:
-            raise InputError("image=None; give a picture, or latents")
-        parts, config = self.parts, self.vae.config
-        pictures = read_pictures(
-            "image",
-            image,
-            parts.framework,
-            factor=config.factor,
-            latent_channels=config.latent_channels,
-        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -107,17 +99,63 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
-            pictures=pictures.shape[0],
-            spread=True,
             strength=strength,
         )
+        return (yield from self._from_picture(request, {"image": image, "strength": strength}))
+
+    def _from_picture(
+        self,
+        request: Request,
+        own: Mapping[str, Any],
+        size: tuple[int | None, int | None] = (None, None),
+        latents: Array | None = None,
+        pictures_beside: int = 1,
+        beside: Callable[[Plan], Sequence[Control]] = lambda plan: (),
+    ) -> Generator[Question | Step, Any, Made]:
+        """The call, once its arguments are gathered.
+
+        Args:
+            own: the arguments besides the shared ones by name, `image` among them.
+            size: height and width in pixels; None is that of the picture.
+            latents: those the run begins with, at the noise level of its first step.
+            pictures_beside: how many pictures the pipeline has of its own, besides `image`.
+            beside: controls of the pipeline itself, from the plan.
+        """
+        image = own["image"]
+        if image is None:
+            raise InputError("image=None; give a picture, or latents")
+        parts, config = self.parts, self.vae.config
+        pictures = read_pictures(
+            "image",
+            image,
+            parts.framework,
+            *size,
+            factor=config.factor,
+            latent_channels=config.latent_channels,
+        )
+        most = max(pictures.shape[0], pictures_beside)
+        if pictures.shape[0] not in (1, most) or pictures_beside not in (1, most):
+            raise InputError(
+                f"image holds {pictures.shape[0]} pictures, beside {pictures_beside} others; "
+                "allowed: one, or as many"
+            )
+        request = replace(request, pictures=most, spread=True)
         plan = make_plan(parts, request, self)
-        latent_shape(parts, plan, *pictures.shape[2:])
+        shape = latent_shape(parts, plan, *pictures.shape[2:])
+        if pictures.shape[1] == config.latent_channels:
+            shape = (plan.count, *pictures.shape[1:])
+        if latents is not None:
+            checks.array("latents", latents, shape, parts.framework)
+        controls = beside(plan)
 
         conditioning = condition(parts, plan)
         clean = encode_pictures(parts, plan, pictures)
         run = begin(parts, plan, conditioning, clean.shape)
-        noise = run.nn.float32(draw_noise(parts, plan, clean.shape))
-        made = yield from denoise(run, plan, plan.solver.noised(0, clean, noise))
-        images, flags = decode(parts, made, output_type)
-        return hand_out(run, plan, images, flags, {"image": image, "strength": strength})
+        if latents is None:
+            noise = run.nn.float32(draw_noise(parts, plan, clean.shape))
+            start = plan.solver.noised(0, clean, noise)
+        else:
+            start = parts.framework.array(latents, device=parts.device)
+        made = yield from denoise(run, plan, start, controls)
+        images, flags = decode(parts, made, request.output_type)
+        return hand_out(run, plan, images, flags, own)

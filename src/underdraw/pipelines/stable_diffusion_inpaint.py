@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
+
+from PIL import Image
 
 from underdraw import checks
 from underdraw.backends.contract import Array
@@ -12,7 +16,7 @@ from underdraw.controls.inpainting import InpaintingChannels
 from underdraw.controls.region import Region
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
-from underdraw.pictures.cropping import crop_around
+from underdraw.pictures.cropping import Crop, crop_around, filled
 from underdraw.pictures.pasting import overlaid
 from underdraw.pictures.reading import check_alike, nearest, read_masks, read_pictures
 from underdraw.pictures.writing import OUTPUT_TYPES
@@ -42,6 +46,9 @@ from underdraw.pipelines.diffusers.latents import InpaintLatents
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 from underdraw.schedulers import KDPM2DiscreteScheduler
+
+Fit = Callable[[Any], Any]
+"""From a PIL picture to the part of it that is worked on."""
 
 
 class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
@@ -121,6 +128,64 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
         compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            generator=generator,
+            seed=seed,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback=callback,
+            callback_steps=callback_steps,
+            controls=controls,
+            strength=strength,
+        )
+        arguments = {
+            "image": image,
+            "mask_image": mask_image,
+            "masked_image_latents": masked_image_latents,
+            "height": height,
+            "width": width,
+            "padding_mask_crop": padding_mask_crop,
+            "strength": strength,
+            "latents": latents,
+            "paste_back": paste_back,
+        }
+        return (yield from self._painted(request, arguments))
+
+    def _painted(
+        self,
+        request: Request,
+        arguments: Mapping[str, Any],
+        pictures_beside: int = 1,
+        beside: Callable[[Plan, Fit | None], Sequence[Control]] = lambda plan, fit: (),
+    ) -> Generator[Question | Step, Any, Made]:
+        """The call, once its arguments are gathered.
+
+        Args:
+            arguments: those besides the shared ones, by name.
+            pictures_beside: how many pictures the pipeline has of its own, besides `image`.
+            beside: controls of the pipeline itself, from the plan and what cuts other pictures as
+                `image` is cut; None where the whole of it is worked on.
+        """
+        own_arguments, strength = arguments, arguments["strength"]
+        image, mask_image = arguments["image"], arguments["mask_image"]
+        masked_image_latents, latents = arguments["masked_image_latents"], arguments["latents"]
+        height, width = arguments["height"], arguments["width"]
+        padding_mask_crop, paste_back = arguments["padding_mask_crop"], arguments["paste_back"]
+        output_type = request.output_type
         for name, value in (("image", image), ("mask_image", mask_image)):
             if value is None:
                 raise InputError(f"{name}=None; give a picture")
@@ -148,36 +213,12 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             given = masked_image_latents.shape[0]
         counts = {"image": pictures.shape[0], "mask_image": mask.shape[0]}
         counts["masked_image_latents"] = given
+        counts["control_image"] = pictures_beside
         most = max(counts.values())
         for name, number in counts.items():
             if number not in (1, most):
                 raise InputError(f"{name} holds {number}; allowed: 1, or {most} as the others")
-        request = Request(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_images_per_prompt=num_images_per_prompt,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            clip_skip=clip_skip,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            generator=generator,
-            seed=seed,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            callback=callback,
-            callback_steps=callback_steps,
-            controls=controls,
-            pictures=most,
-            spread=True,
-            strength=strength,
-        )
+        request = replace(request, pictures=most, spread=True)
         plan = make_plan(parts, request, self)
         shape = latent_shape(parts, plan, height, width, (0, channels + 1))
         if latents is not None:
@@ -189,6 +230,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             raise InputError(
                 "image is latents, so it cannot be masked; give masked_image_latents, too"
             )
+        fit = None if crop is None else partial(_cut, image.size, crop, (width, height))
+        controls = beside(plan, fit)
 
         run = begin(parts, plan, condition(parts, plan), shape)
         alike = self.compat == "diffusers"
@@ -210,24 +253,15 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             if alike and isinstance(self.scheduler, KDPM2DiscreteScheduler):
                 own = Region(small, trail=late_levels(plan.solver, clean, noise))
         own = watched(run, plan, own, {"mask": small, "masked_image_latents": masked})
-        made = yield from denoise(run, plan, start, [own])
+        made = yield from denoise(run, plan, start, [own, *controls])
         images, flags = decode(parts, made, output_type)
         if crop is not None:
             images = [overlaid(image, one, mask_image, crop) for one in images]
         elif paste_back:
             images = pasted(parts, plan, images, image, mask_image, pictures)
-        arguments = {
-            "image": image,
-            "mask_image": mask_image,
-            "masked_image_latents": masked_image_latents,
-            "height": height,
-            "width": width,
-            "padding_mask_crop": padding_mask_crop,
-            "strength": strength,
-            "latents": latents,
-            "paste_back": paste_back,
-        }
-        return hand_out(run, plan, images, flags, arguments)
+        return hand_out(
+            run, plan, images, flags, {**own_arguments, "height": height, "width": width}
+        )
 
     def _masked(
         self, plan: Plan, pictures: Array, mask: Array, given: Any, sees: bool, shape: Any
@@ -246,3 +280,9 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         # diffusers encodes them anyway: its solvers go on with later numbers of a generator.
         posterior_noise(parts, plan, (rows, *shape[1:]), alike)
         return None
+
+
+def _cut(whole: tuple[int, int], crop: Crop, size: tuple[int, int], picture: Any) -> Any:
+    """A PIL picture of what one of the size `whole` shows, cut as that one is, to another size."""
+    picture = picture if picture.size == whole else picture.resize(whole, Image.Resampling.LANCZOS)
+    return filled(picture.crop(crop), *size)

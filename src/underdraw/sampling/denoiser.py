@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.engine import Question
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
+from underdraw.networks.program import Program
 from underdraw.networks.sites import NO_SITES, Sites
 
 CHUNK = 64
@@ -36,6 +37,7 @@ class Denoiser:
         """What distilled UNets are told with the time: the one that the run began with."""
         self._keys: dict[int, Any] = {}
         self._times: dict[int, list[Any]] = {}
+        self._beside: dict[int, _Beside] = {}
         self._checked: tuple[Deltas, int] = NO_DELTAS, 0
 
     def __call__(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Array:
@@ -92,6 +94,34 @@ class Denoiser:
     def set_context(self, context: Array) -> None:
         """Go on with this context; it may be the same array, changed in place."""
         self.context, self._keys = self.run.nn.cast(context, self.context), {}
+        for beside in self._beside.values():
+            beside.keys = {}
+
+    def ahead(
+        self,
+        index: int,
+        replaced: Array | None,
+        model: Any,
+        times: Program,
+        context: Program,
+        rows: int,
+        like: Array,
+    ) -> tuple[Any, Any]:
+        """For a network beside the UNet, as `controls.control.Ahead` tells; `replaced` is the
+        context of a call that has one of its own, which is of no use to another."""
+        run, nn = self.run, self.run.nn
+        beside = self._beside.setdefault(id(model), _Beside(model))
+        whole = self.context if replaced is None else replaced
+        texts = whole if whole.shape[0] == rows else whole[whole.shape[0] - rows :]
+        if replaced is None and rows not in beside.keys:
+            beside.keys[rows] = run.ask(context, model, nn.cast(texts, like))
+        chunk, within = divmod(index, CHUNK)
+        if chunk not in beside.times:
+            calls = range(chunk * CHUNK, min((chunk + 1) * CHUNK, run.calls))
+            shifts = run.ask(times, model, self._timesteps(calls), like)
+            beside.times = {chunk: _by_call(shifts, len(calls))}
+        known = beside.keys[rows] if replaced is None else nn.cast(texts, like)
+        return beside.times[chunk][within], known
 
     def unguided(self, context: Array | None = None) -> Denoiser:
         """The same with one half of the context alone, by default the conditional one."""
@@ -134,8 +164,7 @@ class Denoiser:
         """By call, what each residual block adds for the time, in so many rows."""
         run, nn = self.run, self.run.nn
         array, device = run.framework.array, getattr(self.context, "device", None)
-        times = [float(run.solver.timestep(index)) for index in calls]
-        t = array(np.array(times, np.float32), device=device)
+        t = self._timesteps(calls)
         condition = None
         if run.distilled:
             width, scale = run.model.config.time_cond_proj_dim, self._guidance - 1.0
@@ -148,7 +177,28 @@ class Denoiser:
         if rows > 1:
             t = nn.expand(t[:, None], (t.shape[0], rows)).reshape(-1)
         shifts = run.ask(unet.TIMES, run.model, t, self.context, condition, leaves)
-        return [
-            {place: shift[i : i + rows] for place, shift in shifts.items()}
-            for i in range(0, t.shape[0], rows)
-        ]
+        return _by_call(shifts, t.shape[0], rows)
+
+    def _timesteps(self, calls: Sequence[int]) -> Array:
+        """The times of calls `(n,)`."""
+        times = [float(self.run.solver.timestep(index)) for index in calls]
+        device = getattr(self.context, "device", None)
+        return self.run.framework.array(np.array(times, np.float32), device=device)
+
+
+@dataclass(eq=False)
+class _Beside:
+    """A network beside the UNet, and what was computed ahead with it."""
+
+    model: Any
+    """Held, so that its `id` is of no other."""
+    keys: dict[int, Any] = field(default_factory=dict)
+    times: dict[int, list[Any]] = field(default_factory=dict)
+
+
+def _by_call(shifts: Mapping[str, Array], count: int, rows: int = 1) -> list[dict[str, Array]]:
+    """Rows of `count` times, `rows` of them for each call."""
+    return [
+        {place: shift[i : i + rows] for place, shift in shifts.items()}
+        for i in range(0, count, rows)
+    ]

@@ -129,8 +129,11 @@ def _during(
     for i, control in enumerate(acting):
         if type(control).during_call is Control.during_call:
             continue
-        context = _rows(denoise.context, inputs.x.shape[0])
-        asked = Asked(inputs.x, call.timestep, context, run.ask)
+        context, replaced = _rows(denoise.context, inputs.x.shape[0]), None
+        for change in inputs.sites.context:
+            context = replaced = change(run.nn, context)
+        ahead = partial(denoise.ahead, call.index, replaced)
+        asked = Asked(inputs.x, call.timestep, context, ahead, run.ask, call.guided)
         told = control.during_call(run.nn, carries[i], asked, call)
         acts, carries[i] = kept_sites(control, told)
         inputs = inputs._replace(sites=inputs.sites + acts.owned(lambda _, number=i: number))

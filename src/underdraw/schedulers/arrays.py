@@ -20,15 +20,7 @@ LARGEST_SIGMA = 1e6
 
 def backend_of(array: Any) -> Any:
     """The backend an array belongs to."""
-    return _backend("sample", array)
-
-
-def _backend(name: str, array: Any) -> Any:
-    root = type(array).__module__.partition(".")[0]
-    known = {"jaxlib": "jax"}.get(root, root)
-    if known not in backends.NAMES or not backends.get(known).is_array(array):
-        raise InputTypeError(f"{name} is a {type(array).__name__}; allowed: an array of a backend")
-    return backends.get(known)
+    return backends.of(array)
 
 
 def check_latents(name: str, array: Any, like: Any = None, at: str = "") -> Any:
@@ -38,7 +30,7 @@ def check_latents(name: str, array: Any, like: Any = None, at: str = "") -> Any:
     Raises:
         InputTypeError, InputError: they are not.
     """
-    backend = _backend(name, array)
+    backend: Any = backends.of(array, name)
     shape = tuple(array.shape)
     if not backend.is_floating(array):
         raise InputTypeError(f"{name} has dtype {array.dtype}; floating-point numbers are needed")
@@ -47,7 +39,7 @@ def check_latents(name: str, array: Any, like: Any = None, at: str = "") -> Any:
     if not shape or 0 in shape:
         raise InputError(f"{name} has shape {shape}; needed is (images, channels, height, width)")
     if like is not None:
-        if _backend(at, like) is not backend:
+        if backends.of(like, at) is not backend:
             raise InputTypeError(f"{name} is of another backend than {at}")
         wanted = tuple(like.shape)
         if shape[1:] != wanted[1:] or shape[0] not in (1, wanted[0]):

@@ -39,18 +39,30 @@ class Words(NamedTuple):
         return self.windows * self.length
 
 
-def words(tokenizer: Any, prompt: str, plain: bool = False) -> Words:
-    """The words of a prompt as `encode_prompts` reads it; `plain` as there."""
-    ids, _ = tokenize_prompts(tokenizer, [prompt], weighting=not plain)
-    ids = ids[0, :1] if plain else ids[0]
-    windows, length = ids.shape
+PUT_IN = "<>"
+"""The text of a token that no vocabulary has, as those of a subject."""
+
+
+def words(tokenizer: Any, prompt: str, plain: bool = False, ids: np.ndarray | None = None) -> Words:
+    """The words of a prompt as `encode_prompts` reads it; `plain` as there.
+
+    Args:
+        ids: its own windows of tokens where these are known, `(windows, tokens)`; those below 0 are
+            words by themselves.
+    """
+    rows: Any = ids
+    if rows is None:
+        rows, _ = tokenize_prompts(tokenizer, [prompt], weighting=not plain)
+        rows = rows[0, :1] if plain else rows[0]
+    windows, length = rows.shape
     found: list[list[tuple[int, int]]] = []
     ends, open_word = [], False
-    for number, window in enumerate(ids.tolist()):
+    for number, window in enumerate(rows.tolist()):
         end = window.index(tokenizer.eos_token_id, 1)
         ends.append(number * length + end)
         for place in range(1, end):
-            token = tokenizer.convert_ids_to_tokens(window[place])
+            known = window[place] >= 0
+            token = tokenizer.convert_ids_to_tokens(window[place]) if known else PUT_IN
             # Added tokens, such as a learned "<cat-toy>", are words without the closing sign.
             added = not token.endswith(_CLOSE) and token.startswith("<") and token.endswith(">")
             if not open_word or added:
@@ -63,7 +75,10 @@ def words(tokenizer: Any, prompt: str, plain: bool = False) -> Words:
         length,
         tuple(tuple(token for token, _ in word) for word in found),
         tuple(tuple(place for _, place in word) for word in found),
-        tuple(tokenizer.decode([token for token, _ in word]) for word in found),
+        tuple(
+            PUT_IN if word[0][0] < 0 else tokenizer.decode([token for token, _ in word])
+            for word in found
+        ),
         tuple(ends),
     )
 

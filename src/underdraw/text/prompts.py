@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,29 @@ _SIGNS = re.compile(r"[()\[\]\\]")
 _BREAK = re.compile(r"\bBREAK\b")
 
 
+class Encoded(NamedTuple):
+    """What texts were encoded to."""
+
+    context: Array
+    """Of the prompts, `(prompts, tokens, width)`."""
+    negative: Array | None
+    """Of the negative prompts, likewise; None where there are none."""
+    ids: tuple[np.ndarray, ...]
+    """Of each prompt its own windows, int64 `(windows, tokens)`, as controls left them."""
+    pooled: Array
+    """Of each window of the prompts, and then of the negative ones, the output at its end token,
+    `(windows, width)`."""
+
+
 def encode_prompts(
+    text_encoder: Any, tokenizer: Any, prompts: Sequence[str], *arguments: Any, **options: Any
+) -> tuple[Array, Array | None]:
+    """Contexts of prompts and of negative prompts; arguments as for `encode`."""
+    found = encode(text_encoder, tokenizer, prompts, *arguments, **options)
+    return found.context, found.negative
+
+
+def encode(
     text_encoder: Any,
     tokenizer: Any,
     prompts: Sequence[str],
@@ -37,7 +59,9 @@ def encode_prompts(
     max_length: int | None = None,
     ask: Ask = directly,
     controls: Sequence[Any] = (),
-) -> tuple[Array, Array | None]:
+    components: Any = None,
+    cut: bool = False,
+) -> Encoded:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
     Prompts may be weighted, `(word:1.3)`, and longer than the encoder's window of tokens: then all
@@ -51,6 +75,8 @@ def encode_prompts(
         max_length: tokens of a window, the tokenizer's if not given.
         ask: has the text encoder's programs run.
         controls: those with something to say about words (`controls.control.of_words`).
+        components: of the pipeline, for these controls.
+        cut: keep the first window of each prompt; negative prompts stay whole.
     """
     config, framework = text_encoder.config, text_encoder._framework
     layers = config.num_hidden_layers
@@ -58,12 +84,13 @@ def encode_prompts(
         raise InputError(f"clip_skip={clip_skip} is out of range; allowed: 0 .. {layers - 1}")
     if max_length is None and tokenizer.model_max_length > KNOWN_LENGTH:
         max_length = config.max_position_embeddings  # the tokenizer's files do not tell
-    ids, weights = tokenize_prompts(
-        tokenizer,
-        [*prompts, *negatives],
-        weighting=not plain,
-        truncate=plain,
-        max_length=max_length,
+    count = len(prompts)
+    room = [
+        sum(control.room(components, prompt, number) for control in controls)
+        for number, prompt in enumerate(prompts)
+    ]
+    ids, weights, own = _tokenized(
+        tokenizer, [*prompts, *negatives], not plain, plain, max_length, room, count if cut else 0
     )
     if ids.max() >= config.vocab_size:
         raise InputError(
@@ -76,7 +103,6 @@ def encode_prompts(
         )
 
     device, nn = framework.device_of(text_encoder), framework.operations
-    count = len(prompts)
 
     def rows(values: np.ndarray) -> Array:
         """An array of all windows, one below another."""
@@ -86,14 +112,15 @@ def encode_prompts(
         flat, embeddings, leaves = rows(ids), None, NO_DELTAS
         if controls:
             embeddings = ask(clip.EMBED_TOKENS, text_encoder, flat)
+            texts = (*prompts, *negatives)
             words = Words(
-                (*prompts, *negatives), count, ids, weights, embeddings, tokenizer, text_encoder
+                texts, count, ids, weights, embeddings, tokenizer, text_encoder, components
             )
             for control in controls:
                 words = checked(control, control.words(nn, words), words)
             ids, weights, leaves = words.ids, words.weights, words.leaves
             embeddings, flat = words.embeddings, rows(ids)
-        texts, windows, length = ids.shape
+        windows, length = ids.shape[1:]
         mask = None
         if config.use_attention_mask:
             seen = framework.array(padding_mask(ids, tokenizer), device=device)
@@ -104,11 +131,12 @@ def encode_prompts(
             hidden = out.hidden_states[-(clip_skip + 1)][: count * windows]
             skipped = ask(clip.FINAL_NORM, text_encoder, hidden, leaves)
             context = nn.concat((skipped, context[count * windows :]), 0)
-        context = context.reshape(texts, windows * length, config.hidden_size)
+        context = context.reshape(ids.shape[0], windows * length, config.hidden_size)
         if (weights != 1).any():
-            factors = framework.array(weights.reshape(texts, -1), device=device)
+            factors = framework.array(weights.reshape(ids.shape[0], -1), device=device)
             context = apply_weights(nn, context, factors)
-    return context[:count], (context[count:] if negatives else None)
+    kept = tuple(row[:number] for row, number in zip(ids[:count], own, strict=False))
+    return Encoded(context[:count], context[count:] if negatives else None, kept, out.pooled)
 
 
 def tokenize_prompts(
@@ -138,6 +166,32 @@ def tokenize_prompts(
     Raises:
         InputError, InputTypeError: no prompts, something that is no text, or a broken weight.
     """
+    return _tokenized(tokenizer, prompts, weighting, truncate, max_length)[:2]
+
+
+class _Tokenized(NamedTuple):
+    ids: np.ndarray
+    weights: np.ndarray
+    own: tuple[int, ...]
+    """How many windows each text has before they are repeated."""
+
+
+def _tokenized(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    weighting: bool,
+    truncate: bool,
+    max_length: int | None,
+    room: Sequence[int] = (),
+    cut: int = 0,
+) -> _Tokenized:
+    """As `tokenize_prompts`.
+
+    Args:
+        room: tokens that stay free at the end of each window of the first prompts, for what
+            controls put in.
+        cut: of so many first prompts the first window alone is kept, without a word about it.
+    """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputTypeError(f"prompts must be a list of strings, not {prompts!r:.80}")
     if not prompts:
@@ -146,12 +200,20 @@ def tokenize_prompts(
     if not 3 <= length <= KNOWN_LENGTH:
         raise InputError(f"max_length={length}: a window has 3 to 100000 tokens")
     batch = []
-    for prompt in prompts:
-        windows = _windows(tokenizer, prompt, length - 2, weighting)
+    for number, prompt in enumerate(prompts):
+        free = room[number] if number < len(room) else 0
+        if free > length - 3:
+            raise InputError(
+                f"prompt={prompt!r:.60}: controls put {free} tokens into it, and its window has "
+                f"{length}; allowed: {length - 3}"
+            )
+        windows = _windows(tokenizer, prompt, length - 2 - free, weighting)
+        if number < cut:
+            windows = windows[:1]
         if truncate and len(windows) > 1:
-            cut = tokenizer.decode([token for window in windows[1:] for token, _ in window])
+            lost = tokenizer.decode([token for window in windows[1:] for token, _ in window])
             warnings.warn(
-                f"only the first {length} tokens of a prompt are used; cut: {cut!r}", stacklevel=2
+                f"only the first {length} tokens of a prompt are used; cut: {lost!r}", stacklevel=3
             )
         batch.append(windows[:1] if truncate else windows)
 
@@ -166,7 +228,7 @@ def tokenize_prompts(
             ids[row, column, 1:end] = [token for token, _ in window]
             ids[row, column, end] = tokenizer.eos_token_id
             weights[row, column, 1:end] = [weight for _, weight in window]
-    return ids, weights
+    return _Tokenized(ids, weights, tuple(map(len, batch)))
 
 
 def _windows(

@@ -24,13 +24,16 @@ class Words:
     prompts: int
     """How many of `texts` are prompts."""
     ids: np.ndarray
-    """int64 `(texts, windows, tokens)`, with start, end and padding."""
+    """int64 `(texts, windows, tokens)`, with start, end and padding. Tokens that no vocabulary has,
+    such as those of a subject, have numbers below 0."""
     weights: np.ndarray
     """float32, likewise: `(word:1.3)` weighs its tokens 1.3, all others weigh 1."""
     embeddings: Array
     """`(texts * windows, tokens, width)`, without positions."""
     tokenizer: Any
     text_encoder: Any
+    components: Any = None
+    """The pipeline's `controls.components.Components`; None without a pipeline."""
     leaves: Deltas = field(default_factory=dict)
     """Differences to layers of the text encoder, by their path (LoRA). A row of one with factors
     per row is a window: `texts * windows` of them."""

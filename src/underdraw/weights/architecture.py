@@ -16,6 +16,30 @@ Tensors = Mapping[str, StoredTensor]
 
 def unet_config(tensors: Tensors, family: str, sample_size: int) -> dict[str, Any]:
     """`config.json` of a UNet whose original names (without prefix) are the keys of `tensors`."""
+    encoder = encoder_config(tensors, family)
+    attention = [kind.startswith("CrossAttn") for kind in encoder["down_block_types"]]
+    gated = None
+    if "position_net" in _tops(tensors):
+        gated = "gated"
+        if any(name.startswith("position_net.linears_text.") for name in tensors):
+            gated = "gated-text-image"
+    return {
+        **encoder,
+        "_class_name": "UNet2DConditionModel",
+        **({"attention_type": gated} if gated else {}),
+        "center_input_sample": False,
+        "dual_cross_attention": False,
+        # The smallest distilled networks have none.
+        **({} if "middle_block" in _tops(tensors) else {"mid_block_type": None}),
+        "out_channels": _shape(tensors, "out.2.weight")[0],
+        "sample_size": sample_size,
+        "up_block_types": [_kind("Up", has) for has in reversed(attention)],
+    }
+
+
+def encoder_config(tensors: Tensors, family: str) -> dict[str, Any]:
+    """What the configs of a UNet and of a ControlNet both say, from the original names of its way
+    down."""
     widths, layers, attention = _levels(tensors)
     if len(set(layers)) != 1:
         raise WeightError(f"a UNet with {layers} resnets per level is not Stable Diffusion 1 or 2")
@@ -29,41 +53,30 @@ def unet_config(tensors: Tensors, family: str, sample_size: int) -> dict[str, An
         )
     # SD 2 fixes the width of a head (64), SD 1 their number (8).
     heads: Any = [width // 64 for width in widths] if family == "sd2" else 8
-    kinds = [("CrossAttn", "2D") if has else ("", "2D") for has in attention]
-    gated = None
-    if "position_net" in _tops(tensors):
-        gated = "gated"
-        if any(name.startswith("position_net.linears_text.") for name in tensors):
-            gated = "gated-text-image"
     return {
-        "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "attention_head_dim": heads,
-        **({"attention_type": gated} if gated else {}),
         "block_out_channels": widths,
-        "center_input_sample": False,
         "cross_attention_dim": context,
-        "down_block_types": [f"{a}DownBlock{b}" for a, b in kinds],
+        "down_block_types": [_kind("Down", has) for has in attention],
         "downsample_padding": 1,
-        "dual_cross_attention": False,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": _shape(tensors, "input_blocks.0.0.weight")[1],
         "layers_per_block": layers[0],
         "mid_block_scale_factor": 1,
-        # The smallest distilled networks have none.
-        **({} if "middle_block" in _tops(tensors) else {"mid_block_type": None}),
         "norm_eps": 1e-05,
         "norm_num_groups": 32,
         "num_class_embeds": None,
         "only_cross_attention": False,
-        "out_channels": _shape(tensors, "out.2.weight")[0],
-        "sample_size": sample_size,
-        "up_block_types": [f"{a}UpBlock{b}" for a, b in reversed(kinds)],
         # Scores of SD 2.1 overflow in float16; computed in float32 they are right in both.
         "upcast_attention": family == "sd2",
         "use_linear_projection": len(_shape(tensors, f"{prefix}proj_in.weight")) == 2,
     }
+
+
+def _kind(way: str, attention: bool) -> str:
+    return f"{'CrossAttn' if attention else ''}{way}Block2D"
 
 
 def _levels(tensors: Tensors) -> tuple[list[int], list[int], list[bool]]:

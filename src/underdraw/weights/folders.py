@@ -167,11 +167,18 @@ def read_model_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise NotFoundError(f"{place}: no {MODEL_INDEX}, so not a pipeline folder; {hint}")
     index = read_json(place / MODEL_INDEX)
     for name, value in index.items():
-        if not name.startswith("_") and isinstance(value, list) and len(value) != 2:
+        if name.startswith("_") or not isinstance(value, list) or len(value) == 2:
+            continue
+        # Lists of numbers are settings of a pipeline (BLIP-Diffusion's mean and std).
+        if not value or not all(map(_is_number, value)):
             raise WeightError(
                 f"{place / MODEL_INDEX}: component {name!r} is {value!r}, wanted [library, class]"
             )
     return index
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def components_of(index: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -121,6 +121,25 @@ def unet_table(attention: tuple[bool, ...], layers: int) -> Table:
     return table
 
 
+def controlnet_table(attention: tuple[bool, ...], layers: int, halvings: int) -> Table:
+    """ControlNet: the way down and the middle of such a UNet, the layers in front that bring a map
+    to the size of the latents, and a convolution behind each block."""
+    unet, levels = unet_table(attention, layers), len(attention)
+    table = {
+        ours: theirs
+        for ours, theirs in unet.items()
+        if ours.startswith(("input_blocks.", "middle_block.", "time_embed."))
+    }
+    hint = "controlnet_cond_embedding"
+    table |= {"input_hint_block.0": f"{hint}.conv_in", "middle_block_out.0": "controlnet_mid_block"}
+    for i in range(2 * halvings):
+        table[f"input_hint_block.{2 + 2 * i}"] = f"{hint}.blocks.{i}"
+    table[f"input_hint_block.{2 + 4 * halvings}"] = f"{hint}.conv_out"
+    for i in range(levels * (layers + 1)):
+        table[f"zero_convs.{i}.0"] = f"controlnet_down_blocks.{i}"
+    return table
+
+
 def vae_table(levels: int, layers: int) -> Table:
     """Autoencoder with `layers` resnets per encoder level. The original counts decoder levels from
     the picture inwards, the folder from the latents outwards."""

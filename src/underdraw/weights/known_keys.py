@@ -96,6 +96,7 @@ FOLDERS: dict[str, Rules] = {
             Rename(r"vision_model\.(.*)", r"\1", "transformers before 5 writes a prefix"),
         ),
     ),
+    "qformer": Rules(ignored=(POSITION_IDS,)),
     "safety_checker": Rules(
         ignored=(POSITION_IDS, LOGIT_SCALE, TEXT_PROJECTION),
         renames=(
@@ -152,4 +153,14 @@ GROUNDING_FILE: tuple[Known, ...] = (
         r"(first_stage_model|cond_stage_model|model_ema)\..*", "the rest of a one-file checkpoint"
     ),
     *SINGLE_FILE,
+)
+
+# Of BLIP-Diffusion's original files; names without the prefix `blip.`.
+SUBJECT_FILE: tuple[Known, ...] = (
+    POSITION_IDS,
+    Known(r"Qformer\.cls\..*", "the head with which BLIP-2 learned to write"),
+    Known(r"(vision_proj|text_proj|itm_head)\..*|temp", "heads of BLIP-2's training"),
+    Known(r"visual_encoder\.(ln_post\..*|proj)", "CLIP's way into the space shared with texts"),
+    Known(r"ctx_embeddings_cache", "the embedding of one subject, of a fine-tuned model"),
+    Known(r"(unet|vae|text_encoder|controlnet)\..*", "the other networks of the whole model"),
 )

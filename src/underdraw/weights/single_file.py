@@ -272,7 +272,10 @@ def _what_else(tensors: Mapping[str, StoredTensor]) -> str:
     signs = (
         (r"conditioner\..*|.*label_emb\..*", "an SDXL checkpoint"),
         (r"lora_.*|.*\.lora_(up|down|A|B)\..*|.*lora\.(up|down)\..*", "a LoRA"),
-        (r"control_model\..*|.*controlnet.*|.*input_hint_block.*", "a ControlNet"),
+        (
+            r"control_model\..*|.*controlnet.*|.*input_hint_block.*",
+            "a ControlNet (read by ControlNetModel.from_single_file, or pipe.load_structure)",
+        ),
         (r"emb_params|string_to_param.*|clip_[lg]", "a textual-inversion embedding"),
         (r".*joint_blocks\..*|.*double_blocks\..*", "an SD 3 or Flux checkpoint"),
         (r"down_blocks\..*|mid_block\..*", "a component of a diffusers folder"),

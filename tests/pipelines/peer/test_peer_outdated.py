@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pipelines.peer import gligen, oracle
 from pipelines.peer.oracle import diffusers
+from pipelines.peer.structure import NETS, theirs as theirs_of
 
 import underdraw
 from underdraw.names import HOMES
@@ -49,8 +50,12 @@ def parts_of(name, which):
     if "DiffEdit" in name:
         parts.pop("image_encoder")
         parts["inverse_scheduler"] = None
-    if "GLIGEN" in name and "TextImage" not in name:
+    if ("GLIGEN" in name and "TextImage" not in name) or "Adapter" in name:
         parts.pop("image_encoder")
+    for reader, nets in (("controlnet", "one"), ("adapter", "full")):
+        if reader in getattr(underdraw, name).names().needed:
+            net = NETS[nets](oracle.pair("sd1")[1].unet)
+            parts[reader] = net if which else theirs_of(net)
     return parts
 
 

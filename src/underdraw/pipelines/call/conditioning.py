@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.controls.control import of_words
+from underdraw.controls.control import joined, of_words
 from underdraw.controls.run import Conditioning
 from underdraw.errors import InputError
 from underdraw.pipelines.call.latents import repeated
@@ -14,7 +15,7 @@ from underdraw.pipelines.call.plan import Plan, Prompts
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.text.known import warn_of_unknown
-from underdraw.text.prompts import encode_prompts
+from underdraw.text.prompts import Encoded, encode
 
 
 def condition(components: Components, plan: Plan) -> Conditioning:
@@ -34,6 +35,7 @@ def encode_texts(
     """
     prompts, negatives = texts.prompts, texts.negatives
     context: Any = request.prompt_embeds
+    ids = None
     negative: Any = request.negative_prompt_embeds if guided else None
     absent = guided and negative is None
     if prompts is not None or absent:
@@ -41,13 +43,14 @@ def encode_texts(
         warn_of_unknown((*(prompts or ()), *(negatives or ())), components.words)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
-        context, found = _encoded(components, request, prompts, against, request.clip_skip)
-        negative = found if absent else negative
+        found = _encoded(components, request, prompts, against, request.clip_skip)
+        context, ids = found.context, found.ids
+        negative = found.negative if absent else negative
     elif absent:
         # Beside a context that was given, of at most its length.
         window = min(components.tokenizer.model_max_length, context.shape[1])
         against = negatives or [""] * context.shape[0]
-        negative = _encoded(components, request, against, max_length=window)[0]
+        negative = _encoded(components, request, (), against, max_length=window).negative
     if negative is not None and negative.shape[1] != context.shape[1]:
         context, negative = equally_long(components, context, negative)
     framework, nn = components.framework, components.nn
@@ -57,7 +60,16 @@ def encode_texts(
         x = nn.cast(framework.array(x, device=components.device), like)
         return repeated(nn, x, count // x.shape[0])
 
-    return Conditioning(ready(context), None if negative is None else ready(negative))
+    return Conditioning(ready(context), None if negative is None else ready(negative), ids)
+
+
+def again(components: Components, plan: Plan, change: Callable[[Any], Any]) -> Array:
+    """The context of a plan's prompts with other controls of words; see `Run.encode`."""
+    acting = map(change, joined((*plan.request.own, *plan.request.controls)))
+    controls = tuple(control for control in acting if control is not None)
+    request = replace(plan.request, own=(), controls=controls)
+    texts = Prompts(plan.prompts, None, plan.count)
+    return encode_texts(components, request, texts, False, plan.count).context
 
 
 def _encoded(
@@ -67,9 +79,9 @@ def _encoded(
     negatives: Sequence[str] = (),
     clip_skip: int | None = None,
     max_length: int | None = None,
-) -> tuple[Array, Array | None]:
+) -> Encoded:
     with components.borrow(components.text_encoder):
-        return encode_prompts(
+        return encode(
             components.text_encoder,
             components.tokenizer,
             prompts,
@@ -78,7 +90,9 @@ def _encoded(
             components.compat == "diffusers",
             max_length,
             components.ask,
-            of_words(request.controls),
+            of_words((*request.own, *request.controls)),
+            components,
+            request.cut,
         )
 
 

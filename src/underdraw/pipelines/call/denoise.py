@@ -13,6 +13,7 @@ from underdraw.controls.control import Control
 from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.engine import Question
 from underdraw.errors import NonFiniteError
+from underdraw.pipelines.call.conditioning import again
 from underdraw.pipelines.call.latents import draw_noise
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
@@ -42,6 +43,7 @@ def begin(
         draw=None if shape is None else partial(draw_noise, components, plan, shape),
         components=components,
         engine=components.engine,
+        encode=None if plan.prompts is None else partial(again, components, plan),
     )
 
 
@@ -56,7 +58,7 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
         NonFiniteError: the network gave NaN or infinity.
     """
     components, denoiser = run.components, Denoiser(run)
-    controls = (*own, *plan.request.controls)
+    controls = (*own, *plan.request.own, *plan.request.controls)
     LOG.debug("%s: %d steps, latents %s", type(plan.caller).__name__, plan.steps, latents.shape)
     if plan.watch is not None:
         plan.watch.begin(run, denoiser)
@@ -64,7 +66,9 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
 
         def ready() -> None:
             """The UNet comes after the networks that controls need to be prepared."""
-            beside = components.attached.networks if controls else ()
+            beside = list(components.attached.beside) if controls else []
+            for control in controls:
+                beside += control.networks(run)
             held.enter_context(components.borrow(run.model, *beside))
 
         loop = sample(run, latents, controls, ready, denoiser)

@@ -8,7 +8,7 @@ from typing import Any
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
-from underdraw.pictures.modes import check_sides
+from underdraw.pictures import modes
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
 
@@ -35,8 +35,24 @@ def check_size(components: Components, height: Any, width: Any, latents: Any) ->
         for (name, value), side in zip(given.items(), shape, strict=True)
     ]
     if 0 not in made:  # of empty latents, which are told as such
-        check_sides("the image", made[1], made[0])
+        modes.check_sides("the image", made[1], made[0])
     return made[0], made[1]
+
+
+def check_sides(components: Components, height: Any, width: Any) -> tuple[int | None, int | None]:
+    """Height and width of the picture in pixels, None where the caller leaves one open.
+
+    Raises:
+        InputError: no multiples of the autoencoder's factor.
+    """
+    factor = components.vae.config.factor
+
+    def side(name: str, value: Any) -> int | None:
+        if value is None:
+            return None
+        return checks.size(name, checks.whole(name, value, 1, LONGEST_SIDE), factor)
+
+    return side("height", height), side("width", width)
 
 
 def latent_shape(

@@ -74,12 +74,16 @@ class Record(Schema):
     variant: Line | None = None
     tokenizer: Line | None = None
     grounding: Line | None = None
+    subject: Line | None = None
     backend: Line | None = None
     engine: Line | None = None
     dtype: Dtype | None = None
     channels_last: tuple[Any, ...] | None = None
     layout: Mapping[str, Any] | None = None
+    subjects: Annotated[tuple[Any, ...], Length(1, 64)] | None = None
     inputs: Mapping[str, Any] | None = None
+    structures: tuple[Any, ...] | None = None
+    """Nets and maps of the command line."""
 
     def check(self) -> None:
         read(Call, self.call)

@@ -32,6 +32,10 @@ class Request:
     callback: Any = None
     callback_steps: Any = 1
     controls: Any = ()
+    own: tuple[Any, ...] = ()
+    """Controls of the pipeline itself; they act before the caller's."""
+    cut: bool = False
+    """Whether prompts are made to fill one window of tokens, so that the rest is dropped."""
     pictures: int = 1
     """Pictures the call begins with; one prompt serves all of them, or one of them all prompts."""
     spread: bool = False

@@ -6,7 +6,13 @@ from typing import Any
 
 from underdraw import schedulers
 from underdraw.errors import InputError, InputTypeError, UnderdrawError
-from underdraw.pipelines.components.registry import MODELS, READERS, SCHEDULERS, uncompiled
+from underdraw.pipelines.components.registry import (
+    MODELS,
+    READERS,
+    SCHEDULERS,
+    SEVERAL,
+    uncompiled,
+)
 from underdraw.schedulers.foreign import METHODS as SCHEDULER_METHODS
 
 
@@ -17,6 +23,13 @@ def accepted(name: str, value: Any) -> Any:
         InputTypeError: it cannot be that component.
         WeightError: its parameters are not those of this network.
     """
+    if name in SEVERAL:
+        several = value if isinstance(value, list | tuple) else _held(value)
+        if isinstance(value, SEVERAL[name]):
+            return value
+        if several is not None:
+            one = [accepted(name, each) for each in several]
+            return one[0] if len(one) == 1 else SEVERAL[name](one)
     if name in MODELS and not isinstance(uncompiled(value), MODELS[name]):
         try:
             return MODELS[name].adopt(value)
@@ -32,6 +45,14 @@ def accepted(name: str, value: Any) -> Any:
     if name in READERS and not callable(value):
         raise InputTypeError(f"{name}={type(value).__name__} cannot be called")
     return value
+
+
+def _held(value: Any) -> list[Any] | None:
+    """The networks of what holds several in diffusers; None for anything else."""
+    if not type(value).__name__.startswith("Multi"):
+        return None
+    held = getattr(value, "nets", None) or getattr(value, "adapters", None)
+    return None if held is None else list(held)
 
 
 def check_widths(text_encoder: Any, unet: Any) -> None:

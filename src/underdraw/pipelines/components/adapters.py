@@ -1,5 +1,5 @@
 """What is attached beside a pipeline's networks, which it never touches: one mechanism for all
-kinds, and grounding weights as one of them."""
+kinds of weights. Each kind has a file of its own beside this one."""
 
 from __future__ import annotations
 
@@ -9,36 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from underdraw import checks
 from underdraw.arguments import checked
 from underdraw.errors import InputError
-from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection, Grounding
-from underdraw.models.grounding_files import load_grounding, save_grounding
-from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.weights import hub as hubs
 from underdraw.weights.replacing import settle
 
 LOG = logging.getLogger(__name__)
-
-
-class Sight(NamedTuple):
-    """What makes features of the images in boxes."""
-
-    image_encoder: Any
-    """`CLIPVisionModelWithProjection`"""
-    image_project: Any
-    """`CLIPImageProjection`, from its space into that of phrases."""
-    processor: Any
-    """Pictures to what the encoder takes."""
-
-    def over(self, other: Sight) -> Sight:
-        """These, and those of `other` where there are none."""
-        return Sight(*(b if a is None else a for a, b in zip(self, other, strict=True)))
-
-
-NO_SIGHT = Sight(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +34,8 @@ class AdapterKind:
     fits the UNet, and says by what name it is known among its kind."""
     write: Callable[[Any, Any], None]
     """`(network, target)`: writes it so that `read` takes it back."""
+    beside: bool = True
+    """Whether such networks act inside calls of the UNet, so that they are where it is."""
 
 
 KINDS: dict[str, AdapterKind] = {}
@@ -82,11 +63,12 @@ class Attached:
     by_kind: Mapping[str, Networks] = MappingProxyType({})
     """By kind of adapter; a kind is missing until somebody asks for it. Replaced at each change and
     never changed in place, so that runs in other threads keep what they began with."""
-    given: Sight = NO_SIGHT
-    """What makes features of pictures for grounding weights."""
+    brought: Networks = MappingProxyType({})
+    """By kind, what else its weights brought along: a tuple of networks, any of them None (for
+    grounding weights what makes features of pictures). Gone with the last network of the kind."""
 
     def __init__(self) -> None:
-        # Reentrant: what is read may attach what sees pictures for it.
+        # Reentrant: what is read may bring something along.
         self._lock = RLock()
 
     def __getstate__(self) -> Any:
@@ -94,12 +76,14 @@ class Attached:
         state = dict(vars(self))
         del state["_lock"]
         state["by_kind"] = {kind: dict(networks) for kind, networks in self.by_kind.items()}
+        state["brought"] = dict(self.brought)
         return state
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         Attached.__init__(self)
         frozen = {kind: MappingProxyType(found) for kind, found in state["by_kind"].items()}
-        vars(self).update(state, by_kind=MappingProxyType(frozen))
+        brought = MappingProxyType(state["brought"])
+        vars(self).update(state, by_kind=MappingProxyType(frozen), brought=brought)
 
     @property
     def networks(self) -> tuple[Any, ...]:
@@ -107,9 +91,15 @@ class Attached:
         return tuple(one for networks in self.by_kind.values() for one in networks.values())
 
     @property
+    def beside(self) -> tuple[Any, ...]:
+        """Those that act inside calls of the UNet."""
+        acting = (found for kind, found in self.by_kind.items() if KINDS[kind].beside)
+        return tuple(one for networks in acting for one in networks.values())
+
+    @property
     def parts(self) -> tuple[Any, ...]:
         """All that is attached, without looking for more."""
-        return (*self.networks, *self.given)
+        return (*self.networks, *(one for brought in self.brought.values() for one in brought))
 
     def of(self, components: Any, kind: str) -> Networks:
         """Networks of a kind; weights in its folder of the pipeline's own folder are among them.
@@ -128,6 +118,18 @@ class Attached:
                     found = {name: network}
                 self._set(components, kind, found)
             return self.by_kind[kind]
+
+    def load(self, components: Any, kind: str, source: Any, options: Mapping[str, Any]) -> None:
+        """Attach what a kind reads from `source`. Weights in the pipeline's own folder are read
+        before, so that what they bring along does not come over what is brought here.
+
+        Raises:
+            UnderdrawError: the kind is not known, or its weights cannot be read.
+        """
+        with self._lock:
+            self.of(components, kind)
+            name, network = adapter_kind(kind).read(components, source, **options)
+            self.attach(components, kind, name, network)
 
     def attach(self, components: Any, kind: str, name: str, network: Any) -> None:
         """Add a network; another one of this kind and name goes."""
@@ -151,12 +153,16 @@ class Attached:
             for gone in [name] if name is not None else list(there):
                 del there[gone]
             self._set(components, kind, there)
+            if not there:
+                kept = {other: brought for other, brought in self.brought.items() if other != kind}
+                self.brought = MappingProxyType(kept)
 
-    def see(self, components: Any, sight: Sight) -> None:
-        """Use these networks for features of pictures."""
-        self.given = sight
+    def bring(self, components: Any, kind: str, brought: tuple[Any, ...]) -> None:
+        """Keep what weights of a kind brought along, in place of what others of it did."""
+        with self._lock:
+            self.brought = MappingProxyType({**self.brought, kind: brought})
         if components.offload is not None:
-            components.offload.bring_home(*sight)
+            components.offload.bring_home(*brought)
 
     def _set(self, components: Any, kind: str, networks: Networks) -> None:
         self.by_kind = MappingProxyType({**self.by_kind, kind: MappingProxyType(dict(networks))})
@@ -176,59 +182,6 @@ def adapter_kind(name: Any) -> AdapterKind:
     return KINDS[name]
 
 
-# -- grounding weights -----------------------------------------------------------------------------
-def groundings(components: Any) -> Networks:
-    """See `Components.groundings`."""
-    attached, own = components.attached.of(components, GROUNDING.name), components.unet.grounding
-    if own is not None and own.config.kind not in attached:
-        return MappingProxyType({**attached, own.config.kind: own})
-    return attached
-
-
-def sight_of(components: Any) -> Sight:
-    """See `Components.sight`."""
-    # Weights in the folder bring their own, and may not have been asked for yet.
-    components.attached.of(components, GROUNDING.name)
-    own = Sight(*(components.named.get(name) for name in Sight._fields))
-    if own.processor is None:
-        own = own._replace(processor=components.feature_extractor)
-    return components.attached.given.over(own)
-
-
-def _read_grounding(
-    components: Any,
-    source: Any,
-    *,
-    image_encoder: Any = None,
-    image_project: Any = None,
-    processor: Any = None,
-    subfolder: str = "",
-    **options: Any,
-) -> tuple[str, Grounding]:
-    """Grounding weights, and what sees pictures for them. Of the family's own folder the image
-    tower gives features in the space of phrases, unless an `image_project` stands beside it."""
-    unet, sight = components.unet, NO_SIGHT
-    if isinstance(source, Grounding):
-        network = source
-    else:
-        checks.path("source", source)
-        network = load_grounding(source, unet, subfolder=subfolder or None, **options)
-        if Path(source).is_dir():
-            sight = _sight_in(Path(source), unet)
-            own = own_folder(components.source)
-            if own is not None and own == Path(source).parent:
-                project = _sight_in(own, unet).image_project
-                sight = Sight(None, project or _as_it_is, None)
-    network.require_fit(unet)
-    sight = Sight(image_encoder, image_project, processor).over(sight)
-    if any(part is not None for part in sight):
-        components.attached.see(components, sight)
-    return network.config.kind, network
-
-
-GROUNDING = register_adapter(AdapterKind("grounding", "grounding", _read_grounding, save_grounding))
-
-
 class Adaptable:
     """The methods of pipelines about what is attached beside their networks."""
 
@@ -244,16 +197,15 @@ class Adaptable:
 
     @checked
     def load_adapter(self, kind: str, source: Any, **options: Any) -> None:
-        """Attach weights of a kind ("grounding", or one of `register_adapter`); others of the same
-        kind and name go. `source` and `options` are as the kind takes them; `load_grounding` tells
-        those of grounding weights.
+        """Attach weights of a kind ("grounding", ..., or one of `register_adapter`); others of the
+        same kind and name go. `source` and `options` are as the kind takes them; its familiar
+        method (`load_grounding`, ...) tells them.
 
         Raises:
             InputError: the kind is not known, or the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        name, network = adapter_kind(kind).read(self.parts, source, **options)
-        self.parts.attached.attach(self.parts, kind, name, network)
+        self.parts.attached.load(self.parts, kind, source, options)
 
     def unload_adapter(self, kind: str, name: str | None = None) -> None:
         """Detach the weights of a name, or all of a kind: calls then give the bits from before.
@@ -262,8 +214,6 @@ class Adaptable:
             InputError: none of this name is attached.
         """
         self.parts.attached.detach(self.parts, kind, name)
-        if kind == GROUNDING.name and not self.parts.attached.of(self.parts, kind):
-            self.parts.attached.see(self.parts, NO_SIGHT)
 
     def save_adapter(self, kind: str, target: str | Path, name: str | None = None) -> None:
         """Write weights of a kind as `load_adapter` reads them; `name` says which of several.
@@ -271,78 +221,15 @@ class Adaptable:
         Raises:
             InputError: there are none, or several and `name` does not say which.
         """
-        _write(adapter_kind(kind), self.parts.attached.of(self.parts, kind), target, name)
-
-    # -- grounding weights under their familiar names --------------------------------------------
-    @property
-    def sight(self) -> Sight:
-        """What makes features of images in boxes: given with the weights, or components."""
-        return self.parts.sight
-
-    @property
-    def groundings(self) -> Networks:
-        """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
-        those which a gated UNet has in itself."""
-        return self.parts.groundings
-
-    @checked
-    def load_grounding(
-        self,
-        source: Grounding | str | Path,
-        *,
-        image_encoder: Any = None,
-        image_project: Any = None,
-        processor: Any = None,
-        kind: str | None = None,
-        variant: str | None = None,
-        subfolder: str = "",
-        dtype: Any = None,
-        **hub: Any,
-    ) -> None:
-        """Attach grounding weights; others of the same kind go.
-
-        Args:
-            source: a folder or Hub id (of a `Grounding`, or of a GLIGEN pipeline), a file of the
-                original (`.bin`, `.pth`, `.safetensors`), or a `Grounding`.
-            image_encoder, image_project, processor: what makes features of images in boxes, for
-                weights of kind "text-image"; those of a GLIGEN pipeline's folder come with it.
-            kind: what they are for, where the file does not tell ("canny" and "depth" look alike).
-            variant, subfolder: which files of a folder.
-            dtype: of the weights, by default that of the UNet.
-            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-
-        Raises:
-            InputError: the weights were trained for another UNet.
-            NotFoundError, WeightError: there are none, or they are damaged.
-        """
-        what = {"kind": kind, "variant": variant, "subfolder": subfolder, "dtype": dtype, **hub}
-        sight = Sight(image_encoder, image_project, processor)._asdict()
-        name, network = GROUNDING.read(self.parts, source, **what, **sight)
-        self.parts.attached.attach(self.parts, GROUNDING.name, name, network)
-
-    def unload_grounding(self, kind: str | None = None) -> None:
-        """Detach the grounding weights of a kind, or all: calls then give the bits they gave before
-        these were attached. Those inside a gated UNet stay.
-
-        Raises:
-            InputError: none of this kind is attached.
-        """
-        self.unload_adapter(GROUNDING.name, kind)
-
-    def save_grounding(self, target: str | Path, kind: str | None = None) -> None:
-        """Write grounding weights alone, as `load_grounding` reads them: a folder, or one file if
-        the name ends with `.safetensors`.
-
-        Args:
-            kind: which, where there are several.
-
-        Raises:
-            InputError: there are none, or several and `kind` does not say which.
-        """
-        _write(GROUNDING, self.groundings, target, kind)
+        write_adapter(adapter_kind(kind), self.parts.attached.of(self.parts, kind), target, name)
 
 
-def _write(kind: AdapterKind, there: Networks, target: Any, name: str | None) -> None:
+def write_adapter(kind: AdapterKind, there: Networks, target: Any, name: str | None) -> None:
+    """Write one of the networks of a kind; `name` says which of several.
+
+    Raises:
+        InputError: there are none, or several and `name` does not say which.
+    """
     if name is None and len(there) == 1:
         name = next(iter(there))
     checks.path("target", target)
@@ -356,24 +243,8 @@ def _write(kind: AdapterKind, there: Networks, target: Any, name: str | None) ->
     kind.write(there[name], target)
 
 
-def _sight_in(folder: Path, unet: Any) -> Sight:
-    """What a GLIGEN pipeline's folder holds for images in boxes."""
-    if not (folder / "image_project").is_dir():
-        return NO_SIGHT
-    like = {"dtype": unet.dtype, "device": unet.device, "backend": unet.nn.name}
-    return Sight(
-        CLIPVisionModelWithProjection.from_pretrained(folder, subfolder="image_encoder", **like),
-        CLIPImageProjection.from_pretrained(folder, subfolder="image_project", **like),
-        CLIPProcessor.from_pretrained(folder, subfolder="processor"),
-    )
-
-
 def own_folder(source: str | None) -> Path | None:
     """Where a pipeline was loaded from, if that is a folder of this machine."""
     if source == hubs.SCENES:
         return hubs.scenes_folder()
     return Path(source) if source is not None and Path(source).is_dir() else None
-
-
-def _as_it_is(features: Any) -> Any:
-    return features

@@ -14,11 +14,13 @@ from underdraw.models.base import Model
 from underdraw.models.outputs import DiagonalGaussian
 from underdraw.models.vae import Tiling
 from underdraw.networks.program import Program
-from underdraw.pipelines.components.adapters import Attached, Networks, Sight, groundings, sight_of
+from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
+from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
 from underdraw.pipelines.components.offload import Offload
-from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.registry import networks_among, uncompiled
 from underdraw.pipelines.components.settings import Settings
+from underdraw.pipelines.components.subjects import subject_processor, subjects
 
 NARROW = (
     "gave NaN or infinity; its weights hold such values, or its dtype is too narrow (try "
@@ -51,19 +53,22 @@ class Components:
     offload: Offload | None
     """Moves networks to an accelerator while they are used; None leaves them where they are."""
     attached: Attached
-    """What was attached beside the UNet, and what makes features of pictures."""
+    """What was attached beside the UNet, and what came with it."""
     compat: str | None
     """"diffusers" brings its behaviour back where it differs."""
     source: str | None
     """Where the pipeline was loaded from."""
     advice: Advice
     """Arguments that suit the weights."""
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    """By which pictures of subjects are normalised; None: as their processor says."""
 
     def __init__(self) -> None:
         self.named = {}
         self.settings, self.engine, self.offload = Settings(), EAGER, None
         self.attached, self.compat, self.source = Attached(), None, None
-        self.advice = Advice()
+        self.advice, self.mean, self.std = Advice(), None, None
 
     unet = _named("unet", "`UNet2DConditionModel`")
     vae = _named("vae", "`AutoencoderKL`")
@@ -76,6 +81,9 @@ class Components:
     image_encoder = _named("image_encoder", "`CLIPVisionModelWithProjection`, or None")
     image_project = _named("image_project", "`CLIPImageProjection`, or None")
     processor = _named("processor", "`CLIPProcessor`, or None")
+    qformer = _named("qformer", "`Blip2QFormerModel`, or None")
+    controlnet = _named("controlnet", "`ControlNetModel`, `MultiControlNetModel`, or None")
+    adapter = _named("adapter", "`T2IAdapter`, `MultiAdapter`, or None")
 
     def __copy__(self) -> Components:
         """Others on the same networks, whose settings change apart from these."""
@@ -125,8 +133,7 @@ class Components:
     @property
     def networks(self) -> list[Model]:
         """All networks, those that were attached included."""
-        there = map(uncompiled, (*self.named.values(), *self.attached.parts))
-        return [one for one in there if isinstance(one, Model)]
+        return networks_among((*self.named.values(), *self.attached.parts))
 
     def borrow(self, *networks: Any) -> AbstractContextManager[None]:
         """While it lasts these networks are on `device`, which without offloading they always are;
@@ -156,6 +163,17 @@ class Components:
     def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
         return sight_of(self)
+
+    @property
+    def subjects(self) -> Networks:
+        """Subject weights by name: those attached, or else those of the pipeline itself."""
+        return subjects(self)
+
+    @property
+    def subject_processor(self) -> Any:
+        """What prepares pictures of subjects, with the pipeline's own numbers; None where the
+        pipeline has none."""
+        return subject_processor(self)
 
     # -- pictures and latents ----------------------------------------------------------------------
     @property

@@ -10,16 +10,20 @@ from typing import Any, NamedTuple
 from underdraw.errors import InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
+from underdraw.models.several import Several
 from underdraw.pipelines.components.advice import Advice, read_advice
 from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.registry import (
+    HOMES_OF,
     LIBRARIES,
     MODELS,
     NEUTRAL,
     READERS,
     SCHEDULERS,
+    SEVERAL,
     Names,
     check_listed,
+    model_class,
     scheduler_class,
     uncompiled,
 )
@@ -43,7 +47,7 @@ class Read(NamedTuple):
 
     components: dict[str, Any]
     switches: dict[str, Any]
-    """Arguments of the constructor that were given."""
+    """Arguments of the constructor that were given, or that the folder says."""
     advice: Advice
 
 
@@ -78,6 +82,7 @@ def read_folder(
     )
     index = folders.read_model_index(path)
     listed = folders.components_of(index)
+    switches = {name: index[name] for name in names.stored if name in index} | switches
     advice = read_advice(index, str(name_or_path))
     # A folder may say that it has no text encoder: its users bring embeddings.
     found: dict[str, Any] = {
@@ -92,16 +97,19 @@ def read_folder(
     variants = folders.pick_variants(path, networks, how.variant)
     for name in here:
         if name in MODELS:
-            found[name] = MODELS[name].from_pretrained(
-                path,
-                subfolder=name,
-                variant=variants[name],
-                dtype=dtypes[name],
-                device=how.device,
-                backend=how.backend,
-                check=how.check,
-                use_safetensors=how.use_safetensors,
-            )
+            as_it_is = {
+                "variant": variants[name],
+                "dtype": dtypes[name],
+                "device": how.device,
+                "backend": how.backend,
+                "check": how.check,
+                "use_safetensors": how.use_safetensors,
+            }
+            if name in SEVERAL and listed[name][1] == SEVERAL[name].__name__:
+                found[name] = SEVERAL[name].from_pretrained(path / name, **as_it_is)
+            else:
+                kind = model_class(name, listed[name])
+                found[name] = kind.from_pretrained(path, subfolder=name, **as_it_is)
         elif name in SCHEDULERS:
             kind = listed[name][1].removeprefix("Flax")
             found[name] = scheduler_class(kind).from_pretrained(path, subfolder=name)
@@ -117,17 +125,19 @@ def write_folder(
     kind: str,
     components: Mapping[str, Any],
     advice: Advice,
+    stored: Mapping[str, Any] | None = None,
     *,
     variant: str | None,
     max_shard_size: int | str,
     safe_serialization: bool,
 ) -> None:
     """Write what `read_folder` and diffusers read back; an interrupted save leaves what was there
-    before. `kind` is the class of the pipeline."""
+    before. `kind` is the class of the pipeline, `stored` what `model_index.json` says besides."""
     index: dict[str, Any] = {
         "_class_name": kind,
         "_diffusers_version": "0.35.0",
         **advice.to_index(),
+        **(stored or {}),
     }
     with save.writing_folder(folder) as place:
         for name, component in components.items():
@@ -135,8 +145,10 @@ def write_folder(
             if component is None:
                 index[name] = [None, None]
                 continue
-            index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
-            if isinstance(component, Model):
+            named = type(component).__name__
+            library = HOMES_OF.get(named, LIBRARIES.get(name, "transformers"))
+            index[name] = [library, named]
+            if isinstance(component, Model | Several):
                 component.save_pretrained(
                     place / name,
                     variant=variant,

@@ -11,7 +11,7 @@ from underdraw import checks
 from underdraw.backends.hardware import resolve_accelerator
 from underdraw.errors import InputError
 from underdraw.models.base import Model
-from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.registry import networks_among, uncompiled
 
 HOME = "cpu"
 
@@ -58,8 +58,7 @@ class Offload:
         finally:
             with self._lock:
                 for _, users in list(self._here.values()):
-                    if user in users:
-                        users.remove(user)
+                    users[:] = [other for other in users if other is not user]
                 self.bring_home()
 
     def bring_home(self, *networks: Any) -> None:
@@ -116,7 +115,7 @@ def enable(components: Any, gpu_id: Any, device: Any) -> None:
 
 
 def _models(networks: Sequence[Any]) -> list[Any]:
-    return [one for one in map(uncompiled, networks) if isinstance(one, Model)]
+    return networks_among(networks)
 
 
 def _is_plain(value: Any) -> bool:

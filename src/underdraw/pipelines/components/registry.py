@@ -12,6 +12,7 @@ from underdraw import models, schedulers
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
 from underdraw.models.base import Model
+from underdraw.models.several import Several
 from underdraw.names import HOMES
 from underdraw.pipelines.components.processor import CLIPProcessor
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -24,21 +25,43 @@ MODELS: Mapping[str, type[Model]] = {
     "image_encoder": models.CLIPVisionModelWithProjection,
     "image_project": models.CLIPImageProjection,
     "safety_checker": models.StableDiffusionSafetyChecker,
+    "qformer": models.Blip2QFormerModel,
+    "controlnet": models.ControlNetModel,
+    "adapter": models.T2IAdapter,
 }
 """The class of each component that is a network."""
+FURTHER: Mapping[str, type[Model]] = {"ContextCLIPTextModel": models.ContextCLIPTextModel}
+"""Classes of networks that a folder may name instead."""
+SEVERAL: Mapping[str, type[Several[Any]]] = {
+    "controlnet": models.MultiControlNetModel,
+    "adapter": models.MultiAdapter,
+}
+"""The class of several such networks that are one component."""
 
 SCHEDULERS = ("scheduler", "inverse_scheduler")
-LIBRARIES = {"unet": "diffusers", "vae": "diffusers", **dict.fromkeys(SCHEDULERS, "diffusers")}
+LIBRARIES = dict.fromkeys(("unet", "vae", *SEVERAL, *SCHEDULERS), "diffusers")
 # Where diffusers keeps these classes.
 LIBRARIES |= dict.fromkeys(("safety_checker", "image_project"), "stable_diffusion")
+LIBRARIES |= dict.fromkeys(("qformer", "image_processor"), "blip_diffusion")
+HOMES_OF: Mapping[str, str] = {"ContextCLIPTextModel": "blip_diffusion"}
+"""The library of classes that stand for others."""
+PLACES: Mapping[str, tuple[str, ...]] = {
+    "stable_diffusion": ("stable_diffusion", "diffusers"),
+    # The module has moved, and old folders name it as it was.
+    "blip_diffusion": ("blip_diffusion", "pipeline_blip_diffusion", "deprecated", "diffusers"),
+}
+"""By what names folders call a library of diffusers' pipelines."""
 READERS: Mapping[str, Any] = {
     "tokenizer": CLIPTokenizer,
     "processor": CLIPProcessor,
     "feature_extractor": models.CLIPImageProcessor,
+    "image_processor": models.BlipImageProcessor,
 }
 """The class of each component that prepares texts or pictures."""
 ALSO_READ: Mapping[str, tuple[str, ...]] = {
-    "text_encoder": ("CLIPTextModelWithProjection",),
+    "controlnet": ("MultiControlNetModel",),
+    "adapter": ("MultiAdapter",),
+    "text_encoder": ("CLIPTextModelWithProjection", "ContextCLIPTextModel"),
     "tokenizer": ("CLIPTokenizerFast",),
     "feature_extractor": (
         "CLIPFeatureExtractor",
@@ -62,6 +85,8 @@ class Names:
     """Of those needed the ones which may be None where prompts are given as embeddings."""
     switches: tuple[str, ...]
     """Arguments of the constructor that are no components."""
+    stored: tuple[str, ...] = ()
+    """Of the switches those which a folder's `model_index.json` holds."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -104,6 +129,14 @@ def uncompiled(value: Any) -> Any:
     return getattr(value, "_orig_mod", value)
 
 
+def networks_among(values: Iterable[Any]) -> list[Model]:
+    """The networks among some values, wrapped ones and each of several that are one."""
+    found: list[Any] = []
+    for value in map(uncompiled, values):
+        found += value if isinstance(value, Several) else [value]
+    return [one for one in found if isinstance(one, Model)]
+
+
 def scheduler_class(name: str) -> Any:
     """The scheduler of a familiar class name."""
     found = getattr(schedulers, name, None)
@@ -129,7 +162,9 @@ def check_listed(name: str, listed: Any, where: str) -> None:
     if isinstance(listed, list) and len(listed) == 2 and all(isinstance(x, str) for x in listed):
         place, kind = listed
         # A module of the library may be named, and what was written on Flax is as for PyTorch.
-        inside = (library, "diffusers") if library == "stable_diffusion" else (library,)
+        library = HOMES_OF.get(kind, library)
+        inside = PLACES.get(library, (library,))
+        inside += ("controlnet", "t2i_adapter") if name in SEVERAL else ()  # where they once were
         ours = place.split(".")[0] in inside
         if ours and kind.removeprefix("Flax") in known:
             return
@@ -139,6 +174,11 @@ def check_listed(name: str, listed: Any, where: str) -> None:
         f"{where}: model_index.json: {name} {what} is not known; allowed: {allowed}. Else give "
         f"another: {name}=..."
     )
+
+
+def model_class(name: str, listed: Any) -> type[Model]:
+    """The class of a network, by its component and what `model_index.json` says of it."""
+    return FURTHER.get(listed[1], MODELS[name])
 
 
 def listed_class(folder: Path) -> Any:

@@ -32,6 +32,21 @@ PLACES = {
     "StableDiffusionGLIGENTextImagePipeline": "prompt height width callback_steps gligen_images "
     "gligen_phrases negative_prompt prompt_embeds negative_prompt_embeds "
     "callback_on_step_end_tensor_inputs",
+    "StableDiffusionControlNetPipeline": "prompt image callback_steps negative_prompt "
+    "prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
+    "controlnet_conditioning_scale control_guidance_start control_guidance_end "
+    "callback_on_step_end_tensor_inputs",
+    "StableDiffusionControlNetImg2ImgPipeline": "prompt image callback_steps "
+    "negative_prompt prompt_embeds negative_prompt_embeds ip_adapter_image "
+    "ip_adapter_image_embeds controlnet_conditioning_scale control_guidance_start "
+    "control_guidance_end callback_on_step_end_tensor_inputs",
+    "StableDiffusionControlNetInpaintPipeline": "prompt image mask_image height width "
+    "callback_steps output_type negative_prompt prompt_embeds negative_prompt_embeds "
+    "ip_adapter_image ip_adapter_image_embeds controlnet_conditioning_scale "
+    "control_guidance_start control_guidance_end callback_on_step_end_tensor_inputs "
+    "padding_mask_crop",
+    "StableDiffusionAdapterPipeline": "prompt height width callback_steps image negative_prompt "
+    "prompt_embeds negative_prompt_embeds",
     "StableDiffusionDiffEditPipeline": "prompt strength callback_steps negative_prompt "
     "prompt_embeds negative_prompt_embeds",
 }
@@ -68,6 +83,8 @@ class Checking:
         takes = signature(type(self).__call__).parameters
         if "inpaint_strength" in takes and "strength" in given:
             given["inpaint_strength"] = given.pop("strength")
+        if "control_image" in takes and "image" in given and "control_image" not in given:
+            given["control_image"] = given.pop("image")  # what diffusers' method calls the map
         if unknown := sorted(set(given) - set(takes)):
             raise InputTypeError(f"check_inputs has no arguments {unknown}; a call has others")
         pipe = copy(self)
@@ -100,9 +117,10 @@ class Checking:
 def _stand_ins(pipe: Any, given: Mapping[str, Any], takes: Mapping[str, Any]) -> dict[str, Any]:
     """What diffusers' method is not given, and the call needs."""
     found: dict[str, Any] = {}
-    if "strength" in takes and "image" not in given:
-        side = 8 * pipe.vae_scale_factor
-        found["image"] = Image.new("RGB", (side, side))
+    side = 8 * pipe.vae_scale_factor
+    for name in ("image", "control_image"):
+        if name in takes and name not in given:
+            found[name] = Image.new("RGB", (side, side))
     entries = given.get("gligen_phrases") or given.get("gligen_images")
     boxes = "gligen_boxes" in takes and "gligen_boxes" not in given
     if boxes and isinstance(entries, list | tuple):

@@ -1,0 +1,156 @@
+"""Subjects on the command line: what pictures show, in other pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from underdraw.cli import embedded
+from underdraw.cli.files import read_plain
+from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.schema import Length, Schema, read, within
+
+SUBJECT, AS, WEIGHTS = "--subject", "--as", "--subject-weights"
+USAGE = (
+    f'{SUBJECT} takes a picture and what it shows: {SUBJECT} photo.png "dog", then perhaps {AS} '
+)
+PARTS = 2
+FOLDER = "qformer"
+"""Of a pipeline's folder that has subject weights."""
+
+Words = Annotated[str, Length(1, 1000)]
+Picture = Annotated[str, Length(1, 4096)] | Mapping[str, Any]
+"""A path, or what a record holds of a picture."""
+Subjects = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Entry(Schema):
+    """A subject as JSON keeps it."""
+
+    image: Picture
+    category: Words
+    word: Words | None = None
+
+    @property
+    def words(self) -> str:
+        """What names it in a prompt."""
+        return self.word or self.category
+
+
+def read_subjects(options: list[str] | None) -> list[dict[str, Any]] | None:
+    """The subjects of a command as JSON keeps them, checked; None without any.
+
+    Raises:
+        InputError, InputTypeError, NotFoundError: one of them is none.
+    """
+    if not options:
+        return None
+    found = [_option(text) for text in options]
+    controls_of(found)
+    return found
+
+
+def _option(text: str) -> dict[str, Any]:
+    from underdraw.formats import json_text
+
+    parts = json_text.parse(text, SUBJECT, fault=InputError) if text.startswith("[") else [text]
+    if len(parts) not in (2, 3) or not all(part.strip() for part in parts):
+        raise InputError(f'{USAGE}"corgi"; got {" ".join(map(repr, parts))}')
+    entry = {"image": str(Path(parts[0]).resolve()), "category": parts[1]}
+    return entry | ({"word": parts[2]} if len(parts) == 3 else {})
+
+
+def controls_of(subjects: Subjects, prompts: Sequence[str] | None = None) -> list[Any]:
+    """The controls of subjects; with `prompts` of those which one of these names."""
+    from underdraw.controls.subject import Subject
+
+    made = []
+    for i, entry in enumerate(subjects):
+        where = f"subject {i + 1}"
+        with within(where):
+            known = read(Entry, entry)
+        if prompts is not None and not _named(known, prompts):
+            continue
+        try:
+            made.append(Subject(_picture(known.image, where), known.category, word=known.words))
+        except (InputError, InputTypeError) as error:
+            raise type(error)(f"{where}: {error}") from error
+    return made
+
+
+def check_words(subjects: Subjects, prompts: Sequence[str]) -> None:
+    """Raise an InputError for a subject that no prompt names."""
+    for entry in subjects:
+        known = read(Entry, entry)
+        if not _named(known, prompts):
+            option = f"{AS} {known.word!r}" if known.word else f"{SUBJECT} ... {known.category!r}"
+            raise InputError(
+                f"{option}: no PROMPT has these words, before which the subject stands"
+            )
+
+
+def _named(entry: Entry, prompts: Sequence[str]) -> bool:
+    words = " ".join(entry.words.lower().split())
+    return any(words in " ".join(prompt.lower().split()) for prompt in prompts)
+
+
+def _picture(held: Any, where: str) -> Any:
+    """A picture of a subject: a path, or what a record holds of it."""
+    if not isinstance(held, str):
+        picture = embedded.restored(held, f"the picture of {where}")
+        if picture is None:
+            raise InputError(
+                f"{where} shows {held['name']}, which was too large to be kept; give {SUBJECT} anew"
+            )
+        return picture
+    try:
+        return read_plain(Path(held))
+    except NotFoundError as error:
+        raise NotFoundError(f"{where}: there is no picture {held!r}") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def with_pictures(subjects: Subjects) -> list[dict[str, Any]]:
+    """Subjects that hold their pictures instead of naming files, for the record of what is made."""
+    made = []
+    for entry in subjects:
+        image = entry["image"]
+        if isinstance(image, str):
+            image = embedded.kept(read_plain(Path(image)), Path(image).name)
+        made.append({**entry, "image": image})
+    return made
+
+
+def check_recorded(path: Path, subjects: Sequence[Any]) -> None:
+    """Raise an InputError where subjects of a record are damaged, or name files: pictures choose
+    none."""
+    with within(f"{path}: its subjects"):
+        for entry in subjects:
+            if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), Mapping):
+                raise InputError(f"one of them is damaged: {entry!r:.80}")
+        controls_of(subjects)
+
+
+def files_of(subjects: Subjects) -> list[str]:
+    """Files of their pictures."""
+    return [entry["image"] for entry in subjects if isinstance(entry["image"], str)]
+
+
+def check_weights(model: str, given: str | None) -> None:
+    """Raise an InputError where there are no subject weights, a NotFoundError where those given are
+    nowhere."""
+    from underdraw.cli.loading import is_single_file
+    from underdraw.weights import hub
+
+    if given is not None:
+        if not Path(given).is_file():
+            hub.resolve(given, weights=False)
+    elif is_single_file(model) or not (hub.resolve(model, weights=False) / FOLDER).is_dir():
+        raise InputError(
+            f"{model} has no subject weights, which {SUBJECT} needs; name some with {WEIGHTS}: a "
+            "folder or Hub id of BLIP-Diffusion, or the original's files"
+        )
