@@ -107,6 +107,7 @@ DEAR = ("from_", "save_", "load_", "push_", "download")
 
 SAYS_OTHERWISE = {
     "raw": "config",
+    "sample": "channels",
     "batch_size": "prompts",
     "mid_block_additional_residual": "mid_residual",
     "down_block_additional_residuals": "down_residuals",

@@ -219,9 +219,11 @@ def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) ->
 
 def shaped(name: str, value: Any, shape: Sequence[int | None], framework: Any) -> Any:
     """An array of real numbers of a shape, where None stands for any size. Its numbers are not
-    read, so this costs nothing on a device."""
-    if not framework.is_array(value):
-        kind = framework.operations.name
+    read, so this costs nothing on a device. Arrays of numpy serve wherever a framework takes them
+    as its own (not on PyTorch)."""
+    kind = framework.operations.name
+    plain = isinstance(value, np.ndarray) and value.dtype.kind in "buif" and kind != "torch"
+    if not (plain or framework.is_array(value)):
         raise InputTypeError(f"{name} is {type(value).__name__}; a {kind} array is needed")
     found = tuple(value.shape)
     fits = len(found) == len(shape)

@@ -245,13 +245,15 @@ class Model(Pushable):
         framework.graft(model, parts)
         return model
 
-    def _take(self, name: str, value: Any, *shape: int | None) -> Any:
+    def _take(self, name: str, value: Any, *shape: int | None, floating: bool = True) -> Any:
         """An argument that is an array of the backend, of a shape (None: any size).
 
         Raises:
             InputError, InputTypeError: it is something else; its numbers are not looked at.
         """
         value = checks.shaped(name, value, shape, self._framework)
+        if floating and "float" not in str(value.dtype).lower():
+            raise InputTypeError(f"{name} has dtype {value.dtype}; floating-point is needed")
         if getattr(value, "is_meta", False) and not getattr(self.device, "type", "") == "meta":
             raise InputTypeError(f"{name} is on {value.device}; the network is on {self.device}")
         return value

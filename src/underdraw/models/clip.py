@@ -77,7 +77,6 @@ class CLIPTextModel(Model):
         root: Any = self
         return root.text_model.embeddings.token_embedding
 
-    @checked
     def resize_token_embeddings(self, new_num_tokens: int | None = None) -> Any:
         """Rows for `new_num_tokens` ids: the last ones dropped, or the mean of all appended.
 
@@ -86,7 +85,11 @@ class CLIPTextModel(Model):
         """
         layer = self.get_input_embeddings()
         count = self.config.vocab_size if new_num_tokens is None else new_num_tokens
-        count = checks.whole("new_num_tokens", count, 1, MOST_TOKENS)
+        plain = isinstance(count, int) and not isinstance(count, bool)
+        if not plain or not 1 <= count <= MOST_TOKENS:
+            raise InputError(
+                f"new_num_tokens={shown(new_num_tokens)}; allowed: 1 .. {MOST_TOKENS}, None"
+            )
         if count != self.config.vocab_size:
             with self._framework.no_grad():
                 rows = layer.weight[:count]
@@ -102,12 +105,12 @@ class CLIPTextModel(Model):
         self, input_ids: Array, attention_mask: Array | None = None, ask: Ask = directly
     ) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""
-        self._take("input_ids", input_ids, None, None)
-        if self._framework.is_floating(input_ids):
+        self._take("input_ids", input_ids, None, None, floating=False)
+        if "float" in str(input_ids.dtype).lower():
             raise InputTypeError(f"input_ids has dtype {input_ids.dtype}; whole numbers are needed")
         mask = None
         if attention_mask is not None:
-            self._take("attention_mask", attention_mask, *input_ids.shape)
+            self._take("attention_mask", attention_mask, *input_ids.shape, floating=False)
             mask = (1 - self.nn.float32(attention_mask))[:, None, None] * -1e9
         return ask(clip.TEXT, self, input_ids, None, mask)
 

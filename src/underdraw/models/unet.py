@@ -167,13 +167,11 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
             raise InputTypeError(
                 f"cross_attention_kwargs={shown(cross_attention_kwargs)} is no mapping"
             )
-        # What acts inside may bring channels of its own.
-        channels = c.in_channels if sites is NO_SITES else None
-        self._take("sample", sample, None, channels, None, None)
+        self._take("sample", sample, None, None, None, None)
         rows, hidden = sample.shape[0], encoder_hidden_states
         self._take("encoder_hidden_states", hidden, rows, None, c.cross_attention_dim)
         if encoder_attention_mask is not None:
-            self._take("encoder_attention_mask", encoder_attention_mask, rows, None)
+            self._take("encoder_attention_mask", encoder_attention_mask, rows, None, floating=False)
         times = self._times(timestep, rows)
         times = nn.expand(times.reshape(-1), (sample.shape[0],))
         mask = None
@@ -211,7 +209,7 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
     def _times(self, timestep: Any, rows: int) -> Array:
         """Timesteps as an array of one, or of one per image."""
         if self._framework.is_array(timestep):
-            self._take("timestep", timestep, *[None] * min(timestep.ndim, 1))
+            self._take("timestep", timestep, *[None] * min(timestep.ndim, 1), floating=False)
         else:
             one = checks.is_number(timestep)
             timestep = list(checks.numbers("timestep", [timestep] if one else timestep))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.controls.structure import KIND, Net
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import ControlNetModel, T2IAdapter
@@ -92,6 +93,7 @@ STRUCTURE = register_adapter(AdapterKind(KIND, KIND, read_structure, write_struc
 class Structurable(Adaptable):
     """The methods of pipelines about nets that read maps."""
 
+    @checked
     def load_structure(
         self,
         source: Net | str | Path,

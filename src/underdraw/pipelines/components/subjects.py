@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.controls.subject_tokens import check_fit
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats import opening
@@ -147,6 +148,7 @@ class Subjective:
         """Subject weights by name: those attached, or else those of the pipeline itself."""
         return self.parts.subjects
 
+    @checked
     def load_subject(
         self,
         source: Blip2QFormerModel | str | Path,

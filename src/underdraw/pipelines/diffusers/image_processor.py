@@ -123,6 +123,8 @@ class VaeImageProcessor(ImageProcessor):
         """
         checks.choice("output_type", output_type, OUTPUT_TYPES)
         checks.shaped("image", image, (None, None, None, None), self.framework)
+        if output_type == "pil" and image.shape[1] not in (1, 3, 4):
+            raise InputError(f"image has {image.shape[1]} channels; allowed for pictures: 1, 3, 4")
         given = [self.config["do_normalize"]] * len(image)
         chosen = given if do_denormalize is None else do_denormalize
         for one in checks.sequence("do_denormalize", chosen, "switches"):
