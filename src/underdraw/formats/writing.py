@@ -40,6 +40,25 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
         file.write(content)
 
 
+def write_new(path: str | os.PathLike[str], content: bytes) -> bool:
+    """Write a file where there is none, whole or not at all. False: there is one by now, which
+    stays; of several who try at the same moment one succeeds."""
+    path = Path(path)
+    leftovers.clear(path.parent, path.name)
+    with leftovers.held_file(path.parent, path.name) as (beside, file):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(beside, path)  # a rename would move it over what is there
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(beside)
+    sync([path.parent])
+    return True
+
+
 def sync(paths: Iterable[Path]) -> None:
     """Make files, and renames in folders, last through a power cut, where the system can.
 
