@@ -124,10 +124,23 @@ class Attached:
                 if folder is not None:
                     settle(folder / known.folder)
                 if folder is not None and (folder / known.folder / "config.json").exists():
+                    given = self.given
                     name, network = known.read(components, folder / known.folder)
-                    found = {name: network}
+                    found, self.given = {name: network}, given.over(self.given)
                 self._set(components, kind, found)
             return self.by_kind[kind]
+
+    def load(self, components: Any, kind: str, source: Any, /, **options: Any) -> None:
+        """Read a network and attach it, after those of the pipeline's own folder, so that what
+        comes of it does not depend on whether somebody asked for these before.
+
+        Raises:
+            InputError: the kind is not known, or the weights were trained for another UNet.
+            NotFoundError, WeightError: there are none, or they are damaged.
+        """
+        self.of(components, kind)
+        name, network = adapter_kind(kind).read(components, source, **options)
+        self.attach(components, kind, name, network)
 
     def attach(self, components: Any, kind: str, name: str, network: Any) -> None:
         """Add a network; another one of this kind and name goes."""
@@ -252,8 +265,7 @@ class Adaptable:
             InputError: the kind is not known, or the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        name, network = adapter_kind(kind).read(self.parts, source, **options)
-        self.parts.attached.attach(self.parts, kind, name, network)
+        self.parts.attached.load(self.parts, kind, source, **options)
 
     def unload_adapter(self, kind: str, name: str | None = None) -> None:
         """Detach the weights of a name, or all of a kind: calls then give the bits from before.
@@ -317,8 +329,7 @@ class Adaptable:
         """
         what = {"kind": kind, "variant": variant, "subfolder": subfolder, "dtype": dtype, **hub}
         sight = Sight(image_encoder, image_project, processor)._asdict()
-        name, network = GROUNDING.read(self.parts, source, **what, **sight)
-        self.parts.attached.attach(self.parts, GROUNDING.name, name, network)
+        self.parts.attached.load(self.parts, GROUNDING.name, source, **what, **sight)
 
     def unload_grounding(self, kind: str | None = None) -> None:
         """Detach the grounding weights of a kind, or all: calls then give the bits they gave before
