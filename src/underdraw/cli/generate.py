@@ -247,6 +247,8 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
     check_engine(loading.get("engine") or "eager", loading.get("backend") or "torch")
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
+    elif request.layout is not None and request.layout.get("boxes"):
+        early.check_boxes(request.loading.get("model", options.SCENES))
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
     recorded = {"--height": call.get("height"), "--width": call.get("width")}
     early.check_call(
