@@ -177,7 +177,7 @@ def test_boxes_that_nothing_acts_on(run, unloaded, tmp_path, held, how):
     }
     if held == "nothing":
         told = run(*commands[how], code=2).stderr
-        assert "has no grounding weights, which boxes need; name some with --grounding" in told
+        assert "has no grounding weights for boxes; name some with --grounding" in told
     else:
         with pytest.raises(AssertionError, match="a model was loaded"):
             run(*commands[how])

@@ -129,5 +129,6 @@ def check_boxes(model: str) -> None:
     beside = own is not None and (own / GROUNDING.folder / "config.json").exists()
     if unet and not (gated or beside):
         raise InputError(
-            f"{model:.200} has no grounding weights, which boxes need; name some with --grounding"
+            f"boxes need grounding weights: {model:.200} has no grounding weights for boxes; name "
+            "some with --grounding"
         )
