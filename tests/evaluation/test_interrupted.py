@@ -1,5 +1,6 @@
 """Evaluations killed, stopped or out of space at any file operation go on where they were."""
 
+import errno
 import json
 import os
 import shutil
@@ -152,6 +153,29 @@ def test_of_two_that_claim_a_folder_at_once_one_wins(tmp_path, monkeypatch):
     assert "has just become another evaluation's" in max(told, key=len)
     assert files_in(tmp_path).keys() == {"run.json"}
     assert json.loads((tmp_path / "run.json").read_text()) == {"model": won}
+
+
+def test_disks_without_links_take_evaluations(tmp_path, monkeypatch):
+    def link(*_, **__):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    report.claim(tmp_path, {"model": "a"})
+    assert files_in(tmp_path).keys() == {"run.json"}
+    report.claim(tmp_path, {"model": "a"})
+    with pytest.raises(InputError, match="a run with other model"):
+        report.claim(tmp_path, {"model": "b"})
+
+
+def test_a_claim_that_comes_while_another_one_looks_is_seen(tmp_path, monkeypatch):
+    def late(folder):
+        (folder / "run.json").write_text('{"model": "a"}')
+        return False
+
+    monkeypatch.setattr(report, "is_empty", late)
+    with pytest.raises(InputError, match="has just become another evaluation's"):
+        report.claim(tmp_path, {"model": "b"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"model": "a"}
 
 
 @pytest.mark.parametrize("torn", [b"", b"\x89PNG\r\n\x1a\n", "half", b"PK\x03\x04", b"text"])

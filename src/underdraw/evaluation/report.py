@@ -89,7 +89,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     run = folder / RUN
     leftovers.clear(folder, RUN)
     if not run.exists():
-        if not is_empty(folder):
+        if not (is_empty(folder) or run.exists()):  # which may have come since
             raise InputError(f"folder={str(folder)!r} is not empty and holds no {RUN}")
         if not write_new(run, json.dumps(settings, indent=1).encode()):
             raise InputError(

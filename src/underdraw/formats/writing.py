@@ -14,6 +14,9 @@ from typing import BinaryIO
 
 from underdraw.formats import leftovers
 
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How disks say that they have no second names for a file."""
+
 
 @contextmanager
 def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -53,8 +56,16 @@ def write_new(path: str | os.PathLike[str], content: bytes) -> bool:
             os.link(beside, path)  # a rename would move it over what is there
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if path.exists():  # the best that such a disk can do
+                return False
+            os.replace(beside, path)
         finally:
-            os.unlink(beside)
+            if not leftovers.CAN_LOCK:  # such systems remove no open files
+                file.close()
+            beside.unlink(missing_ok=True)
     sync([path.parent])
     return True
 
