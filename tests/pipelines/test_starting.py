@@ -8,7 +8,8 @@ import underdraw
 from underdraw.controls.features import image_features
 from underdraw.errors import InputError
 from underdraw.names import HOMES
-from underdraw.pipelines.components.adapters import Attached, Sight
+from underdraw.pipelines.components.adapters import Attached
+from underdraw.pipelines.components.grounding import Sight
 
 ELSEWHERE = {"qformer"}
 """Networks that do not ship with the family."""
@@ -93,20 +94,9 @@ def test_pictures_in_boxes_are_seen_alike_and_saved(family, tmp_path):
     np.testing.assert_array_equal(image_features(again.parts, [PICTURE]).numpy(), seen)
 
 
-def attach(how, pipe, network, given):
-    if how == "see and attach":
-        attached = pipe.parts.attached
-        attached.see(pipe.parts, Sight(*map(given.get, Sight._fields)).over(attached.given))
-        attached.attach(pipe.parts, "grounding", "text-image", network)
-    elif how == "load_adapter":
-        pipe.load_adapter("grounding", network, **given)
-    else:
-        pipe.load_grounding(network, **given)
-
-
 @pytest.mark.parametrize("names", [(), *((name,) for name in Sight._fields), Sight._fields])
-@pytest.mark.parametrize("how", ["load_grounding", "load_adapter", "see and attach"])
-def test_what_is_given_goes_over_what_the_folder_has(how, names, family):
+@pytest.mark.parametrize("begin", [("load_grounding",), ("load_adapter", "grounding")])
+def test_what_is_given_goes_over_what_the_folder_has(begin, names, family):
     """Whether somebody asked for the folder's weights before, or not."""
     network = family[TEXT_IMAGE].groundings["text-image"]
     given, seen = {name: object() for name in names}, []
@@ -115,7 +105,8 @@ def test_what_is_given_goes_over_what_the_folder_has(how, names, family):
         pipe.parts.attached = Attached()
         if asked:
             assert pipe.groundings["text-image"] is not network
-        attach(how, pipe, network, given)
+        name, *kind = begin
+        getattr(pipe, name)(*kind, network, **given)
         assert pipe.groundings["text-image"] is network
         assert {name: getattr(pipe.sight, name) for name in names} == given
         seen.append(pipe.sight)
