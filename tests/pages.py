@@ -44,7 +44,7 @@ def blocks(page: str, *languages: str) -> list[Snippet]:
 def commands(page: str) -> list[str]:
     """The shell commands of a page in their order: of fenced and of indented blocks."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    shown = [(m.start(), m[2]) for m in FENCE.finditer(text) if m[1] in ("bash", "sh", "console")]
+    shown = [(m.start(), m[2]) for m in FENCE.finditer(text) if m[1] in ("bash", "")]
     plain = FENCE.sub(lambda found: "\n" * len(found[0]), text)
     shown += [(m.start(1), inspect.cleandoc(m[1])) for m in INDENTED.finditer(plain)]
     lines = [line for _, block in sorted(shown) for line in block.splitlines()]
@@ -90,15 +90,15 @@ def docstrings() -> list[Snippet]:
 
 def examine(snippet: Snippet, names: dict[str, Any]) -> None:
     """Of a snippet that is not run: it compiles, what it imports is there, its names are known,
-    and what it calls has the keywords it gives."""
+    and what it calls has the keywords it gives. What it makes is known by name from then on."""
     tree = ast.parse(snippet.text, snippet.place)
-    names = dict(names)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             exec(compile(ast.Module([node], []), snippet.place, "exec"), names)
     bound = {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     }
+    names |= dict.fromkeys(bound)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in bound:
             assert node.id in names or hasattr(builtins, node.id), f"{snippet.place}: {node.id}"

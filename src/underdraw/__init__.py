@@ -12,6 +12,7 @@ from underdraw.names import HOMES, SUBMODULES, __version__ as __version__
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the table below
     from underdraw import (
         absent as absent,
+        arguments as arguments,
         backends as backends,
         checks as checks,
         cli as cli,

@@ -98,8 +98,9 @@ MODULES = {
 }
 SUBMODULES = tuple(
     """
-    absent backends checks cli controls engines errors evaluation formats models names networks
-    pictures pipelines sampling scenes schedulers schema shown solvers text training utils weights
+    absent arguments backends checks cli controls engines errors evaluation formats models names
+    networks pictures pipelines sampling scenes schedulers schema shown solvers text training
+    utils weights
     """.split()
 )
 """What `import underdraw` makes reachable as `underdraw.schedulers`, imported when it is used."""

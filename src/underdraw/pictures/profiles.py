@@ -58,7 +58,7 @@ def _transform(profile: bytes, mode: str) -> Any:
     """
     if len(profile) > MOST_BYTES:
         raise ValueError(f"{len(profile):,} bytes")
-    source = ImageCms.getOpenProfile(io.BytesIO(profile))
+    source: Any = ImageCms.getOpenProfile(io.BytesIO(profile))
     space = str(source.profile.xcolor_space).strip()
     if MODES.get(space) != mode:
         raise ValueError(f"it is for {space!r}, the picture's mode is {mode!r}")

@@ -233,8 +233,7 @@ class VaeImageProcessor(ImageProcessor):
                     f"crop_coords={checks.shown(crop_coords)}; wanted are 4 whole numbers: left, "
                     "top, right, bottom"
                 )
-            crop_coords = tuple(int(x) for x in corners)  # type: ignore[assignment]
-            left, top, right, bottom = crop_coords
+            left, top, right, bottom = (int(x) for x in corners)
             if not (
                 0 <= left < right <= init_image.width and 0 <= top < bottom <= init_image.height
             ):
@@ -242,7 +241,7 @@ class VaeImageProcessor(ImageProcessor):
                     f"crop_coords={checks.shown(crop_coords)} is no part of a picture of "
                     f"{init_image.width} x {init_image.height} pixels"
                 )
-            return overlaid(init_image, image, mask, Crop(*crop_coords))
+            return overlaid(init_image, image, mask, Crop(left, top, right, bottom))
         if not image.size == init_image.size == mask.size:
             raise InputError(
                 f"image is {image.size}, init_image {init_image.size}, mask {mask.size}; one size "
