@@ -125,8 +125,7 @@ def test_a_subject_in_any_pipeline_with_a_net(pipe):
     plain = recorded.pipeline()
     sizes = {"height": 24, "width": 36, "num_inference_steps": 3, "output_type": "latent"}
     sd = underdraw.StableDiffusionControlNetPipeline
-    with pytest.warns(UserWarning, match="steps_offset"):
-        host = sd.from_pipe(plain, controlnet=pipe.controlnet)
+    host = sd.from_pipe(plain, controlnet=pipe.controlnet)
     host.load_subject(plain.qformer)
     host.scheduler = recorded.scheduler("DDIMScheduler")
     both = host(prompts, recorded.edges(), seed=[3, 4], controls=[one, two], **sizes).images
