@@ -25,6 +25,8 @@ LATER = {
     "AttnProcessor2_0 XFormersAttnProcessor": "controls",
     "ModelMixin ConfigMixin SchedulerMixin": "no mixins",
     "logging": "logging.getLogger",
+    "DiffusersQuantizer": "no counterpart",
+    "MiniMaxMusic3RVQDepthDecoder": "out of scope",
 }
 TYPOS = {
     "StableDiffusonPipeline": "StableDiffusionPipeline",

@@ -15,7 +15,7 @@ NAMES = (
     (
         r"\w*(XL|SD3|Diffusion3|Flux|Video|Audio|Transformer|Wan|Sana|Hunyuan|PixArt|Kandinsky|"
         r"Cascade|DeepFloyd|IF[A-Z]|QwenImage|Lumina|CogView|AuraFlow|Chroma|HiDream|LTX|Mochi|"
-        r"Allegro|Latte|Cosmos|Motion|AnimateDiff|3D|1D|UnCLIP|UniDiffuser|Wuerstchen|ZImage)\w*",
+        r"Allegro|Latte|Cosmos|Motion|AnimateDiff|3D|1D|Music|UnCLIP|UniDiffuser|Wuerstchen|ZImage)\w*",
         f"other architectures and media are out of scope: {SCOPE}",
     ),
     (
@@ -88,7 +88,7 @@ KINDS = (
     ),
     (
         r"loaders|hooks|callbacks|configuration_utils|quantizers\S*|video_processor|"
-        r"utils\.\w+|\w*Processor",
+        r"utils\.\w+|\w*Processor|\w*Quantizer",
         "this part of diffusers has no counterpart",
     ),
     (r"\w*ParallelConfig|\w*Config", "there is no such setting"),

@@ -217,6 +217,26 @@ def array(name: str, value: Any, shape: Sequence[int | None], framework: Any) ->
     return value
 
 
+def shaped(name: str, value: Any, shape: Sequence[int | None], framework: Any) -> Any:
+    """An array of real numbers of a shape, where None stands for any size. Its numbers are not
+    read, so this costs nothing on a device. Arrays of numpy serve wherever a framework takes them
+    as its own (not on PyTorch)."""
+    kind = framework.operations.name
+    plain = isinstance(value, np.ndarray) and value.dtype.kind in "buif" and kind != "torch"
+    if not (plain or framework.is_array(value)):
+        raise InputTypeError(f"{name} is {type(value).__name__}; a {kind} array is needed")
+    found = tuple(value.shape)
+    fits = len(found) == len(shape)
+    if not fits or any(s is not None and s != f for s, f in zip(shape, found, strict=True)):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise InputError(f"{name} has shape {found}; needed is ({wanted})")
+    if 0 in found:
+        raise InputError(f"{name} has shape {found}, so it is empty")
+    if "complex" in str(value.dtype).lower() or "sparse" in str(getattr(value, "layout", "")):
+        raise InputTypeError(f"{name} is sparse or complex; dense real numbers are needed")
+    return value
+
+
 def finite(name: str, value: Any, framework: Any) -> bool:
     """Whether an array of the framework holds neither NaN nor infinity.
 

@@ -179,6 +179,8 @@ def accept(owner: str, name: str, value: Any, hint: Any) -> Any:
         raise fault(
             owner, f"{name}={shown(refused.value)} is not supported{entry}; allowed: {refused}"
         ) from None
+    except InputError as error:  # of a schema inside
+        raise fault(owner, f"{name}: {error}") from None
 
 
 def read(cls: type[AnySchema], raw: Any) -> AnySchema:

@@ -16,14 +16,16 @@ COMMAND = functools.cache(typer.testing._get_command)
 PROMPT = "a red sphere left of a blue cube"
 
 
-def make_tiny(folder, **unet):
+def make_tiny(folder, tokenizer=None, **unet):
     import torch
 
     import underdraw as u
     from underdraw.text.vocabulary import train_vocabulary
 
     torch.manual_seed(0)
-    tokenizer = u.CLIPTokenizer(*train_vocabulary([PROMPT, "a green cone on the table"], 560))
+    tokenizer = tokenizer or u.CLIPTokenizer(
+        *train_vocabulary([PROMPT, "a green cone on the table"], 560)
+    )
     text = u.CLIPTextModel(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -1,5 +1,6 @@
 """What is refused before a model is loaded: all numbers of all commands, and where results go."""
 
+import json
 import os
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -9,6 +10,7 @@ import typer
 from PIL import Image
 
 from underdraw.cli.app import app
+from underdraw.pictures.writing import save_picture
 
 BASES = {
     "generate": ("a cone", "--box", "a cone", "0", "0", "1", "1"),
@@ -138,6 +140,47 @@ def test_what_does_not_fit_the_model(run, unloaded, arguments, says):
     before = snapshot(unloaded)
     assert says in run(*arguments, code=2).stderr
     assert snapshot(unloaded) == before
+
+
+DDIM = {"_class_name": "DDIMScheduler"}
+RECORD = {
+    "underdraw": "0.1",
+    "pipeline": "StableDiffusionPipeline",
+    "dtype": "float32",
+    "missing": ["controls"],
+    "call": {"prompt": "a cone", "seed": 1, "num_inference_steps": 2},
+    "settings": {},
+}
+PLACED = {"boxes": [{"phrase": "a cone", "box": [0, 0, 1, 1]}], "strength": [1, 0, 0]}
+
+
+@pytest.mark.parametrize("how", ["--box", "--layout", "--again", "evaluate"])
+@pytest.mark.parametrize("held", ["nothing", "gates", "weights beside"])
+def test_boxes_that_nothing_acts_on(run, unloaded, tmp_path, held, how):
+    """Where the configs show something that does, the model is loaded."""
+    model, gated = tmp_path / "model", {"attention_type": "gated"} if held == "gates" else {}
+    parts = {"unet": gated | {"in_channels": 4}, "vae": {}, "scheduler": {}}
+    if held == "weights beside":
+        parts["grounding"] = {"kind": "text"}
+    for name, config in parts.items():
+        (model / name).mkdir(parents=True)
+        (model / name / "config.json").write_text(json.dumps(config))
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "X"}))
+    (tmp_path / "layout.json").write_text(json.dumps(PLACED))
+    record = {**RECORD, "layout": PLACED, "model": str(model), "scheduler": DDIM}
+    save_picture(Image.new("RGB", (8, 8)), "made.png", record)
+    commands = {
+        "--box": ("generate", "a", "--model", model, *BASES["generate"][1:]),
+        "--layout": ("generate", "a", "--model", model, "--layout", "layout.json"),
+        "--again": ("generate", "--again", "made.png", "--as-recorded"),
+        "evaluate": ("evaluate", "--model", model, "--task", "grounding"),
+    }
+    if held == "nothing":
+        told = run(*commands[how], code=2).stderr
+        assert "has no grounding weights for boxes; name some with --grounding" in told
+    else:
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            run(*commands[how])
 
 
 # -- where results go ------------------------------------------------------------------------------

@@ -113,6 +113,25 @@ def test_a_folder_without_boxes_is_refused(run, tiny, pictures, told, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("recipe", ["text-to-image", "autoencoder", "grounding"])
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", None])
+def test_pictures_that_cannot_be_read_are_told_before_a_model_is_loaded(
+    run, tiny, pictures, recipe, content, monkeypatch
+):
+    from underdraw.cli import loading
+
+    monkeypatch.setattr(loading, "load_pipeline", None)
+    if recipe == "grounding":
+        boxes_of(pictures)
+    place = pictures / "3.png"
+    place.write_bytes(content) if content is not None else place.unlink()
+    arguments = ("train", recipe, "--data", pictures, "--model", tiny, *QUICK)
+    if content is None and recipe == "grounding":  # boxes of a picture that is not there
+        place.symlink_to(pictures / "nowhere.png")
+    failed = run(*arguments, "--out", "work", code=2)
+    assert "3.png" in failed.stderr
+
+
 def test_interrupted_it_goes_on_with_the_same_command(run, tiny, pictures, monkeypatch):
     from underdraw.training import loop
 

@@ -1,7 +1,10 @@
 """Evaluations killed, stopped or out of space at any file operation go on where they were."""
 
+import errno
 import json
+import os
 import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +13,8 @@ from PIL import Image
 from weights.kills import FAULTS, Disk, files_in
 
 from underdraw.errors import InputError, NotFoundError
-from underdraw.evaluation import edits, examples, report
+from underdraw.evaluation import edits, examples, grounding, report
+from underdraw.evaluation.layouts import held_out_layouts
 
 SETTINGS = {"model": "m", "count": 3}
 
@@ -70,7 +74,32 @@ def renders(folder, made):
         examples.render_examples(folder, 3)
 
 
-RUNS = {"captions": (captions, 3), "edits": (changed, 3), "renders": (renders, 4)}
+def grounded(folder, made):
+    """An evaluation of boxes, with pictures and a detector that cost nothing."""
+    layouts = held_out_layouts(2, seed=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grounding, "_renders", lambda some: np.zeros((len(some), 32, 32, 3), "u1"))
+        grounding.evaluate_grounding(
+            lambda some, seeds: np.stack([make(seed, made) for seed in seeds]),
+            layouts,
+            batch=1,
+            folder=folder,
+            progress=False,
+            evaluator=SimpleNamespace(detect=lambda pictures: [[] for _ in pictures]),
+        )
+
+
+def make(seed, made):
+    made.append(seed)
+    return np.full((32, 32, 3), 10 * seed, np.uint8)
+
+
+RUNS = {
+    "boxes": (grounded, 4),
+    "captions": (captions, 3),
+    "edits": (changed, 3),
+    "renders": (renders, 4),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -97,12 +126,64 @@ def test_the_same_command_goes_on(name, fault, tmp_path, monkeypatch):
     assert spared > at // 3  # what was finished was not made again
 
 
+def test_of_two_that_claim_a_folder_at_once_one_wins(tmp_path, monkeypatch):
+    """Both have seen an empty folder, and made ready what they want to write."""
+    gate, link = threading.Barrier(2), os.link
+
+    def together(*places):
+        gate.wait(60)
+        link(*places)
+
+    monkeypatch.setattr(os, "link", together)
+    told = []
+
+    def claim(name):
+        try:
+            report.claim(tmp_path, {"model": name})
+            told.append(name)
+        except InputError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=claim, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    (won,) = {"a", "b"} & set(told)
+    assert "has just become another evaluation's" in max(told, key=len)
+    assert files_in(tmp_path).keys() == {"run.json"}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"model": won}
+
+
+def test_disks_without_links_take_evaluations(tmp_path, monkeypatch):
+    def link(*_, **__):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    report.claim(tmp_path, {"model": "a"})
+    assert files_in(tmp_path).keys() == {"run.json"}
+    report.claim(tmp_path, {"model": "a"})
+    with pytest.raises(InputError, match="a run with other model"):
+        report.claim(tmp_path, {"model": "b"})
+
+
+def test_a_claim_that_comes_while_another_one_looks_is_seen(tmp_path, monkeypatch):
+    def late(folder):
+        (folder / "run.json").write_text('{"model": "a"}')
+        return False
+
+    monkeypatch.setattr(report, "is_empty", late)
+    with pytest.raises(InputError, match="has just become another evaluation's"):
+        report.claim(tmp_path, {"model": "b"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"model": "a"}
+
+
 @pytest.mark.parametrize("torn", [b"", b"\x89PNG\r\n\x1a\n", "half", b"PK\x03\x04", b"text"])
 @pytest.mark.parametrize("name", RUNS)
 def test_torn_parts_are_made_again(name, torn, tmp_path):
     run, _ = RUNS[name]
     folder = tmp_path / "run"
-    run(folder, [])
+    run(folder, whole := [])
     expected = files_in(folder)
     for path in (p for p in expected if p.endswith((".png", ".npz")) and "sheet" not in p):
         half = expected[path][: len(expected[path]) // 2]
@@ -112,7 +193,7 @@ def test_torn_parts_are_made_again(name, torn, tmp_path):
             run(folder, [])
         return
     run(folder, made := [])
-    assert made == [0, 1, 2]
+    assert made == whole
     assert files_in(folder).keys() == expected.keys()
 
 

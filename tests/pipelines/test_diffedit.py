@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import tiny
+from weights.kills import FAULTS, Disk, files_in
 
 import underdraw
 from underdraw import (
@@ -407,6 +408,24 @@ def test_one_source_serves_several_targets_with_negatives_and_guidance_of_their_
     np.testing.assert_allclose(both.images[1:], alone.images, atol=5e-5)
     several = edit(pipe, [*pil(2)], source=[RED, TABLE], **{**options, "seed": [4, 5]})
     assert several.images.shape[0] == 2
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_edit_killed_at_a_file_operation_goes_on(pipe, fault, tmp_path, monkeypatch):
+    call = {"output_type": "np", "num_maps_per_mask": 1}
+    wanted = edit(pipe, keep=tmp_path / "whole.safetensors", **call)
+    kept = (tmp_path / "whole.safetensors").read_bytes()
+    disk, at = Disk(monkeypatch), 0
+    while True:
+        at += 1
+        path = tmp_path / str(at) / "edit.safetensors"
+        path.parent.mkdir()
+        if disk.run(fault, at, lambda path=path: edit(pipe, keep=path, **call)) is None:
+            break
+        again = edit(pipe, keep=path, **call)
+        np.testing.assert_array_equal(again.images, wanted.images)
+        assert files_in(path.parent) == {path.name: kept}
+    assert at > 3
 
 
 def test_an_interrupted_edit_goes_on_from_its_file(pipe, tmp_path):

@@ -54,6 +54,24 @@ def test_weights_beside_a_pipeline_are_read_once(tmp_path, monkeypatch):
     assert len(attached.of(components, "counted")) == 9
 
 
+def test_what_is_given_comes_over_what_waits_in_the_folder(tmp_path, monkeypatch):
+    """Nobody has asked for the folder's weights when others are loaded."""
+
+    def read(components, source):
+        components.attached.bring(components, "bringing", (source,))
+        return Path(source).name, object()
+
+    kind = adapters.AdapterKind("bringing", "beside", read, print)
+    monkeypatch.setitem(adapters.KINDS, "bringing", kind)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "config.json").touch()
+    components = SimpleNamespace(source=str(tmp_path), offload=None)
+    components.attached = attached = adapters.Attached()
+    attached.load(components, "bringing", "given", {})
+    assert attached.of(components, "bringing").keys() == {"beside", "given"}
+    assert attached.brought["bringing"] == ("given",)
+
+
 def test_what_is_attached_is_copied_and_pickled():
     pipe = tiny.pipeline()
     assert pipe.adapters["grounding"] == {}

@@ -8,6 +8,8 @@ import underdraw
 from underdraw.controls.features import image_features
 from underdraw.errors import InputError
 from underdraw.names import HOMES
+from underdraw.pipelines.components.adapters import Attached
+from underdraw.pipelines.components.grounding import Sight
 
 ELSEWHERE = {"qformer"}
 """Networks that do not ship with the family."""
@@ -90,6 +92,25 @@ def test_pictures_in_boxes_are_seen_alike_and_saved(family, tmp_path):
     assert type(again) is type(pipe)
     again.load_grounding(pipe.groundings["text-image"])
     np.testing.assert_array_equal(image_features(again.parts, [PICTURE]).numpy(), seen)
+
+
+@pytest.mark.parametrize("names", [(), *((name,) for name in Sight._fields), Sight._fields])
+@pytest.mark.parametrize("begin", [("load_grounding",), ("load_adapter", "grounding")])
+def test_what_is_given_goes_over_what_the_folder_has(begin, names, family):
+    """Whether somebody asked for the folder's weights before, or not."""
+    network = family[TEXT_IMAGE].groundings["text-image"]
+    given, seen = {name: object() for name in names}, []
+    for asked in (True, False):
+        pipe = underdraw.StableDiffusionPipeline.from_pipe(family["StableDiffusionPipeline"])
+        pipe.parts.attached = Attached()
+        if asked:
+            assert pipe.groundings["text-image"] is not network
+        name, *kind = begin
+        getattr(pipe, name)(*kind, network, **given)
+        assert pipe.groundings["text-image"] is network
+        assert {name: getattr(pipe.sight, name) for name in names} == given
+        seen.append(pipe.sight)
+    assert seen[0] == seen[1]
 
 
 def test_a_projection_is_made_only_where_features_are_those_of_phrases(tmp_path):

@@ -6,6 +6,8 @@ import shutil
 from functools import partial
 
 import pytest
+import torch
+from pipelines import tiny
 from trying import JSON, LEFT_OUT, PYTHON, outcome, paths, put
 
 from underdraw.errors import UnderdrawError
@@ -130,3 +132,23 @@ def test_the_length_of_no_model(contents, tmp_path):
     config = contents["tokenizer_config.json"] | {"model_max_length": int(1e30)}
     written(tmp_path / "t", {**contents, "tokenizer_config.json": config})
     assert CLIPTokenizer.from_pretrained(tmp_path / "t").model_max_length == int(1e30)
+
+
+def test_a_length_that_nobody_knows(tmp_path):
+    """transformers writes 1e30; texts are then made as long as the longest, prompts as the network
+    takes them."""
+    made = tiny.tokenizer()
+    made.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["model_max_length"] = 1e30
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    read = CLIPTokenizer.from_pretrained(tmp_path)
+    found = read(["a red sphere", "a"], padding="max_length", truncation=True).input_ids
+    assert found == made(["a red sphere", "a"], padding=True).input_ids
+    for wrong in (10**9, -1, 1e30, "77"):
+        with pytest.raises(UnderdrawError, match="max_length="):
+            read("a", padding="max_length", max_length=wrong)
+    pipe = tiny.pipeline()
+    expected = tiny.run(pipe)
+    pipe.tokenizer = read
+    assert torch.equal(tiny.run(pipe), expected)

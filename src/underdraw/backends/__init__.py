@@ -9,6 +9,7 @@ from typing import Any, cast
 from underdraw.backends.framework import Framework
 from underdraw.backends.once import once
 from underdraw.errors import InputError, InputTypeError
+from underdraw.shown import shown
 
 NAMES = ("torch", "jax", "mindspore")
 
@@ -26,7 +27,7 @@ def get(name: str = "torch") -> Framework:
         InputError: the backend is unknown, or its framework is not installed.
     """
     if name not in NAMES:
-        raise InputError(f"backend={name!r} is not known; allowed: {', '.join(NAMES)}")
+        raise InputError(f"backend={shown(name)} is not known; allowed: {', '.join(NAMES)}")
     if importlib.util.find_spec(name) is None:
         raise InputError(
             f"backend={name!r} needs the package {name}: pip install 'underdraw[{name}]'"

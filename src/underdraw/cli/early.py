@@ -114,3 +114,22 @@ def check_grounding(source: str) -> None:
         find(source)
     else:
         hub.resolve(source, weights=False)
+
+
+def check_boxes(model: str) -> None:
+    """Raise an InputError where nothing in a model acts on boxes, as far as its configs tell."""
+    from underdraw.cli.loading import is_single_file
+    from underdraw.pipelines.components.adapters import own_folder
+    from underdraw.pipelines.components.grounding import GROUNDING
+    from underdraw.weights import hub
+
+    if is_single_file(model):  # has no configs
+        return
+    unet, own = _config(hub.resolve(model, weights=False), "unet"), own_folder(model)
+    gated = unet.get("attention_type", "default") != "default"
+    beside = own is not None and (own / GROUNDING.folder / "config.json").exists()
+    if unet and not (gated or beside):
+        raise InputError(
+            f"boxes need grounding weights: {model:.200} has no grounding weights for boxes; name "
+            "some with --grounding"
+        )

@@ -141,6 +141,8 @@ def edit(
         f"{used.strength:g}, guidance {used.guidance:g}, threshold {used.threshold:g}, "
         f"{used.maps} maps, seed {seed or 0}"
     )
+    if given is None:
+        tell("finding what has to change ...")
     try:
         made = pipe.edit(
             *(image, source, target),

@@ -155,6 +155,8 @@ def check(
         check_engine(engine, "torch")
     if grounding is not None:
         early.check_grounding(grounding)
+    elif task is Task.grounding:
+        early.check_boxes(model)
     way = STRENGTH if task is Task.editing else None
     early.check_call(early.facts(model), steps=steps, guidance=guidance, strength=way)
 

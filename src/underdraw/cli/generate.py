@@ -306,6 +306,8 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
         subjects.check_weights(loading.get("model", options.SCENES), loading.get("subject"))
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
+    elif request.layout is not None and request.layout.get("boxes"):
+        early.check_boxes(request.loading.get("model", options.SCENES))
     structure.check_nets(request.structures or [])
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
     recorded = {"--height": call.get("height"), "--width": call.get("width")}

@@ -219,15 +219,17 @@ def train_further(
     if recipe not in (Recipe.autoencoder, Recipe.text_to_image):
         raise InputError(f"{recipe.value} is trained with --data scenes only")
     from underdraw.cli.loading import load_pipeline
-    from underdraw.training.data import CaptionedFolder
+    from underdraw.training.data import CaptionedFolder, check_pictures
     from underdraw.training.loop import TrainingConfig, shorter, train as run
 
     plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     check_model(model, size)
+    examples = CaptionedFolder(data, size or 8)
+    check_pictures(examples.paths)
     pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
     trained = pipe.unet.config.sample_size
     side = trained if isinstance(trained, int) else min(trained)
-    examples = CaptionedFolder(data, size or side * pipe.vae.config.factor)
+    examples.size = size or side * pipe.vae.config.factor
     make = autoencoder_task if recipe is Recipe.autoencoder else text_to_image_task
     task = make(pipe, examples, text)
     tell(f"{recipe.value} of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
@@ -258,6 +260,7 @@ def train_grounding(
         read_folder,
         require_boxes,
     )
+    from underdraw.training.data import check_pictures
     from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
     from underdraw.training.loop import TrainingConfig, shorter, train as run
 
@@ -272,6 +275,7 @@ def train_grounding(
     else:
         pictures = read_folder(data, boxes.coordinates)
     require_boxes(pictures)
+    check_pictures([picture.path for picture in pictures])
     pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
     trained = pipe.unet.config.sample_size
     side = trained if isinstance(trained, int) else min(trained)

@@ -16,10 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from underdraw.errors import InputError, NotFoundError, WeightError
-from underdraw.formats import arrays
+from underdraw.formats import arrays, leftovers
 from underdraw.formats.json_text import read_object
 from underdraw.formats.leftovers import is_empty
-from underdraw.formats.writing import write_file, writing_file
+from underdraw.formats.writing import write_file, write_new, writing_file
 
 RUN, REPORT, TABLE, SHEET = "run.json", "report.json", "table.txt", "sheet.png"
 Item = TypeVar("Item")
@@ -87,10 +87,15 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / RUN
+    leftovers.clear(folder, RUN)
     if not run.exists():
-        if not is_empty(folder):
+        if not (is_empty(folder) or run.exists()):  # which may have come since
             raise InputError(f"folder={str(folder)!r} is not empty and holds no {RUN}")
-        write_file(run, json.dumps(settings, indent=1).encode())
+        if not write_new(run, json.dumps(settings, indent=1).encode()):
+            raise InputError(
+                f"folder={str(folder)!r} has just become another evaluation's; name another one, "
+                "or give the same command again when that has ended"
+            )
         return
     try:
         kept = read_object(run)

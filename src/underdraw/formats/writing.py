@@ -14,6 +14,9 @@ from typing import BinaryIO
 
 from underdraw.formats import leftovers
 
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How disks say that they have no second names for a file."""
+
 
 @contextmanager
 def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -38,6 +41,33 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file, whole or not at all."""
     with writing_file(path) as file:
         file.write(content)
+
+
+def write_new(path: str | os.PathLike[str], content: bytes) -> bool:
+    """Write a file where there is none, whole or not at all. False: there is one by now, which
+    stays; of several who try at the same moment one succeeds."""
+    path = Path(path)
+    leftovers.clear(path.parent, path.name)
+    with leftovers.held_file(path.parent, path.name) as (beside, file):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(beside, path)  # a rename would move it over what is there
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if path.exists():  # the best that such a disk can do
+                return False
+            os.replace(beside, path)
+        finally:
+            if not leftovers.CAN_LOCK:  # such systems remove no open files
+                file.close()
+            beside.unlink(missing_ok=True)
+    sync([path.parent])
+    return True
 
 
 def sync(paths: Iterable[Path]) -> None:

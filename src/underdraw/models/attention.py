@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.models.base import Model
 
@@ -69,6 +70,7 @@ class FamiliarAttention(Model):
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Nothing: it is never on."""
 
+    @checked
     def set_use_memory_efficient_attention_xformers(self, valid: bool, *_: Any, **__: Any) -> None:
         """Nothing but a note where it is switched on."""
         if valid:

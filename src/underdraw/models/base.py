@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
-from underdraw import backends
+from underdraw import backends, checks
+from underdraw.arguments import checked
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.backends.once import once
@@ -95,6 +96,7 @@ class Model(Pushable):
         raise NotImplementedError(f"{cls.__name__} must say what its parameters are")
 
     @classmethod
+    @checked
     def from_config(cls, config: Mapping[str, Any], backend: str = "torch") -> Self:
         """Random weights from a parsed `config.json`; keys that are no fields are left out."""
         made = cls(cls.read_config(config), backend=backend)
@@ -124,6 +126,7 @@ class Model(Pushable):
 
     # -- files ------------------------------------------------------------------------------------
     @classmethod
+    @checked
     def load_config(
         cls, name_or_path: str | Path, *, subfolder: str | None = None, **hub: Any
     ) -> dict[str, Any]:
@@ -132,6 +135,7 @@ class Model(Pushable):
         path = hubs.resolve(name_or_path, subfolder=subfolder or "", weights=False, **hub)
         return folders.read_config(path, subfolder or "")
 
+    @checked
     def save_config(self, folder: str | Path, **familiar: Any) -> None:
         """Write `config.json` alone; what else the folder holds stays."""
         drop_neutral(f"{type(self).__name__}.save_config", familiar, SAVING, ())
@@ -139,6 +143,7 @@ class Model(Pushable):
             save.write_json(place / "config.json", self.export_config())
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name_or_path: str | Path,
@@ -240,6 +245,19 @@ class Model(Pushable):
         framework.graft(model, parts)
         return model
 
+    def _take(self, name: str, value: Any, *shape: int | None, floating: bool = True) -> Any:
+        """An argument that is an array of the backend, of a shape (None: any size).
+
+        Raises:
+            InputError, InputTypeError: it is something else; its numbers are not looked at.
+        """
+        value = checks.shaped(name, value, shape, self._framework)
+        if floating and "float" not in str(value.dtype).lower():
+            raise InputTypeError(f"{name} has dtype {value.dtype}; floating-point is needed")
+        if getattr(value, "is_meta", False) and not getattr(self.device, "type", "") == "meta":
+            raise InputTypeError(f"{name} is on {value.device}; the network is on {self.device}")
+        return value
+
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity."""
         return [
@@ -256,6 +274,7 @@ class Model(Pushable):
             tensors[name] = stored(array, dtype)
         return tensors
 
+    @checked
     def save_pretrained(
         self,
         folder: str | Path,
@@ -306,6 +325,7 @@ class Model(Pushable):
         """`config.json` as text."""
         return json.dumps(self.export_config(), indent=2, sort_keys=True) + "\n"
 
+    @checked
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters; there are no buffers."""
         return sum(one.nbytes for _, one in self._framework.named_tensors(self))

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.models.base import Model
 from underdraw.models.outputs import CLIPTextModelOutput, CLIPTextOutput, CLIPVisionModelOutput
 from underdraw.models.returning import returning
 from underdraw.networks import clip, vision
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, inner_config
 from underdraw.networks.program import Ask, directly
+from underdraw.shown import shown
+
+MOST_TOKENS = 2**24
 
 
 class CLIPTextModel(Model):
@@ -45,6 +49,7 @@ class CLIPTextModel(Model):
         }
 
     @returning
+    @checked
     def forward(
         self,
         input_ids: Array,
@@ -80,8 +85,11 @@ class CLIPTextModel(Model):
         """
         layer = self.get_input_embeddings()
         count = self.config.vocab_size if new_num_tokens is None else new_num_tokens
-        if not isinstance(count, int) or count < 1:
-            raise InputError(f"new_num_tokens={new_num_tokens!r}; allowed: positive integers, None")
+        plain = isinstance(count, int) and not isinstance(count, bool)
+        if not plain or not 1 <= count <= MOST_TOKENS:
+            raise InputError(
+                f"new_num_tokens={shown(new_num_tokens)}; allowed: 1 .. {MOST_TOKENS}, None"
+            )
         if count != self.config.vocab_size:
             with self._framework.no_grad():
                 rows = layer.weight[:count]
@@ -92,12 +100,17 @@ class CLIPTextModel(Model):
             self.config = replace(self.config, vocab_size=count)
         return layer
 
+    @checked
     def encode(
         self, input_ids: Array, attention_mask: Array | None = None, ask: Ask = directly
     ) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""
+        self._take("input_ids", input_ids, None, None, floating=False)
+        if "float" in str(input_ids.dtype).lower():
+            raise InputTypeError(f"input_ids has dtype {input_ids.dtype}; whole numbers are needed")
         mask = None
         if attention_mask is not None:
+            self._take("attention_mask", attention_mask, *input_ids.shape, floating=False)
             mask = (1 - self.nn.float32(attention_mask))[:, None, None] * -1e9
         return ask(clip.TEXT, self, input_ids, None, mask)
 
@@ -110,6 +123,7 @@ class CLIPTextModelWithProjection(CLIPTextModel):
         return clip.text_layout(config, projection=True)
 
     @returning
+    @checked
     def forward(
         self,
         input_ids: Array,
@@ -232,6 +246,7 @@ class CLIPVisionModelWithProjection(Model):
         }
 
     @returning
+    @checked
     def forward(
         self,
         pixel_values: Array,
@@ -256,8 +271,11 @@ class CLIPVisionModelWithProjection(Model):
     if TYPE_CHECKING:  # the backend's root calls it
         __call__ = forward
 
+    @checked
     def encode(self, pixel_values: Array, ask: Ask = directly) -> tuple[vision.VisionOutput, Array]:
         """All that the image tower gives, and the projection `(batch, projection_dim)` of it."""
+        side = self.config.image_size
+        self._take("pixel_values", pixel_values, None, self.config.num_channels, side, side)
         out = ask(vision.VISION, self, pixel_values)
         return out, ask(vision.VISUAL_PROJECTION, self, out.pooled)
 
@@ -265,4 +283,4 @@ class CLIPVisionModelWithProjection(Model):
 def _refuse(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None:
-            raise InputError(f"{name}={value!r} is not used by this tower; allowed: None")
+            raise InputError(f"{name}={shown(value)} is not used by this tower; allowed: None")

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from underdraw import backends
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import SAVING, drop_neutral
 from underdraw.pictures import modes
@@ -42,6 +43,7 @@ class CLIPImageProcessor(Schema):
     image_std: tuple[Deviation, Deviation, Deviation] = STD
 
     @classmethod
+    @checked
     def from_config(cls, raw: Mapping[str, Any]) -> CLIPImageProcessor:
         """From a parsed `preprocessor_config.json`, in its older or newer form."""
         if not isinstance(raw, Mapping):
@@ -66,6 +68,7 @@ class CLIPImageProcessor(Schema):
         return cls(**sides, **{name: given[name] for name in NORMALISING if name in given})
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_path: str | Path, subfolder: str | None = None, **hub: Any
     ) -> CLIPImageProcessor:
@@ -77,6 +80,7 @@ class CLIPImageProcessor(Schema):
         with within(place):
             return cls.from_config(raw)
 
+    @checked
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write `preprocessor_config.json`, which diffusers reads."""
         drop_neutral("CLIPImageProcessor.save_pretrained", familiar, SAVING, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.models.base import Model
@@ -24,6 +25,7 @@ class CLIPImageProjection(Model):
         return image_projection.layout(config)
 
     @classmethod
+    @checked
     def from_matrix_file(cls, path: str | os.PathLike[str], **where: Any) -> CLIPImageProjection:
         """From the original's `projection_matrix` file, which multiplies from the right.
 
@@ -38,8 +40,11 @@ class CLIPImageProjection(Model):
         config = {"hidden_size": matrix.shape[0]}
         return cls.from_tensors(config, {"project.weight": weight}, **where)
 
+    @checked
     def forward(self, x: Array, ask: Ask = directly) -> Array:
         """Features `(..., hidden_size)` in the other space, of the same shape."""
+        rank = len(getattr(x, "shape", ())) - 1
+        self._take("x", x, *[None] * rank, self.config.hidden_size)
         return ask(image_projection.PROJECT, self, x)
 
     if TYPE_CHECKING:  # the backend's root calls it

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
+from underdraw.errors import InputError, InputTypeError
 from underdraw.models.base import Model
 from underdraw.networks import safety
 from underdraw.networks.config import CLIPVisionConfig, inner_config
@@ -41,6 +43,7 @@ class StableDiffusionSafetyChecker(Model):
             "vision_config": {"model_type": "clip_vision_model", **config},
         }
 
+    @checked
     def forward(self, clip_input: Array, images: Any) -> tuple[Any, list[bool]]:
         """Check images and return them with flagged ones black, and the flags.
 
@@ -49,6 +52,16 @@ class StableDiffusionSafetyChecker(Model):
             images: what to return: an array `(batch, ...)`; it is copied before anything is
                 blackened.
         """
+        side = self.config.image_size
+        self._take("clip_input", clip_input, None, self.config.num_channels, side, side)
+        if not (isinstance(images, np.ndarray) or self._framework.is_array(images)):
+            raise InputTypeError(f"images is {type(images).__name__}; an array is needed")
+        if "sparse" in str(getattr(images, "layout", "")):
+            raise InputTypeError("images is sparse; a dense array is needed")
+        if images.ndim < 1 or images.shape[0] != clip_input.shape[0]:
+            raise InputError(
+                f"images has shape {tuple(images.shape)}; clip_input has {clip_input.shape[0]} rows"
+            )
         flags = self.flags(clip_input)
         if any(flags):
             images = images.copy() if isinstance(images, np.ndarray) else images.clone()

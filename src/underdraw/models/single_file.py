@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.models.keywords import LOADING, drop_neutral
@@ -22,6 +23,7 @@ class FromSingleFile(Model):
     """A network that original one-file checkpoints hold."""
 
     @classmethod
+    @checked
     def from_single_file(
         cls,
         source: str | os.PathLike[str],

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
-from underdraw.errors import InputError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.models.attention import FamiliarAttention
 from underdraw.models.grounding import Grounding
 from underdraw.models.outputs import UNet2DConditionOutput
@@ -18,6 +20,7 @@ from underdraw.networks import unet
 from underdraw.networks.gligen import grounding, sites as grounding_sites
 from underdraw.networks.gligen.config import INPAINTING_CHANNELS, GroundingConfig
 from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.shown import shown
 
 
 class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
@@ -84,6 +87,7 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
             fields = {"in_channels": own, "extra_channels": INPAINTING_CHANNELS}
         return Grounding.sharing(GroundingConfig.for_unet(self.config, **fields), self)
 
+    @checked
     def with_grounding(self, grounding: Grounding) -> UNet2DConditionModel:
         """A gated UNet of this one's parameters and those of `grounding`, all of them shared.
 
@@ -93,6 +97,8 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
             InputError: the grounding part was made for other widths, or is of a kind that no UNet
                 folder can hold (keypoints, maps).
         """
+        if not isinstance(grounding, Grounding):
+            raise InputTypeError(f"grounding={shown(grounding)} is no Grounding")
         c = grounding.config
         kind = c.attention_type
         if kind is None or c.extra_channels not in (0, self.config.in_channels - c.in_channels):
@@ -110,6 +116,7 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
         return UNet2DConditionModel.sharing(config, self)
 
     @returning
+    @checked
     def forward(
         self,
         sample: Array,
@@ -144,21 +151,35 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
         Raises:
             InputError: an argument that this UNet has no use for.
         """
+        if isinstance(added_cond_kwargs, Mapping) and not added_cond_kwargs:
+            added_cond_kwargs = None
         for name, value in (
             ("attention_mask", attention_mask),
-            ("added_cond_kwargs", added_cond_kwargs or None),
+            ("added_cond_kwargs", added_cond_kwargs),
             ("down_intrablock_additional_residuals", down_intrablock_additional_residuals),
         ):
             if value is not None:
                 raise InputError(f"{name} is not used by this UNet; pass `sites` instead")
-        nn = self.nn
-        times = self._framework.array(timestep, device=self.device)
+        nn, c = self.nn, self.config
+        if not isinstance(sites, Sites):
+            raise InputTypeError(f"sites={shown(sites)} is no Sites")
+        if not isinstance(cross_attention_kwargs, Mapping | None):
+            raise InputTypeError(
+                f"cross_attention_kwargs={shown(cross_attention_kwargs)} is no mapping"
+            )
+        self._take("sample", sample, None, None, None, None)
+        rows, hidden = sample.shape[0], encoder_hidden_states
+        self._take("encoder_hidden_states", hidden, rows, None, c.cross_attention_dim)
+        if encoder_attention_mask is not None:
+            self._take("encoder_attention_mask", encoder_attention_mask, rows, None, floating=False)
+        times = self._times(timestep, rows)
         times = nn.expand(times.reshape(-1), (sample.shape[0],))
         mask = None
         if encoder_attention_mask is not None:
             mask = nn.cast((1 - nn.cast(encoder_attention_mask, sample)) * -10000.0, sample)
             mask = mask[:, None, None]
         if down_block_additional_residuals is not None or mid_block_additional_residual is not None:
+            self._check_residuals(down_block_additional_residuals, mid_block_additional_residual)
             sites = replace(
                 sites,
                 down_residuals=down_block_additional_residuals,
@@ -174,6 +195,30 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
 
     if TYPE_CHECKING:  # the backend's root calls it
         __call__ = forward
+
+    def _check_residuals(self, down: Any, mid: Any) -> None:
+        if down is not None:
+            listed = checks.sequence("down_block_additional_residuals", down, "arrays")
+            if not listed:
+                raise InputError("down_block_additional_residuals is empty; give None, or all")
+            for one in listed:
+                self._take("down_block_additional_residuals", one, None, None, None, None)
+        if mid is not None:
+            self._take("mid_block_additional_residual", mid, None, None, None, None)
+
+    def _times(self, timestep: Any, rows: int) -> Array:
+        """Timesteps as an array of one, or of one per image."""
+        if self._framework.is_array(timestep):
+            self._take("timestep", timestep, *[None] * min(timestep.ndim, 1), floating=False)
+        else:
+            one = checks.is_number(timestep)
+            timestep = list(checks.numbers("timestep", [timestep] if one else timestep))
+        times = self._framework.array(timestep, device=self.device)
+        if times.ndim > 1 or times.reshape(-1).shape[0] not in (1, rows):
+            raise InputError(
+                f"timestep has shape {tuple(times.shape)}; needed is one number, or {rows}"
+            )
+        return times
 
     def _with_boxes(self, given: Mapping[str, Any]) -> Sites:
         """What acts for the boxes in diffusers' `cross_attention_kwargs`; tokens are as many as are

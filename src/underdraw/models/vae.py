@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.layout import Layout
 from underdraw.models.attention import FamiliarAttention
@@ -45,6 +46,7 @@ class AutoencoderKL(FromSingleFile, FamiliarAttention):
         """Whole batches again."""
         self.use_slicing = False
 
+    @checked
     def enable_tiling(self, use_tiling: bool = True) -> None:
         """Overlapping tiles of the trained size: memory no longer grows with the image."""
         self.tiling = self.default_tiling() if use_tiling else None
@@ -83,10 +85,12 @@ class AutoencoderKL(FromSingleFile, FamiliarAttention):
         return (self.tiling or self.default_tiling()).overlap
 
     @returning
+    @checked
     def encode(
         self, x: Array, return_dict: Literal[True] = True
     ) -> AutoencoderKLOutput | tuple[Any, ...]:
         """The distribution of latents of images `(batch, 3, height, width)` in [-1, 1]."""
+        self._take("x", x, None, self.config.in_channels, None, None)
         distribution = self.encode_with(x, self.use_slicing, self.tiling)
         return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
 
@@ -103,10 +107,12 @@ class AutoencoderKL(FromSingleFile, FamiliarAttention):
         return DiagonalGaussian(moments, self.nn.name)
 
     @returning
+    @checked
     def decode(
         self, z: Array, return_dict: Literal[True] = True, generator: Any = None
     ) -> DecoderOutput | tuple[Any, ...]:
         """Images `(batch, 3, height, width)` from latents that were divided by `scaling_factor`."""
+        self._take("z", z, None, self.config.latent_channels, None, None)
         image = self.decode_with(z, self.use_slicing, self.tiling)
         return DecoderOutput(image) if return_dict else (image,)
 
@@ -127,6 +133,7 @@ class AutoencoderKL(FromSingleFile, FamiliarAttention):
         return self._run(vae.DECODE, ask, z, (self.config.factor, 1), slicing, tiling)
 
     @returning
+    @checked
     def forward(
         self,
         sample: Array,
@@ -135,6 +142,7 @@ class AutoencoderKL(FromSingleFile, FamiliarAttention):
         generator: Any = None,
     ) -> DecoderOutput | tuple[Any, ...]:
         """The round trip of images through the latents."""
+        self._take("sample", sample, None, self.config.in_channels, None, None)
         distribution = self.encode(sample, return_dict=False)[0]
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(z, return_dict)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from underdraw.errors import InputError
+from underdraw.pictures import profiles
 
 MOST_PIXELS = 2**26
 """Of one picture, 8192 x 8192: to read as many takes some seconds and 2 GB."""
@@ -47,7 +48,8 @@ def plain(name: str, picture: Image.Image) -> Image.Image:
     """A picture in RGB; what shows through is white.
 
     Greys of 16 bits are scaled to 8; those in mode "I" or "F" have no fixed range, so white is the
-    smallest of 1 ("F" only), 255 and 65535 that no number exceeds. An animated picture is its
+    smallest of 1 ("F" only), 255 and 65535 that no number exceeds. Colours of an ICC profile that
+    the picture carries become those of sRGB. An animated picture is its
     present frame. A picture file as `Image.open` gives it is turned as its EXIF orientation says;
     what was made from one has the pixels that it has.
 
@@ -58,7 +60,7 @@ def plain(name: str, picture: Image.Image) -> Image.Image:
         InputError: no pixels, too many (told before any is decoded), damaged, or numbers outside
             of every range.
     """
-    return _eight_bits(name, picture, "white").convert("RGB")
+    return _eight_bits(name, profiles.in_srgb(name, upright(name, picture)), "white").convert("RGB")
 
 
 def as_mask(name: str, picture: Image.Image) -> Image.Image:

@@ -3,9 +3,11 @@ with a ControlNet that for the same along maps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import HUB
 from underdraw.pipelines.base import DiffusionPipeline
@@ -21,6 +23,7 @@ from underdraw.pipelines.stable_diffusion_controlnet_inpaint import (
 from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from underdraw.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from underdraw.pipelines.structure.pipelines import ControlNetPipeline
+from underdraw.shown import shown
 from underdraw.weights import hub as hubs
 
 Made = TypeVar("Made", bound=DiffusionPipeline)
@@ -58,14 +61,18 @@ class _Auto(Generic[Made]):
         return cls.with_controlnet
 
     @classmethod
+    @checked
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Made:
         """Arguments and errors as of `DiffusionPipeline.from_pretrained`."""
         return cls._class(name_or_path, options).from_pretrained(name_or_path, **options)
 
     @classmethod
+    @checked
     def from_pipe(cls, pipeline: DiffusionPipeline, **overrides: Any) -> Made:
         """Arguments and errors as of `DiffusionPipeline.from_pipe`; `controlnet=None` leaves the
         ControlNet of a pipeline out."""
+        if not isinstance(getattr(pipeline, "components", None), Mapping):
+            raise InputTypeError(f"pipeline={shown(pipeline)} is no pipeline")
         return cls._class(pipeline, overrides).from_pipe(pipeline, **overrides)
 
 

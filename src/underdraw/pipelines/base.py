@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from typing_extensions import ParamSpec, Self
 
 from underdraw import absent, checks, engines
+from underdraw.arguments import checked
 from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
@@ -221,6 +222,7 @@ class DiffusionPipeline(Pushable):
         return self
 
     @classmethod
+    @checked
     def from_pipe(
         cls,
         pipeline: DiffusionPipeline,
@@ -245,6 +247,8 @@ class DiffusionPipeline(Pushable):
             InputError: a component is neither there nor given.
         """
         ours = isinstance(pipeline, DiffusionPipeline)
+        if not (ours or isinstance(getattr(pipeline, "components", None), Mapping)):
+            raise InputTypeError(f"pipeline={checks.shown(pipeline)} is no pipeline")
         kind: Any = type(pipeline)
         if cls is DiffusionPipeline:
             if not ours:
@@ -276,11 +280,12 @@ class DiffusionPipeline(Pushable):
         if engine is not None:
             made.engine = engine
         if (dtype := dtype or torch_dtype) is not None:
-            made.to(dtype=dtype)
+            made.to(dtype=checks.dtype("dtype (torch_dtype)", dtype))
         return made
 
     # -- files ------------------------------------------------------------------------------------
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name_or_path: str | Path,
@@ -329,6 +334,7 @@ class DiffusionPipeline(Pushable):
         return made
 
     @classmethod
+    @checked
     def download(cls, name_or_path: str | Path, **options: Any) -> Path:
         """The folder of a Hub repository with all that `from_pretrained` reads, fetched now.
 
@@ -344,6 +350,7 @@ class DiffusionPipeline(Pushable):
         return hubs.resolve(name_or_path, **own, **access)
 
     @classmethod
+    @checked
     def from_single_file(cls, source: str | Path, **options: Any) -> Self:
         """A pipeline from an original one-file checkpoint (SD 1.x or 2.x).
 
@@ -375,6 +382,7 @@ class DiffusionPipeline(Pushable):
         LOG.info("%s from %s: %s on %s", cls.__name__, place, made.dtype, made.device)
         return made
 
+    @checked
     def save_pretrained(
         self,
         folder: str | Path,

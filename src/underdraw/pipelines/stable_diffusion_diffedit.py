@@ -184,7 +184,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             source_negative_prompt_embeds,
             pictures=pictures.shape[0],
         )
-        found = find_mask(self.parts, pictures, target, source, how)
+        found = find_mask(self.parts, pictures, target, source, how, self.progress_bar)
         framework = self.parts.framework
         return masks.mask_to_output(framework.to_numpy(found), output_type, framework)
 

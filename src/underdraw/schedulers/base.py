@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError
 from underdraw.schedulers.arrays import check_custom
 from underdraw.schedulers.published import Published
@@ -82,9 +83,12 @@ class Scheduler(Published, Stepping):
             self._tables[key] = table
         return table
 
+    @checked
     def with_config(self, values: Mapping[str, Any]) -> Any:
         """The same scheduler with other values in its configuration, which keeps in mind what the
         class's defaults were; those that describe the noise schedule cannot be changed so."""
+        if not isinstance(values, Mapping):
+            raise InputTypeError(f"values={checks.shown(values)} is no mapping of config fields")
         made = copy(self)
         known = {name: value for name, value in values.items() if hasattr(self.settings, name)}
         made.settings, made._tables = replace(self.settings, **known), {}

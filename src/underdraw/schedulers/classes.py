@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from underdraw import checks
+from underdraw.arguments import checked
+from underdraw.schedulers.arrays import read_time
 from underdraw.schedulers.base import Scheduler
 from underdraw.schedulers.published import takes
 from underdraw.solvers import (
@@ -93,10 +96,12 @@ class PNDMScheduler(Scheduler):
     remembers = True
     second = None
 
+    @checked
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
         """Of two calls at one timestep the first, as the next call tells (`_row_of`)."""
         known = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        places = [place for place, t in enumerate(known.tolist()) if t == float(timestep)]
+        time, listed = read_time(timestep), checks.numbers("schedule_timesteps", known)
+        places = [place for place, t in enumerate(listed) if t == time]
         return places[0] if places else super().index_for_timestep(timestep, schedule_timesteps)
 
     def _row_of(self, timestep: Any, options: dict[str, Any]) -> Row:

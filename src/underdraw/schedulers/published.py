@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import ParamSpec, Self
 
 from underdraw import backends
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.schema import shown, within
 from underdraw.solvers.configs import Config
@@ -142,6 +143,7 @@ class Published(Pushable):
         cls, config: Any, return_unused_kwargs: Literal[True], **overrides: Any
     ) -> tuple[Self, dict[str, Any]]: ...
     @classmethod
+    @checked
     def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """A scheduler from a dict, or from another scheduler or its `config`, of any class.
 
@@ -169,6 +171,7 @@ class Published(Pushable):
         return made
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, folder: str | os.PathLike[str], subfolder: str | None = None, **options: Any
     ) -> Self:
@@ -188,6 +191,7 @@ class Published(Pushable):
             return cls.from_config(config, **options)
 
     @classmethod
+    @checked
     def load_config(
         cls, folder: str | os.PathLike[str], subfolder: str | None = None, **access: Any
     ) -> dict[str, Any]:
@@ -204,6 +208,7 @@ class Published(Pushable):
                 raise NotFoundError(f"there is no {FILE} in {place / inside}")
         return dict(read_json(path))
 
+    @checked
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
         """Write `scheduler_config.json`, whole or not at all; the familiar library reads it."""
         if os.path.isfile(folder):
@@ -213,6 +218,7 @@ class Published(Pushable):
 
     save_config = save_pretrained
 
+    @checked
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         write_json(path, self._plain_config())
 

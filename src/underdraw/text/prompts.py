@@ -19,6 +19,7 @@ from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import clip
 from underdraw.networks.program import Ask, directly
+from underdraw.text.tokens import KNOWN_LENGTH
 from underdraw.text.weighting import apply_weights, parse_weights
 from underdraw.text.words import Words, checked
 
@@ -81,6 +82,8 @@ def encode(
     layers = config.num_hidden_layers
     if clip_skip is not None and not 0 <= clip_skip < layers:
         raise InputError(f"clip_skip={clip_skip} is out of range; allowed: 0 .. {layers - 1}")
+    if max_length is None and tokenizer.model_max_length > KNOWN_LENGTH:
+        max_length = config.max_position_embeddings  # the tokenizer's files do not tell
     count = len(prompts)
     room = [
         sum(control.room(components, prompt, number) for control in controls)
@@ -194,7 +197,7 @@ def _tokenized(
     if not prompts:
         raise InputError("prompts is empty; at least one is needed")
     length = tokenizer.model_max_length if max_length is None else max_length
-    if not 3 <= length <= 100_000:
+    if not 3 <= length <= KNOWN_LENGTH:
         raise InputError(f"max_length={length}: a window has 3 to 100000 tokens")
     batch = []
     for number, prompt in enumerate(prompts):

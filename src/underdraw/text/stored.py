@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from underdraw import checks
+from underdraw.arguments import checked, text
 from underdraw.errors import InputError, InputTypeError, WeightError
-from underdraw.schema import within
+from underdraw.schema import shown, within
 from underdraw.text import tokens, vocabulary
 from underdraw.weights import hub
 
@@ -34,6 +36,7 @@ class StoredTokenizer:
     __call__: Callable[..., Any]
     _encode: Callable[[str], Any]
     _padded: Callable[..., Any]
+    _limit: Callable[[int | None], int]
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class StoredTokenizer:
         self._extra = [_text(token) for token in extra]
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any
     ) -> Any:
@@ -113,16 +117,19 @@ class StoredTokenizer:
         with within(folder):
             return cls(**arguments)
 
+    @checked
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that this class and transformers 4 and 5 read."""
         changed = {key: getattr(self, key) for key in ("bos_token", "eos_token", "pad_token")}
         changed["model_max_length"] = self.model_max_length
         vocabulary.write_folder(folder, self.backend_tokenizer, {**self._config, **changed})
 
+    @checked
     def encode(self, text: str, **options: Any) -> list[int]:
         """Ids of one text; `options` as for a call."""
         return self(text, **options).input_ids
 
+    @checked
     def pad(
         self,
         encoded_inputs: Any,
@@ -145,51 +152,71 @@ class StoredTokenizer:
         """
         if isinstance(encoded_inputs, (list, tuple)) and encoded_inputs:
             names = encoded_inputs[0]
+            if not all(isinstance(one, Mapping) and {*one} == {*names} for one in encoded_inputs):
+                raise InputTypeError(
+                    f"encoded_inputs={shown(encoded_inputs)} are not mappings with the same names"
+                )
             encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in names}
         if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
-            raise InputTypeError(f"encoded_inputs={encoded_inputs!r:.80} has no input_ids")
+            raise InputTypeError(f"encoded_inputs={shown(encoded_inputs)} has no input_ids")
         rows = [_listed(row) for row in encoded_inputs["input_ids"]]
         if not rows:
             raise InputError("encoded_inputs holds no rows; at least one is needed")
         masks = [_listed(row) for row in encoded_inputs.get("attention_mask", ())]
         masks = masks or [[1] * len(row) for row in rows]
-        limit = self.model_max_length if max_length is None else max_length
-        return self._padded(rows, masks, padding, limit, return_tensors)
+        return self._padded(rows, masks, padding, self._limit(max_length), return_tensors)
 
+    @checked
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text as they stand in the vocabulary, without start and end."""
         return self._encode(text).tokens
 
+    @checked
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
         """Text of ids (a list, an array, one id); a list of texts for several rows of ids."""
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        ids = [ids] if isinstance(ids, int) else list(ids)
+        ids = tokens.as_ids("token_ids", token_ids)
+        if isinstance(ids, int):
+            ids = [ids]
         if ids and not isinstance(ids[0], int):
             return [self.decode(row, skip_special_tokens) for row in ids]
-        text = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-        return text.replace("</w>", " ").strip()
+        words = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return words.replace("</w>", " ").strip()
 
     batch_decode = decode
 
+    @checked
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Append tokens that texts may contain; how many were new."""
         if not isinstance(new_tokens, (list, tuple)):
             new_tokens = [new_tokens]
+        for token in new_tokens:
+            if not isinstance(getattr(token, "content", token), str):
+                raise InputTypeError(f"new_tokens holds {shown(token)}, which is no token")
+            text("new_tokens", getattr(token, "content", token))
         add = self.backend_tokenizer
         return (add.add_special_tokens if special_tokens else add.add_tokens)(list(new_tokens))
 
+    @checked
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Id of a token, or ids of several; the unknown token's for one that is not there."""
         if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
+            listed = checks.listed("tokens", tokens, "tokens")
+            if not all(isinstance(token, str) for token in listed):
+                raise InputTypeError(f"tokens={shown(tokens)} are not all strings")
+            return [self.convert_tokens_to_ids(token) for token in listed]
+        text("tokens", tokens)
         found = self.backend_tokenizer.token_to_id(tokens)
         return self.backend_tokenizer.token_to_id(self.unk_token) if found is None else found
 
+    @checked
     def convert_ids_to_tokens(self, ids: Any) -> Any:
         """Token of an id, or tokens of several."""
-        if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(ids)
-        return [self.backend_tokenizer.id_to_token(int(index)) for index in ids]
+        read = tokens.as_ids("ids", ids)
+        if isinstance(read, int):
+            return self.backend_tokenizer.id_to_token(read)
+        if any(isinstance(index, list) for index in read):
+            raise InputError(f"ids={shown(ids)} has several rows; give one")
+        return [self.backend_tokenizer.id_to_token(index) for index in read]
 
     @property
     def special_tokens_map(self) -> dict[str, str]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.errors import InputError, InputTypeError
 from underdraw.text.stored import StoredTokenizer
+from underdraw.text.tokens import KNOWN_LENGTH
 
 _PADDING = {False: None, "do_not_pad": None, True: "longest"}
 _PADDING |= {"longest": "longest", "max_length": "max_length"}
@@ -71,7 +72,7 @@ class CLIPTokenizer(StoredTokenizer):
             raise InputError(
                 f"truncation={truncation!r}; allowed: {', '.join(map(repr, _TRUNCATION))}"
             )
-        limit = self.model_max_length if max_length is None else max_length
+        limit = self._limit(max_length)
         edges = ([self.bos_token_id], [self.eos_token_id]) if add_special_tokens else ([], [])
         room = limit - len(edges[0]) - len(edges[1])
         if room < 0:
@@ -86,6 +87,11 @@ class CLIPTokenizer(StoredTokenizer):
             return TokenizedText({name: listed[0] for name, listed in found.items()})
         return found
 
+    def _limit(self, max_length: int | None) -> int:
+        if max_length is None:
+            return self.model_max_length
+        return checks.whole("max_length", max_length, 0, KNOWN_LENGTH)
+
     def _padded(
         self,
         rows: list[list[int]],
@@ -95,11 +101,12 @@ class CLIPTokenizer(StoredTokenizer):
         return_tensors: str | None,
     ) -> TokenizedText:
         """Rows and masks, filled up to the longest or to `limit`."""
-        if padding not in _PADDING:
-            raise InputError(f"padding={padding!r}; allowed: {', '.join(map(repr, _PADDING))}")
-        if return_tensors not in (None, "np", "pt"):
-            raise InputError(f"return_tensors={return_tensors!r}; allowed: None, 'np', 'pt'")
-        length = {None: 0, "longest": max(map(len, rows)), "max_length": limit}[_PADDING[padding]]
+        checks.choice("padding", padding, tuple(_PADDING))
+        checks.choice("return_tensors", return_tensors, (None, "np", "pt"))
+        longest = max(map(len, rows))
+        # Nobody knows the longest there may be: as transformers, no further than here.
+        limit = limit if limit <= KNOWN_LENGTH else longest
+        length = {None: 0, "longest": longest, "max_length": limit}[_PADDING[padding]]
         masks = [mask + [0] * (length - len(mask)) for mask in masks]
         rows = [row + [self.pad_token_id] * (length - len(row)) for row in rows]
         if return_tensors is None:

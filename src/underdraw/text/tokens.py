@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Annotated, Any
 
+from underdraw import checks
 from underdraw.errors import WeightError
 from underdraw.schema import Length, Range, Schema, accept, fault, read, shown, within
 
@@ -17,6 +19,8 @@ Text = Annotated[str, Length(1, 1000)]
 Id = Annotated[int, Range(0, MOST_ID)]
 MaxLength = Annotated[int, Range(1, 10**31)]
 """transformers writes 10^30, as the nearest number in double precision, where nothing is known."""
+KNOWN_LENGTH = 100_000
+"""Longer ones stand for a length that nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,25 @@ def as_added(name: str, value: Any) -> dict[int, Any]:
             plain = index
         added[accept(OWNER, f"id in {name}", plain, Id)] = as_token(f"{name}[{index!r:.20}]", token)
     return added
+
+
+def as_ids(name: str, value: Any, deep: bool = True) -> Any:
+    """A token id, a list of them, or a list of rows, as plain numbers.
+
+    Raises:
+        InputError, InputTypeError: it is something else, or ids that no vocabulary has.
+    """
+    if hasattr(value, "tolist"):
+        value = checks.readable(name, value, lambda array: array.tolist())
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return checks.whole(name, value, 0, MOST_ID)
+    if isinstance(value, range):
+        value = list(value)
+    listed = checks.listed(name, value, "token ids")
+    rows = [isinstance(one, list | tuple) or hasattr(one, "tolist") for one in listed]
+    if deep and rows and all(rows):
+        return [as_ids(name, row, deep=False) for row in listed]
+    return [checks.whole(name, one, 0, MOST_ID) for one in listed]
 
 
 def as_max_length(value: Any) -> int:

@@ -26,7 +26,7 @@ from underdraw.errors import InputError, NotFoundError
 from underdraw.formats import json_text
 from underdraw.formats.arrays import read_array
 from underdraw.formats.opening import MB, is_regular, read_lines
-from underdraw.pictures.files import read_file
+from underdraw.pictures.files import opened, read_file
 from underdraw.pictures.modes import plain
 from underdraw.scenes import (
     Camera,
@@ -278,6 +278,17 @@ def cut(image: np.ndarray, box: np.ndarray, size: int, margin: float = 1.2) -> T
 
 
 # -- captioned images ----------------------------------------------------------------------------
+def check_pictures(paths: Sequence[Path], most: int = 200) -> None:
+    """Look at the heads of picture files, of many at some spread evenly, before anything is loaded.
+
+    Raises:
+        NotFoundError, InputError: one is not there, or is no picture that can be read.
+    """
+    for path in paths[:: -(-len(paths) // most)]:
+        with opened(path):
+            pass
+
+
 class CaptionedFolder:
     """`Examples` in a folder of images with `metadata.jsonl`, one JSON object per line:
     `{"file_name": "cat.png", "text": "a cat"}`; `text` may be a list to choose from.
@@ -304,6 +315,11 @@ class CaptionedFolder:
             self._entries.append((name, texts))
         if not self._entries:
             raise InputError(f"{path} names no image; each line: {_LINE}")
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of the pictures, in the order of their numbers."""
+        return [self.folder / name for name, _ in self._entries]
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -9,6 +9,7 @@ from typing import Any
 
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.formats.opening import MB, read_text
+from underdraw.shown import shown
 
 PREDICTS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 NUMBERS = {
@@ -56,7 +57,7 @@ def _entries(source: Any) -> dict[str, Any]:
             entries = below | entries
         return entries
     if not isinstance(source, str | os.PathLike):
-        raise InputTypeError(f"original_config={source!r:.100}; allowed: a YAML file, or a dict")
+        raise InputTypeError(f"original_config={shown(source)}; allowed: a YAML file, or a dict")
     try:
         text = read_text(source, MB, fault=InputError)
     except NotFoundError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from underdraw.errors import InputError
+from underdraw.shown import shown
 from underdraw.weights.hub import is_offline, is_repository
 
 
@@ -47,7 +48,7 @@ class Pushable:
             InputError: no such name can be, or the Hub is not to be asked (HF_HUB_OFFLINE).
         """
         if not isinstance(repo_id, str) or not is_repository(repo_id):
-            raise InputError(f"repo_id={repo_id!r}; wanted 'owner/name'")
+            raise InputError(f"repo_id={shown(repo_id)}; wanted 'owner/name'")
         if is_offline():
             raise InputError(f"repo_id={repo_id!r}: HF_HUB_OFFLINE is set, so nothing is uploaded")
         import huggingface_hub

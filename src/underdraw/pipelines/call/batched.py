@@ -142,7 +142,8 @@ class Batched(Generator[tuple[int, Progress], None, None]):
 def batched(streams: Iterable[Stream]) -> Batched:
     """Run several streams at once: at each tick one call of the UNet serves all of them.
 
-        runs = underdraw.batched([pipe.stream("a sphere", seed=1), edit.stream(photo, ...)])
+        streams = [pipe.stream("a sphere", seed=1), edit.stream("a cube", photo, mask)]
+        runs = underdraw.batched(streams)
         for which, step in runs:
             step.preview()[0].save(f"{which}.png")
         runs.streams[0].output.images[0]

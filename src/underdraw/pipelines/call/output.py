@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.controls.run import Run
 from underdraw.models.outputs import Output
@@ -38,6 +39,7 @@ class StableDiffusionPipelineOutput(Output):
         several = isinstance(self.images, list) and self.images
         return png(grid(self.images)) if several else None
 
+    @checked
     def save(self, pattern: str | Path) -> list[Path]:
         """Write the images as PNG with all that is needed to make them again.
 

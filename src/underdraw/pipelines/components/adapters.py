@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.weights import hub as hubs
 from underdraw.weights.replacing import settle
@@ -118,6 +119,18 @@ class Attached:
                 self._set(components, kind, found)
             return self.by_kind[kind]
 
+    def load(self, components: Any, kind: str, source: Any, options: Mapping[str, Any]) -> None:
+        """Attach what a kind reads from `source`. Weights in the pipeline's own folder are read
+        before, so that what they bring along does not come over what is brought here.
+
+        Raises:
+            UnderdrawError: the kind is not known, or its weights cannot be read.
+        """
+        with self._lock:
+            self.of(components, kind)
+            name, network = adapter_kind(kind).read(components, source, **options)
+            self.attach(components, kind, name, network)
+
     def attach(self, components: Any, kind: str, name: str, network: Any) -> None:
         """Add a network; another one of this kind and name goes."""
         with self._lock:
@@ -182,6 +195,7 @@ class Adaptable:
             {kind: self.parts.attached.of(self.parts, kind) for kind in sorted(KINDS)}
         )
 
+    @checked
     def load_adapter(self, kind: str, source: Any, **options: Any) -> None:
         """Attach weights of a kind ("grounding", ..., or one of `register_adapter`); others of the
         same kind and name go. `source` and `options` are as the kind takes them; its familiar
@@ -191,8 +205,7 @@ class Adaptable:
             InputError: the kind is not known, or the weights were trained for another UNet.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        name, network = adapter_kind(kind).read(self.parts, source, **options)
-        self.parts.attached.attach(self.parts, kind, name, network)
+        self.parts.attached.load(self.parts, kind, source, options)
 
     def unload_adapter(self, kind: str, name: str | None = None) -> None:
         """Detach the weights of a name, or all of a kind: calls then give the bits from before.

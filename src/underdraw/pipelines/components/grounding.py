@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.models import CLIPImageProjection, CLIPVisionModelWithProjection, Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.pipelines.components.adapters import (
@@ -82,7 +83,7 @@ def _read_grounding(
                 sight = Sight(None, project or _as_it_is, None)
     network.require_fit(unet)
     sight = Sight(image_encoder, image_project, processor).over(sight)
-    if sight != NO_SIGHT:
+    if any(part is not None for part in sight):
         components.attached.bring(components, GROUNDING.name, sight)
     return network.config.kind, network
 
@@ -104,6 +105,7 @@ class Groundable(Adaptable):
         those which a gated UNet has in itself."""
         return self.parts.groundings
 
+    @checked
     def load_grounding(
         self,
         source: Grounding | str | Path,
@@ -135,8 +137,7 @@ class Groundable(Adaptable):
         """
         what = {"kind": kind, "variant": variant, "subfolder": subfolder, "dtype": dtype, **hub}
         sight = Sight(image_encoder, image_project, processor)._asdict()
-        name, network = GROUNDING.read(self.parts, source, **what, **sight)
-        self.parts.attached.attach(self.parts, GROUNDING.name, name, network)
+        self.parts.attached.load(self.parts, GROUNDING.name, source, {**what, **sight})
 
     def unload_grounding(self, kind: str | None = None) -> None:
         """Detach the grounding weights of a kind, or all: calls then give the bits they gave before

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.models import CLIPImageProcessor
 from underdraw.models.keywords import SAVING, drop_neutral
@@ -24,6 +25,7 @@ class CLIPProcessor:
     tokenizer: CLIPTokenizer
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_path: str | Path, subfolder: str | None = None, **hub: Any
     ) -> CLIPProcessor:
@@ -38,6 +40,7 @@ class CLIPProcessor:
             prepares = CLIPImageProcessor.from_config(pictures)
         return cls(prepares, CLIPTokenizer.from_pretrained(path))
 
+    @checked
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write what transformers reads as a CLIPProcessor."""
         drop_neutral("CLIPProcessor.save_pretrained", familiar, SAVING, ())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.controls.structure import KIND, Net
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import ControlNetModel, T2IAdapter
@@ -92,6 +93,7 @@ STRUCTURE = register_adapter(AdapterKind(KIND, KIND, read_structure, write_struc
 class Structurable(Adaptable):
     """The methods of pipelines about nets that read maps."""
 
+    @checked
     def load_structure(
         self,
         source: Net | str | Path,
@@ -124,8 +126,7 @@ class Structurable(Adaptable):
             raise InputTypeError(f"name={checks.shown(name)} is not a string")
         told = {"name": name, "global_pool_conditions": global_pool_conditions}
         what = {**told, "variant": variant, "subfolder": subfolder, "dtype": dtype, **hub}
-        known, net = STRUCTURE.read(self.parts, source, **what)
-        self.parts.attached.attach(self.parts, KIND, known, net)
+        self.parts.attached.load(self.parts, KIND, source, what)
 
     def unload_structure(self, name: str | None = None) -> None:
         """Detach the net of a name, or all: calls then give the bits they gave before.

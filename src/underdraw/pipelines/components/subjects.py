@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.controls.subject_tokens import check_fit
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats import opening
@@ -147,6 +148,7 @@ class Subjective:
         """Subject weights by name: those attached, or else those of the pipeline itself."""
         return self.parts.subjects
 
+    @checked
     def load_subject(
         self,
         source: Blip2QFormerModel | str | Path,
@@ -176,18 +178,10 @@ class Subjective:
             InputError: the weights make tokens that the text encoder cannot read.
             NotFoundError, WeightError: there are none, or they are damaged.
         """
-        found, network = SUBJECT.read(
-            self.parts,
-            source,
-            name=name,
-            tokenizer=tokenizer,
-            image_processor=image_processor,
-            variant=variant,
-            subfolder=subfolder,
-            dtype=dtype,
-            **hub,
-        )
-        self.parts.attached.attach(self.parts, SUBJECT.name, found, network)
+        beside = {"tokenizer": tokenizer, "image_processor": image_processor}
+        where = {"variant": variant, "subfolder": subfolder, "dtype": dtype, **hub}
+        options = {"name": name, **beside, **where}
+        self.parts.attached.load(self.parts, SUBJECT.name, source, options)
 
     def unload_subject(self, name: str | None = None) -> None:
         """Detach the subject weights of a name, or all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +64,19 @@ class Masking:
 
 
 def find_mask(
-    components: Components, pictures: Array, target: Request, source: Request, how: Masking
+    components: Components,
+    pictures: Array,
+    target: Request,
+    source: Request,
+    how: Masking,
+    progress: Callable[..., Any],
 ) -> Array:
     """Where pictures have to change, `(images, height, width)` of 0 and 1, in latent pixels.
 
     Args:
         pictures: what `read_image` gives.
         target, source: texts; the target's also the solver and `strength`, how much noise is added.
+        progress: makes the bar over the calls of the network.
 
     Raises:
         InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
@@ -100,7 +107,7 @@ def find_mask(
     latents = encode_image(components, pictures, count, how.maps, drawn, sampled)
     noise = draw_maps(components, latents.shape, drawn, how.seed, how.maps)
     noisy = solver.model_input(0, solver.noised(0, latents, noise))
-    answers = predictions(components, solver, noisy, contexts, how.maps, how.scale)
+    answers = predictions(components, solver, noisy, contexts, how.maps, how.scale, progress)
     if not shared:
         s, t, s_against, t_against = answers
         if components.compat == "diffusers":  # it takes each for the other
@@ -122,6 +129,7 @@ def predictions(
     contexts: list[Any],
     maps: int,
     scale: float,
+    progress: Callable[..., Any],
 ) -> list[Array]:
     """What the network predicts for the noisy latents under each context, as many at once as
     `ROWS` allows."""
@@ -130,8 +138,10 @@ def predictions(
     contexts = [equally_long(components, context, longest)[0] for context in contexts]
     images, many = noisy.shape[0] // maps, len(contexts)
     most = max(1, ROWS // (maps * many))
-    with components.framework.no_grad(), components.borrow(components.unet):
-        for first in range(0, images, most):
+    firsts = range(0, images, most)
+    bar = progress(total=len(firsts))
+    with components.framework.no_grad(), components.borrow(components.unet), bar:
+        for first in firsts:
             last = min(first + most, images)
             x = noisy[first * maps : last * maps]
             rows = [repeated(nn, context[first:last], maps) for context in contexts]
@@ -145,6 +155,7 @@ def predictions(
                 engine=components.engine,
             )
             out = Denoiser(run)(nn.concat([x] * many, 0), 0)
+            bar.update()
             found.append([out[k * x.shape[0] : (k + 1) * x.shape[0]] for k in range(many)])
     return [nn.concat(parts, 0) for parts in zip(*found, strict=True)]
 

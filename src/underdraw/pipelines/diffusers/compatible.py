@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ImageFilter
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords
@@ -274,6 +275,7 @@ class Familiar:
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Nothing: it is never on."""
 
+    @checked
     def set_use_memory_efficient_attention_xformers(self, valid: bool, *_: Any, **__: Any) -> None:
         """Nothing but a note where it is switched on."""
         if valid:
@@ -287,6 +289,7 @@ class Familiar:
     """In which order networks are used."""
 
     @classmethod
+    @checked
     def load_config(cls, name_or_path: str | PathLike[str], **access: Any) -> dict[str, Any]:
         """The parsed `model_index.json`; arguments for the Hub as of `from_pretrained`."""
         access = keywords.drop_neutral(f"{cls.__name__}.load_config", access)
@@ -303,12 +306,15 @@ class Familiar:
     def reset_device_map(self) -> None:
         """Nothing: a pipeline is on one device."""
 
+    @checked
     def prepare_extra_step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
         """Arguments for `scheduler.step` of a loop of one's own."""
+        checks.number("eta", eta, 0.0, 1.0)
         takes = signature(self.parts.scheduler.step).parameters
         given = {"eta": eta, "generator": generator}
         return {name: value for name, value in given.items() if name in takes}
 
+    @checked
     def get_timesteps(
         self, num_inference_steps: int, strength: float, device: Any = None
     ) -> tuple[Any, int]:

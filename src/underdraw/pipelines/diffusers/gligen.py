@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from underdraw import backends, checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.controls.boxes import check_box, check_norm, check_phrase
 from underdraw.controls.features import image_features, phrase_features
@@ -71,18 +72,22 @@ class FamiliarTextImage:
 
     def complete_mask(self, has_mask: Any, max_objs: int, device: Any) -> Array:
         """`(1, max_objs)`: the given number, or numbers followed by ones; None is all ones."""
+        return self._mask("has_mask", has_mask, max_objs, device)
+
+    def _mask(self, name: str, has_mask: Any, max_objs: int, device: Any) -> Array:
         checks.whole("max_objs", max_objs, 1, LONGEST_SIDE)
         checks.usable("device", device, self.parts.framework)
         if has_mask is None or not isinstance(has_mask, list | tuple):
-            given = 1.0 if has_mask is None else checks.numbers("has_mask", [has_mask])[0]
+            given = 1.0 if has_mask is None else checks.numbers(name, [has_mask])[0]
             row = [given] * max_objs
         else:
-            given = checks.numbers("has_mask", has_mask) if has_mask else ()
+            given = checks.numbers(name, has_mask) if has_mask else ()
             row = [*given, *[1.0] * (max_objs - len(given))]
         if len(row) != max_objs:
-            raise InputError(f"has_mask has {len(row)} entries; allowed: at most {max_objs}")
+            raise InputError(f"{name} has {len(row)} entries; allowed: at most {max_objs}")
         return self.parts.framework.array([row], dtype=self.parts.text_encoder.dtype, device=device)
 
+    @checked
     def get_clip_feature(
         self, input: Any, normalize_constant: float, device: Any, is_image: bool = False
     ) -> Array | None:
@@ -103,6 +108,7 @@ class FamiliarTextImage:
                 found = phrase_features(self.parts, [input])
         return self.parts.framework.array(found, device=device)
 
+    @checked
     def get_cross_attention_kwargs_with_grounded(
         self,
         hidden_size: int,
@@ -126,6 +132,9 @@ class FamiliarTextImage:
             [None] * len(boxes) if given is None else checks.listed(name, given, "entries")
             for name, given in beside.items()
         )
+        for picture in pictures:
+            if picture is not None:
+                as_picture("gligen_images", picture)
         for name, given in (("gligen_phrases", phrases), ("gligen_images", pictures)):
             if len(given) != len(boxes):
                 raise InputError(
@@ -137,6 +146,9 @@ class FamiliarTextImage:
         for i, phrase in enumerate(phrases):
             if phrase is not None:
                 check_phrase(f"gligen_phrases[{i}]", phrase)
+        width = self.parts.text_encoder.config.hidden_size
+        if checks.whole("hidden_size", hidden_size) != width:
+            raise InputError(f"hidden_size={hidden_size}; phrases have {width}")
         filled = self.get_cross_attention_kwargs_without_grounded(
             hidden_size, repeat_batch, max_objs, device
         )
@@ -148,8 +160,9 @@ class FamiliarTextImage:
                 if feature is not None:
                     filled[f"{name}_embeddings"][:, i] = feature
                     filled[f"{name}_masks"][:, i] = 1
-        for name, mask in (("phrases", input_phrases_mask), ("image", input_images_mask)):
-            filled[f"{name}_masks"] *= self.complete_mask(mask, max_objs, device)
+        for name, mask in (("phrases", input_phrases_mask), ("images", input_images_mask)):
+            row = self._mask(f"input_{name}_mask", mask, max_objs, device)
+            filled["image_masks" if name == "images" else "phrases_masks"] *= row
         return filled
 
     def get_cross_attention_kwargs_without_grounded(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends import seeds
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
@@ -95,6 +96,7 @@ class PictureLatents:
 
     parts: Components
 
+    @checked
     def prepare_latents(
         self,
         image: Array,

@@ -1,0 +1,209 @@
+"""README and docs: every snippet, as it is written and in its order.
+
+Two things are made smaller, for all snippets alike (`cheaper`): a run has two steps, whatever it
+asks for, and `engine="compiled"` leaves the compiler out. What cannot run here stands in `NOT_RUN`
+with the reason; it is still compiled and compared with what the package has, or runs up to what is
+dear.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from cli.conftest import make_tiny
+from pages import PAGES, ROOT, blocks, commands, docstrings, examine, mentioned
+from PIL import Image
+from pipelines import test_gligen as gligen, tiny
+from pipelines.test_from_single_file import write as write_single_file
+from typer._click.exceptions import MissingParameter
+from typer.testing import CliRunner
+from weights.fake_hub import FakeHub
+
+import underdraw
+from underdraw import checks, evaluation
+from underdraw.cli import app
+from underdraw.training import recipes
+from underdraw.weights import files
+from underdraw.weights.vocabularies import CLIP_TOKENS
+
+STEPS = 2
+LATENTS = torch.ones(1, 4, 8, 8)
+NOT_RUN = {
+    "load_captioner()": "downloads a captioner and a writer of several GB",
+    "underdraw train grounding --data scenes": "trains all networks of the family for hours",
+    "underdraw evaluate --model underdraw/scenes --task grounding": "makes 128 pictures twice",
+    "python3 -m venv": "asks the package index",
+    ".venv/bin/pip install": "asks the package index",
+    ".venv/bin/nox": "is this suite",
+}
+"""What a snippet holds -> why it is not run."""
+HUB = {
+    "masterful/gligen-1-4-generation-text-box": "gated",
+    "some/other-sd15-checkpoint": "folder",
+    "openai/clip-vit-large-patch14": "clip",
+}
+"""Repositories that pages name -> folders of small networks."""
+
+
+class Reached(Exception):
+    """What is dear would begin now."""
+
+
+def reach(*_, **__):
+    raise Reached
+
+
+def reason(text):
+    return next((why for part, why in NOT_RUN.items() if part in text), None)
+
+
+# -- what a reader has ---------------------------------------------------------------------------
+def photo(width=96, height=80):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
+
+
+def mask(width=96, height=80):
+    drawn = Image.new("L", (width, height))
+    drawn.paste(255, (20, 20, width // 2, height // 2))
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A reader's own models, small: a folder, one with gates, files with all networks in one."""
+    place = tmp_path_factory.mktemp("shelf")
+    tiny.pipeline().save_pretrained(place / "folder")
+    gligen.made().save_pretrained(place / "gated")
+    # As a published file has it: no vocabulary inside, and settings that nobody wrote down.
+    words = dict(zip(map(str, range(CLIP_TOKENS - 2)), range(CLIP_TOKENS), strict=False))
+    ends = {"<|startoftext|>": CLIP_TOKENS - 2, "<|endoftext|>": CLIP_TOKENS - 1}
+    published = underdraw.CLIPTokenizer(words | ends, [])
+    published.save_pretrained(place / "clip")
+    make_tiny(place / "classic", tokenizer=published)
+    write_single_file(place / "classic", place / "one.safetensors")
+    held = files.open_tensors(place / "one.safetensors")
+    tensors = {name: torch.from_numpy(np.array(value.load())) for name, value in held.items()}
+    torch.save({"state_dict": tensors}, place / "one.ckpt")
+    return place
+
+
+@pytest.fixture
+def desk(tmp_path, shelf, monkeypatch):
+    """A folder with the files that pages speak of."""
+    for name, held in {
+        "folder": "folder",
+        "folder-or-file": "folder",
+        "v1-5-pruned.safetensors": "one.safetensors",
+        "v1-5.ckpt": "one.ckpt",
+    }.items():
+        (tmp_path / name).symlink_to(shelf / held)
+    photo().save(tmp_path / "photo.png")
+    mask().save(tmp_path / "mask.png")
+    for name in ("cat.png", "look.png"):
+        photo(40, 30).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cheaper(monkeypatch):
+    whole = checks.whole
+
+    def fewer(name, value, *bounds):
+        told = whole(name, value, *bounds)
+        return min(told, STEPS) if name == "num_inference_steps" else told
+
+    monkeypatch.setattr(checks, "whole", fewer)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+
+
+@pytest.fixture
+def fake_hub(shelf, tmp_path_factory, monkeypatch):
+    served = FakeHub()
+    served.repositories = {name: {"main": shelf / held} for name, held in HUB.items()}
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", tmp_path_factory.mktemp("cache"))
+    yield served
+    served.close()
+
+
+# -- pages ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", PAGES)
+def test_python(page, desk, cheaper, fake_hub):
+    names = {"photo": photo(), "mask": mask(), "__name__": page}
+    for snippet in blocks(page, "python"):
+        if reason(snippet.text):
+            examine(snippet, names)
+        else:
+            exec(compile(snippet.text, snippet.place, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell(page, desk, cheaper, fake_hub, monkeypatch):
+    for snippet in blocks(page, "json"):
+        (desk / "layout.json").write_text(snippet.text)
+    monkeypatch.setattr(evaluation, "load_evaluator", reach)
+    monkeypatch.setattr(recipes, "train_stage", reach)
+    os.unlink("folder")  # commands make it
+    for command in commands(page):
+        program, *arguments = shlex.split(command)
+        if Path(program).name != "underdraw":
+            assert reason(command) or (program, len(arguments)) == ("python", 1), command
+            for word in arguments:
+                assert (ROOT / word).exists() or "/" not in word, command
+            continue
+        done = CliRunner().invoke(app.app, arguments)
+        if reason(command):
+            assert isinstance(done.exception, Reached), f"{command}: {done.output}"
+        else:
+            assert done.exit_code == 0, f"{command}: {done.output}"
+
+
+def test_what_is_not_run_is_there():
+    texts = [
+        c for page in PAGES for c in (*commands(page), *[b.text for b in blocks(page, "python")])
+    ]
+    for part in NOT_RUN:
+        assert any(part in text for text in texts), part
+
+
+def test_every_fence_has_a_language_that_is_tried():
+    for page in PAGES:
+        tried = blocks(page, "python", "bash", "json")
+        assert len(tried) == (ROOT / page).read_text().count("```") // 2
+
+
+def test_commands_in_running_text_and_help():
+    root = typer.main.get_command(app.app)
+    found = mentioned()
+    assert len(found) > 20
+    for name, *arguments in found:
+        with suppress(MissingParameter):  # of one that is only mentioned
+            root.commands[name].make_context(name, arguments)
+
+
+# -- docstrings ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("snippet", docstrings(), ids=lambda snippet: snippet.place)
+def test_docstrings(snippet, desk, cheaper):
+    cls = snippet.place.partition(".")[0]
+    pipe = tiny.pipeline()
+    if cls.endswith("Pipeline"):
+        pipe = getattr(underdraw, cls).from_pipe(pipe)
+    names = {name: getattr(underdraw, name) for name in underdraw.__all__}
+    names |= {"underdraw": underdraw, "closing": closing, "pipe": pipe, "edit": editor(pipe)}
+    names |= {"photo": photo(), "mask": mask(), "inside": LATENTS[:, :1], "clean": LATENTS}
+    names |= {"noise": LATENTS, "inverted": [LATENTS, LATENTS]}
+    exec(compile(snippet.text, snippet.place, "exec"), names)
+
+
+def editor(pipe):
+    return underdraw.StableDiffusionInpaintPipeline.from_pipe(pipe)
