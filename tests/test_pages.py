@@ -107,13 +107,15 @@ def desk(tmp_path, shelf, monkeypatch):
     for name, held in {
         "folder": "folder",
         "folder-or-file": "folder",
+        "sd15": "folder",
+        "canny-net": "net",
         "v1-5-pruned.safetensors": "one.safetensors",
         "v1-5.ckpt": "one.ckpt",
     }.items():
         (tmp_path / name).symlink_to(shelf / held)
     photo().save(tmp_path / "photo.png")
     mask().save(tmp_path / "mask.png")
-    for name in ("cat.png", "look.png"):
+    for name in ("cat.png", "look.png", "edges.png"):
         photo(40, 30).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
