@@ -159,7 +159,8 @@ def dtype(name: str, value: Any) -> Any:
     if value is not None:
         told = getattr(value, "__name__", None) if isinstance(value, type) else shown(value)
         if "float" not in str(told).lower() or hasattr(value, "shape"):
-            raise InputTypeError(f"{name}={shown(value)} is not a floating-point dtype")
+            kind = InputError if isinstance(value, str) else InputTypeError
+            raise kind(f"{name}={shown(value)} is not a floating-point dtype")
     return value
 
 

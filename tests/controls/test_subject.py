@@ -483,7 +483,7 @@ def test_weights_of_another_base_or_backend():
         bare.load_subject(encoder("jax"))
     with pytest.raises(underdraw.NotFoundError):
         bare.load_subject("/nowhere/at/all")
-    with pytest.raises(InputTypeError, match="name=3 is not a text"):
+    with pytest.raises(InputTypeError, match="name=3 is not a string"):
         bare.load_subject(encoder(), name=3)
     with pytest.raises(InputTypeError, match="image_processor=3 cannot be called"):
         bare.load_subject(encoder(), image_processor=3)

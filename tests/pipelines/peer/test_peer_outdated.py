@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from pipelines.blip import recorded
 from pipelines.peer import gligen, oracle
 from pipelines.peer.oracle import diffusers
 from pipelines.peer.structure import NETS, theirs as theirs_of
@@ -17,11 +18,13 @@ from underdraw.names import HOMES
 from underdraw.pipelines.components.outdated import RIGHT
 from underdraw.pipelines.latent import LatentPipeline
 
-PIPELINES = [
+EVERY = [
     name
     for name in sorted(HOMES)
     if name.endswith("Pipeline") and issubclass(getattr(underdraw, name), LatentPipeline)
 ]
+SUBJECTS = [name for name in EVERY if name.startswith("Blip")]
+PIPELINES = [name for name in EVERY if name not in SUBJECTS]
 SAID = {"steps_offset": 1, "clip_sample": False, "skip_prk_steps": True}
 # What scheduler_config.json says; a value that it does not say is the class's default.
 CONFIGS = {
@@ -103,6 +106,21 @@ def test_schedulers_are_mended_alike(name, case):
     np.testing.assert_allclose(table.timesteps, theirs.scheduler.timesteps.numpy(), atol=1e-3)
     assert told(given[1].config) == before
     assert (ours.scheduler is given[1]) == (not changed)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_pipelines_of_subjects_mend_nothing(name, case):
+    """diffusers' constructors look at no network, so they are given none."""
+    cls, (theirs, given) = getattr(underdraw, name), (scheduler(i, *CONFIGS[case]) for i in (0, 1))
+    needed = cls.names().needed
+    peer = getattr(diffusers, name)(**{**dict.fromkeys(needed), "scheduler": theirs})
+    assert told(peer.scheduler.config) == told(theirs.config)
+    nets = {part: net for part, net in recorded.shared().items() if part in needed}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe = recorded.pipeline(cls, scheduler=given, **nets)
+    assert pipe.scheduler is given
 
 
 VERSIONS = ["0.2.2", "0.8.1", "0.8.0.dev0", "0.9.0.dev0", "0.9.0", "0.10.2", "1.0", None]
