@@ -15,6 +15,7 @@ import torch
 from networks.configs import UNETS, VAES
 from trying import PYTHON, Strange, outcome
 
+from underdraw.cli import structure, subjects
 from underdraw.cli.boxes import Entry, Whole
 from underdraw.errors import InputError, WeightError
 from underdraw.models import CLIPImageProcessor
@@ -44,6 +45,8 @@ BASES: Mapping[type, dict[str, Any]] = {
     config.VAEConfig: VAES["one-level"],
     Token: {"content": "x"},
     record.Record: {"pipeline": "P", "call": {}, "scheduler": {}, "missing": []},
+    structure.Entry: {"net": "net", "map": "map.png"},
+    subjects.Entry: {"image": "photo.png", "category": "dog"},
 }
 """Fields beside the one that is tried: where there is no default, or where networks are smaller."""
 LAYOUTS = {
