@@ -8,12 +8,10 @@ stopped and resumed gives the same bits as one that was not.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,19 +20,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from underdraw.errors import InputError, NonFiniteError, UnderdrawError
+from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
 from underdraw.training.parallel import Group
+from underdraw.training.workers import Batch, check_workers, drawn_ahead
 
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-Batch = Mapping[str, Any]
-"""Tensors or lists by name, the examples along their first axis."""
 Figures = dict[str, "float | Tensor"]
 """Numbers by name. Tensors with one number may stay on the device: to read one is to wait for it,
 and the loop reads all of a step at once."""
@@ -236,8 +232,7 @@ class _Run:
         self.started = self.saved = self.previewed = time.monotonic()
         self.curve = Curve(folder, config.log_steps)
         self.ahead: Iterator[Batch] | None = None
-        if config.workers and "fork" not in multiprocessing.get_all_start_methods():
-            raise InputError(f"workers={config.workers}: this system cannot fork; allowed: 0")
+        check_workers(config.workers)
 
     @property
     def elapsed(self) -> float:
@@ -310,23 +305,10 @@ class _Run:
         if not self.config.workers:
             return self.draw(self.step)
         if self.ahead is None:
-            self.ahead = iter(
-                DataLoader(
-                    _Steps(self.draw),
-                    batch_size=None,
-                    sampler=range(self.step, self.config.steps),
-                    num_workers=self.config.workers,
-                    worker_init_fn=_begin_worker,
-                    collate_fn=_as_drawn,
-                    pin_memory=self.device.type == "cuda",
-                    # Forked: a task is not to be copied, and the draws do not touch the device.
-                    multiprocessing_context="fork",
-                )
-            )
-        batch = next(self.ahead)
-        if isinstance(batch, UnderdrawError):
-            raise batch
-        return batch
+            steps = range(self.step, self.config.steps)
+            pinned = self.device.type == "cuda"
+            self.ahead = drawn_ahead(self.draw, steps, self.config.workers, pinned)
+        return next(self.ahead)
 
     def close(self) -> None:
         """End the workers."""
@@ -442,31 +424,6 @@ def _means(parts: list[Figures]) -> dict[str, Any]:
     device = values[0].device  # the loss's
     read = torch.stack([v.to(device) for v in values]).view(len(parts), -1)
     return dict(zip(names, read.mean(0).cpu().tolist(), strict=True))
-
-
-class _Steps(Dataset):
-    """What is drawn for each step."""
-
-    def __init__(self, draw: Callable[[int], Batch]) -> None:
-        self.draw = draw
-
-    def __getitem__(self, step: int) -> Batch | UnderdrawError:
-        try:
-            return self.draw(step)
-        except UnderdrawError as error:  # raised, it would come with the worker's traceback in it
-            return error
-
-
-def _begin_worker(number: int) -> None:
-    """Signals to the group of processes (Ctrl-C, `timeout`) are for the one that trains: it ends
-    the workers when it has saved. Tensors go there by name, not by open file: a batch may hold more
-    of them than a process may open."""
-    os.setpgrp()
-    torch.multiprocessing.set_sharing_strategy("file_system")
-
-
-def _as_drawn(batch: Any) -> Any:
-    return batch
 
 
 def _split(batch: dict[str, Any], count: int, parts: int) -> Iterator[dict[str, Any]]:
