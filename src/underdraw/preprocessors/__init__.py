@@ -1,0 +1,1 @@
+"""Maps from pictures, as ControlNets and T2I-Adapters read them."""
