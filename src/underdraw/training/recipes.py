@@ -497,6 +497,8 @@ def _structure(stage: str, kinds: Sequence[str]) -> Run:
         latents = read_array(shop._needs("latents", LATENTS))
         family = _on(where["device"], shop.family())
         net = shop.structure(stage, trained=False)
+        for network in (net, family["unet"]):
+            network.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
         maps = {kind: shop.maps(kind) for kind in kinds}
         config = shop.recipe.structure
         task = StructureTask(net, family, shop.examples, maps, config, latents)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from underdraw.errors import InputError
 from underdraw.models.controlnet import ControlNetModel
+from underdraw.networks import encoder
+from underdraw.networks.controlnet import program
 from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
@@ -30,18 +32,23 @@ class StructureConfig:
     the same map, and a net that has seen many of them must read the map. (The original drops half.)
 
     `early` 1 draws all noise levels alike, 2 draws a level as often as it is noisy: where things
-    are is decided early.
+    are is decided early. `reading` weighs how well the layers in front tell the latents from the
+    map alone, through a head that is thrown away: they learn to read it before the zero
+    convolutions let the denoiser's own error through.
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     drop_caption: float = 0.3
     early: float = 2.0
+    reading: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_caption <= 1:
             raise InputError(f"drop_caption={self.drop_caption} must be in [0, 1]")
         if not self.early >= 1:
             raise InputError(f"early={self.early} must be at least 1")
+        if not self.reading >= 0:
+            raise InputError(f"reading={self.reading} must be at least 0")
 
 
 class StructureTask:
@@ -91,7 +98,10 @@ class StructureTask:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         trained: Any = net
-        self.modules: Mapping[str, nn.Module] = {"controlnet": trained.requires_grad_(True)}
+        self.modules: dict[str, nn.Module] = {"controlnet": trained.requires_grad_(True)}
+        if self.config.reading:
+            width = net.config.block_out_channels[0]
+            self.modules["head"] = nn.Conv2d(width, self.unet.config.out_channels, 1)
         self._contexts: dict[bytes, Tensor] = {}
 
     # -- what a step sees
@@ -152,18 +162,23 @@ class StructureTask:
             context, clean = self._context(batch["ids"]), self._latents(batch)
         times = batch["timesteps"]
         noisy = self.objective.add_noise(clean, batch["noise"], times)
-        maps = batch["maps"].to(clean.dtype) / 255
-        net: Any = self.net
-        told = net(noisy, times, context, maps)
+        nn, net = self.net.nn, self.net
+        hint = program.embed_hint(nn, net, net.config, batch["maps"].to(clean.dtype) / 255)
+        temb = encoder.embed_time(nn, net, net.config.encoder, times, noisy)
+        told = program.controlnet(nn, net, net.config, noisy, temb, context, hint)
         output = self.unet(
             noisy,
             times,
             context,
-            down_block_additional_residuals=told.down_block_res_samples,
-            mid_block_additional_residual=told.mid_block_res_sample,
+            down_block_additional_residuals=told.down,
+            mid_block_additional_residual=told.mid,
         ).sample
         loss = self.objective.loss(output, clean, batch["noise"], times)
-        return loss, {"said": told.down_block_res_samples[-1].detach().abs().mean()}
+        figures: Figures = {"denoising": loss.detach(), "said": told.mid.detach().abs().mean()}
+        if "head" not in self.modules:
+            return loss, figures
+        read = (self.modules["head"](hint).float() - clean).square().mean()
+        return loss + self.config.reading * read, {**figures, "reading": read.detach()}
 
     def _latents(self, batch: Batch) -> Tensor:
         if "clean" in batch:
