@@ -5,7 +5,8 @@ where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser",
 "decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
 which trains the layers for boxes beside the denoiser and the image tower; "maps" and "structure",
 which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on with it on one.
-A recipe with a `start` goes on from a family that is there already, and needs no stage whose networks that has.
+A recipe with a `start` goes on from a family that is there already, and needs no stage whose
+networks that has.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class ScenesRecipe:
             "grounding": TrainingConfig(
                 3000, 16, learning_rate=1.5e-3, warmup=60, decay=0.6, ema=0.995
             ),
-            "structure": TrainingConfig(3000, 8, learning_rate=1e-3, decay=0.3, ema=0.99),
+            "structure": TrainingConfig(3000, 8, learning_rate=7e-4, decay=0.3, ema=0.99),
             "edges": TrainingConfig(1500, 8, learning_rate=5e-4, warmup=30, ema=0.99),
             "depth": TrainingConfig(1500, 8, learning_rate=5e-4, warmup=30, ema=0.99),
         }

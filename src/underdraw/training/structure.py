@@ -93,6 +93,12 @@ class StructureTask:
                 raise InputError(f"{len(given)} {name} for {len(examples)} examples")
         if family.get("vae") is None and (latents is None or scale is None):
             raise InputError("family has no 'vae'; without it, give latents and scale")
+        vae = family.get("vae")
+        if vae is not None and vae.config.factor != net.config.factor:
+            raise InputError(
+                f"net brings maps to 1/{net.config.factor} of their size; latents have "
+                f"1/{vae.config.factor} of a picture's"
+            )
         self.scale: float = family["vae"].config.scaling_factor if scale is None else scale
         for part in family.values():
             if isinstance(part, nn.Module):
@@ -201,6 +207,14 @@ class StructureTask:
         return {}
 
 
+def hint_of(widths: Sequence[int], factor: int) -> tuple[int, ...]:
+    """Widths of layers that halve a map as often as an autoencoder of that factor, the last of
+    `widths` last."""
+    halvings = factor.bit_length() - 1
+    more = halvings + 1 - len(widths)
+    return (*widths[:1] * more, *widths[-halvings - 1 :])
+
+
 def new_net(
     unet: Any,
     *,
@@ -211,7 +225,9 @@ def new_net(
     """A `ControlNetModel` to be trained beside `unet`, in which it changes nothing yet.
 
     It begins as the UNet's way down. Only the convolutions behind its blocks are zero: with those
-    behind the map at zero, too, as in the original, the map would have to wait for them.
+    behind the map at zero, too, as in the original, the map would have to wait for them. The layers
+    in front begin so that what they make of a map is about as large as the map (by PyTorch's own
+    weights, of eight such layers only a thousandth of it would arrive).
 
     Args:
         hint: widths of the layers that bring a map to the size of the latents, one halving less
@@ -228,8 +244,23 @@ def new_net(
         if seed is not None:
             torch.manual_seed(seed)
         net: Any = ControlNetModel(config)
-        net.controlnet_cond_embedding.conv_out.reset_parameters()
+        _begin_hint(net.controlnet_cond_embedding)
     theirs = unet.state_dict()
     own = net.state_dict()
     net.load_state_dict({name: theirs.get(name, value) for name, value in own.items()})
     return net.to(unet.device)
+
+
+_SILU = 2.0
+"""What keeps the size of values through SiLU: 1.68 of values of size 1, 2 of small ones."""
+
+
+def _begin_hint(layers: Any) -> None:
+    """As He et al. 2015 do for another activation."""
+    convolutions = [m for m in layers.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        for layer in convolutions:
+            inputs = layer.weight[0].numel()
+            gain = 1.0 if layer is layers.conv_out else _SILU
+            layer.weight.normal_(0, gain / inputs**0.5)
+            layer.bias.zero_()
