@@ -27,8 +27,8 @@ class AdapterKind:
     name: str
     """As `pipe.load_adapter` takes it, and `components.adapters` lists it."""
     folder: str
-    """Where in a pipeline's own folder such weights lie; they are attached as soon as somebody
-    asks."""
+    """Where in a pipeline's own folder such weights lie, or several of them, in folders inside of
+    it by whose names they are known; they are attached as soon as somebody asks."""
     read: Callable[..., tuple[str, Any]]
     """`(components, source, **options) -> (name, network)`: opens what users name, checks that it
     fits the UNet, and says by what name it is known among its kind."""
@@ -110,13 +110,9 @@ class Attached:
         known = adapter_kind(kind)
         with self._lock:  # weights of the folder are read once, whoever asks first
             if kind not in self.by_kind:
-                found, folder = {}, own_folder(components.source)
-                if folder is not None:
-                    settle(folder / known.folder)
-                if folder is not None and (folder / known.folder / "config.json").exists():
-                    name, network = known.read(components, folder / known.folder)
-                    found = {name: network}
-                self._set(components, kind, found)
+                folder = own_folder(components.source)
+                places = [] if folder is None else weights_in(folder / known.folder)
+                self._set(components, kind, dict(known.read(components, at) for at in places))
             return self.by_kind[kind]
 
     def load(self, components: Any, kind: str, source: Any, options: Mapping[str, Any]) -> None:
@@ -241,6 +237,15 @@ def write_adapter(kind: AdapterKind, there: Networks, target: Any, name: str | N
         )
     assert name is not None  # which is none of them
     kind.write(there[name], target)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The folders of weights that a pipeline's own folder of a kind is or holds."""
+    settle(folder)
+    if (folder / "config.json").exists():
+        return [folder]
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [one for one in inside if (one / "config.json").exists()]
 
 
 def own_folder(source: str | None) -> Path | None:
