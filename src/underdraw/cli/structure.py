@@ -94,13 +94,11 @@ def check_nets(entries: Sequence[Mapping[str, Any]], model: str) -> None:
     """Raise a NotFoundError where a net is nowhere, an InputError where a model has none of its
     own."""
     from underdraw.cli.early import check_grounding
-    from underdraw.pipelines.components.adapters import own_folder, weights_in
-    from underdraw.pipelines.components.structure import STRUCTURE
+    from underdraw.pipelines.components.structure import own_structures
 
     for net in nets_of(entries):
         check_grounding(net)
-    folder = own_folder(model)
-    there = [] if folder is None else [p.name for p in weights_in(folder / STRUCTURE.folder)]
+    there = own_structures(model)
     for entry in entries:
         if entry.get("own") and entry["net"] not in there:
             raise InputError(
