@@ -149,9 +149,9 @@ class ScenesRecipe:
             "grounding": TrainingConfig(
                 3000, 16, learning_rate=1.5e-3, warmup=60, decay=0.6, ema=0.995
             ),
-            "structure": TrainingConfig(3000, 8, learning_rate=7e-4, decay=0.3, ema=0.99),
-            "edges": TrainingConfig(1500, 8, learning_rate=5e-4, warmup=30, ema=0.99),
-            "depth": TrainingConfig(1500, 8, learning_rate=5e-4, warmup=30, ema=0.99),
+            "structure": TrainingConfig(1000, 8, learning_rate=7e-4, decay=0.3, ema=0.99),
+            "edges": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
+            "depth": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
         }
     )
 
@@ -502,6 +502,8 @@ def _structure(stage: str, kinds: Sequence[str]) -> Run:
             network.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
         maps = {kind: shop.maps(kind) for kind in kinds}
         config = shop.recipe.structure
+        if stage != "structure":  # a net that reads already
+            config = replace(config, reading=0.0)
         task = StructureTask(net, family, shop.examples, maps, config, latents)
         _train(shop, stage, task, minutes, where)
 
