@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from underdraw.errors import InputError
+from underdraw.errors import InputError, NotFoundError, WeightError
+from underdraw.evaluation import detector
 from underdraw.evaluation.depth import load_depth_estimator
 from underdraw.evaluation.following import (
     correlation,
@@ -55,7 +56,7 @@ def test_who_follows_the_maps_is_told_from_who_does_not(tmp_path):
     good = evaluate_structure(perfect, MAPS, folder=tmp_path / "good", **QUIET)
     for kind in ("edges", "depth"):
         assert good.along[kind].edges.f1 == 1
-        assert good.along[kind].mentions.right == good.along[kind].mentions.of
+        assert good.along[kind].mentions.share > 0.9
     assert good.along["edges"] == good.upper_bound
     assert good.prompts.edges.f1 < 0.5
     assert good.prompts.depth.things < 0.5 < 0.8 < good.upper_bound.depth.things
@@ -129,6 +130,13 @@ def test_the_estimator_takes_pictures_of_all_sizes_and_not_from_their_batch():
     assert found.shape == (1, 200, 250)
     sized = np.asarray(Image.fromarray(found[0]).resize((128, 128)))
     assert correlation(sized, together[0]) > 0.9
+
+
+def test_wrong_weights_of_the_estimator(tmp_path):
+    with pytest.raises(NotFoundError, match="no depth estimator weights"):
+        load_depth_estimator(tmp_path / "none.safetensors")
+    with pytest.raises(WeightError, match="does not hold depth estimator weights"):
+        load_depth_estimator(detector.WEIGHTS)
 
 
 @pytest.mark.parametrize(

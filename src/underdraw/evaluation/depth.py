@@ -72,4 +72,4 @@ def load_depth_estimator(path: str | os.PathLike | None = None) -> DepthEstimato
 
 @lru_cache(maxsize=4)
 def _load(path: str) -> DepthEstimator:
-    return DepthEstimator(read_network(Path(path), DepthNetwork, "a depth estimator"))
+    return DepthEstimator(read_network(Path(path), DepthNetwork, "depth estimator"))

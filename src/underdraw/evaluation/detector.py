@@ -184,4 +184,4 @@ def load_evaluator(path: str | os.PathLike | None = None) -> Evaluator:
 
 @lru_cache(maxsize=4)
 def _load(path: str) -> Evaluator:
-    return Evaluator(read_network(Path(path), Network, "an evaluator"))
+    return Evaluator(read_network(Path(path), Network, "evaluator"))

@@ -25,12 +25,12 @@ def read_network(path: Path, kind: type[Kind], what: str) -> Kind:
 
     Raises:
         NotFoundError: there is no such file.
-        WeightError: it holds something else than `what`, or values that are not finite.
+        WeightError: it holds something else than weights of `what`, or values that are not finite.
     """
     import torch
 
     if not os.path.isfile(path):
-        raise NotFoundError(f"{path}: there are no weights of {what}")
+        raise NotFoundError(f"{path}: there are no {what} weights")
     try:
         held = open_checkpoint(path)
         widths = parse(held.metadata["widths"], "widths")
@@ -39,7 +39,7 @@ def read_network(path: Path, kind: type[Kind], what: str) -> Kind:
             network = kind(tuple(widths), norm=False)
         network.load_state_dict(state, assign=True)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise WeightError(f"{path} does not hold {what}: {error}") from error
+        raise WeightError(f"{path} does not hold {what} weights: {error}") from error
     if not all(np.isfinite(value.numpy()).all() for value in state.values()):
         raise WeightError(f"{path} holds values that are not finite")
     return network.eval()
