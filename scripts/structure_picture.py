@@ -1,4 +1,4 @@
-"""Make docs/pictures/structure.png: a photograph's edges, a depth map, and what is drawn along them.
+"""Make docs/pictures/structure.png: edges, a depth map, and what is drawn along them.
 
 python scripts/structure_picture.py [OUT.png]
 """

@@ -46,7 +46,7 @@ class Halves:
         return made[:, None].repeat(1, 3, 1, 1)
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        return ["the table" for _ in indices]
+        return ["a red cube" if rng.random() < 0.5 else "the table" for _ in indices]
 
     def latents(self) -> np.ndarray:
         cells = torch.nn.functional.avg_pool2d(self.images(np.arange(COUNT)), 8)
@@ -132,8 +132,7 @@ def test_each_example_draws_one_kind_of_map_and_loses_its_caption_as_told() -> N
     assert (bright == 0.5).all()
     inside = (batch["clean"][:, 0] > 0) == (batch["maps"][:, 0, 4::8, 4::8] > 0)
     assert 0.4 < inside.all((1, 2)).float().mean() < 0.6  # a map of the one kind or the other
-    empty = (batch["ids"] == task._tokenize([""])[0]).all(1).float().mean()
-    assert 0.2 < empty < 0.3
+    assert 0.2 < batch["texts"].count("") / 600 < 0.3
     assert float(batch["timesteps"].float().mean()) == pytest.approx(1000 * 2 / 3, abs=10)
 
 
@@ -148,10 +147,6 @@ def test_pixels_are_encoded_where_there_are_no_latents() -> None:
 def test_steps_resume_to_the_same_bits(tmp_path: Path) -> None:
     def run(folder: str, stop: int | None = None) -> StructureTask:
         task = make()
-        for module in task.modules.values():
-            torch.manual_seed(0)
-            if isinstance(module, torch.nn.Conv2d):
-                module.reset_parameters()
         train(task, replace(RUN, steps=4, accumulate=2), tmp_path / folder, stop_after=stop)
         return task
 

@@ -20,8 +20,6 @@ from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 
-_CONTEXTS = 4096
-"""Texts whose context is kept in memory."""
 HINT = (8, 16, 32, 64)
 """Widths of the layers in front of a small net: at the published ones they cost half of a step."""
 
@@ -104,11 +102,15 @@ class StructureTask:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         trained: Any = net
-        self.modules: dict[str, nn.Module] = {"controlnet": trained.requires_grad_(True)}
+        modules: dict[str, nn.Module] = {"controlnet": trained.requires_grad_(True)}
         if self.config.reading:
             width = net.config.block_out_channels[0]
-            self.modules["head"] = nn.Conv2d(width, self.unet.config.out_channels, 1)
-        self._contexts: dict[bytes, Tensor] = {}
+            head: Any = nn.Conv2d(width, self.unet.config.out_channels, 1)
+            modules["head"] = head
+            for p in head.parameters():
+                nn.init.zeros_(p)  # the same each time
+        self.modules: Mapping[str, nn.Module] = modules
+        self._empty: Tensor | None = None
 
     # -- what a step sees
     def draw(self, draw: Draw) -> Batch:
@@ -124,7 +126,7 @@ class StructureTask:
         return {
             **values,
             "maps": self._maps(indices, kinds),
-            "ids": self._tokenize(texts),
+            "texts": texts,
             "noise": torch.randn(shape, generator=generator),
             "timesteps": self._timesteps(count, generator),
         }
@@ -165,7 +167,7 @@ class StructureTask:
     # -- what it learns
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         with torch.no_grad():
-            context, clean = self._context(batch["ids"]), self._latents(batch)
+            context, clean = self._context(batch["texts"]), self._latents(batch)
         times = batch["timesteps"]
         noisy = self.objective.add_noise(clean, batch["noise"], times)
         nn, net = self.net.nn, self.net
@@ -192,16 +194,18 @@ class StructureTask:
         found = self.family["vae"].encode(batch["pixels"]).latent_dist
         return (found.mean + found.std * batch["posterior"]).float() * self.scale
 
-    def _context(self, ids: Tensor) -> Tensor:
-        """Contexts of texts; that of a text is computed once."""
-        if len(self._contexts) > _CONTEXTS:
-            self._contexts.clear()
-        keys = [row.tobytes() for row in ids.cpu().numpy()]
-        new = {key: i for i, key in enumerate(keys) if key not in self._contexts}
-        if new:
-            made = self.family["text_encoder"](ids[list(new.values())]).last_hidden_state
-            self._contexts.update(zip(new, made, strict=True))
-        return torch.stack([self._contexts[key] for key in keys])
+    def _context(self, texts: Sequence[str]) -> Tensor:
+        """Contexts of texts. That of the empty one is kept; others are not, for the last bits of a
+        context depend on what is encoded with it, and a step on nothing but its number."""
+        if self._empty is None:
+            (self._empty,) = self._encode([""])
+        told = list(dict.fromkeys(text for text in texts if text))
+        known = dict(zip(told, self._encode(told), strict=True)) if told else {}
+        return torch.stack([known.get(text, self._empty) for text in texts])
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        encoder = self.family["text_encoder"]
+        return encoder(self._tokenize(texts).to(encoder.device)).last_hidden_state
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         return {}
@@ -212,7 +216,7 @@ def hint_of(widths: Sequence[int], factor: int) -> tuple[int, ...]:
     `widths` last."""
     halvings = factor.bit_length() - 1
     more = halvings + 1 - len(widths)
-    return (*widths[:1] * more, *widths[-halvings - 1 :])
+    return (*tuple(widths[:1]) * more, *widths[-halvings - 1 :])
 
 
 def new_net(
@@ -257,7 +261,7 @@ _SILU = 2.0
 
 def _begin_hint(layers: Any) -> None:
     """As He et al. 2015 do for another activation."""
-    convolutions = [m for m in layers.modules() if isinstance(m, nn.Conv2d)]
+    convolutions: list[Any] = [m for m in layers.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
         for layer in convolutions:
             inputs = layer.weight[0].numel()
