@@ -99,7 +99,7 @@ MODULES = {
 SUBMODULES = tuple(
     """
     absent arguments backends checks cli controls engines errors evaluation formats models names
-    networks pictures pipelines sampling scenes schedulers schema shown solvers text training
+    networks pictures pipelines preprocessors sampling scenes schedulers schema shown solvers text training
     utils weights
     """.split()
 )
