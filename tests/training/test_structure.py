@@ -20,7 +20,7 @@ from underdraw.training.data import CaptionedFolder, RenderedScenes, render_cach
 from underdraw.training.loop import Draw, Stopped, TrainingConfig, train
 from underdraw.training.mapped import FolderMaps
 from underdraw.training.maps import map_all
-from underdraw.training.structure import StructureConfig, StructureTask, hint_of, new_net
+from underdraw.training.structure import StructureConfig, StructureTask, hint_of, louder, new_net
 
 RUN = TrainingConfig(
     steps=16, batch=4, learning_rate=3e-3, warmup=2, ema=0.5, precision="float32", log_steps=4
@@ -179,6 +179,16 @@ def test_wrong_tasks_are_named() -> None:
     ):
         with pytest.raises(InputError, match=says):
             StructureConfig(**changes)
+
+
+def test_a_louder_net_says_the_same_with_more_weight() -> None:
+    net = tiny.controlnet()
+    call = torch.randn(1, 4, 8, 8), 3, torch.randn(1, 7, tiny.WIDTH), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = net(*call, return_dict=False)
+        after = louder(net, 1.5)(*call, return_dict=False)
+    for a, b in zip((*before[0], before[1]), (*after[0], after[1]), strict=True):
+        torch.testing.assert_close(b, 1.5 * a)
 
 
 def test_layers_in_front_halve_a_map_as_often_as_the_autoencoder() -> None:

@@ -49,7 +49,7 @@ from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig,
 from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, shorter, train
 from underdraw.training.maps import KINDS, map_all
-from underdraw.training.structure import StructureConfig, StructureTask, new_net
+from underdraw.training.structure import StructureConfig, StructureTask, louder, new_net
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
@@ -134,6 +134,9 @@ class ScenesRecipe:
         )
     )
     structure: StructureConfig = field(default_factory=StructureConfig)
+    gain: float = 1.5
+    """By which the residuals of exported nets are larger than those trained: after so short a
+    training pictures follow a map the better for it, up to about this."""
     clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.3, views=0.5))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
@@ -517,7 +520,11 @@ def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
             shop.grounding().half().save_pretrained(place / "grounding")
         for kind in KINDS:
             if (shop.folder / kind / checkpoints.NAME).exists():
-                shop.structure(kind).half().save_pretrained(place / "structure" / kind)
+                started = shop._started(ControlNetModel, f"structure/{kind}", optional=True)
+                gain = shop.recipe.gain if started is None else 1.0  # which has it already
+                louder(shop.structure(kind), gain).half().save_pretrained(
+                    place / "structure" / kind
+                )
 
 
 STAGES: dict[str, Run] = {
