@@ -16,6 +16,7 @@ import numpy as np
 
 from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
+from underdraw.backends.deltas import Deltas
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import clip
 from underdraw.networks.program import Ask, directly
@@ -61,6 +62,7 @@ def encode(
     controls: Sequence[Any] = (),
     components: Any = None,
     cut: bool = False,
+    leaves: Deltas = NO_DELTAS,
 ) -> Encoded:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
@@ -77,6 +79,7 @@ def encode(
         controls: those with something to say about words (`controls.control.of_words`).
         components: of the pipeline, for these controls.
         cut: keep the first window of each prompt; negative prompts stay whole.
+        leaves: differences to layers of the text encoder, for all texts alike (LoRA).
     """
     config, framework = text_encoder.config, text_encoder._framework
     layers = config.num_hidden_layers
@@ -109,12 +112,13 @@ def encode(
         return framework.array(values.reshape(-1, values.shape[-1]), device=device)
 
     with framework.no_grad():
-        flat, embeddings, leaves = rows(ids), None, NO_DELTAS
+        flat, embeddings = rows(ids), None
         if controls:
             embeddings = ask(clip.EMBED_TOKENS, text_encoder, flat)
             texts = (*prompts, *negatives)
             words = Words(
-                texts, count, ids, weights, embeddings, tokenizer, text_encoder, components
+                *(texts, count, ids, weights, embeddings, tokenizer, text_encoder, components),
+                leaves=leaves,
             )
             for control in controls:
                 words = checked(control, control.words(nn, words), words)

@@ -14,6 +14,7 @@ from underdraw.pipelines.call.latents import repeated
 from underdraw.pipelines.call.plan import Plan, Prompts
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import standing
 from underdraw.text.known import warn_of_unknown
 from underdraw.text.prompts import Encoded, encode
 
@@ -93,6 +94,7 @@ def _encoded(
             of_words((*request.own, *request.controls)),
             components,
             request.cut,
+            standing(components, "text_encoder", request.lora_scale),
         )
 
 

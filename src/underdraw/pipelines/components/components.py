@@ -17,6 +17,7 @@ from underdraw.networks.program import Program
 from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
+from underdraw.pipelines.components.lora_mix import Mix
 from underdraw.pipelines.components.offload import Offload
 from underdraw.pipelines.components.registry import networks_among, uncompiled
 from underdraw.pipelines.components.settings import Settings
@@ -54,6 +55,8 @@ class Components:
     """Moves networks to an accelerator while they are used; None leaves them where they are."""
     attached: Attached
     """What was attached beside the UNet, and what came with it."""
+    mix: Mix
+    """Which of the attached LoRAs act in calls, and which are merged."""
     compat: str | None
     """"diffusers" brings its behaviour back where it differs."""
     source: str | None
@@ -67,7 +70,7 @@ class Components:
     def __init__(self) -> None:
         self.named = {}
         self.settings, self.engine, self.offload = Settings(), EAGER, None
-        self.attached, self.compat, self.source = Attached(), None, None
+        self.attached, self.mix, self.compat, self.source = Attached(), Mix(), None, None
         self.advice, self.mean, self.std = Advice(), None, None
 
     unet = _named("unet", "`UNet2DConditionModel`")
@@ -101,7 +104,8 @@ class Components:
     def take_over(self, other: Components) -> None:
         """Settings, engine, offloading and what is attached, of a pipeline on the same networks."""
         self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
-        self.attached, self.source, self.advice = copy(other.attached), other.source, other.advice
+        self.attached, self.mix = copy(other.attached), other.mix
+        self.source, self.advice = other.source, other.advice
 
     @property
     def words(self) -> tuple[str, ...]:

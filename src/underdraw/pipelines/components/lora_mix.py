@@ -1,0 +1,132 @@
+"""What a pipeline's calls have of its LoRAs: which are attached, which act, which are merged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from underdraw import checks
+from underdraw.backends.deltas import Deltas, together
+from underdraw.controls.lora import KIND, here
+from underdraw.errors import InputError, NotFoundError
+from underdraw.models.keywords import drop_neutral
+from underdraw.pipelines.components.adapters import AdapterKind, register_adapter
+from underdraw.pipelines.components.registry import uncompiled
+from underdraw.weights.files import SUFFIXES
+from underdraw.weights.locate import find
+from underdraw.weights.lora.places import places
+from underdraw.weights.lora.reading import LoraWeights, as_checkpoint, read_lora
+from underdraw.weights.lora.scales import Scales, weighed
+from underdraw.weights.lora.writing import FILES, write_lora
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "low_cpu_mem_usage": (True, False, None),
+    "use_safetensors": (True, None),
+    "user_agent": (None,),
+    "proxies": (None,),
+    "hotswap": (False,),
+}
+NETWORKS = ("unet", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which of a pipeline's LoRAs act in its calls, and how much. Replaced as a whole, so that runs
+    in other threads keep what they began with."""
+
+    active: Mapping[str, Scales] = field(default_factory=dict)
+    enabled: bool = True
+    fused: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """By component, the network before LoRAs were merged into it, and the one after."""
+    merged: frozenset[str] = frozenset()
+    """Names of LoRAs that are merged."""
+
+    def acting(self, there: Mapping[str, LoraWeights]) -> dict[str, Scales]:
+        """Those that are laid over the networks in a call."""
+        if not self.enabled:
+            return {}
+        return {
+            name: scales
+            for name, scales in self.active.items()
+            if name in there and name not in self.merged
+        }
+
+
+def standing(components: Any, component: str, factor: float = 1.0) -> Deltas:
+    """The differences which lie over a network in every call of a pipeline.
+
+    Args:
+        component: "unet" or "text_encoder".
+        factor: of the call, for all of them (`cross_attention_kwargs={"scale": ...}`).
+    """
+    mix: Mix = components.mix
+    if not mix.active:
+        return {}
+    there = components.attached.of(components, KIND)
+    found = [
+        weighed(getattr(there[name], component), component, scales, factor)
+        for name, scales in mix.acting(there).items()
+    ]
+    return here(together(*found), components.framework, components.device)
+
+
+def read(
+    components: Any,
+    source: Any,
+    *,
+    name: str | None = None,
+    weight_name: str | None = None,
+    subfolder: str = "",
+    **hub: Any,
+) -> tuple[str, LoraWeights]:
+    """LoRA weights, and the name they are to be known by."""
+    if name is None:
+        taken = components.attached.of(components, KIND)
+        name = next(f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
+    checks.texts("adapter_name", name)
+    if "." in name:
+        raise InputError(f"adapter_name={name!r} has a dot; allowed: a name without")
+    if isinstance(source, LoraWeights):
+        return name, source
+    framework, unet = components.framework, uncompiled(components.unet)
+    make = partial(framework.array, dtype=unet.dtype, device=components.unet.device)
+    texts = components.text_encoder
+    where = places(unet.config, None if texts is None else uncompiled(texts).config)
+    if isinstance(source, Mapping):
+        return name, read_lora(as_checkpoint(source, framework), where, make)
+    return name, read_lora(_file(source, weight_name, subfolder, hub), where, make)
+
+
+def _file(source: Any, weight_name: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path:
+    """The file that a path, a folder with `weight_name`, or a Hub id means."""
+    access = drop_neutral("load_lora_weights", hub, NEUTRAL)
+    path = Path(os.fspath(checks.path("pretrained_model_name_or_path_or_dict", source)))
+    if path.is_file() or (str(source).endswith(SUFFIXES) and weight_name is None):
+        return find(source, **access)
+    names = FILES if weight_name is None else (weight_name,)
+    if path.is_dir():
+        inside = [path / subfolder / name for name in names]
+        found = [one for one in inside if one.is_file()]
+        if not found and weight_name is None:
+            folder = path / subfolder
+            found = sorted(one for one in folder.glob("*.safetensors") if one.is_file())
+        if len(found) != 1 and not (found and weight_name is None and found[0].name in FILES):
+            listed = ", ".join(one.name for one in found) or "none"
+            raise NotFoundError(
+                f"{path / subfolder}: weight_name={weight_name!r}; LoRA files there: {listed}"
+            )
+        return found[0]
+    for name in names:
+        try:
+            return find("/".join(part for part in (str(source), subfolder, name) if part), **access)
+        except NotFoundError:
+            if name == names[-1]:
+                raise
+    raise AssertionError(names)
+
+
+LORA = register_adapter(AdapterKind(KIND, KIND, read, write_lora, beside=False))
