@@ -97,7 +97,7 @@ def read(
     texts = components.text_encoder
     where = places(unet.config, None if texts is None else uncompiled(texts).config)
     if isinstance(source, Mapping):
-        return name, read_lora(as_checkpoint(source, framework), where, make)
+        return name, read_lora(as_checkpoint(source), where, make)
     return name, read_lora(_file(source, weight_name, subfolder, hub), where, make)
 
 

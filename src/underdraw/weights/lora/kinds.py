@@ -81,7 +81,10 @@ class _Reader:
             raise WeightError(
                 f"module {self.module!r} lacks {name!r}; there are {', '.join(sorted(self.parts))}"
             )
-        return numbers(self.parts[name])
+        values = numbers(self.parts[name])
+        if not np.isfinite(values).all():
+            raise WeightError(f"module {self.module!r}: {name!r} holds NaN or infinity")
+        return values
 
     def __call__(self, name: str, *shape: int) -> Any:
         """An array of the backend, in another shape if one is given and the size is right."""
@@ -196,8 +199,6 @@ def _cayley(blocks: np.ndarray, limit: float) -> np.ndarray:
         length = float(np.sqrt((skew**2).sum())) + 1e-8
         skew = skew * min(1.0, limit / length)
     identity = np.eye(blocks.shape[-1])
-    if not np.isfinite(skew).all():
-        return np.full_like(skew, np.nan)
     return (identity + skew) @ np.linalg.inv(identity - skew)
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from underdraw import backends
 from underdraw.backends.deltas import Delta, Deltas, naming
 from underdraw.errors import ControlError, InputError, UnderdrawError, WeightError
 from underdraw.formats.json_text import parse
@@ -172,8 +175,8 @@ class _Alphas:
         return float(alpha) * (rank**0.5 if own.get("use_rslora") is True else 1.0)
 
 
-def as_checkpoint(tensors: Mapping[str, Any], framework: Any) -> Checkpoint:
-    """A state dict of the framework's, or of PyTorch's, arrays as an opened file.
+def as_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
+    """A state dict, of numpy's arrays or any framework's, as an opened file.
 
     Raises:
         InputError: it holds something else.
@@ -182,6 +185,9 @@ def as_checkpoint(tensors: Mapping[str, Any], framework: Any) -> Checkpoint:
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise InputError(f"state dict: {name!r} is no tensor by name")
-        dtype, array = framework.to_bits(value)
-        made[name] = stored(array, dtype)
+        if isinstance(value, np.ndarray):
+            made[name] = stored(value)
+        else:
+            dtype, array = backends.of(value, name).to_bits(value)
+            made[name] = stored(array, dtype)
     return Checkpoint(made, {})
