@@ -16,6 +16,8 @@ from pipelines.test_beginnings import picture
 import underdraw
 from underdraw import Lora, Structure, backends
 from underdraw.errors import ControlError, InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.pictures.writing import METADATA
+from underdraw.pipelines.call.record import repeat
 from underdraw.weights.lora.scales import as_scales
 
 SIZE = {"height": 24, "width": 40, "num_inference_steps": 2}
@@ -251,6 +253,24 @@ def test_files_and_folders(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="underdraw"):
         pipe.load_lora_weights(bundled)
     assert "mud" in caplog.text
+
+
+def test_a_picture_tells_and_is_made_again():
+    pipe = loaded()
+    pipe.set_adapters(["clay", "snow"], [0.7, {"unet": {"mid": -0.5}}])
+    call = {**SIZE, "seed": 3, "cross_attention_kwargs": {"scale": 0.5}}
+    image = pipe("a red sphere", **call).images[0]
+    pipe.set_adapters([])
+    again = repeat(pipe, image.info[METADATA])
+    assert np.array_equal(np.asarray(image), np.asarray(again)) and not pipe.get_active_adapters()
+    pipe.delete_adapters("snow")
+    with pytest.raises(InputError, match="LoRAs that are not attached: 'snow'"):
+        repeat(pipe, image.info[METADATA])
+    pipe.set_adapters("clay")
+    pipe.fuse_lora()
+    image = pipe("a red sphere", **{**SIZE, "seed": 3}).images[0]
+    with pytest.raises(InputError, match="lacks fuse_lora"):
+        repeat(pipe, image.info[METADATA])
 
 
 def test_a_refused_file_changes_nothing(plain):

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 from underdraw import checks
 from underdraw.backends.deltas import Delta, Deltas
 from underdraw.errors import InputError
+from underdraw.schema import Range, Schema
 
 LARGEST = 1e3
 """Beyond it predictions could only overflow."""
 PARTS = ("text_encoder", "unet")
+PART = re.compile(r"mid|(down|up)\.\d{1,3}(\.\d{1,3})?")
 LEVEL = re.compile(r"(down|up)_blocks\.(\d+)(?:\.(?:attentions|resnets)\.(\d+))?(?:\.|\Z)")
 
 
+Factor = Annotated[float, Range(-LARGEST, LARGEST)]
+
+
 @dataclass(frozen=True)
-class Scales:
+class Scales(Schema):
     """Factors for a LoRA's differences; those of parts of the UNet multiply the UNet's."""
 
-    unet: float = 1.0
-    text_encoder: float = 1.0
+    owner = "scales of a LoRA"
+
+    unet: Factor = 1.0
+    text_encoder: Factor = 1.0
     parts: Mapping[str, float] = field(default_factory=dict)
     """By "mid", "down.1" (a block) or "up.0.2" (a layer of a block); what is not there has 1."""
+
+    def check(self) -> None:
+        for part, factor in self.parts.items():
+            if not isinstance(part, str) or not PART.fullmatch(part):
+                raise InputError(f"parts has {checks.shown(part)}; allowed: 'mid', 'up.1', ...")
+            checks.number(f"parts[{part!r}]", factor, -LARGEST, LARGEST)
+
+    def times(self, factor: float) -> Scales:
+        """All of it multiplied."""
+        return replace(self, unet=self.unet * factor, text_encoder=self.text_encoder * factor)
 
     def of(self, component: str, path: str) -> float:
         """The factor for a layer."""
