@@ -104,10 +104,13 @@ def _is_plain(delta: Delta) -> bool:
 
 
 def _peft(delta: Delta) -> Named:
+    magnitude = None
     if isinstance(delta, Decomposed):
-        yield "lora_magnitude_vector", delta.magnitude
-        delta = delta.inner
+        magnitude, delta = delta.magnitude, delta.inner
     assert isinstance(delta, LowRank)  # which `_is_plain` has seen to
+    if magnitude is not None:
+        shape = (1, -1, 1, 1) if len(delta.down.shape) == 4 else (-1,)
+        yield "lora_magnitude_vector", magnitude.reshape(*shape)
     yield "lora_A.weight", delta.down
     yield "lora_B.weight", delta.up * delta.scale
 
