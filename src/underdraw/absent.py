@@ -33,8 +33,12 @@ NAMES = (
         "pipelines load LoRAs themselves (load_lora_weights, set_adapters), and Lora is a control",
     ),
     (
-        r"\w*TextualInversion\w*|IPAdapter\w*",
-        "textual inversion and IP-Adapter come with a later release",
+        r"\w*TextualInversion\w*",
+        "pipelines load learned words themselves: load_textual_inversion",
+    ),
+    (
+        r"IPAdapter\w*",
+        "IP-Adapter comes with a later release",
     ),
     (
         r"AutoencoderTiny|AsymmetricAutoencoderKL|ConsistencyDecoderVAE",
@@ -113,7 +117,6 @@ METHODS = (
         r"\w*lora\w*|(load|save)_attn_procs|(set|get|add|delete|enable|disable|active)_?\w*adapters?",
         "LoRAs belong to a pipeline: load_lora_weights, set_adapters, fuse_lora, save_lora_weights",
     ),
-    (r"\w*textual_inversion|maybe_convert_prompt", "textual inversion comes with a later release"),
     (r"\w*ip_adapter\w*|encode_image", "IP-Adapter comes with a later release"),
     (r"(enable|disable)_freeu", "FreeU comes with a later release"),
     (

@@ -16,6 +16,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.lora_mix import standing
 from underdraw.text.known import warn_of_unknown
+from underdraw.text.learned import Learned
 from underdraw.text.prompts import Encoded, encode
 
 
@@ -95,6 +96,7 @@ def _encoded(
             components,
             request.cut,
             standing(components, "text_encoder", request.lora_scale),
+            Learned(components.learned) if components.learned else None,
         )
 
 

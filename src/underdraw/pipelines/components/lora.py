@@ -66,12 +66,10 @@ class Tunable(Adaptable):
         self._require_not_merged(name)
         self.parts.attached.attach(self.parts, KIND, name, weights)
         self.parts.mix = replace(self.parts.mix, active={name: Scales()})
-        if weights.embeddings:
-            LOG.warning(
-                "%s brings textual inversions along, which are not loaded: %s",
-                name,
-                ", ".join(weights.embeddings),
-            )
+        for word, held in weights.embeddings.items():
+            if word.lower() not in map(str.lower, self.parts.learned):
+                self.load_textual_inversion(dict(held), word)
+                LOG.info("%s brings the word %r along", name, word)
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = False) -> None:
         """Detach all LoRAs, merged ones included: calls give the bits from before."""

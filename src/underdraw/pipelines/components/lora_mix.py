@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from underdraw import checks
 from underdraw.backends.deltas import Deltas, together
 from underdraw.controls.lora import KIND, here
-from underdraw.errors import InputError, NotFoundError
+from underdraw.errors import InputError
 from underdraw.models.keywords import drop_neutral
 from underdraw.pipelines.components.adapters import AdapterKind, register_adapter
 from underdraw.pipelines.components.registry import uncompiled
-from underdraw.weights.files import SUFFIXES
-from underdraw.weights.locate import find
+from underdraw.weights.locate import find_in
 from underdraw.weights.lora.places import places
 from underdraw.weights.lora.reading import LoraWeights, as_checkpoint, read_lora
 from underdraw.weights.lora.scales import Scales, weighed
@@ -98,35 +95,9 @@ def read(
     where = places(unet.config, None if texts is None else uncompiled(texts).config)
     if isinstance(source, Mapping):
         return name, read_lora(as_checkpoint(source), where, make)
-    return name, read_lora(_file(source, weight_name, subfolder, hub), where, make)
-
-
-def _file(source: Any, weight_name: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path:
-    """The file that a path, a folder with `weight_name`, or a Hub id means."""
     access = drop_neutral("load_lora_weights", hub, NEUTRAL)
-    path = Path(os.fspath(checks.path("pretrained_model_name_or_path_or_dict", source)))
-    if path.is_file() or (str(source).endswith(SUFFIXES) and weight_name is None):
-        return find(source, **access)
-    names = FILES if weight_name is None else (weight_name,)
-    if path.is_dir():
-        inside = [path / subfolder / name for name in names]
-        found = [one for one in inside if one.is_file()]
-        if not found and weight_name is None:
-            folder = path / subfolder
-            found = sorted(one for one in folder.glob("*.safetensors") if one.is_file())
-        if len(found) != 1 and not (found and weight_name is None and found[0].name in FILES):
-            listed = ", ".join(one.name for one in found) or "none"
-            raise NotFoundError(
-                f"{path / subfolder}: weight_name={weight_name!r}; LoRA files there: {listed}"
-            )
-        return found[0]
-    for name in names:
-        try:
-            return find("/".join(part for part in (str(source), subfolder, name) if part), **access)
-        except NotFoundError:
-            if name == names[-1]:
-                raise
-    raise AssertionError(names)
+    path = find_in(source, FILES, weight_name, subfolder, **access)
+    return name, read_lora(path, where, make)
 
 
 LORA = register_adapter(AdapterKind(KIND, KIND, read, write_lora, beside=False))

@@ -185,7 +185,9 @@ def as_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise InputError(f"state dict: {name!r} is no tensor by name")
-        if isinstance(value, np.ndarray):
+        if isinstance(value, StoredTensor):
+            made[name] = value
+        elif isinstance(value, np.ndarray):
             made[name] = stored(value)
         else:
             dtype, array = backends.of(value, name).to_bits(value)
