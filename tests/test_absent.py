@@ -16,7 +16,8 @@ LATER = {
     "FlaxDDIMScheduler FlaxStableDiffusionPipelineOutput": 'backend="jax"',
     "mindspore": 'backend="mindspore"',
     "StableDiffusionLoraLoaderMixin LoraConfig": "load_lora_weights",
-    "IPAdapterMaskProcessor TextualInversionLoaderMixin": "later release",
+    "IPAdapterMaskProcessor": "later release",
+    "TextualInversionLoaderMixin": "load_textual_inversion",
     "BitsAndBytesConfig TorchAoConfig PipelineQuantizationConfig": "int8 and float8",
     "OnnxStableDiffusionPipeline": "engines",
     "StableDiffusionXLPipeline StableDiffusion3Pipeline FluxPipeline StableVideoDiffusionPipeline "
@@ -38,7 +39,6 @@ TYPOS = {
 }
 METHODS = {
     "load_lora_adapter load_attn_procs hotswap_lora": "load_lora_weights",
-    "load_textual_inversion unload_textual_inversion": "textual inversion",
     "load_ip_adapter set_ip_adapter_scale unload_ip_adapter": "IP-Adapter",
     "enable_freeu disable_freeu": "FreeU",
     "fuse_qkv_projections enable_group_offload": "later release",

@@ -82,7 +82,7 @@ def test_several_words_at_once(tmp_path):
     pipe = tiny.pipeline()
     save_file({"<toy>": vectors(), "<cup>": vectors(1, 1)}, tmp_path / "two.safetensors")
     pipe.load_textual_inversion([tmp_path / "two.safetensors", vectors(3, 2)], token=[None, "Easy"])
-    assert list(pipe.parts.learned) == ["<toy>", "<cup>", "Easy"]
+    assert set(pipe.parts.learned) == {"<toy>", "<cup>", "Easy"}
     both = encoded(pipe, "easy <cup>, <toy>")
     pipe.unload_textual_inversion(["<cup>"])
     assert not close(encoded(pipe, "easy <cup>, <toy>"), both, 1e-3)
