@@ -64,12 +64,12 @@ class Tunable(Adaptable):
             self.parts, pretrained_model_name_or_path_or_dict, name=adapter_name, **told
         )
         self._require_not_merged(name)
-        self.parts.attached.attach(self.parts, KIND, name, weights)
-        self.parts.mix = replace(self.parts.mix, active={name: Scales()})
         for word, held in weights.embeddings.items():
             if word.lower() not in map(str.lower, self.parts.learned):
                 self.load_textual_inversion(dict(held), word)
                 LOG.info("%s brings the word %r along", name, word)
+        self.parts.attached.attach(self.parts, KIND, name, weights)
+        self.parts.mix = replace(self.parts.mix, active={name: Scales()})
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = False) -> None:
         """Detach all LoRAs, merged ones included: calls give the bits from before."""
