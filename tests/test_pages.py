@@ -121,6 +121,7 @@ def desk(tmp_path, shelf, monkeypatch):
         "v1-5-pruned.safetensors": "one.safetensors",
         "v1-5.ckpt": "one.ckpt",
         "clay.safetensors": "snow/snow.safetensors",
+        "snow.safetensors": "snow/snow.safetensors",
         "easynegative.safetensors": "toy/learned_embeds.safetensors",
     }.items():
         (tmp_path / name).symlink_to(shelf / held)

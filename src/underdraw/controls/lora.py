@@ -29,8 +29,10 @@ class Lora(Control):
     It acts beside what `pipe.set_adapters` has made active; a pipeline that has loaded several
     LoRAs, and of which none is active, mixes them for each image by such controls:
 
+        pipe.load_lora_weights("clay.safetensors", "clay")
+        pipe.load_lora_weights("snow.safetensors", "snow")
         pipe.set_adapters([])
-        pipe(prompts, controls=[Lora("clay", [1, 0, 0.5]), Lora("snow", [0, 1, 0.5])])
+        pipe(["a cube", "a cone"], controls=[Lora("clay", [1, 0]), Lora("snow", [0.2, 0.8])])
 
     Args:
         weights: the name under which `pipe.load_lora_weights` has attached it, or the weights.

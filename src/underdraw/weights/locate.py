@@ -37,6 +37,7 @@ def find(source: Any, **access: Any) -> Path:
     repository, revision, file = link.groups()
     if revision is not None:
         access.setdefault("revision", revision)
+    access.setdefault("endpoint", os.environ.get("HF_ENDPOINT") or None)
     try:
         return Path(hf_hub_download(repository, file, **access))
     except Exception as error:
