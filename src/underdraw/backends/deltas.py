@@ -217,7 +217,8 @@ class LowRank(Delta):
 
     def difference(self, nn: Operations, leaf: Leaf, weight: Array) -> Difference:
         self.alike()
-        down, up, mid = (None if a is None else nn.float32(a) for a in self._arrays)
+        down, up = nn.float32(self.down), nn.float32(self.up)
+        mid = None if self.mid is None else nn.float32(self.mid)
         product = merged(nn, up.reshape(up.shape[0], -1), down, mid)
         scale = self.scale if is_number(self.scale) else nn.float32(self.scale.reshape(-1)[0])
         return Difference(product.reshape(leaf.shape) * scale)

@@ -123,7 +123,7 @@ def _of_texts(each: Sequence[float], words: Words) -> list[float]:
     prompts, windows = words.prompts, words.ids.shape[1]
     if len(each) != 1 and len(each) % max(prompts, 1):
         raise InputError(f"scale has {len(each)} numbers; there are {prompts} prompts")
-    each = each * max(prompts, 1) if len(each) == 1 else each
+    each = [*each] * max(prompts, 1) if len(each) == 1 else each
     images = len(each) // max(prompts, 1)
     own = []
     for prompt in range(max(prompts, 1)):

@@ -21,7 +21,6 @@ from underdraw.pipelines.components.lora import Tunable
 from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.structure import Structurable
 from underdraw.pipelines.components.subjects import Subjective
-from underdraw.pipelines.components.textual_inversion import Wordy
 from underdraw.pipelines.diffusers.checking import Checking
 from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
@@ -33,7 +32,6 @@ from underdraw.weights.lora.scales import LARGEST
 class LatentPipeline(
     Groundable,
     Tunable,
-    Wordy,
     Structurable,
     Subjective,
     DiffusionPipeline,

@@ -17,6 +17,7 @@ from underdraw.models.merging import merged_into
 from underdraw.pipelines.components.adapters import Adaptable
 from underdraw.pipelines.components.lora_mix import NETWORKS, Mix, read
 from underdraw.pipelines.components.registry import uncompiled
+from underdraw.pipelines.components.textual_inversion import Wordy
 from underdraw.weights.lora.reading import LoraWeights
 from underdraw.weights.lora.scales import LARGEST, Scales, as_scales, weighed
 from underdraw.weights.lora.writing import write_layers
@@ -24,7 +25,7 @@ from underdraw.weights.lora.writing import write_layers
 LOG = logging.getLogger(__name__)
 
 
-class Tunable(Adaptable):
+class Tunable(Adaptable, Wordy):
     """LoRAs are loaded under names, act in some amount, can be merged and taken out."""
 
     def load_lora_weights(

@@ -85,9 +85,9 @@ def _read(checkpoint: Checkpoint, places: Places, make: Make) -> LoraWeights:
     for name, tensor in tensors.items():
         if (bundled := BUNDLED.fullmatch(name)) is not None:
             embeddings.setdefault(bundled[1], {})[bundled[2]] = tensor
-        elif (found := spelt(name)) is None:
+        elif (parted := spelt(name)) is None:
             left.append(name)
-        elif modules.setdefault(found.module, {}).setdefault(found.part, tensor) is not tensor:
+        elif modules.setdefault(parted.module, {}).setdefault(parted.part, tensor) is not tensor:
             raise WeightError(f"{name!r} is there twice, in two spellings")
     _require_kinds(modules, left)
     found: dict[str, dict[str, Delta]] = {"unet": {}, "text_encoder": {}}
