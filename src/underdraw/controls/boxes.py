@@ -20,8 +20,8 @@ from typing import Any
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Part, Run
-from underdraw.controls.grounding import Corners, Entry, prepare
+from underdraw.controls.control import Call, Control, Part, Planned, Run
+from underdraw.controls.grounding import Corners, Entry, check, prepare
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.controls.subject import Subject
 from underdraw.errors import ControlError, InputError, InputTypeError
@@ -199,6 +199,12 @@ class _Acting(Part, ABC):
     @abstractmethod
     def layouts(self, images: int) -> Sequence[Layout]:
         """One layout for all images, or one per image."""
+
+    def check(self, planned: Planned) -> None:
+        """That there is a layout for all images or for each, and what can read its boxes."""
+        layouts = self.layouts(planned.images)
+        if any(layout.acts for layout in layouts):
+            check(planned, layouts)
 
     def prepare(self, run: Run) -> Any:
         """Tokens of all images, and what the layers make of them."""

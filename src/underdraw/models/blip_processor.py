@@ -142,6 +142,10 @@ class BlipImageProcessor(Schema):
         for name in ("do_resize", "do_rescale", "do_center_crop", "do_normalize"):
             if told[name] is not None:
                 checks.flag(name, told[name])
+        if resample is not None:
+            checks.whole("resample", resample, 0, 5)
+        if rescale_factor is not None:
+            checks.number("rescale_factor", rescale_factor, 1e-6, 1e6)
         changes: Any = {name: value for name, value in told.items() if value is not None}
         chosen = replace(self, **changes) if changes else self
         parts = list(images) if isinstance(images, list | tuple) else [images]

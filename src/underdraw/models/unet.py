@@ -126,7 +126,7 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
         timestep_cond: Array | None = None,
         attention_mask: None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
-        added_cond_kwargs: None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: tuple[Array, ...] | None = None,
         mid_block_additional_residual: Array | None = None,
         down_intrablock_additional_residuals: None = None,

@@ -20,6 +20,7 @@ from underdraw.pictures.cropping import Crop, crop_around, filled
 from underdraw.pictures.pasting import overlaid
 from underdraw.pictures.reading import check_alike, nearest, read_masks, read_pictures
 from underdraw.pictures.writing import OUTPUT_TYPES
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.inpainting import (
@@ -232,8 +233,9 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             )
         fit = None if crop is None else partial(_cut, image.size, crop, (width, height))
         controls = beside(plan, fit)
+        planned = check_run(parts, plan, shape, controls)
 
-        run = begin(parts, plan, condition(parts, plan), shape)
+        run = begin(parts, plan, condition(parts, plan), planned)
         alike = self.compat == "diffusers"
         clean = None
         if not sees or (latents is None and strength < 1):

@@ -39,7 +39,7 @@ def encode_texts(
     negative: Any = request.negative_prompt_embeds if guided else None
     absent = guided and negative is None
     if prompts is not None or absent:
-        _check_encodes(components, prompts)
+        check_encodes(components, prompts)
         warn_of_unknown((*(prompts or ()), *(negatives or ())), components.words)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
@@ -96,7 +96,7 @@ def _encoded(
         )
 
 
-def _check_encodes(components: Components, prompts: list[str] | None) -> None:
+def check_encodes(components: Components, prompts: list[str] | None) -> None:
     """Raise an InputError where texts cannot be encoded; `prompts` are None where the negative
     ones alone have to be."""
     names = ("text_encoder", "tokenizer")
