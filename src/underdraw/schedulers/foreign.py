@@ -61,7 +61,7 @@ class ForeignSolver:
             told = ", ".join(f"{name}={checks.shown(values)}" for name, values in custom.items())
             raise InputError(
                 f"{told or f'num_inference_steps={steps}'}: {type(scheduler).__name__} does not "
-                f"take it: {error!s:.200}"
+                f"take it: {' '.join(str(error).split()):.200}"
             ) from error
         extra = {"eta": eta, "generator": generator}
         takes = inspect.signature(scheduler.step).parameters
