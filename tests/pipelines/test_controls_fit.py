@@ -24,6 +24,7 @@ import underdraw
 from underdraw import (
     AttentionEdit,
     Box,
+    CannyMap,
     Keypoints,
     NullText,
     PerImage,
@@ -34,11 +35,13 @@ from underdraw import (
     Subject,
     schedulers,
 )
-from underdraw.controls import Control
+from underdraw.controls import Control, Run
 from underdraw.controls.inpainting import InpaintingChannels
 from underdraw.controls.maps import Map
+from underdraw.controls.run import Conditioning
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.models import Grounding
+from underdraw.sampling.loop import sample
 from underdraw.schedulers.foreign import ForeignSolver
 
 NAN = float("nan")
@@ -326,6 +329,26 @@ def test_words_that_change_nobody_knows_where():
     with pytest.raises(InputError, match=NOBODY):
         own("a cube", controls=[Whispers(), AttentionEdit(targets=0, weights={NOBODY: 2})])
     assert told
+
+
+def test_a_loop_without_a_pipeline_asks_too():
+    """There is neither an autoencoder nor anything attached."""
+    pipe = pipelines()["StableDiffusionPipeline"]
+    texts = Conditioning(torch.zeros(2, 77, tiny.WIDTH), torch.zeros(2, 77, tiny.WIDTH))
+    x, table = torch.ones(2, 4, 5, 9), pipe.scheduler.make_table(4)
+    for wrong, told in (
+        (NullText([torch.ones(3, 77, tiny.WIDTH)]), "contexts holds an array of shape"),
+        (Region(torch.ones(1, 1, 5, 9), image=WIDE), "give latents"),
+        (Region(MASK, latents=x), "give latents"),
+        (Box("a", (0, 0, 1, 1)), "act in a pipeline alone"),
+        (CannyMap(WIDE), "act in a pipeline alone"),
+        (Structure(None, WIDE), "not attached; attached: none"),
+        (Subject(BALL, "toy"), "embeddings; it acts on texts alone"),
+        (AttentionEdit(prompts=("a", "b")), "tokenizer=None"),
+    ):
+        run = Run(pipe.unet.nn, pipe.unet, table, texts)
+        with pytest.raises(InputError, match=told):
+            next(sample(run, x, [wrong]))
 
 
 # -- what a refused call leaves alone --------------------------------------------------------------
