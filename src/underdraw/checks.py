@@ -17,6 +17,9 @@ import numpy as np
 from underdraw.errors import InputError, InputTypeError
 from underdraw.shown import MOST_SHOWN as MOST_SHOWN, shown as shown
 
+LARGEST_FACTOR = 1e4
+"""Of what predictions, residuals, features or attention are multiplied by: beyond it half precision
+overflows, and float32 holds nothing of what they are added to."""
 DEVICES = ("cpu", "cuda", "mps", "gpu", "tpu", "xpu", "npu", "Ascend", "GPU", "CPU", "meta")
 """What frameworks call devices, before a colon and a number."""
 
@@ -44,6 +47,11 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
         told = shown(value) if math.isinf(found) else found
         raise InputError(f"{name}={told} is out of range; allowed: finite, {low} .. {high}")
     return found
+
+
+def factor(name: str, value: Any) -> float:
+    """What predictions, residuals or attention are multiplied by: at most `LARGEST_FACTOR`."""
+    return number(name, value, -LARGEST_FACTOR, LARGEST_FACTOR)
 
 
 def is_number(value: Any) -> bool:

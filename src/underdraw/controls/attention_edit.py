@@ -22,8 +22,6 @@ from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Observed, Sites, UpTo, owner_field
 from underdraw.text.alignment import Words, align, find, words
 
-LARGEST_WEIGHT = 1e4
-"""Of words; attention overflows in half precision beyond it."""
 Range = float | tuple[float, float]
 """From where to where in the run, as shares of it in [0, 1]; a number is the end."""
 
@@ -98,7 +96,7 @@ class AttentionEdit(Control):
         spans = [(word, _range(f"cross_of[{shown(word)}]", span)) for word, span in pairs]
         keep("cross_of", tuple(spans))
         for word, weight in _pairs(self, "weights"):
-            checks.number(f"weights[{shown(word)}]", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
+            checks.factor(f"weights[{shown(word)}]", weight)
         keep("weights", tuple(_pairs(self, "weights")))
         for name in ("blend", "prompts"):
             listed = getattr(self, name)

@@ -35,8 +35,6 @@ IMAGE_NORM = 28.7
 """Length of image features, about that of phrases'."""
 MOST = 30
 """Boxes of one image: the layers were trained with as many tokens."""
-LARGEST_NORM = 1e4
-"""Beyond it what the layers make of features overflows in half precision."""
 ROUNDING = 1e-4
 """How far beyond an edge of the picture, as a fraction of it, a corner may lie: less than a pixel,
 and more than float16 rounds at 0.1."""
@@ -128,7 +126,7 @@ def check_phrase(name: str, phrase: Any) -> None:
 
 def check_norm(name: str, value: Any) -> float:
     """The length which image features are brought to; phrases have about `IMAGE_NORM`."""
-    return checks.number(name, value, 0.0, LARGEST_NORM)
+    return checks.number(name, value, 0.0, checks.LARGEST_FACTOR)
 
 
 def check_box(name: str, box: Any, style: bool = False) -> Corners:

@@ -29,8 +29,6 @@ from underdraw.pictures.maps import check_channels, read_maps, sized
 
 KIND = "structure"
 """Of adapters: the nets that `pipe.load_structure` attaches."""
-LARGEST_SCALE = 1e4
-"""Beyond it half precision overflows."""
 Net = ControlNetModel | T2IAdapter
 
 
@@ -103,7 +101,7 @@ class Structure(Control):
         if isinstance(self.net, T2IAdapter) and guess:
             raise InputError("Structure(guess=True) of a T2IAdapter; allowed: of a ControlNet")
         for name, low, high in (
-            ("scale", -LARGEST_SCALE, LARGEST_SCALE),
+            ("scale", -checks.LARGEST_FACTOR, checks.LARGEST_FACTOR),
             ("start", 0.0, 1.0),
             ("end", 0.0, 1.0),
         ):

@@ -13,7 +13,7 @@ from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.base import Component, DiffusionPipeline
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
-from underdraw.pipelines.call.plan import LARGEST_GUIDANCE, check_prompts, count_images
+from underdraw.pipelines.call.plan import check_prompts, count_images
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.accepting import check_widths
 from underdraw.pipelines.components.grounding import Groundable
@@ -155,7 +155,7 @@ class LatentPipeline(
         )
         guided = checks.flag("do_classifier_free_guidance", do_classifier_free_guidance)
         if lora_scale is not None:
-            checks.number("lora_scale", lora_scale, -LARGEST_GUIDANCE, LARGEST_GUIDANCE)
+            checks.factor("lora_scale", lora_scale)
         checks.device("device", device)
         texts = check_prompts(self.parts, request)
         images = count_images(texts.count, num_images_per_prompt)

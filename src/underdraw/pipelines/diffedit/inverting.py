@@ -29,8 +29,6 @@ from underdraw.solvers.ddim_inverse import back_along, head
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table, read_noise
 
-LARGEST_WEIGHT = 1e4
-"""Of a regularisation; beyond it predictions overflow. The authors' are 20."""
 MOST_ROUNDS = 1000
 
 
@@ -101,7 +99,7 @@ class Whitening:
 
     def __post_init__(self) -> None:
         for field, name in (("auto_corr", "lambda_auto_corr"), ("kl", "lambda_kl")):
-            plain = checks.number(name, getattr(self, field), 0.0, LARGEST_WEIGHT)
+            plain = checks.number(name, getattr(self, field), 0.0, checks.LARGEST_FACTOR)
             object.__setattr__(self, field, plain)
         checks.whole("num_reg_steps", self.rounds, 0, MOST_ROUNDS)
         checks.whole("num_auto_corr_rolls", self.rolls, 1, MOST_ROUNDS)
