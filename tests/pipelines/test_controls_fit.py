@@ -415,3 +415,17 @@ def test_another_librarys_scheduler_is_told_when_the_run_begins():
     assert scheduler.told == [(4, None), 2]
     assert solver.scheduler is scheduler and len(scheduler.timesteps) == 4
     assert torch.equal(solver.timesteps, scheduler.timesteps[2:])
+
+
+def test_contexts_of_other_lengths_are_told_before_texts_are_encoded():
+    """Embeddings beside a text: one has to be a multiple of the other."""
+    pipe = pipelines()["StableDiffusionPipeline"]
+    for length, told in ((100, "tokens; give both as text"), (70, None), (154, None)):
+        embeds = torch.ones(1, length, tiny.WIDTH)
+        for call in (
+            {"prompt": "a cube", "negative_prompt_embeds": embeds},
+            {"prompt_embeds": embeds, "negative_prompt": "a cube"},
+        ):
+            known = told or (length == 70 and "prompt" in call and "77 and 70 tokens")
+            with pytest.raises(InputError if known else Reached, match=known or "clip.text"):
+                pipe(num_inference_steps=2, **call)

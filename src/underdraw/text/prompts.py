@@ -61,6 +61,7 @@ def encode(
     controls: Sequence[Any] = (),
     components: Any = None,
     cut: bool = False,
+    beside: int | None = None,
 ) -> Encoded:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
@@ -77,6 +78,11 @@ def encode(
         controls: those with something to say about words (`controls.control.of_words`).
         components: of the pipeline, for these controls.
         cut: keep the first window of each prompt; negative prompts stay whole.
+        beside: tokens of a context that is known, and that these stand beside.
+
+    Raises:
+        InputError: texts, tokenizer, text encoder and that context do not go together; nothing has
+            been computed by then.
     """
     config, framework = text_encoder.config, text_encoder._framework
     layers = config.num_hidden_layers
@@ -87,6 +93,8 @@ def encode(
         text_encoder, tokenizer, prompts, negatives, plain, max_length, controls, components, cut
     )
     ids, weights, own = read
+    if beside is not None:
+        check_lengths(ids.shape[1] * ids.shape[2], beside)
     device, nn = framework.device_of(text_encoder), framework.operations
 
     def rows(values: np.ndarray) -> Array:
@@ -122,6 +130,16 @@ def encode(
             context = apply_weights(nn, context, factors)
     kept = tuple(row[:number] for row, number in zip(ids[:count], own, strict=False))
     return Encoded(context[:count], context[count:] if negatives else None, kept, out.pooled)
+
+
+def check_lengths(tokens: int, others: int) -> None:
+    """Raise an InputError unless one of two contexts is so many times as long as the other, so that
+    the shorter one can be repeated, which attention to it does not notice."""
+    if max(tokens, others) % min(tokens, others):
+        raise InputError(
+            f"prompt and negative prompt have {tokens} and {others} tokens; give both as text, or "
+            "embeddings of equal length"
+        )
 
 
 def read_texts(
