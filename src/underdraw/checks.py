@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from numbers import Integral, Real
 from typing import Any
 
@@ -80,9 +81,16 @@ def is_one_of(value: Any, allowed: Sequence[Any]) -> bool:
 
 
 def function(name: str, value: Any) -> Any:
-    """Something to call, or None."""
+    """Something to call, or None. A coroutine or generator function is none: to call it runs
+    nothing."""
     if value is not None and not callable(value):
         raise InputTypeError(f"{name}={shown(value)} cannot be called; allowed: a function, None")
+    kinds = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
+    if any(kind(value) or kind(getattr(type(value), "__call__", None)) for kind in kinds):
+        raise InputTypeError(
+            f"{name}={shown(value)} is a coroutine or generator function, of which a call runs "
+            "nothing; allowed: a function, None"
+        )
     return value
 
 
