@@ -86,7 +86,7 @@ def function(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise InputTypeError(f"{name}={shown(value)} cannot be called; allowed: a function, None")
     kinds = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
-    if any(kind(value) or kind(getattr(type(value), "__call__", None)) for kind in kinds):
+    if any(kind(value) or kind(type(value).__call__) for kind in kinds):
         raise InputTypeError(
             f"{name}={shown(value)} is a coroutine or generator function, of which a call runs "
             "nothing; allowed: a function, None"
