@@ -15,7 +15,7 @@ from pipelines.test_beginnings import picture
 
 import underdraw
 from underdraw import Lora, Structure, backends
-from underdraw.errors import ControlError, InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.record import repeat
 from underdraw.weights.lora.scales import as_scales
@@ -127,7 +127,7 @@ def test_images_of_one_prompt_share_its_text():
     pipe = loaded()
     pipe.set_adapters([])
     call = {"num_images_per_prompt": 2, **SIZE}
-    with pytest.raises(ControlError, match="give the prompt as often"):
+    with pytest.raises(InputError, match="give the prompt as often"):
         tiny.run(pipe, controls=[Lora("clay", [0.0, 1.0])], **call)
     tiny.run(pipe, controls=[Lora("clay", [0.4, 0.4])], **call)
     pipe = loaded(texts=())
@@ -315,6 +315,6 @@ def test_arguments_that_cannot_work():
     ]
     before = pipe.get_active_adapters()
     for call, message in cases:
-        with pytest.raises((InputError, InputTypeError, ControlError), match=message):
+        with pytest.raises((InputError, InputTypeError), match=message):
             call()
     assert pipe.get_active_adapters() == before

@@ -12,12 +12,12 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.deltas import Deltas, together
 from underdraw.backends.tree import map_arrays
-from underdraw.controls.control import Call, Control, Run
-from underdraw.errors import ControlError, InputError, InputTypeError
+from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import Sites
-from underdraw.text.words import Words
+from underdraw.text.words import Tokens, Words
 from underdraw.weights.lora.reading import LoraWeights
-from underdraw.weights.lora.scales import LARGEST, Scales, as_scales, weighed
+from underdraw.weights.lora.scales import Scales, as_scales, weighed
 
 KIND = "lora"
 
@@ -59,7 +59,7 @@ class Lora(Control):
     def _scales(self) -> tuple[Scales, tuple[float, ...] | None]:
         """Factors for all images, and those per image, if any."""
         if isinstance(self.scale, list | tuple):
-            each = [checks.number("scale", one, -LARGEST, LARGEST) for one in self.scale]
+            each = [checks.factor("scale", one) for one in self.scale]
             if not each:
                 raise InputError("scale=[] is empty; needed is a number for each image")
             return Scales(), tuple(each)
@@ -81,11 +81,26 @@ class Lora(Control):
         )
         return replace(words, leaves=together(words.leaves, deltas))
 
+    def check(self, planned: Planned) -> None:
+        """That it is attached, and has a scale for all images or for each; where it changes texts,
+        one for each prompt."""
+        found = _weights(self.weights, planned.components)
+        _, each = self._scales
+        if each is not None and len(each) not in (1, planned.images):
+            raise InputError(
+                f"scale has {len(each)} numbers; the call makes {planned.images} images"
+            )
+        if each is not None and found.text_encoder and planned.prompts:
+            _by_prompt(each, len(planned.prompts))
+
+    def placed(self, components: Any, tokens: Tokens) -> Tokens:
+        """As they are: it puts none in."""
+        return tokens
+
     def prepare(self, run: Run) -> dict[bool, Deltas]:
+        """Its differences for calls without guidance and with it."""
         found = _weights(self.weights, run.components)
         scales, each = self._scales
-        if each is not None and len(each) not in (1, run.batch):
-            raise InputError(f"scale has {len(each)} numbers; the call makes {run.batch} images")
         device = getattr(run.latents, "device", None)
 
         def deltas(guided: bool) -> Deltas:
@@ -119,21 +134,26 @@ def _weights(named: str | LoraWeights, components: Any) -> LoraWeights:
 
 
 def _of_texts(each: Sequence[float], words: Words) -> list[float]:
-    """Factors for the windows of all texts: those of the images of a prompt, which must be one."""
-    prompts, windows = words.prompts, words.ids.shape[1]
-    if len(each) != 1 and len(each) % max(prompts, 1):
+    """Factors for the windows of all texts; a negative one has that of its prompt."""
+    own = _by_prompt(each, max(words.prompts, 1))
+    windows = words.ids.shape[1]
+    return [own[text % len(own)] for text in range(len(words.texts)) for _ in range(windows)]
+
+
+def _by_prompt(each: Sequence[float], prompts: int) -> list[float]:
+    """The factor of each prompt, which that of its images must be.
+
+    Raises:
+        InputError: images of one prompt have several, or there are some for other images.
+    """
+    each = [*each] * prompts if len(each) == 1 else [*each]
+    if len(each) % prompts:
         raise InputError(f"scale has {len(each)} numbers; there are {prompts} prompts")
-    each = [*each] * max(prompts, 1) if len(each) == 1 else each
-    images = len(each) // max(prompts, 1)
-    own = []
-    for prompt in range(max(prompts, 1)):
-        of_prompt = set(each[prompt * images : (prompt + 1) * images])
-        if len(of_prompt) > 1:
-            raise ControlError(
-                "scale differs among the images of one prompt, and the LoRA changes the text "
-                "encoder, which reads a prompt once; give the prompt as often as there are scales"
-            )
-        own.append(of_prompt.pop())
-    texts = len(words.texts)
-    rows = [own[text % len(own)] for text in range(texts)]
-    return [factor for factor in rows for _ in range(windows)]
+    images = len(each) // prompts
+    own = [set(each[prompt * images : (prompt + 1) * images]) for prompt in range(prompts)]
+    if any(len(of_prompt) > 1 for of_prompt in own):
+        raise InputError(
+            "scale differs among the images of one prompt, and the LoRA changes the text encoder, "
+            "which reads a prompt once; give the prompt as often as there are scales"
+        )
+    return [of_prompt.pop() for of_prompt in own]

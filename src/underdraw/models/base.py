@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from underdraw import backends, checks
 from underdraw.arguments import checked
+from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.backends.once import once
@@ -258,6 +259,20 @@ class Model(Pushable):
         if getattr(value, "is_meta", False) and not getattr(self.device, "type", "") == "meta":
             raise InputTypeError(f"{name} is on {value.device}; the network is on {self.device}")
         return value
+
+    def _times(self, timestep: Any, rows: int) -> Array:
+        """Timesteps as an array of one, or of one per image."""
+        if self._framework.is_array(timestep):
+            self._take("timestep", timestep, *[None] * min(timestep.ndim, 1), floating=False)
+        else:
+            one = checks.is_number(timestep)
+            timestep = list(checks.numbers("timestep", [timestep] if one else timestep))
+        times = self._framework.array(timestep, device=self.device)
+        if times.ndim > 1 or times.reshape(-1).shape[0] not in (1, rows):
+            raise InputError(
+                f"timestep has shape {tuple(times.shape)}; needed is one number, or {rows}"
+            )
+        return times
 
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity."""

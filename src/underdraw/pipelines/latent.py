@@ -26,7 +26,6 @@ from underdraw.pipelines.diffusers.compatible import Familiar
 from underdraw.pipelines.diffusers.runs import FamiliarRuns
 from underdraw.schedulers import Scheduler
 from underdraw.text.tokenizer import CLIPTokenizer
-from underdraw.weights.lora.scales import LARGEST
 
 
 class LatentPipeline(
@@ -157,7 +156,7 @@ class LatentPipeline(
         request = Request(
             *(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds),
             clip_skip=clip_skip,
-            lora_scale=checks.number("lora_scale", scale, -LARGEST, LARGEST),
+            lora_scale=checks.factor("lora_scale", scale),
         )
         guided = checks.flag("do_classifier_free_guidance", do_classifier_free_guidance)
         checks.device("device", device)

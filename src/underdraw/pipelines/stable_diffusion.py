@@ -9,6 +9,7 @@ from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
@@ -152,8 +153,9 @@ class StableDiffusionPipeline(LatentPipeline):
         if latents is not None:
             checks.array("latents", latents, shape, parts.framework)
         controls = beside(plan)
+        planned = check_run(parts, plan, shape, controls)
 
-        run = begin(parts, plan, condition(parts, plan), shape)
+        run = begin(parts, plan, condition(parts, plan), planned)
         noise = first_noise(parts, plan, latents, shape)
         made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, controls)
         images, flags = decode(parts, made, request.output_type)

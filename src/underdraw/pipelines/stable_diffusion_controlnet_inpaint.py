@@ -9,6 +9,7 @@ from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.pictures.reading import size_of
+from underdraw.pipelines.call.inpainting import Painting
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
@@ -121,21 +122,22 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
             strength=strength,
             lora_scale=lora_scale,
         )
-        own = {
-            "image": image,
-            "mask_image": mask_image,
+        painting = Painting(
+            image,
+            mask_image,
+            masked_image_latents,
+            height,
+            width,
+            padding_mask_crop,
+            latents,
+            paste_back,
+        )
+        also = {
             "control_image": control_image,
-            "height": height,
-            "width": width,
-            "strength": strength,
-            "latents": latents,
             "controlnet_conditioning_scale": controlnet_conditioning_scale,
             "guess_mode": guess_mode,
             "control_guidance_start": control_guidance_start,
             "control_guidance_end": control_guidance_end,
-            "masked_image_latents": masked_image_latents,
-            "padding_mask_crop": padding_mask_crop,
-            "paste_back": paste_back,
         }
-        run = self._painted(request, own, structures.pictures, structures.controls)
+        run = self._painted(request, painting, structures.pictures, structures.controls, also)
         return (yield from run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from underdraw import checks
@@ -15,6 +16,7 @@ from underdraw.errors import InputError
 from underdraw.models.returning import returning
 from underdraw.pictures.reading import read_mask
 from underdraw.pipelines.base import Component
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import for_each, repeated
@@ -29,6 +31,7 @@ from underdraw.pipelines.diffedit.inverting import (
     check_levels,
     decode_levels,
     go_up,
+    level_shape,
     read_method,
     regularised,
     solve_up,
@@ -283,6 +286,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
                 f"method={checks.shown(method)} solves the steps of `scheduler`; it takes no "
                 "num_reg_steps and no inverse_scheduler"
             )
+        rest = solver.tail(len(levels)) if 0 < len(levels) < len(solver) else solver
+        shape = level_shape(parts, plan.count, pictures)
+        planned = check_run(parts, replace(plan, solver=rest), shape)
 
         sampled = generator is not None
         clean = encode_image(parts, pictures, plan.count, 1, plan.generators, sampled)
@@ -291,7 +297,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             levels = solve_up(parts, plan, clean, levels, way)
         if whiten.rounds:
             solver = regularised(parts, solver, plan, whiten)
-        levels = go_up(parts, plan, solver, clean, levels)
+        levels = go_up(parts, plan, solver, clean, levels, planned)
         stacked = parts.nn.concat([level[:, None] for level in reversed(levels)], 1)
         clean = None if self.compat == "diffusers" else clean
         remember(stacked, clean)
@@ -390,9 +396,11 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             start = parts.framework.array(latents, device=self.device)
         late = self.compat == "diffusers"
         after = [rows[min(i + (not late), len(rows) - 1)] for i in range(len(plan.solver))]
+        keeping = [Region(inside, trail=after)]
+        planned = check_run(parts, plan, start.shape, keeping)
 
-        run = begin(parts, plan, condition(parts, plan), start.shape)
-        made = yield from denoise(run, plan, start, [Region(inside, trail=after)])
+        run = begin(parts, plan, condition(parts, plan), planned)
+        made = yield from denoise(run, plan, start, keeping)
         images, flags = decode(parts, made, output_type)
         own = {"inpaint_strength": part, "mask_image": mask, "image_latents": known}
         return hand_out(run, plan, images, flags, own | {"latents": latents})

@@ -12,6 +12,7 @@ from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.pictures.reading import read_pictures
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import draw_noise, encode_pictures, latent_shape
@@ -150,10 +151,11 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
         if latents is not None:
             checks.array("latents", latents, shape, parts.framework)
         controls = beside(plan)
+        planned = check_run(parts, plan, shape, controls)
 
         conditioning = condition(parts, plan)
         clean = encode_pictures(parts, plan, pictures)
-        run = begin(parts, plan, conditioning, clean.shape)
+        run = begin(parts, plan, conditioning, planned)
         if latents is None:
             noise = run.nn.float32(draw_noise(parts, plan, clean.shape))
             start = plan.solver.noised(0, clean, noise)

@@ -19,7 +19,7 @@ from underdraw.pipelines.components.lora_mix import NETWORKS, Mix, read
 from underdraw.pipelines.components.registry import uncompiled
 from underdraw.pipelines.components.textual_inversion import Wordy
 from underdraw.weights.lora.reading import LoraWeights
-from underdraw.weights.lora.scales import LARGEST, Scales, as_scales, weighed
+from underdraw.weights.lora.scales import Scales, as_scales, weighed
 from underdraw.weights.lora.writing import write_layers
 
 LOG = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class Tunable(Adaptable, Wordy):
             InputError, InputTypeError: an argument cannot work, or a name is not attached.
             ControlError: with `safe_fusing`, a merged weight is not finite.
         """
-        factor = checks.number("lora_scale", lora_scale, -LARGEST, LARGEST)
+        factor = checks.factor("lora_scale", lora_scale)
         checks.flag("safe_fusing", safe_fusing)
         for component in checks.sequence("components", components, "names of networks"):
             checks.choice("components", component, NETWORKS)

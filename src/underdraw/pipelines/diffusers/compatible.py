@@ -27,7 +27,6 @@ from underdraw.pipelines.components.offload import enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
 from underdraw.pipelines.diffusers.latents import first_noise
 from underdraw.weights import folders, hub
-from underdraw.weights.lora.scales import LARGEST
 
 FUSED = "xformers: the framework's own fused attention is used already, and nothing changes"
 
@@ -58,7 +57,7 @@ def lora_scale(image: Any, embeds: Any, attention: Any) -> float:
                 f"{name}={checks.shown(value)} is not taken; allowed: None. What acts on attention "
                 "is given as controls=[...]"
             )
-    return checks.number("cross_attention_kwargs['scale']", scale, -LARGEST, LARGEST)
+    return checks.factor("cross_attention_kwargs['scale']", scale)
 
 
 def _is_scale(attention: Mapping[str, Any]) -> bool:

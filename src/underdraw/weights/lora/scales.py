@@ -12,14 +12,12 @@ from underdraw.backends.deltas import Delta, Deltas
 from underdraw.errors import InputError
 from underdraw.schema import Range, Schema
 
-LARGEST = 1e3
-"""Beyond it predictions could only overflow."""
 PARTS = ("text_encoder", "unet")
 PART = re.compile(r"mid|(down|up)\.\d{1,3}(\.\d{1,3})?")
 LEVEL = re.compile(r"(down|up)_blocks\.(\d+)(?:\.(?:attentions|resnets)\.(\d+))?(?:\.|\Z)")
 
 
-Factor = Annotated[float, Range(-LARGEST, LARGEST)]
+Factor = Annotated[float, Range(-checks.LARGEST_FACTOR, checks.LARGEST_FACTOR)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Scales(Schema):
         for part, factor in self.parts.items():
             if not isinstance(part, str) or not PART.fullmatch(part):
                 raise InputError(f"parts has {checks.shown(part)}; allowed: 'mid', 'up.1', ...")
-            checks.number(f"parts[{part!r}]", factor, -LARGEST, LARGEST)
+            checks.factor(f"parts[{part!r}]", factor)
 
     def times(self, factor: float) -> Scales:
         """All of it multiplied."""
@@ -70,22 +68,20 @@ def as_scales(name: str, value: Any) -> Scales:
     if isinstance(value, Scales):
         return value
     if not isinstance(value, Mapping):
-        number = checks.number(name, value, -LARGEST, LARGEST)
+        number = checks.factor(name, value)
         return Scales(number, number)
     _known(name, value, PARTS)
-    text = checks.number(
-        f"{name}['text_encoder']", value.get("text_encoder", 1.0), -LARGEST, LARGEST
-    )
+    text = checks.factor(f"{name}['text_encoder']", value.get("text_encoder", 1.0))
     inside = value.get("unet", 1.0)
     if not isinstance(inside, Mapping):
-        return Scales(checks.number(f"{name}['unet']", inside, -LARGEST, LARGEST), text)
+        return Scales(checks.factor(f"{name}['unet']", inside), text)
     _known(f"{name}['unet']", inside, ("down", "mid", "up"))
     parts: dict[str, float] = {}
     for part, told in inside.items():
         where = f"{name}['unet'][{part!r}]"
         if part == "mid" or not isinstance(told, Mapping):
             # A level that no config has stands for all blocks of the side.
-            parts[part] = checks.number(where, told, -LARGEST, LARGEST)
+            parts[part] = checks.factor(where, told)
             continue
         for block, own in told.items():
             number = re.fullmatch(r"block_(\d{1,3})", block) if isinstance(block, str) else None
@@ -94,9 +90,9 @@ def as_scales(name: str, value: Any) -> Scales:
             place = f"{part}.{int(number[1])}"
             if isinstance(own, list | tuple):
                 for layer, one in enumerate(own):
-                    parts[f"{place}.{layer}"] = checks.number(where, one, -LARGEST, LARGEST)
+                    parts[f"{place}.{layer}"] = checks.factor(where, one)
             else:
-                parts[place] = checks.number(where, own, -LARGEST, LARGEST)
+                parts[place] = checks.factor(where, own)
     return Scales(1.0, text, _spread(parts))
 
 
