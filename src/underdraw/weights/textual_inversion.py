@@ -24,7 +24,11 @@ MOST_WORDS = 4096
 
 
 def read_inversions(
-    source: str | os.PathLike[str] | Checkpoint, width: int, name: str | None = None
+    source: str | os.PathLike[str] | Checkpoint,
+    width: int,
+    name: str | None = None,
+    *,
+    where: str = "state dict",
 ) -> dict[str, np.ndarray]:
     """The words of a file and their vectors, float32 `(vectors, width)`.
 
@@ -32,13 +36,14 @@ def read_inversions(
         source: `.safetensors`, or a pickle (`.pt`, `.bin`), which is read without running code.
         width: of the text encoder's token embeddings.
         name: of a word that the file does not name; None: what the file says, else its own name.
+        where: what errors call a source that is no file.
 
     Raises:
         NotFoundError: there is no such file.
         WeightError: it holds something else, or vectors for another text encoder.
     """
     if isinstance(source, Checkpoint):
-        where, checkpoint, stem = "state dict", source, None
+        checkpoint, stem = source, None
     else:
         where, checkpoint, stem = str(source), open_checkpoint(source), Path(source).stem
     try:

@@ -12,7 +12,7 @@ from underdraw import checks
 from underdraw.arguments import checked
 from underdraw.backends.deltas import together
 from underdraw.controls.lora import KIND
-from underdraw.errors import InputError, InputTypeError
+from underdraw.errors import InputError
 from underdraw.models.merging import merged_into
 from underdraw.pipelines.components.adapters import Adaptable
 from underdraw.pipelines.components.lora_mix import NETWORKS, Mix, read
@@ -28,6 +28,7 @@ LOG = logging.getLogger(__name__)
 class Tunable(Adaptable, Wordy):
     """LoRAs are loaded under names, act in some amount, can be merged and taken out."""
 
+    @checked
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Any] | LoraWeights,
@@ -56,11 +57,6 @@ class Tunable(Adaptable, Wordy):
                 do not fit: it was made for another base.
         """
         told = {"weight_name": weight_name, "subfolder": subfolder or "", **hub}
-        for argument, value in (("weight_name", weight_name), ("subfolder", subfolder)):
-            if value is not None and not isinstance(value, str):
-                raise InputTypeError(f"{argument}={checks.shown(value)} is not a text")
-        if adapter_name is not None and not isinstance(adapter_name, str):
-            raise InputTypeError(f"adapter_name={checks.shown(adapter_name)} is not a text")
         name, weights = read(
             self.parts, pretrained_model_name_or_path_or_dict, name=adapter_name, **told
         )
@@ -72,13 +68,14 @@ class Tunable(Adaptable, Wordy):
         self.parts.attached.attach(self.parts, KIND, name, weights)
         self.parts.mix = replace(self.parts.mix, active={name: Scales()})
 
+    @checked
     def unload_lora_weights(self, reset_to_overwritten_params: bool = False) -> None:
         """Detach all LoRAs, merged ones included: calls give the bits from before."""
-        checks.flag("reset_to_overwritten_params", reset_to_overwritten_params)
         self.unfuse_lora()
         self.parts.mix = Mix()
         self.parts.attached.detach(self.parts, KIND, None)
 
+    @checked
     def set_adapters(
         self,
         adapter_names: str | Sequence[str],
@@ -96,15 +93,7 @@ class Tunable(Adaptable, Wordy):
         Raises:
             InputError, InputTypeError: a name is not attached, or a weight is no number.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        there = self.parts.attached.of(self.parts, KIND)
-        for name in names:
-            if not checks.is_one_of(name, tuple(there)):
-                listed = ", ".join(map(repr, there)) or "none"
-                raise InputError(
-                    f"adapter_names has {checks.shown(name)}, which is not attached; attached: "
-                    f"{listed}"
-                )
+        names = self._attached(adapter_names)
         if len(set(names)) < len(names):
             raise InputError(f"adapter_names={names} has a name twice")
         given = adapter_weights
@@ -141,17 +130,15 @@ class Tunable(Adaptable, Wordy):
         """Let none act until `enable_lora`; those that are merged stay merged."""
         self.parts.mix = replace(self.parts.mix, enabled=False)
 
+    @checked
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Detach LoRAs by name.
 
         Raises:
             InputError: one of them is not attached, or merged.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        there = self.parts.attached.of(self.parts, KIND)
+        names = self._attached(adapter_names)
         for name in names:
-            if not checks.is_one_of(name, tuple(there)):
-                raise InputError(f"adapter_names has {checks.shown(name)}, which is not attached")
             self._require_not_merged(name)
         for name in names:
             self.parts.attached.detach(self.parts, KIND, name)
@@ -159,11 +146,13 @@ class Tunable(Adaptable, Wordy):
         active = {name: scales for name, scales in mix.active.items() if name not in names}
         self.parts.mix = replace(mix, active=active)
 
+    @checked
     def set_lora_device(self, adapter_names: Sequence[str], device: Any) -> None:
         """Nothing: LoRAs are brought to where a call computes, and stay small beside it."""
-        checks.device("device", device)
+        self._attached(adapter_names)
 
     # -- merging ----------------------------------------------------------------------------------
+    @checked
     def fuse_lora(
         self,
         components: Sequence[str] = NETWORKS,
@@ -186,7 +175,6 @@ class Tunable(Adaptable, Wordy):
             ControlError: with `safe_fusing`, a merged weight is not finite.
         """
         factor = checks.factor("lora_scale", lora_scale)
-        checks.flag("safe_fusing", safe_fusing)
         for component in checks.sequence("components", components, "names of networks"):
             checks.choice("components", component, NETWORKS)
         there = self.parts.attached.of(self.parts, KIND)
@@ -194,11 +182,11 @@ class Tunable(Adaptable, Wordy):
         if adapter_names is None:
             chosen = mix.acting(there)
         else:
-            for name in checks.sequence("adapter_names", adapter_names, "names of LoRAs"):
-                if not checks.is_one_of(name, tuple(there)):
-                    raise InputError(f"adapter_names has {checks.shown(name)}, not attached")
+            chosen = {
+                name: mix.active.get(name, Scales()) for name in self._attached(adapter_names)
+            }
+            for name in chosen:
                 self._require_not_merged(name)
-            chosen = {name: mix.active.get(name, Scales()) for name in adapter_names}
         if not chosen:
             return
         fused = dict(mix.fused)
@@ -221,6 +209,7 @@ class Tunable(Adaptable, Wordy):
             self.parts.named[component] = made
         self.parts.mix = replace(mix, fused=fused, merged=mix.merged | set(chosen))
 
+    @checked
     def unfuse_lora(self, components: Sequence[str] = NETWORKS) -> None:
         """Bring the networks back as they were before `fuse_lora`, to the bit."""
         for component in checks.sequence("components", components, "names of networks"):
@@ -288,6 +277,19 @@ class Tunable(Adaptable, Wordy):
             },
             weight_name,
         )
+
+    def _attached(self, names: Any) -> list[str]:
+        """One name or several, all of them attached."""
+        there = self.parts.attached.of(self.parts, KIND)
+        listed = [names] if isinstance(names, str) else names
+        for name in (found := checks.sequence("adapter_names", listed, "names of LoRAs")):
+            if not checks.is_one_of(name, tuple(there)):
+                known = ", ".join(map(repr, there)) or "none"
+                raise InputError(
+                    f"adapter_names has {checks.shown(name)}, which is not attached; attached: "
+                    f"{known}"
+                )
+        return found
 
     def _require_not_merged(self, name: str) -> None:
         if name in self.parts.mix.merged:

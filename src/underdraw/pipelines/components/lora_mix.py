@@ -95,6 +95,7 @@ def read(
     where = places(unet.config, None if texts is None else uncompiled(texts).config)
     if isinstance(source, Mapping):
         return name, read_lora(as_checkpoint(source), where, make)
+    checks.path("pretrained_model_name_or_path_or_dict", source)
     access = drop_neutral("load_lora_weights", hub, NEUTRAL)
     path = find_in(source, FILES, weight_name, subfolder, **access)
     return name, read_lora(path, where, make)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.keywords import drop_neutral
 from underdraw.pipelines.components.lora_mix import NEUTRAL
@@ -17,6 +18,7 @@ from underdraw.weights.locate import find_in
 from underdraw.weights.lora.reading import as_checkpoint
 from underdraw.weights.textual_inversion import read_inversions
 
+ARGUMENT = "pretrained_model_name_or_path"
 FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
 """Names that the file of a folder has where nobody says."""
 
@@ -27,6 +29,7 @@ class Wordy:
     parts: Any
     """`Components`"""
 
+    @checked
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
@@ -79,6 +82,7 @@ class Wordy:
                 found[name] = vectors
         parts.learned = MappingProxyType({**parts.learned, **found})
 
+    @checked
     def unload_textual_inversion(
         self,
         tokens: str | Sequence[str] | None = None,
@@ -91,20 +95,32 @@ class Wordy:
             InputError: one of them is not there.
         """
         there = self.parts.learned
+        self._require_own(tokenizer=tokenizer, text_encoder=text_encoder)
         if tokens is None:
             self.parts.learned = MappingProxyType({})
             return
-        gone = [tokens] if isinstance(tokens, str) else list(tokens)
-        for word in gone:
+        gone = [tokens] if isinstance(tokens, str) else tokens
+        for word in checks.sequence("tokens", gone, "learned words"):
             if not checks.is_one_of(word, tuple(there)):
-                listed = ", ".join(map(repr, there)) or "none"
+                listed = ", ".join(f"{name!r:.60}" for name in list(there)[:9]) or "none"
                 raise InputError(f"tokens has {checks.shown(word)}; learned words: {listed}")
         kept = {word: vectors for word, vectors in there.items() if word not in gone}
         self.parts.learned = MappingProxyType(kept)
 
+    @checked
     def maybe_convert_prompt(self, prompt: Any, tokenizer: Any = None) -> Any:
         """The prompt as it is: a word of several vectors is written once here."""
+        checks.texts("prompt", prompt)
+        self._require_own(tokenizer=tokenizer)
         return prompt
+
+    def _require_own(self, **given: Any) -> None:
+        """Arguments of diffusers that name the pipeline's own parts, or nothing."""
+        for name, value in given.items():
+            if value is not None and value is not self.parts.named.get(name):
+                raise InputError(
+                    f"{name}={checks.shown(value)} is not the pipeline's; allowed: None, or its own"
+                )
 
     def _require_new(self, word: str, also: Mapping[str, Any]) -> None:
         known = {other.lower() for other in (*self.parts.learned, *also)}
@@ -120,10 +136,12 @@ def _read(
     hub: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     width = uncompiled(components.text_encoder).config.hidden_size
-    if isinstance(source, Mapping):
-        return read_inversions(as_checkpoint(_flat(source)), width, word)
-    if hasattr(source, "shape"):
-        return read_inversions(as_checkpoint({"": source}), width, word)
+    if isinstance(source, Mapping) or (hasattr(source, "shape") and hasattr(source, "dtype")):
+        held = as_checkpoint(
+            _flat(source) if isinstance(source, Mapping) else {"": source}, ARGUMENT
+        )
+        return read_inversions(held, width, word, where=ARGUMENT)
+    checks.path(ARGUMENT, source)
     where = {**access, **drop_neutral("load_textual_inversion", hub, NEUTRAL)}
     return read_inversions(find_in(source, FILES, **where), width, word)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.backends.deltas import Delta, Deltas, naming
 from underdraw.errors import ControlError, InputError, UnderdrawError, WeightError
 from underdraw.formats.json_text import parse
@@ -24,6 +24,7 @@ from underdraw.weights.lora.places import Place, Places, what_else
 from underdraw.weights.lora.spellings import BUNDLED, spelt
 from underdraw.weights.quantised import as_floats
 
+ARGUMENT = "pretrained_model_name_or_path_or_dict"
 LOG = logging.getLogger(__name__)
 METADATA = "lora_adapter_metadata"
 """Where diffusers writes PEFT's settings into a file."""
@@ -175,8 +176,9 @@ class _Alphas:
         return float(alpha) * (rank**0.5 if own.get("use_rslora") is True else 1.0)
 
 
-def as_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
-    """A state dict, of numpy's arrays or any framework's, as an opened file.
+def as_checkpoint(tensors: Mapping[str, Any], argument: str = ARGUMENT) -> Checkpoint:
+    """A state dict, of numpy's arrays or any framework's, as an opened file; `argument` is what
+    callers name it, for errors.
 
     Raises:
         InputError: it holds something else.
@@ -184,12 +186,12 @@ def as_checkpoint(tensors: Mapping[str, Any]) -> Checkpoint:
     made = {}
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
-            raise InputError(f"state dict: {name!r} is no tensor by name")
+            raise InputError(f"{argument}: {checks.shown(name)} is no tensor by name")
         if isinstance(value, StoredTensor):
             made[name] = value
         elif isinstance(value, np.ndarray):
             made[name] = stored(value)
         else:
-            dtype, array = backends.of(value, name).to_bits(value)
+            dtype, array = backends.of(value, f"{argument}: {name!r:.80}").to_bits(value)
             made[name] = stored(array, dtype)
     return Checkpoint(made, {})

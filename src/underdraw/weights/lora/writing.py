@@ -66,6 +66,12 @@ def write_layers(
         InputError, InputTypeError: there are no layers, or something is no tensor.
     """
     named: dict[str, StoredTensor] = {}
+    for kind, given in (("layers", layers), ("adapter_metadata", settings)):
+        for component, one in given.items():
+            if one is not None and not isinstance(one, Mapping):
+                raise InputTypeError(
+                    f"{component}_lora_{kind}={checks.shown(one)} is no mapping by name"
+                )
     for component, tensors in layers.items():
         for name, value in (tensors or {}).items():
             if not isinstance(name, str) or not hasattr(value, "shape"):
