@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from underdraw import checks
@@ -28,14 +28,13 @@ class Scales(Schema):
 
     unet: Factor = 1.0
     text_encoder: Factor = 1.0
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: tuple[tuple[str, Factor], ...] = ()
     """By "mid", "down.1" (a block) or "up.0.2" (a layer of a block); what is not there has 1."""
 
     def check(self) -> None:
-        for part, factor in self.parts.items():
-            if not isinstance(part, str) or not PART.fullmatch(part):
+        for part, _ in self.parts:
+            if not PART.fullmatch(part):
                 raise InputError(f"parts has {checks.shown(part)}; allowed: 'mid', 'up.1', ...")
-            checks.factor(f"parts[{part!r}]", factor)
 
     def times(self, factor: float) -> Scales:
         """All of it multiplied."""
@@ -47,13 +46,14 @@ class Scales(Schema):
             return self.text_encoder
         if not self.parts:
             return self.unet
+        parts = dict(self.parts)
         if path.startswith("mid_block."):
-            return self.unet * self.parts.get("mid", 1.0)
+            return self.unet * parts.get("mid", 1.0)
         found = LEVEL.match(path)
         if found is None:
             return self.unet
         block = f"{found[1]}.{found[2]}"
-        own = self.parts.get(f"{block}.{found[3]}", self.parts.get(block, 1.0))
+        own = parts.get(f"{block}.{found[3]}", parts.get(block, 1.0))
         return self.unet * own
 
 
@@ -93,7 +93,7 @@ def as_scales(name: str, value: Any) -> Scales:
                     parts[f"{place}.{layer}"] = checks.factor(where, one)
             else:
                 parts[place] = checks.factor(where, own)
-    return Scales(1.0, text, _spread(parts))
+    return Scales(1.0, text, tuple(_spread(parts).items()))
 
 
 def _spread(parts: Mapping[str, float]) -> dict[str, float]:
