@@ -11,6 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ import torch
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
 from pipelines.blip import recorded as blip
+from pipelines.loras import lora
 from pipelines.test_from_single_file import write as write_single_file
+from safetensors.torch import save_file
 from weights import test_structure_files as structure
 
 import underdraw
@@ -27,6 +30,8 @@ from underdraw import models
 from underdraw.pipelines.base import DiffusionPipeline
 from underdraw.weights import save
 
+NUMBERS = count()
+"""Of words, which a pipeline learns once."""
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
 LATENTS = torch.ones(1, 4, 8, 8)
 PIXELS = torch.zeros(1, 3, 32, 32)
@@ -122,6 +127,8 @@ def shelf() -> Path:
         getattr(grounded(), part).save_pretrained(place / part)
     checker().save_pretrained(place / "safety_checker")
     torch.save(torch.ones(16, 16), place / "matrix")
+    save_file(lora(tiny.pipeline()), place / "lora.safetensors")
+    save_file({"<toy>": torch.ones(2, tiny.WIDTH)}, place / "word.safetensors")
     for name in ("Blip2QFormerModel", "BlipImageProcessor", "ControlNetModel", "T2IAdapter"):
         OBJECTS[name]().save_pretrained(place / name)
     for name in ("MultiAdapter", "MultiControlNetModel"):
@@ -215,6 +222,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
 # -- arguments -----------------------------------------------------------------------------------
 NUMPY = np.zeros((1, 8, 8, 3), np.float32)
 SAMPLES: dict[str, Callable[[], Any]] = {
+    "adapter_names": list,
     "base": lambda: str(shelf() / "folder"),
     "batch_size": lambda: 1,
     "boxes": lambda: gligen.BOXES,
@@ -272,10 +280,12 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "pixel_values": lambda: PIXELS,
     "output_type": lambda: "latent",
     "processor": dict,
+    "prompt": lambda: "a sphere",
     "raw": dict,
     "repeat_batch": lambda: 1,
     "repo_id": lambda: "owner/name",
     "sample": lambda: LATENTS,
+    "save_directory": lambda: "made",
     "size": lambda: (8, 8),
     "source": lambda: "nowhere",
     "slice_size": lambda: None,
@@ -362,6 +372,15 @@ WORKS: dict[str, Callable[[str], dict[str, Any]]] = {
     **{f"DDIMScheduler.{name}": read_from("folder") for name in ("from_pretrained", "load_config")},
     "load_adapter": lambda _: {"kind": "grounding", "source": str(shelf() / "grounding")},
     "load_grounding": lambda _: {"source": str(shelf() / "grounding")},
+    "load_lora_weights": lambda _: {
+        "pretrained_model_name_or_path_or_dict": str(shelf() / "lora.safetensors"),
+        "adapter_name": "clay",
+    },
+    "load_textual_inversion": lambda _: {
+        "pretrained_model_name_or_path": str(shelf() / "word.safetensors"),
+        "token": f"word{next(NUMBERS)}",
+    },
+    "save_lora_weights": lambda _: {"unet_lora_layers": {"a": torch.ones(1)}},
     "from_matrix_file": lambda _: {"path": str(shelf() / "matrix")},
     "from_single_file": file_of,
     "DiffusionPipeline.from_single_file": lambda owner: {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from underdraw.backends.contract import Array, Operations
+from underdraw.backends.deltas import Deltas
 from underdraw.controls.planned import Planned
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question
@@ -47,6 +48,9 @@ class Run:
     """`solvers.solver.Solver`: `solver.noised(index, clean, noise)` are latents as they are at a
     call, of index `calls` those after the last one."""
     conditioning: Conditioning
+    leaves: Deltas = field(default_factory=dict)
+    """Differences that lie over the UNet in all calls of the run, by the paths of its layers: the
+    pipeline's active LoRAs."""
     guidance: Any = 1.0
     """A number, or an array `(images, 1, 1, 1)`. Guidance is on as long as it exceeds 1 and there
     is an unconditional half."""

@@ -233,12 +233,13 @@ class Model(Pushable):
         return cls.from_tensors(raw, tensors, dtype=first.dtype, device=first.device)
 
     @classmethod
-    def sharing(cls, config: Config, *owners: Model) -> Self:
+    def sharing(cls, config: Config, *owners: Any) -> Self:
         """A model of this config on layers of others, which are shared: no number is copied.
 
-        Each layer is that of the first of `owners` that has one at its path.
+        Each layer is that of the first of `owners` that has one at its path; the last of them is a
+        model, those before may be trees of some layers.
         """
-        framework = owners[0]._framework
+        framework = owners[-1]._framework
         parts = {path: _first(owners, path) for path in cls.layout(config).leaves}
         model: Any = object.__new__(_bind(cls, framework.operations.name))
         super(Model, model).__init__()
@@ -396,7 +397,7 @@ def _version(config: Mapping[str, Any]) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def _first(owners: Sequence[Model], path: str) -> Any:
+def _first(owners: Sequence[Any], path: str) -> Any:
     for owner in owners[:-1]:
         with suppress(AttributeError):
             return at(owner, path)

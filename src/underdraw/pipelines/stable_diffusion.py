@@ -100,7 +100,9 @@ class StableDiffusionPipeline(LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -123,6 +125,7 @@ class StableDiffusionPipeline(LatentPipeline):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
+            lora_scale=lora_scale,
         )
         own = {"height": height, "width": width, "latents": latents}
         return (yield from self._from_noise(request, own))

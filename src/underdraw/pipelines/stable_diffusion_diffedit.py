@@ -160,7 +160,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         checks.choice("output_type", output_type, masks.OUTPUT_TYPES)
         how = Masking(
             num_maps_per_mask,
@@ -179,6 +179,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             pictures=pictures.shape[0],
             num_inference_steps=num_inference_steps,
             strength=how.noise,
+            lora_scale=lora_scale,
         )
         source = Request(
             source_prompt,
@@ -186,6 +187,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             source_prompt_embeds,
             source_negative_prompt_embeds,
             pictures=pictures.shape[0],
+            lora_scale=lora_scale,
         )
         found = find_mask(self.parts, pictures, target, source, how, self.progress_bar)
         framework = self.parts.framework
@@ -248,7 +250,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         part = checks.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
         shown = checks.flag("decode_latents", decode_latents)
         whiten = Whitening(lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls)
@@ -274,6 +276,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             pictures=pictures.shape[0],
             strength=part if mirrored else 1.0,
             scheduler=self.inverse_scheduler,
+            lora_scale=lora_scale,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         solver = upwards(parts, plan.solver, num_inference_steps, part)
@@ -349,7 +352,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
 
         The others are those of `StableDiffusionPipeline`, which tells what is raised.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         if mask_image is None:
             raise InputError("mask_image=None; draw one, or make it with generate_mask")
         if image_latents is None:
@@ -376,6 +379,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=part,
+            lora_scale=lora_scale,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         prompts = plan.count // num_images_per_prompt

@@ -77,7 +77,9 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -101,6 +103,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
+            lora_scale=lora_scale,
         )
         return (yield from self._from_picture(request, {"image": image, "strength": strength}))
 

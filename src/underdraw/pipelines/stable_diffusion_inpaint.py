@@ -130,7 +130,9 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -154,6 +156,7 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
+            lora_scale=lora_scale,
         )
         painting = Painting(
             image,

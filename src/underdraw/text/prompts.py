@@ -16,9 +16,11 @@ import numpy as np
 
 from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
+from underdraw.backends.deltas import Deltas
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import clip
 from underdraw.networks.program import Ask, directly
+from underdraw.text.learned import Learned
 from underdraw.text.tokens import KNOWN_LENGTH
 from underdraw.text.weighting import apply_weights, parse_weights
 from underdraw.text.words import Words, checked
@@ -62,6 +64,8 @@ def encode(
     components: Any = None,
     cut: bool = False,
     beside: int | None = None,
+    leaves: Deltas = NO_DELTAS,
+    learned: Learned | None = None,
 ) -> Encoded:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
@@ -79,6 +83,8 @@ def encode(
         components: of the pipeline, for these controls.
         cut: keep the first window of each prompt; negative prompts stay whole.
         beside: tokens of a context that is known, and that these stand beside.
+        leaves: differences to layers of the text encoder, for all texts alike (LoRA).
+        learned: words beside the tokenizer's, which is then a `LearnedTokenizer`.
 
     Raises:
         InputError: texts, tokenizer, text encoder and that context do not go together; nothing has
@@ -102,12 +108,17 @@ def encode(
         return framework.array(values.reshape(-1, values.shape[-1]), device=device)
 
     with framework.no_grad():
-        flat, embeddings, leaves = rows(ids), None, NO_DELTAS
-        if controls:
+        flat, embeddings = rows(np.maximum(ids, 0)), None
+        if controls or learned is not None:
             embeddings = ask(clip.EMBED_TOKENS, text_encoder, flat)
+        if learned is not None:
+            places = ids.reshape(-1, ids.shape[-1])
+            embeddings = learned.put_in(nn, framework, places, embeddings)
+        if controls:
             texts = (*prompts, *negatives)
             words = Words(
-                texts, count, ids, weights, embeddings, tokenizer, text_encoder, components
+                *(texts, count, ids, weights, embeddings, tokenizer, text_encoder, components),
+                leaves=leaves,
             )
             for control in controls:
                 words = checked(control, control.words(nn, words), words)

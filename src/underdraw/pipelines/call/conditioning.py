@@ -14,7 +14,9 @@ from underdraw.pipelines.call.latents import repeated
 from underdraw.pipelines.call.plan import Plan, Prompts
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import standing
 from underdraw.text.known import warn_of_unknown
+from underdraw.text.learned import Learned
 from underdraw.text.prompts import Encoded, check_lengths, encode
 
 
@@ -98,6 +100,8 @@ def _encoded(
             components,
             request.cut,
             beside,
+            standing(components, "text_encoder", request.lora_scale),
+            Learned(components.learned) if components.learned else None,
         )
 
 

@@ -18,6 +18,7 @@ from underdraw.pipelines.call.conditioning import again
 from underdraw.pipelines.call.latents import draw_noise
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import standing
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import Step, sample
 
@@ -39,6 +40,7 @@ def begin(
         components.unet,
         plan.solver,
         conditioning,
+        standing(components, "unet", plan.request.lora_scale),
         guidance=plan.guidance,
         rescale=float(plan.request.guidance_rescale),
         prompts=plan.prompts,
