@@ -75,8 +75,10 @@ def cases(content, further=(), each=16):
 
 
 def test_records(picture):
-    newer = [(place, record, value) for place, record, value in cases({**RECORD, **NEWER}) if place]
-    newer = [case for case in newer if case[0][0] in NEWER]
+    newer = [
+        (place, {**RECORD, **changed}, value) for place, changed, value in cases(NEWER) if place
+    ]
+    assert {place[0] for place, _, _ in newer} == set(NEWER)
     for place, record, value in (*cases(RECORD, FURTHER), *newer):
         path = picture(record)
         wrong = outcome(partial(again.recorded, path, (), True), str(path))

@@ -29,15 +29,19 @@ def check_width(found: int, width: int) -> None:
 
 
 def check_phrases(
-    components: Any, phrases: Sequence[str], subjects: Sequence[Subject | None], width: int
+    components: Any,
+    phrases: Sequence[str],
+    subjects: Sequence[Subject | None] = (),
+    width: int | None = None,
 ) -> None:
-    """Raise an InputError where the pipeline has no text encoder, its features have another width,
-    or a phrase is longer than its window."""
+    """Raise an InputError where the pipeline has no text encoder, its features have another width
+    than grounding weights take, or a phrase is longer than its window."""
     lacking = [name for name in ("text_encoder", "tokenizer") if getattr(components, name) is None]
     if lacking:
         raise InputError(f"{' and '.join(lacking)}=None; the phrases of boxes are encoded by them")
     encoder, tokenizer = components.text_encoder, components.tokenizer
-    check_width(encoder.config.hidden_size, width)
+    if width is not None:
+        check_width(encoder.config.hidden_size, width)
     most = _window(components)
     for phrase in phrases:
         count = len(tokenizer([phrase]).input_ids[0])
@@ -111,7 +115,7 @@ def _with_subjects(components: Any, phrases: Sequence[str], acting: list[Subject
         ).pooled
 
 
-def check_sight(components: Any, width: int) -> None:
+def check_sight(components: Any, width: int | None = None) -> None:
     """Raise an InputError where the pipeline lacks what makes features of pictures in boxes, or
     these have another width than grounding weights take."""
     sight = components.sight
@@ -128,7 +132,8 @@ def check_sight(components: Any, width: int) -> None:
             raise InputError(
                 f"image_encoder: features of width {made}; image_project takes {taken}"
             )
-        check_width(taken, width)
+        if width is not None:
+            check_width(taken, width)
 
 
 def image_features(components: Any, pictures: Sequence[Any]) -> Array:
