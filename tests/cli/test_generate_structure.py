@@ -197,7 +197,7 @@ def test_edges_follow_the_picture_that_a_call_begins_with(run, family, photo, tm
         (("--edges", "nowhere.png"), "--edges: there is no picture"),
         (("--depth", "nowhere.png"), "--depth: there is no picture"),
         (("--edges", "NET"), "."),
-        (("--edges", "TEXT"), "is no picture|cannot"),
+        (("--edges", "TEXT"), "is not a picture"),
         (("--edges", "EDGES"), "--edges needs a net of the model's own, and .* has none for edges"),
         (("--depth", "EDGES"), "name one with --structure NET MAP SCALE"),
     ],

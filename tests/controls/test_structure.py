@@ -546,7 +546,8 @@ def test_nets_of_a_folder_are_known_by_their_folders(pipe, tmp_path):
         own.load_structure(nets["edges"], name=name)
         assert torch.equal(run(own, controls=[Structure(None, maps())]), wanted["edges"])
         own.unload_structure(name)
-    assert torch.equal(run(copy.deepcopy(own), controls=[Structure(None, maps())]), wanted["edges"])
+    assert torch.equal(run(own, controls=[Structure(None, maps())]), wanted["edges"])
+    assert copy.deepcopy(own.parts.attached).own == {"structure": frozenset({"edges"})}
 
 
 def test_two_threads_share_a_net(pipe, net):
