@@ -14,6 +14,7 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Run
 from underdraw.controls.strength import Strength
+from underdraw.controls.subject_overlay import LaidOver, laid_over, text_leaves
 from underdraw.controls.subject_tokens import embed, end_of, insert, need, place
 from underdraw.errors import InputError
 from underdraw.networks.sites import NO_SITES, Sites
@@ -67,7 +68,7 @@ class Subjects(Control):
         return total
 
     def words(self, nn: Operations, words: Words) -> Words:
-        """The tokens of each subject, before its words."""
+        """The tokens of each subject, before its words, and what it lays over the text encoder."""
         self._check_prompts(words)
         made = self.made or self._embedded(words.components)
         rows: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -76,7 +77,8 @@ class Subjects(Control):
         for (text, window), found in rows.items():
             for at, number in sorted(found, reverse=True):
                 words = insert(nn, words, text, window, at, made[number], number * APART)
-        return words
+        leaves = text_leaves(words, self.parts, self.acting, rows)
+        return replace(words, leaves=leaves) if leaves else words
 
     def _embedded(self, components: Any) -> tuple[Array, ...]:
         return embed(components, self.parts)
@@ -128,36 +130,48 @@ class Subjects(Control):
 
     # -- over the run ------------------------------------------------------------------------------
     def prepare(self, run: Run) -> _Contexts | None:
-        """The contexts without some of the subjects, where one of them is not always there."""
+        """The contexts without some of the subjects, where one of them is not always there, and
+        what their weights lay over the UNet."""
         if run.conditioning.ids is None or run.encode is None:
             raise InputError(
                 "Subject: the prompts were given as embeddings; it acts on texts alone. Encode "
                 "them with it, or give prompt="
             )
-        if all(part.strength == ALWAYS for part in self.parts):
-            return None
+        laid = laid_over(run, self.parts)
         strengths: Any = [part.strength for part in self.parts]
-        return _Contexts(run, self, strengths)
+        if laid is None and all(strength == ALWAYS for strength in strengths):
+            return None
+        return _Contexts(run, self, strengths, laid)
 
     def before_call(
         self, nn: Operations, carry: Any, latents: Array, call: Call
     ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; another context where a subject does not act in full."""
+        """Latents as they are; another context where a subject does not act in full, and the
+        differences of those that act."""
         if carry is None:
             return latents, NO_SITES, carry
         hook = carry.at(call, latents.shape[0])
-        return latents, NO_SITES if hook is None else Sites(context=(hook,)), carry
+        leaves = {} if carry.laid is None else carry.laid.at(call)
+        if hook is None and not leaves:
+            return latents, NO_SITES, carry
+        return latents, Sites(context=() if hook is None else (hook,), leaves=leaves), carry
 
 
 class _Contexts:
     """The contexts of a run with some of its subjects, made when they are first needed, and what
     of them each call sees."""
 
-    def __init__(self, run: Run, whole: Subjects, strengths: Sequence[Strength]) -> None:
-        count = len(whole.parts)
-        known = replace(whole, made=whole._embedded(run.components))
-        everything = tuple(range(count))
-        self.strengths = strengths
+    def __init__(
+        self,
+        run: Run,
+        whole: Subjects,
+        strengths: Sequence[Strength],
+        laid: LaidOver | None = None,
+    ) -> None:
+        everything = tuple(range(len(whole.parts)))
+        self.strengths, self.laid = strengths, laid
+        always = all(strength == ALWAYS for strength in strengths)
+        known = whole if always else replace(whole, made=whole._embedded(run.components))
         self.by_set = {everything: run.conditioning.context}
         # All that will be asked for is made now: then text encoder and UNet need not take turns.
         for index in range(run.calls):

@@ -3,8 +3,10 @@
 `train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
 "decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
-which trains the layers for boxes beside the denoiser and the image tower. A recipe with a `start`
-goes on from a family that is there already, and needs no stage whose networks that has.
+which trains the layers for boxes beside the denoiser and the image tower; "subjects", which renders
+and encodes things with textures of their own, "alignment" and "subject", which train the subject
+encoder on them. A recipe with a `start` goes on from a family that is there already, and needs no
+stage whose networks that has.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from underdraw.formats.arrays import read_array
 from underdraw.formats.json_text import read_object
 from underdraw.models import (
     AutoencoderKL,
+    Blip2QFormerModel,
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPVisionModelWithProjection,
@@ -32,6 +35,7 @@ from underdraw.models import (
     UNet2DConditionModel,
 )
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from underdraw.scenes import words
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.training import checkpoints
 from underdraw.training.autoencoder import (
@@ -42,9 +46,13 @@ from underdraw.training.autoencoder import (
 )
 from underdraw.training.clip import MEAN, STD, ContrastiveConfig, ContrastiveTask
 from underdraw.training.data import TRUTH, RenderedScenes, render_cache
+from underdraw.training.differences import Differences
 from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
 from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, shorter, train
+from underdraw.training.subject_encoder import AlignmentTask, EncoderConfig, new_encoder
+from underdraw.training.subject_scenes import TRUTH as SUBJECT_TRUTH, SubjectScenes, render_subjects
+from underdraw.training.subjects import SubjectTask, SubjectTrainingConfig
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
@@ -53,6 +61,7 @@ from underdraw.weights.atomic import writing_folder
 from underdraw.weights.save import write_json
 
 LATENTS, FACTS = "latents.npy", "latents.json"
+SUBJECT_LATENTS = "subject_latents.npy"
 
 PROMPTS = (
     "a red sphere left of a blue cube",
@@ -110,6 +119,7 @@ class ScenesRecipe:
     start: str | None = None
     scenes: int = 57344
     views: int = 8192
+    subjects: int = 5184
     seed: int = 20261121
     vae: VAEConfig = VAE
     text: CLIPTextConfig = TEXT
@@ -126,6 +136,8 @@ class ScenesRecipe:
             early=2.0, attention=2.0, truth=0.1, views=0.5, counted=0.15
         )
     )
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    subject: SubjectTrainingConfig = field(default_factory=lambda: SubjectTrainingConfig(truth=0.1))
     clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.3, views=0.5))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
@@ -141,6 +153,10 @@ class ScenesRecipe:
             "grounding": TrainingConfig(
                 3000, 16, learning_rate=1.5e-3, warmup=60, decay=0.6, ema=0.995
             ),
+            "alignment": TrainingConfig(
+                1500, 32, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98
+            ),
+            "subject": TrainingConfig(3000, 16, learning_rate=1e-3, warmup=30, decay=0.6, ema=0.99),
         }
     )
 
@@ -161,11 +177,14 @@ class ScenesRecipe:
             "denoiser": {"batch": 512, "learning_rate": 1e-3, "decay": 0.5},
             "clip": {"batch": 512, "ema": 0.999},
             "grounding": {"batch": 256, "warmup": 200, "ema": 0.998},
+            "alignment": {"batch": 512, "ema": 0.999},
+            "subject": {"batch": 256, "warmup": 200, "ema": 0.998},
         }
         return replace(
             self,
             scenes=2 * self.scenes,
             views=3 * self.views,
+            subjects=8 * self.subjects,
             autoencoder=replace(self.autoencoder, crop=None, local=1.0),
             runs={name: replace(self.runs[name], **ahead, **own) for name, own in larger.items()},
         )
@@ -285,6 +304,21 @@ class Workshop:
         part = self._started(Grounding, "grounding", optional=True)
         part = part or new_part(self.unet(), "text-image")
         return self._fill(part, "grounding", "grounding") if trained else part
+
+    @property
+    def subjects(self) -> SubjectScenes:
+        """Things with textures of their own, which the stage "subjects" renders."""
+        return SubjectScenes(self.folder / "subjects")
+
+    def subject_encoder(self, family: dict[str, Any], stage: str = "subject") -> Any:
+        """The subject encoder as far as it is trained when `stage` ends: "" for not at all,
+        "alignment", or "subject", where that has begun."""
+        made = self._started(Blip2QFormerModel, "qformer", optional=True)
+        started = made is not None
+        made = made or new_encoder(family, words(), self.recipe.encoder, self.recipe.seed)
+        if stage:
+            self._fill(made, "alignment", "qformer", optional=started)
+        return self._fill(made, "subject", "qformer", optional=True) if stage == "subject" else made
 
     def heads(self) -> TruthHeads | None:
         """What told the denoiser where things are, if anything did."""
@@ -459,6 +493,36 @@ def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
     _train(shop, "grounding", task, minutes, where)
 
 
+def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
+    recipe, bar = shop.recipe, where["progress"]
+    how = {"seed": recipe.seed + 6, "workers": os.cpu_count() or 1, "progress": bar}
+    render_subjects(shop.folder / "subjects", recipe.subjects, **how)
+    vae = shop.vae().to(where["device"]).eval()
+    batch = 32 if vae.device.type == "cpu" else 512
+    encode_all(vae, shop.subjects, shop.folder / SUBJECT_LATENTS, batch, progress=bar)
+
+
+def _alignment(shop: Workshop, minutes: float | None, where: dict) -> None:
+    family = _on(where["device"], shop.family())
+    task = AlignmentTask(shop.subject_encoder(family, ""), family, shop.subjects)
+    _train(shop, "alignment", task, minutes, where)
+
+
+def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
+    latents = read_array(shop._needs("subjects", SUBJECT_LATENTS))
+    family = _on(where["device"], shop.family())
+    family["unet"].to(memory_format=torch.channels_last)  # a tenth faster on CPUs
+    task = SubjectTask(
+        shop.subject_encoder(family, "alignment"),
+        family,
+        shop.subjects,
+        shop.recipe.subject,
+        latents,
+        kinds=SUBJECT_TRUTH,
+    )
+    _train(shop, "subject", task, minutes, where)
+
+
 def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
     with writing_folder(shop.folder / "export") as place:
         save_family(shop.family(), shop.recipe.denoiser.objective, place)
@@ -475,5 +539,8 @@ STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {
     "decoder": _decoder,
     "clip": _clip,
     "grounding": _grounding,
+    "subjects": _subjects,
+    "alignment": _alignment,
+    "subject": _subject,
     "export": _export,
 }
