@@ -107,7 +107,7 @@ class Blip2QFormerModel(Model):
         return made
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write config, weights, the vocabulary and the overlay; `options` are as for other models."""
+        """Write config, weights, vocabulary and overlay; `options` are as for other models."""
         super().save_pretrained(folder, **options)
         if self.tokenizer is not None and options.get("is_main_process", True):
             self.tokenizer.save_pretrained(folder)

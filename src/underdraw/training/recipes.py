@@ -46,7 +46,6 @@ from underdraw.training.autoencoder import (
 )
 from underdraw.training.clip import MEAN, STD, ContrastiveConfig, ContrastiveTask
 from underdraw.training.data import TRUTH, RenderedScenes, render_cache
-from underdraw.training.differences import Differences
 from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
 from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, shorter, train

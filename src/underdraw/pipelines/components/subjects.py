@@ -63,11 +63,10 @@ def _read(
         return OWN, own  # which was read as a component
     if isinstance(source, TunedSubject):
         return name, check_fit(components, source)
-    if is_file := not isinstance(source, Blip2QFormerModel) and opening.is_regular(
-        checks.path("source", source)
-    ):
-        if is_tuned(source):
-            return name, check_fit(components, TunedSubject.from_file(source))
+    made = isinstance(source, Blip2QFormerModel)
+    is_file = not made and opening.is_regular(checks.path("source", source))
+    if is_file and is_tuned(source):
+        return name, check_fit(components, TunedSubject.from_file(source))
     unet = components.unet
     like = {"dtype": dtype or unet.dtype, "device": unet.device, "backend": unet.nn.name}
     if isinstance(source, Blip2QFormerModel):
