@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import early, options, outputs, progress
+from underdraw.cli import early, options, outputs, progress, train_subject
 from underdraw.cli.failures import tell
 from underdraw.errors import InputError, NotFoundError
 
@@ -28,6 +28,8 @@ class Recipe(str, Enum):
     text = "text"
     decoder = "decoder"
     grounding = "grounding"
+    subject = "subject"
+    subject_finetune = "subject-finetune"
     family = "family"
 
 
@@ -41,8 +43,13 @@ STAGES = {
     Recipe.grounding: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "clip", "grounding"),
     ),
+    Recipe.subject: (
+        *("renders", "text", "autoencoder", "latents", "denoiser", "clip"),
+        *("subjects", "alignment", "subject"),
+    ),
     Recipe.family: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "grounding"),
+        *("subjects", "alignment", "subject"),
         "export",
     ),
 }
@@ -89,7 +96,10 @@ def train(
     ] = None,
     scenes: Annotated[int | None, typer.Option(min=65, help="How many scenes to render.")] = None,
     text: Annotated[
-        bool, typer.Option("--text", help="Also train the text encoder (text-to-image).")
+        bool,
+        typer.Option(
+            "--text", help="Also train the text encoder (text-to-image, subject-finetune)."
+        ),
     ] = False,
     coordinates: Annotated[
         str, typer.Option(help="Of boxes (grounding): relative, in 0 .. 1, or pixels.")
@@ -103,6 +113,23 @@ def train(
     inpainting: Annotated[
         bool, typer.Option("--inpainting", help="Train to fill holes, too (grounding).")
     ] = False,
+    category: Annotated[
+        str | None, typer.Option(help="What the subject of the folder is (subject-finetune).")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Train low-rank differences instead of the UNet (subject-finetune)."
+        ),
+    ] = None,
+    embedding: Annotated[
+        bool,
+        typer.Option(help="Begin with the subject's embedding (subject-finetune); or DreamBooth."),
+    ] = True,
+    subject_weights: Annotated[
+        str | None,
+        typer.Option(help="Subject weights (subject-finetune); by default the model's."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,
@@ -113,7 +140,8 @@ def train(
     With --data scenes the family underdraw/scenes is trained from nothing: every stage that the
     recipe needs and --out lacks is run first. With a folder of pictures a checkpoint is trained
     further (autoencoder, text-to-image), and the result written to OUT/model; or it gets grounding
-    layers, which are written to OUT/grounding, and stays as it is.
+    layers, which are written to OUT/grounding, or a subject encoder (OUT/qformer), or learns one
+    subject from a few pictures (subject-finetune, OUT/subject.safetensors), and stays as it is.
     """
     changes = {
         "steps": steps,
@@ -130,6 +158,11 @@ def train(
             "--coordinates, --annotations, --captions and --inpainting are for grounding with "
             "--data FOLDER"
         )
+    tuning = train_subject.Tuning(category, rank, embedding, subject_weights)
+    if tuning != train_subject.Tuning() and recipe is not Recipe.subject_finetune:
+        raise InputError(
+            "--category, --rank, --no-embedding and --subject-weights are for subject-finetune"
+        )
     outputs.check_folder(out)
     from underdraw.backends.hardware import resolve_device
 
@@ -137,13 +170,23 @@ def train(
     if data == SCENES_DATA:
         if model is not None or size is not None or text:
             raise InputError("--model, --size and --text are for --data FOLDER")
+        if recipe is Recipe.subject_finetune:
+            raise InputError("subject-finetune needs --data FOLDER: pictures of the subject")
         train_scenes(recipe, out, changes, scenes, resume, place)
     else:
         if scenes is not None:
             raise InputError("--scenes is for --data scenes")
         if not Path(data).is_dir():
             raise NotFoundError(f"--data {data}: no such folder; wanted a folder, or scenes")
-        if recipe is Recipe.grounding:
+        if recipe is Recipe.subject_finetune:
+            made = train_subject.finetune(
+                *(out, data, tuning, model, size, text, changes, resume, place)
+            )
+        elif text and recipe is Recipe.subject:
+            raise InputError("--text is for text-to-image and subject-finetune")
+        elif recipe is Recipe.subject:
+            made = train_subject.train_encoder(*(out, data, model, size, changes, resume, place))
+        elif recipe is Recipe.grounding:
             if text:
                 raise InputError("--text is for text-to-image")
             made = train_grounding(out, data, boxes, model, size, changes, resume, place)
@@ -159,7 +202,8 @@ train.examples = """Examples:
   underdraw train family --out work
   underdraw train grounding --data scenes --out work
   underdraw train grounding --data ./pictures --model ./my-model --out boxes
-  underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned"""  # type: ignore[attr-defined]
+  underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned
+  underdraw train subject-finetune --data ./my-dog --category dog --model ./blip --out my-dog-1"""  # type: ignore[attr-defined]
 
 
 def train_scenes(
@@ -178,7 +222,8 @@ def train_scenes(
     plan, stages = ScenesRecipe(), STAGES[recipe]
     own = stages if recipe is Recipe.family else stages[-1:]
     if scenes is not None:
-        plan = replace(plan, scenes=scenes, views=min(scenes, plan.views))
+        fewer = {"views": min(scenes, plan.views), "subjects": min(scenes, plan.subjects)}
+        plan = replace(plan, scenes=scenes, **fewer)
     plan = replace(
         plan,
         runs={
@@ -282,7 +327,7 @@ def train_grounding(
     examples = GroundedFolder(pictures, size or side * pipe.vae.config.factor)
     kind = "text" if pipe.components.get("image_encoder") is None else "text-image"
     part = new_part(pipe.unet, kind, inpainting=boxes.inpainting, seed=plan.seed)
-    config = GroundingTrainingConfig(schedule(pipe))
+    config = GroundingTrainingConfig(train_subject.schedule(pipe))
     task = GroundingTask(part, pipe.components, examples, config)
     tell(f"grounding of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
     average = run(task, plan, out, resume=resume, device=device, progress=progress.wanted())
@@ -314,15 +359,5 @@ def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:
 def text_to_image_task(pipe: Any, examples: Any, text: bool) -> Any:
     from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask
 
-    config = TextToImageConfig(schedule(pipe), train_text=text)
+    config = TextToImageConfig(train_subject.schedule(pipe), train_text=text)
     return TextToImageTask(pipe.components, examples, config)
-
-
-def schedule(pipe: Any) -> Any:
-    """The noise levels and the prediction type that a checkpoint was trained with."""
-    from dataclasses import fields
-
-    from underdraw.training.objectives import ObjectiveConfig
-
-    names = {field.name for field in fields(ObjectiveConfig)}
-    return ObjectiveConfig(**{k: v for k, v in pipe.scheduler.config.items() if k in names})

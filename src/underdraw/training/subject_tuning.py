@@ -30,7 +30,9 @@ from underdraw.training.subjects import clean_of, denoised, early_timesteps, lat
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}")
 """What prompts of pictures without captions say."""
-STEPS = 40
+RUN = TrainingConfig(40, 8, learning_rate=1e-4, warmup=5, ema=0.0)
+"""Of `tune_subject`, if nothing else is said."""
+FILE = "subject.safetensors"
 
 
 @dataclass(frozen=True)
@@ -232,12 +234,13 @@ def tune_subject(
     training: TrainingConfig | None = None,
     *,
     encoder: str | None = None,
+    side: int | None = None,
     resume: bool = True,
     progress: bool | None = None,
-) -> TunedSubject:
-    """Learn one subject from a few pictures; its file is `folder / "subject.safetensors"`.
+) -> tuple[TunedSubject, Path]:
+    """Learn one subject from a few pictures; the subject, and its file in `folder`.
 
-        tuned = tune_subject(pipe, SubjectPictures([a, b, c], "dog"), "runs/dog")
+        tuned, _ = tune_subject(pipe, SubjectPictures([a, b, c], "dog"), "runs/dog")
         pipe.load_subject(tuned, name="dog")
         pipe("a dog in the snow", controls=[Subject(encoder="dog", category="dog")])
 
@@ -245,16 +248,18 @@ def tune_subject(
         pipe: with subject weights; it stays as it is.
         training: steps, batch and rate; by default 40 steps of 8.
         encoder: which subject weights, where several are attached.
+        side: of the pictures in pixels; by default what the UNet was trained with.
 
     Raises:
         InputError, InputTypeError: an argument cannot work, or `folder` is of another task.
         loop.Stopped: interrupted; the same call goes on.
     """
-    run = training or TrainingConfig(STEPS, 8, learning_rate=1e-4, warmup=5, ema=0.0)
-    task = SubjectTuningTask(pipe, pictures, config, encoder, seed=run.seed)
+    run = training or RUN
+    task = SubjectTuningTask(pipe, pictures, config, encoder, side, run.seed)
     device = task.unet.device
     average = train(task, run, folder, resume=resume, device=device, progress=progress)
     with average.applied():
         made = task.result()
-    made.save(Path(folder) / "subject.safetensors")
-    return made
+    path = Path(folder) / FILE
+    made.save(path)
+    return made, path

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from underdraw.backends.deltas import Deltas
 from underdraw.errors import InputError
 from underdraw.networks.blip import qformer
 from underdraw.networks.program import directly
@@ -71,6 +72,7 @@ class SubjectTask:
         scale: `scaling_factor` of the autoencoder, where the family lacks it.
         kinds: how many answers each question of the examples' `truth` has; needed for
             `config.truth`.
+        begin: differences to the UNet to go on with, in place of new ones.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SubjectTask:
         scale: float | None = None,
         seed: int = 0,
         kinds: tuple[int, ...] = (),
+        begin: Deltas | None = None,
     ) -> None:
         self.config = config or SubjectTrainingConfig()
         self.encoder, self.examples, self.latents, self.seed = encoder, examples, latents, seed
@@ -103,8 +106,9 @@ class SubjectTask:
         self.modules: Mapping[str, nn.Module] = {"qformer": encoder}
         self.differences: Differences | None = None
         self.heads: TruthHeads | None = None
-        if self.config.rank:
-            self.differences = Differences(self.unet, self.config.rank, seed=seed)
+        if self.config.rank or begin:
+            rank = 0 if begin else self.config.rank
+            self.differences = Differences(self.unet, rank, begin=begin, seed=seed)
             self.modules = {**self.modules, "differences": self.differences}
         if self.config.truth:
             self.heads = TruthHeads.for_unet(self.unet.config, kinds)
@@ -169,6 +173,10 @@ class SubjectTask:
         truth, figures = self.heads(record.seen, batch["truth"])
         told = {"denoising": loss.detach(), "truth": truth.detach(), **figures}
         return loss + self.config.truth * truth, told
+
+    def overlay(self) -> Deltas:
+        """What is laid over the UNet, as it is now, of numpy arrays."""
+        return {} if self.differences is None else self.differences.arrays()
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         return {}
