@@ -34,7 +34,9 @@ from underdraw.models import (
     Grounding,
     UNet2DConditionModel,
 )
+from underdraw.models.overlay import Overlay
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from underdraw.pipelines.components.registry import LIBRARIES
 from underdraw.scenes import words
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.training import checkpoints
@@ -51,12 +53,13 @@ from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, shorter, train
 from underdraw.training.subject_encoder import AlignmentTask, EncoderConfig, new_encoder
 from underdraw.training.subject_scenes import TRUTH as SUBJECT_TRUTH, SubjectScenes, render_subjects
-from underdraw.training.subjects import SubjectTask, SubjectTrainingConfig
+from underdraw.training.subjects import SubjectTask, SubjectTrainingConfig, differences_for
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
 from underdraw.training.views import Views, render_views
 from underdraw.weights.atomic import writing_folder
+from underdraw.weights.folders import MODEL_INDEX, read_model_index
 from underdraw.weights.save import write_json
 
 LATENTS, FACTS = "latents.npy", "latents.json"
@@ -317,7 +320,12 @@ class Workshop:
         made = made or new_encoder(family, words(), self.recipe.encoder, self.recipe.seed)
         if stage:
             self._fill(made, "alignment", "qformer", optional=started)
-        return self._fill(made, "subject", "qformer", optional=True) if stage == "subject" else made
+        if stage == "subject" and (self.folder / stage / checkpoints.NAME).exists():
+            self._fill(made, stage, "qformer")
+            laid = differences_for(family["unet"], self.recipe.subject, made.overlay.unet)
+            if laid is not None:
+                made.overlay = Overlay(unet=self._fill(laid, stage, "differences").arrays())
+        return made
 
     def heads(self) -> TruthHeads | None:
         """What told the denoiser where things are, if anything did."""
@@ -511,14 +519,9 @@ def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
     latents = read_array(shop._needs("subjects", SUBJECT_LATENTS))
     family = _on(where["device"], shop.family())
     family["unet"].to(memory_format=torch.channels_last)  # a tenth faster on CPUs
-    task = SubjectTask(
-        shop.subject_encoder(family, "alignment"),
-        family,
-        shop.subjects,
-        shop.recipe.subject,
-        latents,
-        kinds=SUBJECT_TRUTH,
-    )
+    encoder, config = shop.subject_encoder(family, "alignment"), shop.recipe.subject
+    how: dict[str, Any] = {"kinds": SUBJECT_TRUTH, "begin": encoder.overlay.unet}
+    task = SubjectTask(encoder, family, shop.subjects, config, latents, **how)
     _train(shop, "subject", task, minutes, where)
 
 
@@ -527,6 +530,20 @@ def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
         save_family(shop.family(), shop.recipe.denoiser.objective, place)
         if (shop.folder / "grounding" / checkpoints.NAME).exists():
             shop.grounding().half().save_pretrained(place / "grounding")
+        if (shop.folder / "subject" / checkpoints.NAME).exists():
+            save_encoder(shop.subject_encoder(shop.family()), place)
+
+
+def save_encoder(encoder: Any, place: Path) -> None:
+    """Write a subject encoder into the folder of a family, which `BlipDiffusionPipeline` loads,
+    too, from then on."""
+    encoder.half().save_pretrained(place / "qformer")
+    encoder.image_processor.save_pretrained(place / "image_processor")
+    listed = {
+        name: [LIBRARIES[name], type(part).__name__]
+        for name, part in (("qformer", encoder), ("image_processor", encoder.image_processor))
+    }
+    write_json(place / MODEL_INDEX, {**read_model_index(place), **listed})
 
 
 STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {

@@ -104,11 +104,9 @@ class SubjectTask:
                 part.requires_grad_(False).eval()
         encoder.requires_grad_(True).visual_encoder.requires_grad_(self.config.image_tower)
         self.modules: Mapping[str, nn.Module] = {"qformer": encoder}
-        self.differences: Differences | None = None
         self.heads: TruthHeads | None = None
-        if self.config.rank or begin:
-            rank = 0 if begin else self.config.rank
-            self.differences = Differences(self.unet, rank, begin=begin, seed=seed)
+        self.differences = differences_for(self.unet, self.config, begin, seed)
+        if self.differences is not None:
             self.modules = {**self.modules, "differences": self.differences}
         if self.config.truth:
             self.heads = TruthHeads.for_unet(self.unet.config, kinds)
@@ -180,6 +178,16 @@ class SubjectTask:
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         return {}
+
+
+def differences_for(
+    unet: Any, config: SubjectTrainingConfig, begin: Deltas | None = None, seed: int = 0
+) -> Differences | None:
+    """What is laid over a UNet while a subject encoder is trained: what is there already, or new
+    differences; None for nothing."""
+    if not (begin or config.rank):
+        return None
+    return Differences(unet, 0 if begin else config.rank, begin=begin, seed=seed)
 
 
 def early_timesteps(steps: int, count: int, early: float, generator: torch.Generator) -> Tensor:
