@@ -107,7 +107,8 @@ class Differences(nn.Module):
 
 
 def copy_with(model: Any, begin: Deltas) -> Any:
-    """A copy of a network with low-rank differences added to its weights, to be trained."""
+    """A copy of a network with low-rank differences added to its weights, whose layers are to be
+    trained."""
     made = copy.deepcopy(model)
     with torch.no_grad():
         for path, delta in begin.items():
@@ -117,7 +118,13 @@ def copy_with(model: Any, begin: Deltas) -> Any:
             weight = at(made, path).weight
             product = up.flatten(1) @ down.flatten(1)
             weight += product.view_as(weight).to(weight)
-    return made.requires_grad_(True)
+    made.requires_grad_(True)
+    for path, leaf in type(model).layout(model.config).leaves.items():
+        if (
+            leaf.kind == "parameter"
+        ):  # of which rows of a batch cannot have differences of their own
+            at(made, path).requires_grad_(False)
+    return made
 
 
 def difference(model: Any, trained: Any) -> dict[str, Delta]:
@@ -126,9 +133,6 @@ def difference(model: Any, trained: Any) -> dict[str, Delta]:
     for path, leaf in type(model).layout(model.config).leaves.items():
         old, new = at(model, path), at(trained, path)
         if leaf.kind == "parameter":
-            change = _array(new) - _array(old)
-            if change.any():
-                made[path] = Full(change)
             continue
         weight = _array(new.weight) - _array(old.weight)
         bias = None

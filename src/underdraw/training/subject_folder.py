@@ -115,7 +115,7 @@ class SubjectFolder:
         if mask is not None and rng.random() < self.background:
             other = self._picture(int(rng.integers(len(self))))[:, :: int(rng.choice([1, -1]))]
             picture = np.where(mask[..., None] > 0.5, picture, other)
-        made = to_signed(np.ascontiguousarray(picture)[None])
+        made = to_signed(np.array(picture)[None])
         return F.interpolate(made, (size, size), mode="bilinear", antialias=True)
 
     def where(self, indices: np.ndarray, size: tuple[int, int]) -> Tensor:
