@@ -68,8 +68,9 @@ def read_pictures(folder: str | Path, category: str) -> SubjectPictures:
 
 class SubjectFolder:
     """`SubjectExamples` in a folder with `metadata.jsonl`, one JSON object per line: a picture
-    (`file_name`), what is to be seen in it (`category`), a `text` with these words ("a dog" if
-    not given), and where there is one a `mask`, white where the subject is.
+    (`file_name`), what is to be seen in it (`category`), a `text` with these words ("a dog" if not
+    given; of several the first with them), and where there is one a `mask`, white where the subject
+    is.
 
     Pictures are cut to squares of `size` pixels. What shows a subject is cut out along its mask and
     put on another background with probability `background`; without a mask it is the whole picture.
@@ -151,13 +152,15 @@ def _entries(folder: Path, category: str | None = None) -> list[Entry]:
         kind = category or raw.get("category")
         if not isinstance(name, str) or not isinstance(kind, str) or not kind.strip():
             raise InputError(f"{where} lacks a file_name or a category; each line: {LINE}")
-        text = raw.get("text", f"a {kind}")
-        if not isinstance(text, str) or f" {kind} ".lower() not in f" {text} ".lower():
-            raise InputError(f"{where}: its text {text!r:.60} lacks the category {kind!r:.40}")
+        texts = raw.get("text", f"a {kind}")
+        texts = texts if isinstance(texts, list) else [texts]
+        fit = [t for t in texts if isinstance(t, str) and f" {kind} ".lower() in f" {t} ".lower()]
+        if not fit:
+            raise InputError(f"{where}: its text {texts!r:.60} lacks the category {kind!r:.40}")
         if mask is not None and not isinstance(mask, str):
             raise InputError(f"{where}: its mask is {mask!r:.40}, no file")
         for one in (name, *([mask] if mask else [])):
             if not is_regular(folder / one):
                 raise NotFoundError(f"{where}: there is no file {folder / one}")
-        found.append(Entry(folder / name, kind, text, folder / mask if mask else None))
+        found.append(Entry(folder / name, kind, fit[0], folder / mask if mask else None))
     return found
