@@ -78,7 +78,8 @@ def new_encoder(
     config: EncoderConfig | None = None,
     seed: int = 0,
 ) -> Any:
-    """A subject encoder for a family, with what reads categories and prepares pictures.
+    """A subject encoder for a family in host memory, with what reads categories and prepares
+    pictures.
 
     Its image tower begins as the first layers of `family["image_encoder"]`; its tokens begin as
     small as the embeddings of words, for the text tower has seen no others.
@@ -120,6 +121,7 @@ def new_encoder(
     generator = torch.Generator().manual_seed(seed)
     embedded = text.text_model.embeddings.token_embedding.weight.detach()
     with torch.no_grad():
+        embedded = embedded.to(made.device)
         for name, p in made.named_parameters():
             if "LayerNorm" in name or "layernorm" in name or "layer_norm" in name:
                 p.fill_(1.0 if name.endswith("weight") else 0.0)
@@ -138,7 +140,7 @@ def new_encoder(
     processor = family.get("feature_extractor")
     means = {} if processor is None else _statistics(processor)
     made.image_processor = BlipImageProcessor(size=Sides(side, side), **means)
-    return made.to(text.device)
+    return made
 
 
 def _statistics(processor: Any) -> dict[str, Any]:
