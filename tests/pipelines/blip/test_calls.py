@@ -64,6 +64,22 @@ def test_engines(backend, engine):
     assert np.abs(pair[0] - pair[1]).max() <= 1e-4
 
 
+def test_equal_negative_prompts_are_read_once(pipe, monkeypatch):
+    """Those of a batch, and none of them; others one by one."""
+    rows, ask = [], type(pipe.parts).ask
+
+    def counted(self, program, model, *inputs):
+        if program.name == "clip.text":
+            rows.append(inputs[0].shape[0])
+        return ask(self, program, model, *inputs)
+
+    monkeypatch.setattr(type(pipe.parts), "ask", counted)
+    for negative in (None, ["blue"] * 3, ["blue", "red", "blue"]):
+        given = recorded.arguments("three", pipe, negative_prompt=negative, output_type="latent")
+        pipe(**{**given, "neg_prompt": None, "num_inference_steps": 1})
+    assert rows == [4, 4, 6]
+
+
 def test_methods_of_diffusers(pipe):
     pixels = torch.from_numpy(recorded.arrays()["pixels"])
     tokens = pipe.get_query_embeddings(pixels, THREE["source_subject_category"])

@@ -43,6 +43,8 @@ def encode_texts(
         warn_of_unknown((*(prompts or ()), *(negatives or ())), components.words)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
+        if request.cut and len(set(against)) == 1:
+            against = against[:1]  # read once for all
         found = _encoded(components, request, prompts, against, request.clip_skip)
         context, ids = found.context, found.ids
         negative = found.negative if absent else negative
