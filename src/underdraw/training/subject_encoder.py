@@ -230,7 +230,7 @@ class AlignmentTask:
         contrast, found = self._contrast(seen, said, batch["phrases"])
         generation = self._generation(tokens, batch["said"])
         matching, matched = self._matching(image, batch)
-        figures = {"contrast": contrast.detach(), "generation": generation.detach()}
+        figures: Figures = {"contrast": contrast.detach(), "generation": generation.detach()}
         figures |= {"found": found, "matching": matching.detach(), "matched": matched}
         return contrast + generation + 0.5 * matching, figures
 

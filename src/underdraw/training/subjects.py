@@ -90,7 +90,8 @@ class SubjectTask:
         self.config = config or SubjectTrainingConfig()
         self.encoder, self.examples, self.latents, self.seed = encoder, examples, latents, seed
         self.unet, self.text_encoder = family["unet"], family["text_encoder"]
-        self.tokenizer, self.vae = family["tokenizer"], family.get("vae")
+        self.tokenizer = family["tokenizer"]
+        self.vae: Any = family.get("vae")
         if latents is not None and len(latents) != len(examples):
             raise InputError(f"{len(latents)} latents for {len(examples)} examples")
         if self.vae is None and (latents is None or scale is None):

@@ -63,10 +63,10 @@ def _read(
         return OWN, own  # which was read as a component
     if isinstance(source, TunedSubject):
         return name, check_fit(components, source)
-    made = isinstance(source, Blip2QFormerModel)
-    is_file = not made and opening.is_regular(checks.path("source", source))
-    if is_file and is_tuned(source):
-        return name, check_fit(components, TunedSubject.from_file(source))
+    file = None if isinstance(source, Blip2QFormerModel) else checks.path("source", source)
+    file = file if file is not None and opening.is_regular(file) else None
+    if file is not None and is_tuned(file):
+        return name, check_fit(components, TunedSubject.from_file(file))
     unet = components.unet
     like = {"dtype": dtype or unet.dtype, "device": unet.device, "backend": unet.nn.name}
     if isinstance(source, Blip2QFormerModel):
@@ -76,7 +76,7 @@ def _read(
                 f"subject weights are on the backend {network.nn.name!r}, the UNet on "
                 f"{unet.nn.name!r}; allowed: the same"
             )
-    elif is_file:
+    elif file is not None:
         network = Blip2QFormerModel.from_tensors(*read_subject(source), **like)
     else:
         network = _from_folder(source, variant, subfolder, like, hub)
