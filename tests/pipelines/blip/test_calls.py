@@ -80,6 +80,20 @@ def test_equal_negative_prompts_are_read_once(pipe, monkeypatch):
     assert rows == [4, 4, 6]
 
 
+def test_the_shipped_family_has_subject_weights():
+    shipped = underdraw.BlipDiffusionPipeline.from_pretrained("underdraw/scenes")
+    shipped.set_progress_bar_config(disable=True)
+    assert shipped.qformer.overlay.unet and set(shipped.subjects) == {"own"}
+    call = {"num_inference_steps": 1, "prompt_reps": 1, "seed": 0, "output_type": "latent"}
+    toys = recorded.pictures(2)
+    made = shipped(["on a table", "in cool light"], toys, "cube", "cube", **call).images
+    assert made.shape == (2, 4, 16, 16) and torch.isfinite(made).all()
+    plain = underdraw.StableDiffusionPipeline.from_pretrained("underdraw/scenes")
+    assert plain.subjects["subject"].overlay.unet.keys() == shipped.qformer.overlay.unet.keys()
+    with pytest.raises(underdraw.InputError, match="another base"):
+        tiny.pipeline().load_subject("underdraw/scenes")
+
+
 def test_methods_of_diffusers(pipe):
     pixels = torch.from_numpy(recorded.arrays()["pixels"])
     tokens = pipe.get_query_embeddings(pixels, THREE["source_subject_category"])
