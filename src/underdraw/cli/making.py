@@ -45,6 +45,7 @@ def load(request: Request, solver: str | None) -> Any:
         pipe.load_subject(subject)
     subjects.attach(pipe, request.subjects or [])
     structure.attach(pipe, request.structures or [])
+    request.loras.attach(pipe)
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:

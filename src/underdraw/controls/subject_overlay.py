@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,21 +99,17 @@ def _stands(tokenizer: Any, part: Subject, number: int, windows: np.ndarray) -> 
 def text_leaves(
     words: Words,
     parts: Sequence[Subject],
-    acting: Sequence[int],
-    places: dict[tuple[int, int], list[tuple[int, int]]],
+    there: Collection[tuple[int, int]],
 ) -> Deltas:
-    """The differences to the text encoder, with what was there: in the windows of texts that have
-    their subject."""
+    """The differences to the text encoder, with what was there before: in the windows of texts that
+    have their subject. `there`: texts, and numbers of their subjects."""
     found: dict[int, tuple[Overlay, np.ndarray]] = {}
     texts, windows, _ = words.ids.shape
-    for number in acting:
+    for text, number in there:
         overlay = overlay_of(words.components, parts[number])
-        if not overlay.text_encoder:
-            continue
-        rows = found.setdefault(id(overlay), (overlay, np.zeros((texts, windows), np.float32)))[1]
-        for (text, _), there in places.items():
-            if any(one == number for _, one in there):
-                rows[text] = 1.0
+        if overlay.text_encoder:
+            none = np.zeros((texts, windows), np.float32)
+            found.setdefault(id(overlay), (overlay, none))[1][text] = 1.0
     encoder = words.text_encoder
     framework = encoder._framework
     device = framework.device_of(encoder)

@@ -11,6 +11,7 @@ import numpy as np
 from typing_extensions import Self
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError, NotFoundError
@@ -73,6 +74,7 @@ class Blip2QFormerModel(Model):
         }
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name_or_path: str | Path,
@@ -106,6 +108,7 @@ class Blip2QFormerModel(Model):
         made.tokenizer = None if known is None else WordPiece(known())
         return made
 
+    @checked
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write config, weights, vocabulary and overlay; `options` are as for other models."""
         super().save_pretrained(folder, **options)
@@ -136,6 +139,7 @@ class Blip2QFormerModel(Model):
         return self.tokenizer
 
     @returning
+    @checked
     def forward(
         self,
         text_input: str | list[str] | None = None,

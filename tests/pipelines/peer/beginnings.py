@@ -29,7 +29,7 @@ PEERS: dict[str, tuple[Any, Any]] = {
 
 @cache
 def pair(name: str, compat: str | None = None, channels: int = 4) -> tuple[Any, Any]:
-    """The peer's pipeline and ours, which adopts its networks."""
+    """diffusers' pipeline and ours, which adopts its networks."""
     text, _ = oracle.pair("sd1")
     parts = dict(text.components)
     if channels != 4:
@@ -79,7 +79,7 @@ def deviation(pipes: tuple[Any, Any], **arguments: Any) -> float:
     """The largest difference between what both make of the same arguments; each has its own copies
     of generators."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy's and the peer's own
+        warnings.simplefilter("ignore")  # numpy's and diffusers' own
         theirs, ours = (oracle.images(pipe, **arguments) for pipe in pipes)
     assert theirs.shape == ours.shape
     assert theirs.std() > 1e-3  # not one flat colour

@@ -1,4 +1,4 @@
-"""The peer's pipeline with small random networks: it saves a folder, both load it."""
+"""diffusers' pipeline with small random networks: it saves a folder, both load it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def folder(place: str, kind: str = "sd1", **options: Any) -> diffusers.StableDiffusionPipeline:
-    """The peer's pipeline of a kind, and the folder it wrote to `place`."""
+    """diffusers' pipeline of a kind, and the folder it wrote to `place`."""
     changes = KINDS[kind]
     tokens = f"{place}-tokens"
     tiny.tokenizer(pad_token=changes.get("pad", "<|endoftext|>")).save_pretrained(tokens)
@@ -89,7 +89,7 @@ def new_folder() -> str:
 
 @cache
 def pair(kind: str) -> tuple[Any, Any]:
-    """The peer's pipeline and ours, both read from the same folder."""
+    """diffusers' pipeline and ours, both read from the same folder."""
     place = f"{new_folder()}/{kind}"
     folder(place, kind)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(place, local_files_only=True)
@@ -97,7 +97,7 @@ def pair(kind: str) -> tuple[Any, Any]:
 
 
 def checker(threshold: float) -> tuple[Any, Any]:
-    """The peer's safety checker, whose thresholds all are `threshold`, and an image processor."""
+    """diffusers' safety checker, whose thresholds all are `threshold`, and an image processor."""
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 32}
     vision |= {"num_attention_heads": 2, "patch_size": 8, "projection_dim": 12}
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +122,7 @@ def images(pipe: Any, **arguments: Any) -> np.ndarray:
     seeds = arguments.pop("seeds", (3,))
     arguments = {"num_inference_steps": 5, "output_type": "np", **arguments}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peer's deprecations
+        warnings.simplefilter("ignore")  # diffusers' deprecations
         made = pipe(generator=generators(*seeds), **arguments).images
     return np.asarray([np.asarray(image) for image in made]).astype(np.float64)
 

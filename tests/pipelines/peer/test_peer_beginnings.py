@@ -1,4 +1,4 @@
-"""Image-to-image and inpainting against the peer's, over a product of arguments and solvers."""
+"""Image-to-image and inpainting against diffusers', over a product of arguments and solvers."""
 
 import warnings
 
@@ -130,7 +130,7 @@ def test_inpainting(case, channels):
     call = {"prompt": RED, "image": pictures(), "mask_image": masks(), **SIZE, **INPAINT[case]}
     limit = LIMIT
     if "padding_mask_crop" in call:
-        limit = 1.01  # of 255: the peer rounds on its way through premultiplied colours
+        limit = 1.01  # of 255: diffusers rounds on its way through premultiplied colours
     assert deviation(pair("inpaint", None, channels), **call) <= limit
 
 
@@ -148,7 +148,7 @@ def solvers(monkeypatch):
         whole = {**theirs.scheduler.config, **config}
         whole.pop("_use_default_values", None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, about what the peer does
+            warnings.simplefilter("ignore")  # numpy's, about what diffusers does
             scheduler = getattr(diffusers, name).from_config(whole)
         monkeypatch.setattr(theirs, "scheduler", scheduler)
         monkeypatch.setattr(ours, "scheduler", getattr(schedulers, name).from_config(whole))
@@ -156,7 +156,7 @@ def solvers(monkeypatch):
     return use
 
 
-# The peer's LMS begun later takes one term of a sum of four (tests/solvers/peer shows it).
+# diffusers' LMS begun later takes one term of a sum of four (tests/solvers/peer shows it).
 MIDDLE = [
     (name, config)
     for name, config in SOLVERS
@@ -227,7 +227,7 @@ def test_callbacks_see_and_change_the_tensors_of_inpainting():
                 )
 
 
-# -- where the peer is wrong ---------------------------------------------------------------------
+# -- where diffusers is wrong ---------------------------------------------------------------------
 
 
 def test_the_peer_gives_pictures_to_the_wrong_prompts():
@@ -307,7 +307,7 @@ def test_a_foreign_scheduler_begins_in_the_middle(monkeypatch, name):
         whole = {**theirs.scheduler.config}
         whole.pop("_use_default_values", None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, about what the peer does
+            warnings.simplefilter("ignore")  # numpy's, about what diffusers does
             for pipe in (theirs, ours):
                 scheduler = getattr(diffusers, name).from_config(whole)
                 monkeypatch.setattr(pipe, "scheduler", scheduler)

@@ -1,4 +1,4 @@
-"""Images of whole calls against the peer's, over a product of arguments."""
+"""Images of whole calls against diffusers', over a product of arguments."""
 
 import warnings
 
@@ -88,7 +88,7 @@ def solvers(request, monkeypatch):
         whole = {**theirs.scheduler.config, **config}
         whole.pop("_use_default_values", None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, about what the peer does
+            warnings.simplefilter("ignore")  # numpy's, about what diffusers does
             scheduler = getattr(diffusers, name).from_config(whole)
         monkeypatch.setattr(theirs, "scheduler", scheduler)
         monkeypatch.setattr(ours, "scheduler", getattr(schedulers, name).from_config(whole))
@@ -99,7 +99,7 @@ def solvers(request, monkeypatch):
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 @pytest.mark.parametrize(("name", "config"), SOLVERS, ids=lambda v: v if isinstance(v, str) else "")
 def test_solvers(solvers, kind, name, config):
-    """Noise drawn inside a step comes from the caller's generators, as in the peer."""
+    """Noise drawn inside a step comes from the caller's generators, as in diffusers."""
     if config.get("rescale_betas_zero_snr"):
         kind = "sd2"  # without signal at the first step, noise says nothing
     solvers(kind, name, config)
@@ -233,7 +233,7 @@ def test_brackets_and_long_prompts_as_the_peer_reads_them(monkeypatch):
 
 
 def test_the_peer_ignores_a_height_given_without_width(monkeypatch):
-    """Its defect; ours does as told, or as the peer with compat="diffusers"."""
+    """Its defect; ours does as told, or as diffusers with compat="diffusers"."""
     theirs, ours = pair("wide")
     for given in ({"height": 64}, {"width": 64}):
         told = dict(prompt=RED, num_inference_steps=1, **given)

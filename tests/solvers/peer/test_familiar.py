@@ -1,4 +1,4 @@
-"""The familiar methods beside the peer's: configurations both ways, noise, and runs begun later."""
+"""The familiar methods beside diffusers': configurations both ways, noise, and runs begun later."""
 
 import json
 
@@ -204,7 +204,7 @@ def test_published_configs_on_every_class(model, name, tmp_path):
     saved = json.loads((tmp_path / "saved" / "scheduler_config.json").read_text())
     assert saved["_class_name"] == name
     assert "_use_default_values" not in saved
-    with quiet():  # afresh: the peer's set_timesteps may change its configuration
+    with quiet():  # afresh: diffusers' set_timesteps may change its configuration
         theirs = getattr(diffusers, name).from_pretrained(str(tmp_path), subfolder="scheduler")
         back = getattr(diffusers, name).from_pretrained(str(tmp_path / "saved"))
     assert {k: v for k, v in back.config.items() if not k.startswith("_")} == {
