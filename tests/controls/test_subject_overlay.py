@@ -134,7 +134,7 @@ def test_files(pipe, tmp_path):
     before = run(pipe, PROMPT, controls=[SPHERE], **SIZE)
     learned = run(pipe, PROMPT, controls=[LEARNED], **SIZE)
     pipe.save_adapter("subject", tmp_path / "reader", "subject")
-    TUNED.save(tmp_path / "ball.safetensors", "float32")
+    TUNED.to_file(tmp_path / "ball.safetensors", "float32")
     other = underdraw.StableDiffusionPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
     other.unload_subject()
@@ -153,7 +153,7 @@ def test_files(pipe, tmp_path):
 
 
 def _saved(path):
-    TUNED.save(path)
+    TUNED.to_file(path)
     return path
 
 

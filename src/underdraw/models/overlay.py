@@ -144,7 +144,7 @@ class TunedSubject:
         except WeightError as error:
             raise WeightError(f"{path}: {error}") from None
 
-    def save(self, path: str | os.PathLike[str], dtype: str = "float16") -> None:
+    def to_file(self, path: str | os.PathLike[str], dtype: str = "float16") -> None:
         """Write one safetensors file, atomically."""
         tensors = self.overlay.tensors()
         if self.embedding is not None:

@@ -261,5 +261,5 @@ def tune_subject(
     with average.applied():
         made = task.result()
     path = Path(folder) / FILE
-    made.save(path)
+    made.to_file(path)
     return made, path

@@ -121,7 +121,7 @@ def _told(pipelines: Sequence[Path], folder: Path) -> BlipImageProcessor:
 
 def _write(network: Any, target: Any) -> None:
     if isinstance(network, TunedSubject):
-        network.save(Path(target))
+        network.to_file(Path(target))
         return
     network.save_pretrained(Path(target))
     if network.image_processor is not None:
