@@ -98,7 +98,7 @@ class SubjectTask:
             raise InputError("family has no 'vae'; without it, give latents and scale")
         if self.config.truth and not kinds:
             raise InputError(f"truth={self.config.truth} needs the argument `kinds`")
-        self.scale: float = self.vae.config.scaling_factor if scale is None else scale
+        self.scale: float = family["vae"].config.scaling_factor if scale is None else scale
         self.objective = Objective(self.config.objective)
         for part in (self.unet, self.text_encoder, self.vae):
             if isinstance(part, nn.Module):
