@@ -29,7 +29,7 @@ class Broken(Control):
 
 @pytest.fixture(scope="module")
 def pipe():
-    made = tiny.pipeline()
+    made = tiny.pipeline(unet=tiny.DEEP)
     made.load_grounding(opened(made.unet))
     return made
 
