@@ -2,8 +2,8 @@
 
     python scripts/record_peers.py
 
-Runs these tests with a live peer (a few minutes) and keeps some values of each of its images, and
-its version. Useful where a call of these tests is new or changed, and with another version of
+Runs these tests with diffusers live (a few minutes) and keeps some values of each of its images,
+and its version. Useful where a call of these tests is new or changed, and with another version of
 diffusers or transformers, in the environment of the tests (`constraints/tests.txt`): calls that are
 not recorded are live.
 """

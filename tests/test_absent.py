@@ -15,7 +15,9 @@ LATER = {
     "FlaxStableDiffusionPipeline FlaxStableDiffusionImg2ImgPipeline FlaxControlNetModel "
     "FlaxDDIMScheduler FlaxStableDiffusionPipelineOutput": 'backend="jax"',
     "mindspore": 'backend="mindspore"',
-    "IPAdapterMaskProcessor StableDiffusionLoraLoaderMixin": "LoRA",
+    "StableDiffusionLoraLoaderMixin LoraConfig": "load_lora_weights",
+    "IPAdapterMaskProcessor": "later release",
+    "TextualInversionLoaderMixin": "load_textual_inversion",
     "BitsAndBytesConfig TorchAoConfig PipelineQuantizationConfig": "int8 and float8",
     "OnnxStableDiffusionPipeline": "engines",
     "StableDiffusionXLPipeline StableDiffusion3Pipeline FluxPipeline StableVideoDiffusionPipeline "
@@ -36,8 +38,7 @@ TYPOS = {
     "schedulres": "schedulers",
 }
 METHODS = {
-    "load_lora_weights set_adapters fuse_lora unload_lora_weights get_active_adapters": "LoRA",
-    "load_textual_inversion unload_textual_inversion": "textual inversion",
+    "load_lora_adapter load_attn_procs hotswap_lora": "load_lora_weights",
     "load_ip_adapter set_ip_adapter_scale unload_ip_adapter": "IP-Adapter",
     "enable_freeu disable_freeu": "FreeU",
     "fuse_qkv_projections enable_group_offload": "later release",

@@ -31,7 +31,7 @@ def test_the_control():
     alone = run(pipe, prompts[1], seed=4, controls=[louder((0.5,))])
     assert (alone - made[1:]).abs().max() <= 1e-5 * made.abs().max()
     assert torch.equal(run(pipe, prompts), plain)
-    with pytest.raises(InputError, match="amounts has 1 entries; the run has 2 images"):
+    with pytest.raises(InputError, match="amounts has 1 entries; the call makes 2 images"):
         run(pipe, prompts, controls=[louder((0.5,))])
 
 

@@ -108,11 +108,13 @@ DEAR = ("from_", "save_", "load_", "push_", "download")
 
 SAYS_OTHERWISE = {
     "raw": "config",
-    "sample": "channels",
+    "sample": "channels encoder_hidden_states",
     "batch_size": "prompts",
     "mid_block_additional_residual": "mid_residual",
     "down_block_additional_residuals": "down_residuals",
     "gligen_images": "input",
+    "is_image": "input",
+    "torch_dtype": "dtype",
 }
 """Arguments that messages may call by another name."""
 
@@ -141,7 +143,7 @@ def outcome(tried: Tried, which: str) -> str | None:
         told = str(error)
         # Of what is looked for under a name, that name says enough.
         shown = isinstance(value, str | Path) and str(value)[:20] in told
-        named = {tried.argument, SAYS_OTHERWISE.get(tried.argument, tried.argument)}
+        named = {tried.argument, *SAYS_OTHERWISE.get(tried.argument, tried.argument).split()}
         clear = (
             (any(name in told for name in named) or shown) and len(told) < 500 and "\n" not in told
         )

@@ -21,7 +21,9 @@ from cli.conftest import make_tiny
 from pages import PAGES, ROOT, blocks, commands, docstrings, examine, mentioned
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
+from pipelines.loras import lora
 from pipelines.test_from_single_file import write as write_single_file
+from safetensors.torch import save_file
 from typer._click.exceptions import MissingParameter
 from typer.testing import CliRunner
 from weights.fake_hub import FakeHub
@@ -54,6 +56,8 @@ HUB = {
     "some/sd15-checkpoint": "folder",
     "lllyasviel/control_v11p_sd15_canny": "net",
     "openai/clip-vit-large-patch14": "clip",
+    "owner/snow": "snow",
+    "owner/cat-toy": "toy",
 }
 """Repositories that pages name -> folders of small networks."""
 
@@ -88,6 +92,11 @@ def shelf(tmp_path_factory):
     tiny.pipeline().save_pretrained(place / "folder")
     gligen.made().save_pretrained(place / "gated")
     tiny.controlnet().save_pretrained(place / "net")
+    for name in ("snow", "toy"):
+        (place / name).mkdir()
+    save_file(lora(tiny.pipeline(), 1), place / "snow" / "snow.safetensors")
+    word = {"<cat-toy>": torch.ones(2, tiny.WIDTH)}
+    save_file(word, place / "toy" / "learned_embeds.safetensors")
     # As a published file has it: no vocabulary inside, and settings that nobody wrote down.
     words = dict(zip(map(str, range(CLIP_TOKENS - 2)), range(CLIP_TOKENS), strict=False))
     ends = {"<|startoftext|>": CLIP_TOKENS - 2, "<|endoftext|>": CLIP_TOKENS - 1}
@@ -111,6 +120,9 @@ def desk(tmp_path, shelf, monkeypatch):
         "canny-net": "net",
         "v1-5-pruned.safetensors": "one.safetensors",
         "v1-5.ckpt": "one.ckpt",
+        "clay.safetensors": "snow/snow.safetensors",
+        "snow.safetensors": "snow/snow.safetensors",
+        "easynegative.safetensors": "toy/learned_embeds.safetensors",
     }.items():
         (tmp_path / name).symlink_to(shelf / held)
     photo().save(tmp_path / "photo.png")

@@ -2,7 +2,9 @@
 meant for. New classes and fields are found by themselves."""
 
 import dataclasses
+import importlib
 import math
+import pkgutil
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 from networks.configs import UNETS, VAES
 from trying import PYTHON, Strange, outcome
 
+import underdraw
 from underdraw.cli import structure, subjects
 from underdraw.cli.boxes import Entry, Whole
 from underdraw.errors import InputError, WeightError
@@ -59,6 +62,11 @@ LAYOUTS = {
     Blip2Config: qformer.layout,
 }
 """What a config is for: a network of every config that is accepted has a layout."""
+
+
+for found in pkgutil.walk_packages(underdraw.__path__, "underdraw."):
+    if not found.name.startswith("underdraw.backends.") and not found.name.endswith("__main__"):
+        importlib.import_module(found.name)  # so classes are the same whatever else was tried
 
 
 def every_schema(base=Schema):

@@ -11,6 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,35 +19,44 @@ import numpy as np
 import torch
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
+from pipelines.blip import recorded as blip
+from pipelines.loras import lora
 from pipelines.test_from_single_file import write as write_single_file
+from safetensors.torch import save_file
+from weights import test_structure_files as structure
 
 import underdraw
 from underdraw import models
 from underdraw.pipelines.base import DiffusionPipeline
+from underdraw.weights import save
 
+NUMBERS = count()
+"""Of words, which a pipeline learns once."""
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
 LATENTS = torch.ones(1, 4, 8, 8)
 PIXELS = torch.zeros(1, 3, 32, 32)
 
 # -- what is no user's to call ---------------------------------------------------------------------
-MOMENTS = "words networks room prepare before_call during_call after_step whole layouts"
+MOMENTS = (
+    "check room placed words networks prepare before_call during_call after_step whole layouts"
+)
 """Of controls: the run calls them, `tests/controls/test_broken_hooks.py` tries their answers."""
 PROGRAMS = (
     "adapt_config adopt decode_with encode_with export_config flags from_tensors layout "
     "read_config sharing default_tiling non_finite stored_tensors lift_grounding "
-    "without_grounding check check_count names"
+    "without_grounding check check_count names require_fit check_pixels adopt inside"
 )
 """Of networks and pipelines: how the package's own rooms read and run them."""
 TABLES = "build"
 """Of schedulers: what writes their rows."""
-CALLS = "encode_prompt generate_mask invert edit"
-"""Of pipelines: `tests/pipelines/test_arguments.py` has them."""
-INSIDE = frozenset(" ".join((MOMENTS, PROGRAMS, TABLES, CALLS)).split())
-
-
-ELSEWHERE = ("Blip", "ContextCLIP", "ControlNet", "T2IAdapter", "AdapterPipeline", "MultiAdapter")
-"""Classes whose own methods `tests/pipelines/blip` and `tests/controls/test_structure.py` try; what
-they share with others is tried here."""
+CALLS = "encode_prompt generate_mask invert edit generate_then_edit get_query_embeddings"
+"""Of pipelines: `tests/pipelines/test_arguments.py` and `tests/test_methods.py` have them."""
+OF_CLASSES = "Blip2QFormerModel.encode Blip2QFormerModel.read"
+"""Of the classes that are named; in others a method of this name is public."""
+INSIDE = frozenset(" ".join((MOMENTS, PROGRAMS, TABLES, CALLS, OF_CLASSES)).split())
+LATER = ("Inverse", "Blip", "Context", "ControlNet", "Adapter")
+"""Words in the names of classes that are looked at last: what they share with others is tried with
+these."""
 
 
 class Method(NamedTuple):
@@ -80,8 +90,8 @@ def kind(name: str) -> Any:
 def methods() -> list[Method]:
     """One for each function, where classes share it."""
     found: dict[Any, Method] = {}
-    for name in sorted(underdraw.__all__, key=lambda name: "Inverse" in name):
-        if inspect.isclass(kind(name)) and not any(word in name for word in ELSEWHERE):
+    for name in sorted(underdraw.__all__, key=lambda name: any(word in name for word in LATER)):
+        if inspect.isclass(kind(name)):
             for method, function in own_methods(kind(name)):
                 found.setdefault(function, Method(name, method, function))
     return list(found.values())
@@ -95,6 +105,7 @@ def own_methods(cls: Any) -> Iterator[tuple[str, Any]]:
         if (
             not name.startswith("_")
             and name not in INSIDE
+            and f"{cls.__name__}.{name}" not in INSIDE
             and inspect.isfunction(function)
             and ours
         ):
@@ -116,6 +127,15 @@ def shelf() -> Path:
         getattr(grounded(), part).save_pretrained(place / part)
     checker().save_pretrained(place / "safety_checker")
     torch.save(torch.ones(16, 16), place / "matrix")
+    save_file(lora(tiny.pipeline()), place / "lora.safetensors")
+    save_file({"<toy>": torch.ones(2, tiny.WIDTH)}, place / "word.safetensors")
+    for name in ("Blip2QFormerModel", "BlipImageProcessor", "ControlNetModel", "T2IAdapter"):
+        OBJECTS[name]().save_pretrained(place / name)
+    for name in ("MultiAdapter", "MultiControlNetModel"):
+        OBJECTS[name]().save_pretrained(place / name)
+    net = tiny.controlnet(underdraw.UNet2DConditionModel(**structure.UNET))
+    save.save_tensors(place / "net.safetensors", structure.original(net))
+    save.save_tensors(place / "adapter.safetensors", tiny.adapter().stored_tensors())
     return place
 
 
@@ -152,7 +172,11 @@ def instance(name: str) -> Any:
     if inspect.isclass(cls) and issubclass(cls, DiffusionPipeline):
         if "GLIGEN" in name:
             return gligen.made("text-image" if "TextImage" in name else "text")
-        return cls.from_pipe(pipe)
+        if "Blip" in name:
+            return blip.pipeline()
+        given = {"controlnet": tiny.controlnet()} if "ControlNet" in name else {}
+        given = {"adapter": tiny.adapter()} if "Adapter" in name else given
+        return cls.from_pipe(pipe, **given)
     return cls  # its class methods
 
 
@@ -163,6 +187,13 @@ def inverting() -> Any:
 
 INVERSE = {"scheduler": "DDIM", "inverse_scheduler": "DDIMInverse"}
 OBJECTS: dict[str, Callable[[], Any]] = {
+    "Blip2QFormerModel": lambda: blip.shared()["qformer"],
+    "BlipImageProcessor": underdraw.BlipImageProcessor,
+    "ContextCLIPTextModel": lambda: blip.shared()["text_encoder"],
+    "ControlNetModel": tiny.controlnet,
+    "MultiAdapter": lambda: underdraw.MultiAdapter([tiny.adapter(), tiny.adapter(seed=6)]),
+    "MultiControlNetModel": lambda: underdraw.MultiControlNetModel([tiny.controlnet()]),
+    "T2IAdapter": tiny.adapter,
     "AutoencoderKL": lambda: tiny.pipeline().vae,
     "CLIPImageProcessor": lambda: processor().image_processor,
     "CLIPImageProjection": lambda: grounded().parts.named["image_project"],
@@ -191,10 +222,15 @@ OBJECTS: dict[str, Callable[[], Any]] = {
 # -- arguments -----------------------------------------------------------------------------------
 NUMPY = np.zeros((1, 8, 8, 3), np.float32)
 SAMPLES: dict[str, Callable[[], Any]] = {
+    "adapter_names": list,
+    "base": lambda: str(shelf() / "folder"),
     "batch_size": lambda: 1,
     "boxes": lambda: gligen.BOXES,
+    "categories": lambda: "toy",
     "clip_input": lambda: PIXELS,
+    "conditioning_scale": lambda: 1.0,
     "config": dict,
+    "controlnet_cond": lambda: torch.ones(1, 3, 64, 64),
     "device": lambda: "cpu",
     "dtype": lambda: torch.float32,
     "encoder_hidden_states": lambda: torch.ones(1, 7, tiny.WIDTH),
@@ -220,6 +256,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "input_phrases_mask": lambda: None,
     "kind": lambda: "grounding",
     "latents": lambda: LATENTS,
+    "maps": lambda: torch.ones(1, 3, 64, 64),
     "mask": lambda: PICTURE.convert("L"),
     "mask_image": lambda: PICTURE,
     "max_objs": lambda: 8,
@@ -231,6 +268,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "new_width": lambda: 8,
     "noise": lambda: LATENTS,
     "normalize_constant": lambda: 28.7,
+    "num_channels": lambda: 4,
     "num_channels_latents": lambda: 4,
     "num_images_per_prompt": lambda: 1,
     "num_inference_steps": lambda: 8,
@@ -242,10 +280,12 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "pixel_values": lambda: PIXELS,
     "output_type": lambda: "latent",
     "processor": dict,
+    "prompt": lambda: "a sphere",
     "raw": dict,
     "repeat_batch": lambda: 1,
     "repo_id": lambda: "owner/name",
     "sample": lambda: LATENTS,
+    "save_directory": lambda: "made",
     "size": lambda: (8, 8),
     "source": lambda: "nowhere",
     "slice_size": lambda: None,
@@ -257,12 +297,14 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "token_ids": lambda: [[1, 2]],
     "tokens": lambda: ["a</w>"],
     "total": lambda: 3,
+    "unet": lambda: tiny.pipeline().unet,
     "use_tiling": lambda: True,
     "valid": lambda: True,
     "values": dict,
     "where": lambda: {"dtype": None},
     "width": lambda: 64,
     "x": lambda: PIXELS,
+    "xs": lambda: [torch.ones(1, 3, 64, 64)] * 2,
     "z": lambda: LATENTS,
 }
 """By name of an argument without a default."""
@@ -276,6 +318,7 @@ READ = {
     "CLIPVisionModelWithProjection": "image_encoder",
     "CLIPImageProjection": "image_project",
     "StableDiffusionSafetyChecker": "safety_checker",
+    **{name: name for name in ("Blip2QFormerModel", "BlipImageProcessor", "MultiAdapter")},
 }
 
 
@@ -296,7 +339,32 @@ def array(owner: str) -> dict[str, Any]:
     return {"image": torch.zeros(1, 3, 64, 64)}
 
 
+def encoded(owner: str) -> dict[str, Any]:
+    return {"text_input": "toy", "image_input": torch.zeros(1, 3, 28, 28)}
+
+
 WORKS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "Blip2QFormerModel.forward": encoded,
+    "Blip2QFormerModel.from_pretrained": read_from("name_or_path"),
+    "ContextCLIPTextModel.forward": lambda _: {
+        "input_ids": torch.ones(1, 20, dtype=torch.int64),
+        "ctx_embeddings": torch.ones(1, 5, 24),
+        "ctx_begin_pos": [2],
+    },
+    "BlipImageProcessor.preprocess": lambda _: {"images": PICTURE},
+    "BlipImageProcessor.postprocess": lambda _: {"sample": PIXELS},
+    "ControlNetModel.from_single_file": lambda _: {"source": str(shelf() / "net.safetensors")},
+    "T2IAdapter.from_single_file": lambda _: {"source": str(shelf() / "adapter.safetensors")},
+    "T2IAdapter.forward": lambda _: {"x": torch.ones(1, 3, 64, 64)},
+    "MultiAdapter.from_pretrained": read_from("folder"),
+    "MultiControlNetModel.forward": lambda _: {
+        "controlnet_cond": [torch.ones(1, 3, 64, 64)],
+        "conditioning_scale": [1.0],
+    },
+    "StableDiffusionControlNetImg2ImgPipeline.prepare_latents": lambda owner: {
+        **array(owner),
+        "timestep": torch.tensor([500]),
+    },
     "from_pretrained": read_from("name_or_path"),
     "load_config": read_from("name_or_path"),
     "download": read_from("name_or_path"),
@@ -304,6 +372,15 @@ WORKS: dict[str, Callable[[str], dict[str, Any]]] = {
     **{f"DDIMScheduler.{name}": read_from("folder") for name in ("from_pretrained", "load_config")},
     "load_adapter": lambda _: {"kind": "grounding", "source": str(shelf() / "grounding")},
     "load_grounding": lambda _: {"source": str(shelf() / "grounding")},
+    "load_lora_weights": lambda _: {
+        "pretrained_model_name_or_path_or_dict": str(shelf() / "lora.safetensors"),
+        "adapter_name": "clay",
+    },
+    "load_textual_inversion": lambda _: {
+        "pretrained_model_name_or_path": str(shelf() / "word.safetensors"),
+        "token": f"word{next(NUMBERS)}",
+    },
+    "save_lora_weights": lambda _: {"unet_lora_layers": {"a": torch.ones(1)}},
     "from_matrix_file": lambda _: {"path": str(shelf() / "matrix")},
     "from_single_file": file_of,
     "DiffusionPipeline.from_single_file": lambda owner: {

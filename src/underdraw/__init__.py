@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         PerImage as PerImage,
         Style as Style,
     )
+    from underdraw.controls.lora import (
+        Lora as Lora,
+    )
     from underdraw.controls.maps import (
         CannyMap as CannyMap,
         DepthMap as DepthMap,

@@ -29,8 +29,16 @@ NAMES = (
         "Diffusion; Structure(net, map) adds one to any other pipeline",
     ),
     (
-        r"\w*Lora\w*|\w*PeftAdapter\w*|\w*TextualInversion\w*|IPAdapter\w*",
-        "LoRA, textual inversion and IP-Adapter come with a later release",
+        r"\w*Lora\w*|\w*PeftAdapter\w*",
+        "pipelines load LoRAs themselves (load_lora_weights, set_adapters), and Lora is a control",
+    ),
+    (
+        r"\w*TextualInversion\w*",
+        "pipelines load learned words themselves: load_textual_inversion",
+    ),
+    (
+        r"IPAdapter\w*",
+        "IP-Adapter comes with a later release",
     ),
     (
         r"AutoencoderTiny|AsymmetricAutoencoderKL|ConsistencyDecoderVAE",
@@ -106,11 +114,9 @@ KINDS = (
 """Looked at where no name of ours is near."""
 METHODS = (
     (
-        r"\w*lora\w*|(load|save)_attn_procs|(set|get|add|delete|enable|disable|active)_?\w*adapters?"
-        r"|get_active_adapters|get_list_adapters",
-        "LoRA comes with a later release",
+        r"\w*lora\w*|(load|save)_attn_procs|(set|get|add|delete|enable|disable|active)_?\w*adapters?",
+        "LoRAs belong to a pipeline: load_lora_weights, set_adapters, fuse_lora, save_lora_weights",
     ),
-    (r"\w*textual_inversion|maybe_convert_prompt", "textual inversion comes with a later release"),
     (r"\w*ip_adapter\w*|encode_image", "IP-Adapter comes with a later release"),
     (r"(enable|disable)_freeu", "FreeU comes with a later release"),
     (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 from underdraw.errors import InputError, InputTypeError
 from underdraw.shown import MOST_SHOWN as MOST_SHOWN, shown as shown
 
+LARGEST_FACTOR = 1e4
+"""Of what predictions, residuals, features or attention are multiplied by: beyond it half precision
+overflows, and float32 holds nothing of what they are added to."""
 DEVICES = ("cpu", "cuda", "mps", "gpu", "tpu", "xpu", "npu", "Ascend", "GPU", "CPU", "meta")
 """What frameworks call devices, before a colon and a number."""
 
@@ -46,6 +50,11 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     return found
 
 
+def factor(name: str, value: Any) -> float:
+    """What predictions, residuals or attention are multiplied by: at most `LARGEST_FACTOR`."""
+    return number(name, value, -LARGEST_FACTOR, LARGEST_FACTOR)
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a real number, of numpy's scalars, too, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
@@ -72,9 +81,16 @@ def is_one_of(value: Any, allowed: Sequence[Any]) -> bool:
 
 
 def function(name: str, value: Any) -> Any:
-    """Something to call, or None."""
+    """Something to call, or None. A coroutine or generator function is none: to call it runs
+    nothing."""
     if value is not None and not callable(value):
         raise InputTypeError(f"{name}={shown(value)} cannot be called; allowed: a function, None")
+    kinds = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
+    if any(kind(value) or kind(type(value).__call__) for kind in kinds):
+        raise InputTypeError(
+            f"{name}={shown(value)} is a coroutine or generator function, of which a call runs "
+            "nothing; allowed: a function, None"
+        )
     return value
 
 

@@ -13,6 +13,7 @@ MODULES = {
         "NormalMap",
         "SemanticMap",
     ),
+    "underdraw.controls.lora": ("Lora",),
     "underdraw.controls.null_text": ("NullText",),
     "underdraw.controls.region": ("Region",),
     "underdraw.controls.subject": ("Subject",),

@@ -18,6 +18,13 @@ from underdraw.schema import shown
 
 SCHEDULER = {**PNDMScheduler(skip_prk_steps=True).config}
 BOX = {"phrase": "a red sphere", "box": [0.1, 0.2, 0.4, 0.6]}
+PHOTO = embedded.kept(Image.new("RGB", (8, 16)), "photo.png")
+NEWER = {
+    "structures": [{"net": "canny", "map": PHOTO, "scale": 0.5}],
+    "subjects": [{"image": PHOTO, "category": "dog", "word": "corgi"}],
+    "subject": "somebody/subject",
+}
+"""What records of later versions hold besides."""
 RECORD = {
     "underdraw": "0.5",
     "pipeline": "StableDiffusionPipeline",
@@ -68,14 +75,18 @@ def cases(content, further=(), each=16):
 
 
 def test_records(picture):
-    for place, record, value in cases(RECORD, FURTHER):
+    newer = [
+        (place, {**RECORD, **changed}, value) for place, changed, value in cases(NEWER) if place
+    ]
+    assert {place[0] for place, _, _ in newer} == set(NEWER)
+    for place, record, value in (*cases(RECORD, FURTHER), *newer):
         path = picture(record)
         wrong = outcome(partial(again.recorded, path, (), True), str(path))
         assert wrong is None, (place, value)
 
 
 def test_records_of_pictures_from_pictures(picture):
-    held = {"image": embedded.kept(Image.new("RGB", (8, 16)), "photo.png")}
+    held = {"image": PHOTO}
     record = {**RECORD, "pipeline": "StableDiffusionImg2ImgPipeline", "inputs": held}
     assert again.recorded(picture(record)).call["image"].size == (8, 16)
     for value in VALUES:
@@ -99,6 +110,23 @@ def test_a_picture_chooses_nothing_that_is_loaded(picture, name, value):
     assert f"--{name} " in str(error.value) and "--as-recorded" in str(error.value)
     assert again.recorded(path, trusted=True).loading[name] == value
     again.recorded(path, given=[name])  # the command names another
+
+
+@pytest.mark.parametrize("value", ["somebody/model", "/etc/passwd", "../x.safetensors", "~"])
+def test_a_picture_chooses_neither_nets_nor_subject_weights(picture, value):
+    net = {"structures": [{**NEWER["structures"][0], "net": value}]}
+    for changes, option in (({"subject": value}, "--subject-weights"), (net, "--structure")):
+        path = picture({**RECORD, **changes})
+        with pytest.raises(InputError) as error:
+            again.recorded(path)
+        assert f"{option} " in str(error.value) and "--as-recorded" in str(error.value)
+        found = again.recorded(path, trusted=True)
+        assert value in (found.loading.get("subject"), *(e["net"] for e in found.structures or ()))
+    for entry in ("structures", "subjects"):  # a path in the place of a picture
+        inner = "map" if entry == "structures" else "image"
+        path = picture({**RECORD, entry: [{**NEWER[entry][0], inner: value}]})
+        with pytest.raises(InputError, match="damaged"):
+            again.recorded(path, trusted=True)
 
 
 def test_a_model_that_is_named_brings_its_own_vocabulary(picture):

@@ -15,6 +15,7 @@ from underdraw import backends, schedulers
 from underdraw.controls import AttentionEdit, Call, Control, Run
 from underdraw.controls.local_blend import grid
 from underdraw.controls.region import Region
+from underdraw.controls.run import Conditioning
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import Sites, apply
 from underdraw.solvers.table import State, advance
@@ -295,7 +296,7 @@ def test_embeddings_with_their_texts(pipe):
     with pytest.raises(InputError, match=r"AttentionEdit\(prompts=...\)"):
         made(pipe, None, AttentionEdit(), **embeds)
     wrong = AttentionEdit(prompts=(f"{RED} BREAK a", f"{GREEN} BREAK a"))
-    with pytest.raises(ControlError, match="context has 77 tokens, prompt 1 has windows of 154"):
+    with pytest.raises(InputError, match="context has 77 tokens, prompt 0 has windows of 154"):
         made(pipe, None, wrong, **embeds)
 
 
@@ -345,8 +346,9 @@ def test_the_same_on_every_backend(name):
         components = SimpleNamespace(tokenizer=tiny.tokenizer(), compat=None)
         model = SimpleNamespace(_framework=backends.get(backend))
         x = give(backend, latents)
+        texts = Conditioning(give(backend, np.zeros((2, 77, 3), np.float32)))
         run = Run(
-            nn, model, range(4), None, prompts=[RED, PURPLE], components=components, latents=x
+            nn, model, range(4), texts, prompts=[RED, PURPLE], components=components, latents=x
         )
         carry = edit.prepare(run)
         told = []
@@ -421,7 +423,7 @@ def test_sides_of_a_level(positions, sides, expected):
 
 
 def test_no_attention_to_find_places_in(pipe):
-    with pytest.raises(ControlError, match=r"positions=5\): no cross-attention of this UNet"):
+    with pytest.raises(InputError, match=r"positions=5\): no cross-attention of this UNet"):
         made(pipe, [RED, GREEN], AttentionEdit(blend=("cube",), positions=5))
 
 

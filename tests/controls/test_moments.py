@@ -390,8 +390,8 @@ def test_a_control_brings_its_weights_as_an_adapter(hint_kind, tmp_path):
     loaded = underdraw.StableDiffusionPipeline.from_pretrained(tmp_path / "pipe")
     loaded.set_progress_bar_config(disable=True)
     assert np.array_equal(run(loaded, control), expected)
-    with pytest.raises(InputError, match="kind='lora' of adapters is not known; allowed: 'ground"):
-        pipe.load_adapter("lora", tmp_path)
+    with pytest.raises(InputError, match="kind='other' of adapters is not known; allowed: 'ground"):
+        pipe.load_adapter("other", tmp_path)
     with pytest.raises(InputError, match="kind='first' is not attached; attached: none"):
         pipe.unload_adapter("hints", "first")
     with pytest.raises(InputError, match="kind='hints' of adapters is there already"):

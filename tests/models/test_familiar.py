@@ -1,4 +1,4 @@
-"""The peer's keywords: neutral values change nothing, all others are refused by name."""
+"""diffusers' keywords: neutral values change nothing, all others are refused by name."""
 
 import pytest
 import torch

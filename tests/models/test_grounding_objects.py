@@ -186,7 +186,7 @@ def test_inpainting_on_either_base():
 
 
 def test_what_acts_beside_cross_attention_meets_no_fuser():
-    """Defect 5 of the peer, which gives an IP-Adapter to the fusers, too."""
+    """Defect 5 of diffusers, which gives an IP-Adapter to the fusers, too."""
     gated = shaken(UNet2DConditionModel(**GATED))
     seen = {}
 

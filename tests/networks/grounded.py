@@ -33,7 +33,7 @@ class Grounded:
 
     kind: str
     published: bool = False
-    """With the sizes that the peer's position networks always have."""
+    """With the sizes that diffusers' position networks always have."""
     fields: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -51,7 +51,7 @@ class Grounded:
 
     @property
     def gated(self) -> dict[str, Any]:
-        """The config of the peer's UNet that holds both."""
+        """The config of diffusers' UNet that holds both."""
         types = {kind: name for name, kind in ATTENTION_TYPES.items()}
         return {**self.base, "attention_type": types[self.kind]}
 

@@ -321,7 +321,7 @@ def test_inpainting_parts_fit_both_kinds_of_base():
 
 
 def test_a_plain_unet_says_what_it_lacks():
-    """Defect 6 of the peer: there it is an attribute error."""
+    """Defect 6 of diffusers: there it is an attribute error."""
     plain = read(unet.UNetConfig, SD15_UNET)
     with pytest.raises(InputError) as error:
         GroundingConfig.for_unet(plain)

@@ -33,6 +33,14 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+async def later(*_):
+    """Called, it runs nothing."""
+
+
+def yields(*_):
+    yield
+
+
 two = ["a", "b"]
 # what is wrong: (arguments, error, what its message says)
 CASES = {
@@ -218,6 +226,8 @@ CASES = {
         "output_type='jpeg' is not known; allowed: 'pil', 'np', 'pt', 'latent'",
     ),
     "output type list": ({"output_type": ["np"]}, VALUE, r"output_type=\['np'\] is not known"),
+    "async callback": ({"callback_on_step_end": later}, TYPE, "a coroutine or generator function"),
+    "callback that yields": ({"callback": yields}, TYPE, "callback=.* a coroutine or generator"),
     "callback": ({"callback_on_step_end": 3}, TYPE, "callback_on_step_end=3 cannot be called"),
     "old callback": ({"callback": "f"}, TYPE, "callback='f' cannot be called"),
     "callback steps": ({"callback_steps": 0}, VALUE, "callback_steps=0 is too small"),

@@ -236,7 +236,7 @@ def test_what_callers_bring_is_not_changed(pipes):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_other_modes(pipes, mode):
-    """The peer takes RGB only."""
+    """diffusers takes RGB only."""
     other = picture().convert(mode)
     wanted = tiny.run(pipes["img2img"], **arguments("img2img", image=other.convert("RGB")))
     made = tiny.run(pipes["img2img"], **arguments("img2img", image=other))

@@ -1,4 +1,4 @@
-"""What code written for the peer finds in a pipeline."""
+"""What code written for diffusers finds in a pipeline."""
 
 import inspect
 

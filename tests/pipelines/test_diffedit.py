@@ -254,7 +254,7 @@ def test_the_background_is_the_pictures_own_latents(pipe):
         assert torch.equal(made[outside], inverted.clean[outside])
         assert (made - inverted.clean)[~outside].abs().min() > 0
     assert inverted.clean is not None
-    assert len(inverted) == 1  # as the peer's: `clean` is no item of it
+    assert len(inverted) == 1  # as diffusers': `clean` is no item of it
 
 
 def test_an_edit_does_not_depend_on_its_batch(pipe):
@@ -288,7 +288,7 @@ def test_levels_in_other_forms(pipe):
         np.testing.assert_array_equal(pipe([BLUE, RED], square(2), given, **options).images, wanted)
     found = pipe([BLUE, RED], square(2), apart, **options).images
     np.testing.assert_allclose(found, wanted, **close)
-    # Computed, it has forgotten the picture: as the peer's, it ends at the last level.
+    # Computed, it has forgotten the picture: as diffusers', it ends at the last level.
     without = pipe([BLUE, RED], square(2), made.latents.clone(), **options).images
     assert np.abs(without - wanted).max() > 3e-3
     apart[1] = apart[1].clone()

@@ -289,7 +289,7 @@ def test_pictures_to_paint_into_in_every_form(painter):
 
 
 def test_a_picture_is_cut_to_the_proportions_of_the_result(painter):
-    """Around its middle, as the peer does for squares."""
+    """Around its middle, as diffusers does for squares."""
     tall = photo((80, 120), 4)
     cut = tall.crop((0, 36, 80, 84))
     call = {**CALL, **WIDE, "seed": 1}
@@ -389,7 +389,7 @@ def test_a_callers_dictionary_stays_as_it_is(pipe):
         run(pipe, **CALL)
 
 
-# -- the peer's other methods ----------------------------------------------------------------------
+# -- diffusers' other methods ----------------------------------------------------------------------
 def test_familiar_methods(pipe, pictured):
     pipe.enable_vae_slicing()
     pipe.enable_vae_tiling()

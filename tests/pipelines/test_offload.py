@@ -213,7 +213,7 @@ CASES = {
         mask_invert_and_call,
         [TEXT, TEXT, VAE, UNET, VAE, TEXT, UNET, *[VAE] * 2, TEXT, UNET, VAE],
     ),
-    "DiffEdit as the peer": Case(
+    "DiffEdit as diffusers": Case(
         lambda: diffedit("diffusers"),
         mask_invert_and_call,
         [TEXT, TEXT, VAE, UNET, VAE, TEXT, UNET, *[VAE] * 2, TEXT, UNET, VAE],

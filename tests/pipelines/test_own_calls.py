@@ -1,4 +1,4 @@
-"""What a call has beyond the peer's: seeds, guidance per image, weights, long prompts, threads."""
+"""What a call has beyond diffusers': seeds, guidance per image, weights, long prompts, threads."""
 
 import numpy as np
 import pytest

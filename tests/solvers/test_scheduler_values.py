@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from trying import JSON, PYTHON, outcome
 
 from underdraw import schedulers
@@ -67,3 +68,25 @@ def test_files_are_named(tmp_path):
         f"{tmp_path / 'scheduler'}: EulerDiscreteScheduler: beta_start=-0.1 is not supported; "
         "allowed: a number, 0 or more, below 1"
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("where", ["model_output", "sample"])
+def test_what_is_no_number_goes_on_where_it_stands(name, where):
+    """Nothing hides it, and nothing else notices."""
+
+    def run(given):
+        scheduler, random = getattr(schedulers, name)(), torch.Generator().manual_seed(0)
+        scheduler.set_timesteps(STEPS)
+        x, output = (torch.randn(2, 4, 5, 9, generator=random) for _ in "xo")
+        (output if where == "model_output" else x)[0, 1, 2, 3] = given
+        for time in scheduler.timesteps[:4]:
+            scheduler.scale_model_input(x, time)
+            x = scheduler.step(output, time, x, generator=random).prev_sample
+        return x
+
+    plain, found = run(0.5), run(np.nan)
+    there = torch.zeros(2, 4, 5, 9, dtype=torch.bool)
+    there[0, 1, 2, 3] = True
+    assert torch.isnan(found[there]).all()
+    assert torch.equal(found[~there], plain[~there]) and torch.isfinite(plain).all()

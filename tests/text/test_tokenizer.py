@@ -181,7 +181,7 @@ FOLDERS = [
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda make: make.__name__)
 def pair(request, learnt, tmp_path_factory):
-    """(ours, the peer's) from one folder."""
+    """(ours, transformers') from one folder."""
     folder = tmp_path_factory.mktemp("tokenizer") / "files"
     request.param(folder, learnt)
     peer = transformers.CLIPTokenizer.from_pretrained(folder)
@@ -214,7 +214,7 @@ def test_special_tokens_and_sizes_are_the_peers(pair):
     assert len(ours) == len(peer)
     assert ours.vocab_size == peer.vocab_size
     assert ours.get_vocab() == peer.get_vocab()
-    assert ours.model_max_length == min(peer.model_max_length, 77)  # the peer's default is 1e30
+    assert ours.model_max_length == min(peer.model_max_length, 77)  # transformers' default is 1e30
 
 
 def test_decoding_is_the_peers(pair):

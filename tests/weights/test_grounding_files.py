@@ -171,7 +171,7 @@ def test_strict_in_both_directions(tmp_path, change, message):
 
 
 def test_what_is_no_grounding_part(tmp_path):
-    """Defect 6 of the peer: such a checkpoint gives an attribute error there."""
+    """Defect 6 of diffusers: such a checkpoint gives an attribute error there."""
     UNET.save_pretrained(tmp_path / "plain")
     with pytest.raises(WeightError, match=r"attention_type='default'.*not a GLIGEN checkpoint"):
         load_grounding(tmp_path / "plain", UNET)

@@ -117,28 +117,38 @@ class AdaptedLeaf:
             for delta in self._checked(leaf):
                 if delta.replaces:
                     value = delta.replaced(nn, leaf, value)
-            return self._sum(nn, leaf, value, value)
+            return self._sum(nn, leaf, value, value, value)
 
     def _run(self, nn: Any, leaf: Leaf, x: Array) -> Array:
         layer = self._layer
         with naming(self._path):
-            for delta in self._checked(leaf):
+            parts = self._checked(leaf)
+            for delta in parts:
                 if delta.replaces:
-                    bias = layer.bias if leaf.bias and leaf.kind != "embedding" else None
-                    layer = Arrays(delta.replaced(nn, leaf, layer.weight), bias)
-            return self._sum(nn, leaf, x, operate(nn, leaf, layer, x))
+                    layer = _with_weight(leaf, layer, delta.replaced(nn, leaf, layer.weight))
+            acting = layer
+            for delta in parts:  # each sees the layer's own weight, whatever the others add
+                if delta.in_weight:
+                    more, _ = delta.difference(nn, leaf, layer.weight)
+                    weight = acting.weight + nn.cast(more, layer.weight)
+                    acting = _with_weight(leaf, acting, weight)
+            return self._sum(nn, leaf, layer, x, operate(nn, leaf, acting, x))
 
     def _checked(self, leaf: Leaf) -> tuple[Delta, ...]:
         self._delta.check(leaf)
         return self._delta.parts
 
-    def _sum(self, nn: Any, leaf: Leaf, x: Array, y: Array) -> Array:
-        like = y
+    def _sum(self, nn: Any, leaf: Leaf, layer: Any, x: Array, y: Array) -> Array:
+        plain = y
         for delta in self._delta.parts:
-            extra = delta.added(nn, leaf, x)
+            extra = delta.added_to(nn, leaf, layer, x, plain)
             if extra is not None:
-                y = y + nn.cast(extra, like)
+                y = y + nn.cast(extra, plain)
         return y
+
+
+def _with_weight(leaf: Leaf, layer: Any, weight: Array) -> Arrays:
+    return Arrays(weight, layer.bias if leaf.bias and leaf.kind != "embedding" else None)
 
 
 def _by_level(deltas: Mapping[str, Delta]) -> dict[str, Any]:

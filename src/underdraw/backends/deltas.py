@@ -6,14 +6,26 @@ parameter tree; this file knows nothing of trees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.layout import Layout, Leaf
+from underdraw.backends.scales import (
+    as_float,
+    by_row,
+    cast_to,
+    check_scale,
+    count_of,
+    is_number,
+    padded,
+    scale_on_rows,
+    scaled,
+    silenced,
+)
 from underdraw.errors import ControlError
 
 
@@ -42,6 +54,13 @@ def operate(nn: Operations, leaf: Leaf, p: Any, x: Array) -> Array:
     raise AssertionError(leaf.kind)
 
 
+class Difference(NamedTuple):
+    """What a delta adds to a layer's parameters; None adds nothing."""
+
+    weight: Array | None
+    bias: Array | None = None
+
+
 class Delta:
     """The contract. A kind says in `check` what it fits and acts by `added`, by `replaced` or both.
 
@@ -52,6 +71,12 @@ class Delta:
 
     replaces: ClassVar[bool] = False
     """Whether the layer runs with the weight that `replaced` returns."""
+
+    @property
+    def in_weight(self) -> bool:
+        """Whether the layer runs with `difference` added to its weight: for all rows alike that
+        costs less than what `added` would do."""
+        return False
 
     @property
     def parts(self) -> tuple[Delta, ...]:
@@ -80,6 +105,32 @@ class Delta:
     def added(self, nn: Operations, leaf: Leaf, x: Array) -> Array | None:
         """What is added to the output of the layer at the input `x`; None adds nothing."""
         return None
+
+    def added_to(self, nn: Operations, leaf: Leaf, layer: Any, x: Array, y: Array) -> Array | None:
+        """The same for kinds that need the layer itself, or its output `y` without any delta."""
+        return self.added(nn, leaf, x)
+
+    def difference(self, nn: Operations, leaf: Leaf, weight: Array) -> Difference:
+        """What is added to `weight` and to the bias when the delta is merged into its layer,
+        float32.
+
+        Raises:
+            ControlError: this kind cannot be merged, or changes rows differently.
+        """
+        raise ControlError(f"{type(self).__name__} cannot be merged into a weight")
+
+    def weighed(self, factor: Any) -> Delta:
+        """The same times a factor: a number, or an array `(rows,)`. Kinds have a field `scale`."""
+        scale = vars(self)["scale"]
+        return replace(self, scale=scale * factor)  # type: ignore[type-var]
+
+    def alike(self) -> None:
+        """Raise a `ControlError` where rows are changed differently, as no merged weight does."""
+        if self.by_row:
+            raise ControlError(
+                f"{type(self).__name__} changes {self.count} rows differently; a weight into which "
+                "it is merged is one for all rows"
+            )
 
     def rows(self, nn: Operations, start: int, stop: int, of: int) -> Delta:
         """This delta on rows `start` to `stop` of a call of `of` rows; it leaves others alone.
@@ -117,7 +168,7 @@ class LowRank(Delta):
     mid: Array | None = None
 
     def __post_init__(self) -> None:
-        _as_float(self)
+        as_float(self)
 
     @property
     def stacked(self) -> bool:
@@ -126,12 +177,12 @@ class LowRank(Delta):
 
     @property
     def count(self) -> int | None:
-        return self.down.shape[0] if self.stacked else _count(self.scale)
+        return self.down.shape[0] if self.stacked else count_of(self.scale)
 
     def check(self, leaf: Leaf) -> None:
         if leaf.kind not in ("linear", "conv2d"):
             raise ControlError(f"LowRank fits linear and conv2d, not {leaf.kind} {leaf.shape}")
-        _check_scale(self.scale)
+        check_scale(self.scale)
         down, up, mid = (() if a is None else tuple(a.shape) for a in self._arrays)
         lead = down[:1] if self.stacked else ()
         first, last = len(lead), len(lead) + 1
@@ -148,7 +199,7 @@ class LowRank(Delta):
             raise ControlError(f"LowRank has {shapes}; the {leaf.kind} has weight {leaf.shape}")
 
     def added(self, nn: Operations, leaf: Leaf, x: Array) -> Array:
-        down, up, mid = (_cast(nn, a, x) for a in self._arrays)
+        down, up, mid = (cast_to(nn, a, x) for a in self._arrays)
         if self.stacked and x.shape[0] != down.shape[0]:
             if x.shape[0] != 1:
                 raise ControlError(
@@ -163,6 +214,14 @@ class LowRank(Delta):
         h = nn.matmul(x.reshape(x.shape[0], -1, x.shape[-1]), nn.permute(down, (0, 2, 1)))
         y = nn.matmul(scaled(nn, self.scale, h), nn.permute(up, (0, 2, 1)))
         return silenced(nn, self.scale, y.reshape(*x.shape[:-1], leaf.shape[0]))
+
+    def difference(self, nn: Operations, leaf: Leaf, weight: Array) -> Difference:
+        self.alike()
+        down, up = nn.float32(self.down), nn.float32(self.up)
+        mid = None if self.mid is None else nn.float32(self.mid)
+        product = merged(nn, up.reshape(up.shape[0], -1), down, mid)
+        scale = self.scale if is_number(self.scale) else nn.float32(self.scale.reshape(-1)[0])
+        return Difference(product.reshape(leaf.shape) * scale)
 
     def _convolve(
         self, nn: Operations, leaf: Leaf, x: Array, down: Array, up: Array, mid: Array | None
@@ -194,14 +253,14 @@ class LowRank(Delta):
 
     def rows(self, nn: Operations, start: int, stop: int, of: int) -> LowRank:
         if not self.stacked:
-            return replace(self, scale=_scale_on_rows(nn, self, self.down, start, stop, of))
+            return replace(self, scale=scale_on_rows(nn, self, self.down, start, stop, of))
         if self.down.shape[0] != stop - start:
             raise ControlError(f"LowRank is for {self.down.shape[0]} rows, not {stop - start}")
         sides = start, of - stop
-        down, up, mid = (None if a is None else _padded(nn, a, *sides) for a in self._arrays)
+        down, up, mid = (None if a is None else padded(nn, a, *sides) for a in self._arrays)
         scale = self.scale
-        if _by_row(scale):
-            scale = _padded(nn, scale.reshape(-1), *sides)
+        if by_row(scale):
+            scale = padded(nn, scale.reshape(-1), *sides)
         return LowRank(down, up, scale, mid)
 
     @property
@@ -225,14 +284,14 @@ class Full(Delta):
     def __post_init__(self) -> None:
         if self.weight is None and self.bias is None:
             raise ControlError("Full has neither weight nor bias")
-        _as_float(self)
+        as_float(self)
 
     @property
     def count(self) -> int | None:
-        return _count(self.scale)
+        return count_of(self.scale)
 
     def check(self, leaf: Leaf) -> None:
-        _check_scale(self.scale)
+        check_scale(self.scale)
         biased = leaf.bias and leaf.kind not in ("embedding", "parameter")
         for name, a, shape in (
             ("weight", self.weight, leaf.shape),
@@ -250,9 +309,9 @@ class Full(Delta):
     def added(self, nn: Operations, leaf: Leaf, x: Array) -> Array:
         weight, bias = self.weight, self.bias
         if leaf.kind != "embedding":  # where x holds numbers of tokens
-            weight, bias = _cast(nn, weight, x), _cast(nn, bias, x)
+            weight, bias = cast_to(nn, weight, x), cast_to(nn, bias, x)
         if leaf.kind == "parameter":
-            scale = self.scale if _is_number(self.scale) else self.scale.reshape(-1)[0]
+            scale = self.scale if is_number(self.scale) else self.scale.reshape(-1)[0]
             return weight * scale
         if leaf.kind in ("group_norm", "layer_norm"):
             weight = bias * 0 if weight is None else weight
@@ -264,9 +323,17 @@ class Full(Delta):
             y = operate(nn, replace(leaf, bias=bias is not None), Arrays(weight, bias), x)
         return silenced(nn, self.scale, scaled(nn, self.scale, y))
 
+    def difference(self, nn: Operations, leaf: Leaf, weight: Array) -> Difference:
+        self.alike()
+        scale = self.scale if is_number(self.scale) else nn.float32(self.scale.reshape(-1)[0])
+        weight, bias = (
+            None if a is None else nn.float32(a) * scale for a in (self.weight, self.bias)
+        )
+        return Difference(weight, bias)
+
     def rows(self, nn: Operations, start: int, stop: int, of: int) -> Full:
         like = self.bias if self.weight is None else self.weight
-        return replace(self, scale=_scale_on_rows(nn, self, like, start, stop, of))
+        return replace(self, scale=scale_on_rows(nn, self, like, start, stop, of))
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,8 +354,32 @@ class Sum(Delta):
         for delta in self.deltas:
             delta.check(leaf)
 
+    def weighed(self, factor: Any) -> Sum:
+        return Sum(tuple(delta.weighed(factor) for delta in self.deltas))
+
+    def difference(self, nn: Operations, leaf: Leaf, weight: Array) -> Difference:
+        found = [delta.difference(nn, leaf, weight) for delta in self.deltas]
+        return Difference(*(_added_up(parts) for parts in zip(*found, strict=True)))
+
     def rows(self, nn: Operations, start: int, stop: int, of: int) -> Sum:
         return Sum(tuple(delta.rows(nn, start, stop, of) for delta in self.deltas))
+
+
+def _added_up(arrays: Iterable[Array | None]) -> Array | None:
+    there = [a for a in arrays if a is not None]
+    return sum(there[1:], there[0]) if there else None
+
+
+def merged(nn: Operations, up: Array, down: Array, mid: Array | None = None) -> Array:
+    """The weight `(out, in, ...)` of layers one behind another: `up (out, rank)`, `mid (rank,
+    inner, kernel, kernel)` where there is one (a Tucker decomposition), and `down (rank or inner,
+    in, ...)`."""
+    if mid is None:
+        return nn.matmul(up, down.reshape(down.shape[0], -1))
+    rank, inner, *kernel = mid.shape
+    spread = nn.matmul(up, mid.reshape(rank, -1)).reshape(up.shape[0], inner, -1)
+    whole = nn.matmul(nn.permute(spread, (0, 2, 1)), down.reshape(inner, -1))
+    return nn.permute(whole, (0, 2, 1)).reshape(up.shape[0], -1, *kernel)
 
 
 def together(*several: Deltas) -> dict[str, Delta]:
@@ -360,85 +451,3 @@ def naming(path: str) -> Iterator[None]:
         yield
     except ControlError as error:
         raise ControlError(f"delta at '{path}': {error}") from None
-
-
-def scaled(nn: Operations, scale: Any, x: Array) -> Array:
-    """`x * scale`; an array `(rows,)` has a factor for each row of `x (rows, ...)`.
-
-    Where `x` has one row, which serves all, the result has all rows.
-
-    Raises:
-        ControlError: `x` has another number of rows.
-    """
-    if _is_number(scale):
-        return x * scale
-    factors = nn.cast(scale, x).reshape(-1, *(1 for _ in x.shape[1:]))
-    if x.shape[0] != 1 and factors.shape[0] not in (1, x.shape[0]):
-        raise ControlError(f"scale is for {factors.shape[0]} rows; the call has {x.shape[0]}")
-    return x * factors
-
-
-def silenced(nn: Operations, scale: Any, y: Array) -> Array:
-    """`y`, and 0 in rows whose factor is 0: there a weight that is not finite would give NaN, in
-    rows of a call that belong to other runs."""
-    if not _by_row(scale):
-        return y
-    factors = nn.cast(scale, y).reshape(-1, *(1 for _ in y.shape[1:]))
-    return nn.where(factors != 0, y, 0.0)
-
-
-def _cast(nn: Operations, x: Array | None, like: Array) -> Any:
-    return None if x is None else nn.cast(x, like)
-
-
-def _is_number(scale: Any) -> bool:
-    return isinstance(scale, int | float)
-
-
-def _by_row(scale: Any) -> bool:
-    return not _is_number(scale) and tuple(scale.shape) not in ((), (1,))
-
-
-def _count(scale: Any) -> int | None:
-    return scale.shape[0] if _by_row(scale) else None
-
-
-def _as_float(delta: Any) -> None:
-    # A whole number would belong to the structure of a call, and a program be compiled for each.
-    if isinstance(delta.scale, int):
-        object.__setattr__(delta, "scale", float(delta.scale))
-
-
-def _check_scale(scale: Any) -> None:
-    if _is_number(scale):
-        return
-    shape = getattr(scale, "shape", None)
-    if shape is None:
-        raise ControlError(f"scale={scale!r} is neither a number nor an array with one per row")
-    if any(size != 1 for size in shape[1:]):
-        raise ControlError(f"scale has shape {tuple(shape)}; allowed: a number, or (rows,)")
-
-
-def _scale_on_rows(nn: Operations, delta: Any, like: Array, start: int, stop: int, of: int) -> Any:
-    scale, count = delta.scale, stop - start
-    if _is_number(scale):
-        scale = nn.arange(count, like) * 0 + scale
-    else:
-        scale = scale.reshape(-1)
-        scale = nn.expand(scale, (count,)) if scale.shape[0] == 1 else scale
-        if scale.shape[0] != count:
-            raise ControlError(f"scale is for {scale.shape[0]} rows, not for {count}")
-    return _padded(nn, scale, start, of - stop)
-
-
-def _padded(nn: Operations, x: Array, before: int, behind: int) -> Array:
-    """Rows of zeros around `x (rows, ...)`."""
-    # Not `x[:1] * 0`: of infinity that is NaN.
-    sizes = x.shape[1:]
-    none = nn.cast(nn.arange(1, x), x).reshape(1, *(1 for _ in sizes))
-    parts = [x]
-    if before:
-        parts.insert(0, nn.expand(none, (before, *sizes)))
-    if behind:
-        parts.append(nn.expand(none, (behind, *sizes)))
-    return nn.concat(parts, 0)

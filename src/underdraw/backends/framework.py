@@ -153,6 +153,10 @@ class Framework(Protocol):
         """The weight of a layer; its dtype and device are those of the layer."""
         ...
 
+    def with_values(self, layer: Node, weight: Array, bias: Array | None = None) -> Node:
+        """A layer like another with other numbers; without `bias` it keeps the other's."""
+        ...
+
     def replace_rows(self, layer: Node, rows: Array) -> None:
         """Give an embedding layer other rows `(count, width)`, in place."""
         ...

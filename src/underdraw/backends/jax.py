@@ -50,6 +50,7 @@ __all__ = [
     "to_bits",
     "to_numpy",
     "with_settings",
+    "with_values",
 ]
 
 DTYPES = {
@@ -325,6 +326,12 @@ def to_bits(value: Array) -> tuple[str, np.ndarray]:
     """Dtype name and numbers on the host, bfloat16 as its bits: what the weights layer writes."""
     host = np.asarray(value)
     return str(value.dtype), host.view(np.uint16) if value.dtype == jnp.bfloat16 else host
+
+
+def with_values(layer: Node, weight: Array, bias: Array | None = None) -> Node:
+    """A layer like another with other numbers."""
+    more = {} if bias is None else {"bias": bias}
+    return Node({**layer._, "weight": weight, **more})
 
 
 def replace_rows(layer: Node, rows: Array) -> None:

@@ -49,6 +49,7 @@ __all__ = [
     "to_bits",
     "to_numpy",
     "with_settings",
+    "with_values",
 ]
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
@@ -291,6 +292,12 @@ def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
         return "bfloat16", (value.float().asnumpy().view(np.uint32) >> 16).astype(np.uint16)
     host = value.asnumpy()
     return host.dtype.name, host
+
+
+def with_values(layer: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
+    """A layer like another with other numbers."""
+    more = {} if bias is None else {"bias": bias}
+    return Node({**layer._, "weight": weight, **more})
 
 
 def replace_rows(layer: Node, rows: Tensor) -> None:

@@ -32,6 +32,7 @@ from underdraw.backends.torch_weights import (
     tensor,
     to_bits,
     to_numpy,
+    with_values,
 )
 
 __all__ = [
@@ -64,4 +65,5 @@ __all__ = [
     "to_bits",
     "to_numpy",
     "with_settings",
+    "with_values",
 ]

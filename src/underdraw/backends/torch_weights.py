@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import fields
 from typing import Any
 
@@ -123,6 +124,19 @@ def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
     host = value.detach().cpu().contiguous()
     bits = host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
     return str(host.dtype).removeprefix("torch."), bits.numpy()
+
+
+def with_values(layer: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """A layer like another with other numbers."""
+    made = copy(layer)
+    given = {"weight": weight, "bias": bias}
+    new = {
+        name: nn.Parameter(value.detach(), False)
+        for name, value in given.items()
+        if value is not None
+    }
+    made._parameters = {**layer._parameters, **new}
+    return made
 
 
 def replace_rows(layer: Any, rows: Tensor) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from underdraw.cli import boxes, embedded, structure, subjects
+from underdraw.cli import boxes, embedded, loras, structure, subjects
 from underdraw.cli.options import MOST_SIDE, SCENES
 from underdraw.errors import InputError
 from underdraw.schema import read, within
@@ -55,6 +55,10 @@ class Request:
     """Nets and their maps, as `structure.Entry` tells."""
     subjects: list[dict[str, Any]] | None = None
     """What pictures show, as `subjects.Entry` tells."""
+    loras: loras.Loras = loras.NOTHING
+    """LoRAs and learned words of the command."""
+    scales: dict[str, float] = field(default_factory=dict)
+    """How much of each LoRA acted in a record's picture, by name."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Argument -> the picture it was, as `embedded.kept` tells."""
 
@@ -103,6 +107,8 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     shown = None if record.subjects is None else [*record.subjects]
     if shown is not None and subjects.SUBJECT not in given:
         subjects.check_recorded(path, shown)
+    if loras.OPTION not in given:
+        loras.check_recorded(path, record.loras)
     call = {name: value for name, value in record.call.items() if value is not None}
     if unknown := sorted(NEVER & set(call)):
         raise InputError(f"{record.pipeline} has no arguments {', '.join(unknown)} in a record")
@@ -136,7 +142,8 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         layout,
         structures,
         shown,
-        inputs,
+        scales={name: scales.unet for name, scales in record.chosen_loras.items()},
+        inputs=inputs,
     )
 
 

@@ -10,9 +10,6 @@ from typing import Any
 
 from underdraw.errors import InputError, UnderdrawError
 
-MOST_GUIDANCE = 10_000.0
-"""Far beyond what any network takes without overflow."""
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -78,7 +75,7 @@ def check_call(
     if steps is not None:
         checks.whole("--steps", steps, 1, known.steps)
     if guidance is not None:
-        checks.number("--guidance", guidance, -MOST_GUIDANCE, MOST_GUIDANCE)
+        checks.factor("--guidance", guidance)
     for name, side in (sides or {}).items():
         if side is not None:
             checks.size(name, checks.whole(name, side), known.factor)

@@ -12,6 +12,7 @@ from underdraw.cli import (
     again as records,
     boxes,
     early,
+    loras,
     options,
     outputs,
     pictures,
@@ -138,6 +139,22 @@ def generate(
             "NAME-preview.png, which goes when the picture is done.",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="FILE[:SCALE]",
+            help="A LoRA, or one of its relatives, and how much of it; may be repeated.",
+        ),
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--embedding",
+            metavar="FILE",
+            help="Learned words (textual inversion), which prompts may then use; may be repeated.",
+        ),
+    ] = None,
     again: Annotated[
         Path | None,
         typer.Option(
@@ -173,8 +190,10 @@ def generate(
         named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         named |= {"num_inference_steps": steps, "solver": solver}
+        named |= {loras.OPTION: lora}
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held, as_recorded)
+    request.loras = loras.read_loras(lora, embedding, request.scales)
     pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
@@ -265,6 +284,7 @@ generate.examples = """Examples:
   underdraw generate "a table" --box "a red sphere" 0.1 0.2 0.4 0.6 --draw-boxes
   underdraw generate "a dog in the snow" --subject photo.png "dog" --model ./blipdiffusion
   underdraw generate "a castle" --model ./sd15 --structure ./canny-net edges.png 0.8
+  underdraw generate "a clay cube" --model ./sd15 --lora clay.safetensors:0.8
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
@@ -286,6 +306,7 @@ def read_files(
     files |= {f"the picture {path} of a box": Path(path) for path in shown}
     maps = structure.files_of(request.structures or [])
     files |= {f"the map {path} of {structure.OPTION}": Path(path) for path in maps}
+    files |= {f"the weights {path}": path for path in request.loras.every}
     known = subjects.files_of(request.subjects or ())
     return files | {f"the picture {path} of a subject": Path(path) for path in known}
 

@@ -44,6 +44,7 @@ def load(request: Request, solver: str | None) -> Any:
     if subject is not None:
         pipe.load_subject(subject)
     structure.attach(pipe, request.structures or [])
+    request.loras.attach(pipe)
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:

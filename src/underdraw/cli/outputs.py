@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -158,7 +159,7 @@ def check_folder(folder: Path, names: Iterable[str] = ()) -> None:
     Raises:
         InputError: it is a file, may not be written to, or a name is too long.
     """
-    place, missing = folder.absolute(), []
+    place, missing, names = folder.absolute(), list[str](), list(names)
     while not os.path.exists(place):
         missing.append(place.name)
         place = place.parent
@@ -174,7 +175,10 @@ def check_folder(folder: Path, names: Iterable[str] = ()) -> None:
     try:
         probe.touch(exist_ok=False)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written to: {error.strerror or error}") from error
+        told = str(folder)
+        if error.errno == errno.ENAMETOOLONG:
+            told = f"{max((*missing, *names), key=lambda name: len(os.fsencode(name))):.60}..."
+        raise InputError(f"{told} cannot be written to: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             probe.unlink()

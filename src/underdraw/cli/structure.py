@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from underdraw.checks import LARGEST_FACTOR
 from underdraw.cli import embedded
 from underdraw.cli.files import read_plain
 from underdraw.errors import InputError, NotFoundError
@@ -15,7 +16,6 @@ from underdraw.schema import Length, Range, Schema, read, within
 OPTION = "--structure"
 PARTS = 3
 USAGE = f"{OPTION} takes a net, a map and a number: {OPTION} ./canny-net edges.png 0.8"
-MOST_SCALE = 1e4
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Entry(Schema):
     net: Annotated[str, Length(1, 4096)]
     map: Annotated[str, Length(1, 4096)] | Mapping[str, Any]
     """A path, or what a record holds of a picture."""
-    scale: Annotated[float, Range(-MOST_SCALE, MOST_SCALE)] = 1.0
+    scale: Annotated[float, Range(-LARGEST_FACTOR, LARGEST_FACTOR)] = 1.0
 
 
 def read_structures(options: Sequence[str] | None) -> list[dict[str, Any]] | None:

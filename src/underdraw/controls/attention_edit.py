@@ -16,14 +16,12 @@ import numpy as np
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Run
-from underdraw.controls.local_blend import attention_to, high
+from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.local_blend import attention_to, high, smallest_attention
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Observed, Sites, UpTo, owner_field
 from underdraw.text.alignment import Words, align, find, words
 
-LARGEST_WEIGHT = 1e4
-"""Of words; attention overflows in half precision beyond it."""
 Range = float | tuple[float, float]
 """From where to where in the run, as shares of it in [0, 1]; a number is the end."""
 
@@ -60,8 +58,8 @@ class AttentionEdit(Control):
         prompts: texts of the call's prompts, where they are given to it as embeddings.
 
     Raises:
-        InputError, InputTypeError: an argument cannot work; those that depend on the prompts are
-            checked before the first model call.
+        InputError, InputTypeError: an argument cannot work; what depends on the prompts is told
+            when the call begins, before anything is computed.
     """
 
     source: int = 0
@@ -98,7 +96,7 @@ class AttentionEdit(Control):
         spans = [(word, _range(f"cross_of[{shown(word)}]", span)) for word, span in pairs]
         keep("cross_of", tuple(spans))
         for word, weight in _pairs(self, "weights"):
-            checks.number(f"weights[{shown(word)}]", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
+            checks.factor(f"weights[{shown(word)}]", weight)
         keep("weights", tuple(_pairs(self, "weights")))
         for name in ("blend", "prompts"):
             listed = getattr(self, name)
@@ -117,34 +115,69 @@ class AttentionEdit(Control):
             )
 
     # -- before the run ---------------------------------------------------------------------------
+    def check(self, planned: Planned) -> None:
+        """That the prompts are there, and hold the words."""
+        prompts = self._texts(planned)
+        if planned.ids != ():  # else their tokens are known when they are encoded
+            self._edits(planned, prompts, np.asarray)
+        if self.blend:
+            config, (height, width) = planned.model.config, planned.shape[2:]
+            least = smallest_attention(config, height, width)
+            if least is None or least > self.positions:
+                raise InputError(
+                    f"AttentionEdit(positions={self.positions}): no cross-attention of this UNet "
+                    "is as small, so that there is nothing to find the places of `blend` in"
+                    + ("" if least is None else f"; allowed: {least} or more")
+                )
+
     def prepare(self, run: Run) -> _Carry:
-        prompts = self.prompts or run.prompts
+        """What each target takes from the source."""
+        planned = run.planned
+        prompts = self._texts(planned)
+        array = partial(run.framework.array, device=getattr(run.latents, "device", None))
+        edits = self._edits(planned, prompts, array)
+        return _Carry(run.batch, run.batch // len(prompts), edits, array)
+
+    def _texts(self, planned: Planned) -> Sequence[str]:
+        """The prompts of the call."""
+        prompts = self.prompts or planned.prompts
         if not prompts:
             raise InputError(
                 "prompts: the call has embeddings instead of texts; give their texts to "
                 "AttentionEdit(prompts=...)"
             )
         count = len(prompts)
-        if run.batch % count:
-            raise InputError(f"prompts has {count} entries; the call makes {run.batch} images")
+        if planned.images % count:
+            raise InputError(f"prompts has {count} entries; the call makes {planned.images} images")
         for row in (self.source, *self.targets):
             if row >= count:
                 raise InputError(
                     f"AttentionEdit(source={self.source}, targets={self.targets}): there is no "
                     f"prompt {row}; the call has {count}, counted from 0"
                 )
-        tokenizer = getattr(run.components, "tokenizer", None)
+        return prompts
+
+    def _edits(
+        self, planned: Planned, prompts: Sequence[str], array: Callable[..., Array]
+    ) -> tuple[_Edit, ...]:
+        tokenizer = getattr(planned.components, "tokenizer", None)
         if tokenizer is None:
             raise InputError("tokenizer=None; an attention edit needs one to find words")
-        plain = getattr(run.components, "compat", None) == "diffusers"
-        known = getattr(run.conditioning, "ids", None)
-        known = (None,) * count if known is None or len(known) != count else known
-        rows = {self.source, *self.targets}
+        plain = planned.components.compat == "diffusers"
+        known: Any = planned.ids
+        if known is None or len(known) != len(prompts):
+            known = (None,) * len(prompts)
+        rows = sorted({self.source, *self.targets})
         read = {row: words(tokenizer, prompts[row], plain, known[row]) for row in rows}
-        array = partial(run.framework.array, device=getattr(run.latents, "device", None))
+        for row, found in read.items():
+            if planned.tokens is not None and planned.tokens % found.count:
+                raise InputError(
+                    f"AttentionEdit: the context has {planned.tokens} tokens, prompt {row} has "
+                    f"windows of {found.count}; give `prompts` as the texts the embeddings were "
+                    "made from"
+                )
         source = read[self.source]
-        edits = [self._edit(tokenizer, source, read[row], row, array) for row in self.targets]
-        return _Carry(run.batch, run.batch // count, tuple(edits), array)
+        return tuple(self._edit(tokenizer, source, read[row], row, array) for row in self.targets)
 
     def _edit(
         self, tokenizer: Any, source: Words, target: Words, row: int, array: Callable[..., Array]
@@ -206,11 +239,6 @@ class AttentionEdit(Control):
         if not self.blend:
             return latents, carry
         carry = carry.remember([seen for extra in call.extras for seen in extra.value])
-        if not carry.maps:
-            raise ControlError(
-                f"AttentionEdit(positions={self.positions}): no cross-attention of this UNet is as "
-                "small, so that there is nothing to find the places of `blend` in"
-            )
         if not _within(self.blend_steps, call.progress):
             return latents, carry
         source, edited = carry.rows(latents, self.source), {}

@@ -20,8 +20,8 @@ from typing import Any
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Part, Run
-from underdraw.controls.grounding import Corners, Entry, prepare
+from underdraw.controls.control import Call, Control, Part, Planned, Run
+from underdraw.controls.grounding import Corners, Entry, check, prepare
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.controls.subject import Subject
 from underdraw.errors import ControlError, InputError, InputTypeError
@@ -35,8 +35,6 @@ IMAGE_NORM = 28.7
 """Length of image features, about that of phrases'."""
 MOST = 30
 """Boxes of one image: the layers were trained with as many tokens."""
-LARGEST_NORM = 1e4
-"""Beyond it what the layers make of features overflows in half precision."""
 ROUNDING = 1e-4
 """How far beyond an edge of the picture, as a fraction of it, a corner may lie: less than a pixel,
 and more than float16 rounds at 0.1."""
@@ -128,7 +126,7 @@ def check_phrase(name: str, phrase: Any) -> None:
 
 def check_norm(name: str, value: Any) -> float:
     """The length which image features are brought to; phrases have about `IMAGE_NORM`."""
-    return checks.number(name, value, 0.0, LARGEST_NORM)
+    return checks.number(name, value, 0.0, checks.LARGEST_FACTOR)
 
 
 def check_box(name: str, box: Any, style: bool = False) -> Corners:
@@ -199,6 +197,12 @@ class _Acting(Part, ABC):
     @abstractmethod
     def layouts(self, images: int) -> Sequence[Layout]:
         """One layout for all images, or one per image."""
+
+    def check(self, planned: Planned) -> None:
+        """That there is a layout for all images or for each, and what can read its boxes."""
+        layouts = self.layouts(planned.images)
+        if any(layout.acts for layout in layouts):
+            check(planned, layouts)
 
     def prepare(self, run: Run) -> Any:
         """Tokens of all images, and what the layers make of them."""

@@ -1,9 +1,9 @@
 """The contract every control keeps.
 
-A control is a frozen value. It is prepared once per run and then sees every model call; what it
-must remember between calls is the carry it returns, never an attribute of itself or of the model.
-So the same control may serve two threads, and a plain call after a controlled one gives the same
-bits.
+A control is a frozen value. It is asked once per run whether it fits, prepared once, and then sees
+every model call; what it must remember between calls is the carry it returns, never an attribute of
+itself or of the model. So the same control may serve two threads, and a plain call after a
+controlled one gives the same bits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from underdraw.backends.contract import Array, Operations
+from underdraw.controls.planned import Planned
 from underdraw.controls.run import Run
 from underdraw.errors import ControlError
 from underdraw.networks.program import Ask, Program, directly
 from underdraw.networks.sites import NO_SITES, Extra, Sites, check, named
-from underdraw.text.words import Words
+from underdraw.text.words import Tokens, Words
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,19 @@ class Control:
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
 
+    def check(self, planned: Planned) -> None:
+        """Before anything is computed, when sizes and numbers are known: raise an InputError or
+        InputTypeError where the control does not fit the run."""
+
     def room(self, components: Any, prompt: str, number: int) -> int:
         """How many tokens `words` will put into a window of this prompt, the call's one of this
         number: they stay free. `components` are the pipeline's, or None without one."""
         return 0
+
+    def placed(self, components: Any, tokens: Tokens) -> Tokens:
+        """The tokens of the prompts with those that `words` will put in, so that other controls can
+        look for words in `check`. Without it they do so once texts are encoded."""
+        return tokens
 
     def networks(self, run: Run) -> Sequence[Any]:
         """Those that `during_call` asks: they stay where the run computes as long as it lasts."""
@@ -157,6 +167,20 @@ def of_words(controls: Sequence[Control]) -> list[Control]:
     """The controls that act on token embeddings; without any, a text is encoded as ever."""
     acting = joined([c for c in controls if not isinstance(c, Part) or c.of_words])
     return [control for control in acting if type(control).words is not Control.words]
+
+
+def tokens_with(controls: Sequence[Control], components: Any, tokens: Tokens) -> Tokens | None:
+    """The tokens of prompts with what these controls will put in; None where one of them does not
+    say where.
+
+    Raises:
+        InputError: something cannot be put in.
+    """
+    for control in controls:
+        if type(control).placed is Control.placed:
+            return None
+        tokens = control.placed(components, tokens)
+    return tokens
 
 
 def kept(nn: Any, control: Control, moment: str, told: Any, parts: int, x: Array) -> Any:

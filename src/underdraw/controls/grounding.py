@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Run
-from underdraw.controls.features import image_features, phrase_features
+from underdraw.controls.control import Planned, Run
+from underdraw.controls.features import (
+    check_phrases,
+    check_sight,
+    check_width,
+    image_features,
+    phrase_features,
+)
 from underdraw.controls.ready import Ready, attached_network
 from underdraw.controls.strength import NEVER, as_strength
 from underdraw.errors import InputError
@@ -29,6 +35,24 @@ class Entry(NamedTuple):
     box: Corners
     subject: Any = None
     """The `Subject` that the phrase names, or None."""
+
+
+def check(planned: Planned, layouts: Sequence[Any]) -> None:
+    """Raise an InputError where what is in these boxes cannot be encoded or read."""
+    components, entries = planned.components, [layout.entries for layout in layouts]
+    everything = [entry for one in entries for entry in one]
+    pictured = any(entry.image is not None for entry in everything)
+    network = boxes_network(components, pictured)
+    limit, width = network.config.limit, network.config.phrase_width
+    most = max(map(len, entries), default=0)
+    if most > limit:
+        raise InputError(f"Layout(boxes) has {most} entries; the attached weights know {limit}")
+    spoken = list({_spoken(e): e for e in everything if e.phrase is not None}.values())
+    if spoken:
+        phrases = [str(entry.phrase) for entry in spoken]
+        check_phrases(components, phrases, [entry.subject for entry in spoken], width)
+    if pictured:
+        check_sight(components, width)
 
 
 def prepare(run: Run, layouts: Sequence[Any]) -> Ready:
@@ -105,12 +129,7 @@ class Table:
             self.images[i, j], self.image_present[i, j] = feature * norms[i], 1
 
     def _features(self, components: Any, features: Array) -> np.ndarray:
-        found, width = features.shape[1], self.phrases.shape[2]
-        if found != width:
-            raise InputError(
-                f"features of width {found}; the grounding weights take {width}: they were trained "
-                "with another text or image encoder"
-            )
+        check_width(features.shape[1], self.phrases.shape[2])
         return components.framework.to_numpy(features)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import Sites
 
@@ -29,42 +29,33 @@ class InpaintingChannels(Control):
         masked: latents `(1 or images, channels, height, width)`, times `scaling_factor`, of the
             picture with the mask's inside grey.
 
-    Raises (when the run begins):
+    Raises (when the call begins, before anything is computed):
         InputError, InputTypeError: an array that does not fit the latents of the run.
     """
 
     mask: Array
     masked: Array
 
+    def check(self, planned: Planned) -> None:
+        """That mask and picture have the size of the latents."""
+        images, channels, *sides = planned.shape
+        for name, value, count in (("mask", self.mask, 1), ("masked", self.masked, channels)):
+            if not planned.framework.is_array(value):
+                raise InputTypeError(f"{name}={checks.shown(value)}; an array is needed")
+            found, needed = tuple(value.shape), (count, *sides)
+            if len(found) != 4 or found[0] not in (1, images) or found[1:] != needed:
+                told = ", ".join(map(str, needed))
+                raise InputError(f"{name} has shape {found}; needed is (1 or {images}, {told})")
+            checks.array(name, value, found, planned.framework)
+
     def prepare(self, run: Run) -> Channels:
-        framework, (images, channels, height, width) = (
-            run.framework,
-            run.latents.shape,
-        )
+        """A row for each image."""
 
-        def fitting(name: str, value: Any, channels: int) -> Array:
-            if not framework.is_array(value):
-                raise InputTypeError(f"{name}={type(value).__name__}; an array is needed")
-            found = tuple(value.shape)
-            if (
-                len(found) != 4
-                or found[0] not in (1, images)
-                or found[1:]
-                != (
-                    channels,
-                    height,
-                    width,
-                )
-            ):
-                raise InputError(
-                    f"{name} has shape {found}; needed is (1 or {images}, {channels}, {height}, "
-                    f"{width})"
-                )
-            checks.array(name, value, found, framework)
-            value = framework.array(value, device=getattr(run.latents, "device", None))
-            return run.nn.expand(run.nn.float32(value), (images, *found[1:]))
+        def each(value: Array) -> Array:
+            value = run.framework.array(value, device=getattr(run.latents, "device", None))
+            return run.nn.expand(run.nn.float32(value), (run.batch, *value.shape[1:]))
 
-        return Channels(fitting("mask", self.mask, 1), fitting("masked", self.masked, channels))
+        return Channels(each(self.mask), each(self.masked))
 
     def before_call(
         self, nn: Any, carry: Channels, latents: Array, call: Call

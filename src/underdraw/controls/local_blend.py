@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.errors import ControlError
+from underdraw.networks.config import UNetConfig
 
 
 def attention_to(nn: Operations, mark: Array, probabilities: Array) -> Array:
@@ -22,6 +23,23 @@ def high(nn: Operations, total: Array, sides: Sequence[int], threshold: float) -
     map_ = widened(nn, total.reshape(-1, 1, *grid(total.shape[1], *sides)))
     peak = nn.quantile_abs(map_, 1.0)[:, None, None, None]
     return nn.where(nn.upsample(map_, *sides) > threshold * peak, 1.0, 0.0)
+
+
+def smallest_attention(config: UNetConfig, height: int, width: int) -> int | None:
+    """Positions of the smallest cross-attention of a UNet, for latents of `height, width`; None
+    where it has none."""
+    last = len(config.block_out_channels) - 1
+    found = [i for i, kind in enumerate(config.down_block_types) if kind.startswith("CrossAttn")]
+    found += [
+        last - i for i, kind in enumerate(config.up_block_types) if kind.startswith("CrossAttn")
+    ]
+    if (config.mid_block_type or "").endswith("CrossAttn"):
+        found.append(last)
+    if not found:
+        return None
+    for _ in range(max(found)):  # a padded convolution keeps the last row of an odd number
+        height, width = ((side + config.downsample_padding) // 2 for side in (height, width))
+    return height * width
 
 
 def grid(positions: int, height: int, width: int) -> tuple[int, int]:

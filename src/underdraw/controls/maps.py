@@ -18,7 +18,7 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import readable, shown
 from underdraw.controls.boxes import ROUNDING
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.controls.ready import Ready, attached_network
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.errors import InputError, InputTypeError
@@ -72,10 +72,17 @@ class Keypoints(_Grounding):
         object.__setattr__(made, "people", tuple(each))
         return made
 
+    def check(self, planned: Planned) -> None:
+        """That there are weights for them, and people of one image or of each."""
+        self._network(planned)
+        _check_count("Keypoints has people", len(self.people), planned.images)
+
+    def _network(self, run: Run | Planned) -> Any:
+        return attached_network(run.components, "keypoints", "keypoints")
+
     def prepare(self, run: Run) -> Ready:
         """Tokens of the points, and what the layers make of them."""
-        network = attached_network(run.components, "keypoints", "keypoints")
-        _check_count("Keypoints has people", len(self.people), run.batch)
+        network = self._network(run)
         with run.components.borrow(network):
             tokens = network.keypoints([*self.people, ()], run.ask)
             return Ready.of(run, network, tokens, [as_strength(self.strength)])
@@ -120,13 +127,23 @@ class Map(_Grounding):
         sized = image.resize((width, height), Image.Resampling.BICUBIC)
         return (np.asarray(sized, np.float32) / 127.5 - 1).transpose(2, 0, 1)
 
+    def check(self, planned: Planned) -> None:
+        """That there are weights for them, and one map or one per image, as these were trained."""
+        network = self._network(planned)
+        _check_count(f"{type(self).__name__} has pictures", len(self.image), planned.images)
+        for image in self.image:
+            self._check_values(image, network)
+
+    def _network(self, run: Run | Planned) -> Any:
+        return attached_network(run.components, type(self).__name__, self.kind)
+
+    def _check_values(self, image: Any, network: Any) -> None:
+        """Raise an InputError where the weights know no such values."""
+
     def prepare(self, run: Run) -> Ready:
         """Tokens of the maps, and their input channels."""
-        name, factor = type(self).__name__, run.components.vae.config.factor
-        network = attached_network(run.components, name, self.kind)
-        _check_count(f"{name} has pictures", len(self.image), run.batch)
-        height, width = run.latents.shape[2:]
-        size = (height * factor, width * factor)
+        network, (height, width) = self._network(run), run.latents.shape[2:]
+        size = run.planned.size
         maps = np.stack([self._pixels(image, network, *size) for image in self.image])
         present = np.ones(len(maps) + 1, np.float32)
         present[-1] = 0
@@ -178,13 +195,16 @@ class SemanticMap(Map):
             raise InputError(f"{name} has shape {image.shape}; needed is (height, width)")
         return image.copy()
 
-    def _pixels(self, image: Any, network: Any, height: int, width: int) -> np.ndarray:
+    def _check_values(self, image: Any, network: Any) -> None:
         count = network.config.classes
         if not (image.min() >= 0 and image.max() < count):
             raise InputError(
                 f"SemanticMap has classes {image.min()} .. {image.max()}; the attached weights "
                 f"know 0 .. {count - 1}"
             )
+
+    def _pixels(self, image: Any, network: Any, height: int, width: int) -> np.ndarray:
+        count = network.config.classes
         rows = np.arange(height) * image.shape[0] // height
         columns = np.arange(width) * image.shape[1] // width
         return (np.arange(count)[:, None, None] == image[rows][:, columns]).astype(np.float32)

@@ -8,7 +8,7 @@ from math import lcm
 
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Control, Planned
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Sites
 
@@ -21,7 +21,7 @@ class NullText(Control):
         contexts: one `(1 or images, tokens, width)` for each call, or a single one for all. Runs of
             fewer calls take the last ones, as image-to-image begins part-way.
 
-    Raises (when the run begins, before any denoising):
+    Raises (when the call begins, before anything is computed):
         InputError, InputTypeError: no contexts, too few of them, or for another number of images.
     """
 
@@ -39,20 +39,21 @@ class NullText(Control):
                     "width) is needed"
                 )
 
-    def prepare(self, run: Run) -> None:
-        if 1 < len(self.contexts) < run.calls:
+    def check(self, planned: Planned) -> None:
+        """That there is a context for each call, and for each image."""
+        if 1 < len(self.contexts) < planned.calls:
             raise InputError(
-                f"contexts has {len(self.contexts)} entries; the run has {run.calls} calls"
+                f"contexts has {len(self.contexts)} entries; the run has {planned.calls} calls"
             )
-        width = run.conditioning.context.shape[2]
+        width = planned.model.config.cross_attention_dim
         for context in self.contexts:
             shape = tuple(getattr(context, "shape", ()))
-            if len(shape) != 3 or shape[0] not in (1, run.batch):
+            if len(shape) != 3 or shape[0] not in (1, planned.images):
                 raise InputError(
-                    f"contexts holds an array of shape {shape}; needed is (1 or {run.batch}, "
+                    f"contexts holds an array of shape {shape}; needed is (1 or {planned.images}, "
                     "tokens, width)"
                 )
-            checks.array("contexts", context, (None, None, width), run.framework)
+            checks.array("contexts", context, (None, None, width), planned.framework)
 
     def before_call(
         self, nn: Operations, carry: None, latents: Array, call: Call

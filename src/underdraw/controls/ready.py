@@ -76,6 +76,8 @@ def attached_network(components: Any, what: str, *kinds: str) -> Any:
     Raises:
         InputError: there are none; `what` says what would need them.
     """
+    if components is None:
+        raise InputError(f"{what} act in a pipeline alone, to which grounding weights are attached")
     there = components.groundings
     for kind in kinds:
         if kind in there:

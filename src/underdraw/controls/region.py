@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import check_alike, read_masks, read_pictures, shrunk
 
@@ -55,7 +55,7 @@ class Region(Control):
             run has begun. By default it is drawn from the generators of the call, and the first
             call begins with it outside the mask.
 
-    Raises (when the run begins, before any denoising):
+    Raises (when the call begins, before anything is computed):
         InputError, InputTypeError: not exactly one of `image`, `latents`, `trail`; shapes or sizes
             that do not fit the run; a mask outside [0, 1].
     """
@@ -79,39 +79,47 @@ class Region(Control):
         if not (self.trail is None or arrays or isinstance(self.trail, list | tuple)):
             raise InputTypeError(f"Region's trail={shown(self.trail)} is not a list of latents")
 
-    def prepare(self, run: Run) -> _Known:
-        framework = run.framework
-        shape, device = tuple(run.latents.shape), getattr(run.latents, "device", None)
-
-        def fitting(name: str, value: Any) -> Array:
-            """In float32, beside the latents of the run."""
-            if not framework.is_array(value):
-                raise InputTypeError(
-                    f"Region's {name} is {type(value).__name__}; a {run.nn.name} array is needed"
+    def check(self, planned: Planned) -> None:
+        """That masks, pictures and latents are those of the run."""
+        self._mask(planned)
+        if self.trail is not None:
+            if len(self.trail) != planned.calls:
+                raise InputError(
+                    f"Region's trail has {len(self.trail)} entries; the run makes {planned.calls} "
+                    "calls"
                 )
-            found = tuple(value.shape)
-            if len(found) != 4 or found[0] not in (1, shape[0]) or found[1:] != shape[1:]:
-                raise InputError(f"Region's {name} has shape {found}; the run's is {shape}")
-            checks.array(f"Region's {name}", value, found, framework)
+            for latents in self.trail:
+                _check_latents("trail", latents, planned)
+        elif self.latents is not None:
+            _check_latents("latents", self.latents, planned)
+        else:
+            found = self._pixels(planned).shape[0]
+            if found not in (1, planned.images):
+                raise InputError(
+                    f"Region's image holds {found} pictures; allowed: 1 or {planned.images}, one "
+                    "per image"
+                )
+        if self.noise is not None:
+            _check_latents("noise", self.noise, planned)
+
+    def prepare(self, run: Run) -> _Known:
+        """Mask and latents as the run has them."""
+        framework, planned = run.framework, run.planned
+        device = getattr(run.latents, "device", None)
+
+        def ready(value: Array) -> Array:
+            """In float32, beside the latents of the run."""
             return run.nn.float32(framework.array(value, device=device))
 
-        mask = framework.array(self._mask(run, framework, shape), device=device)
+        mask = ready(self._mask(planned))
         if self.trail is not None:
-            if len(self.trail) != run.calls:
-                raise InputError(
-                    f"Region's trail has {len(self.trail)} entries; the run makes {run.calls} calls"
-                )
-            trail = [fitting("trail", latents) for latents in self.trail]
-            return _Known(mask, trail, None, None, None)
-        if self.latents is not None:
-            clean = fitting("latents", self.latents)
-        else:
-            clean = fitting("image", self._encoded(run, framework, shape))
-        if self.noise is not None:
-            noise = fitting("noise", self.noise)
-        else:
-            noise = run.nn.float32(run.draw())  # type: ignore[misc]
-        return _Known(mask, None, clean, noise, run.solver)
+            return _Known(mask, [ready(latents) for latents in self.trail], None, None, None)
+        clean = self.latents
+        if clean is None:
+            found = run.components.encode(self._pixels(planned))
+            clean = run.components.scaled(run.nn.float32(found.mean))
+        noise = run.draw() if self.noise is None else self.noise  # type: ignore[misc]
+        return _Known(mask, None, ready(clean), ready(noise), run.solver)
 
     def before_call(
         self, nn: Any, carry: _Known, latents: Array, call: Call
@@ -134,35 +142,44 @@ class Region(Control):
     def _blend(carry: _Known, latents: Array, known: Array) -> Array:
         return carry.mask * latents + (1 - carry.mask) * known
 
-    def _mask(self, run: Run, framework: Any, shape: tuple[int, ...]) -> Array:
-        mask, nn = self.mask, run.nn
-        if framework.is_array(mask) and tuple(mask.shape[-2:]) == shape[2:]:
+    def _mask(self, planned: Planned) -> Array:
+        """The mask `(1 or images, 1, height, width)` of the latents' size, float32."""
+        mask, nn, framework = self.mask, planned.nn, planned.framework
+        images, _, high, wide = planned.shape
+        if framework.is_array(mask) and tuple(mask.shape[-2:]) == (high, wide):
             if framework.is_floating(mask):
                 checks.finite("Region's mask", mask, framework)
             mask = nn.float32(mask)
             if mask.ndim < 4:
-                mask = mask.reshape(-1, 1, *shape[2:])
+                mask = mask.reshape(-1, 1, high, wide)
             if not (float(mask.min()) >= 0 and float(mask.max()) <= 1):  # false for NaN, too
                 raise InputError(
                     f"Region's mask has values from {float(mask.min()):g} to "
                     f"{float(mask.max()):g}; allowed: 0 to 1"
                 )
         else:
-            factor = run.components.vae.config.factor
-            height, width = shape[2] * factor, shape[3] * factor
+            height, width = planned.size
             check_alike(self.image, mask, "Region's mask")
             pixels = read_masks("Region's mask", mask, framework, height, width)
-            mask = shrunk(nn, pixels, factor)
-        if mask.shape[0] not in (1, shape[0]) or mask.shape[1] != 1:
+            mask = shrunk(nn, pixels, height // high)
+        if mask.shape[0] not in (1, images) or mask.shape[1] != 1:
             raise InputError(
-                f"Region's mask has shape {tuple(mask.shape)}; needed is (1 or {shape[0]}, 1, "
-                f"{shape[2]}, {shape[3]})"
+                f"Region's mask has shape {tuple(mask.shape)}; needed is (1 or {images}, 1, "
+                f"{high}, {wide})"
             )
         return mask
 
-    def _encoded(self, run: Run, framework: Any, shape: tuple[int, ...]) -> Array:
-        components = run.components
-        factor = components.vae.config.factor
-        height, width = shape[2] * factor, shape[3] * factor
-        pixels = read_pictures("Region's image", self.image, framework, height, width)
-        return components.scaled(run.nn.float32(components.encode(pixels).mean))
+    def _pixels(self, planned: Planned) -> Array:
+        return read_pictures("Region's image", self.image, planned.framework, *planned.size)
+
+
+def _check_latents(name: str, value: Any, planned: Planned) -> None:
+    framework, shape = planned.framework, planned.shape
+    if not framework.is_array(value):
+        raise InputTypeError(
+            f"Region's {name} is {type(value).__name__}; a {planned.nn.name} array is needed"
+        )
+    found = tuple(value.shape)
+    if len(found) != 4 or found[0] not in (1, shape[0]) or found[1:] != shape[1:]:
+        raise InputError(f"Region's {name} has shape {found}; the run's is {shape}")
+    checks.array(f"Region's {name}", value, found, framework)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from underdraw.backends.contract import Array, Operations
+from underdraw.backends.deltas import Deltas
+from underdraw.controls.planned import Planned
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question
 from underdraw.networks.program import Program
@@ -46,6 +48,9 @@ class Run:
     """`solvers.solver.Solver`: `solver.noised(index, clean, noise)` are latents as they are at a
     call, of index `calls` those after the last one."""
     conditioning: Conditioning
+    leaves: Deltas = field(default_factory=dict)
+    """Differences that lie over the UNet in all calls of the run, by the paths of its layers: the
+    pipeline's active LoRAs."""
     guidance: Any = 1.0
     """A number, or an array `(images, 1, 1, 1)`. Guidance is on as long as it exceeds 1 and there
     is an unconditional half."""
@@ -64,6 +69,8 @@ class Run:
     encode: Callable[[Callable[[Any], Any]], Array] | None = None
     """The context of the prompts, encoded anew: what it is given tells of each control of the call
     which one acts on words instead, None for none. None where there are no prompts."""
+    checked: bool = False
+    """Whether the controls were asked (`Control.check`) before its texts were encoded."""
     interrupted: bool = False
     """Set by callbacks: the run ends after the current step, unless they take it back."""
     ended: bool = False
@@ -80,6 +87,22 @@ class Run:
     def calls(self) -> int:
         """Model calls from begin to end."""
         return len(self.solver)
+
+    @property
+    def planned(self) -> Planned:
+        """What was fixed of it before it began."""
+        conditioning = self.conditioning
+        return Planned(
+            self.nn,
+            self.model,
+            self.solver,
+            tuple(self.latents.shape),
+            conditioning.negative is not None,
+            self.prompts,
+            conditioning.ids,
+            conditioning.context.shape[1] if conditioning.ids is None else None,
+            self.components,
+        )
 
     @property
     def framework(self) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Asked, Call, Control, Run
+from underdraw.controls.control import Asked, Call, Control, Planned, Run
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.controlnet import ControlNetModel
@@ -25,12 +25,10 @@ from underdraw.models.t2i_adapter import T2IAdapter
 from underdraw.networks.controlnet.program import CONTEXT, CONTROLNET, HINT, TIMES
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.networks.t2i_adapter import ADAPTER
-from underdraw.pictures.maps import read_maps, sized
+from underdraw.pictures.maps import check_channels, read_maps, sized
 
 KIND = "structure"
 """Of adapters: the nets that `pipe.load_structure` attaches."""
-LARGEST_SCALE = 1e4
-"""Beyond it half precision overflows."""
 Net = ControlNetModel | T2IAdapter
 
 
@@ -81,7 +79,7 @@ class Structure(Control):
     `scale`, `start`, `end` and `strength` may be lists with one entry per image of the call.
 
     Raises:
-        InputError, InputTypeError: a value is none of these; when the run begins: the net was made
+        InputError, InputTypeError: a value is none of these; when a call begins: the net was made
             for another UNet, or there are more or fewer maps or entries than images.
     """
 
@@ -103,7 +101,7 @@ class Structure(Control):
         if isinstance(self.net, T2IAdapter) and guess:
             raise InputError("Structure(guess=True) of a T2IAdapter; allowed: of a ControlNet")
         for name, low, high in (
-            ("scale", -LARGEST_SCALE, LARGEST_SCALE),
+            ("scale", -checks.LARGEST_FACTOR, checks.LARGEST_FACTOR),
             ("start", 0.0, 1.0),
             ("end", 0.0, 1.0),
         ):
@@ -130,15 +128,20 @@ class Structure(Control):
                 told = names.get(name, f"Structure({name})")
                 raise InputError(f"{told} has {found} entries; the call makes {images} images")
 
-    def prepare(self, run: Run) -> Ready:
-        """What the net makes of the maps."""
-        net, (_, latents, height, width) = self._net(run), run.latents.shape
-        self.check_count(run.batch)
-        net.require_fit(run.model)
+    def check(self, planned: Planned) -> None:
+        """That the net is for this UNet, and that there are maps for it, one or one per image."""
+        net, latents = self._net(planned), planned.shape[1]
+        self.check_count(planned.images)
+        net.require_fit(planned.model)
         if isinstance(net, ControlNetModel) and net.config.in_channels != latents:
             raise InputError(
                 f"Structure(net) takes {net.config.in_channels} channels; latents have {latents}"
             )
+        check_channels("Structure(map)", self.map, net.config.map_channels)
+
+    def prepare(self, run: Run) -> Ready:
+        """What the net makes of the maps."""
+        net, (height, width) = self._net(run), run.latents.shape[2:]
         channels, factor = net.config.map_channels, net.config.factor
         pixels = sized("Structure(map)", self.map, channels, height * factor, width * factor)
         maps = run.framework.array(pixels, net.dtype, getattr(run.latents, "device", None))
@@ -182,7 +185,7 @@ class Structure(Control):
             residuals = [nn.concat((one * 0, one), 0) for one in residuals]
         return Sites(down_residuals=residuals[:-1], mid_residual=residuals[-1]), carry
 
-    def _net(self, run: Run) -> Net:
+    def _net(self, run: Run | Planned) -> Net:
         """The net itself."""
         if not isinstance(self.net, str) and self.net is not None:
             net = self.net

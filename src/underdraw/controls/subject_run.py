@@ -12,13 +12,21 @@ import numpy as np
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.controls.strength import Strength
-from underdraw.controls.subject_tokens import embed, end_of, insert, need, place
+from underdraw.controls.subject_tokens import (
+    embed,
+    end_of,
+    insert,
+    need,
+    numbers_of,
+    place,
+    put_in,
+)
 from underdraw.errors import InputError
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.text.prompts import tokenize_prompts
-from underdraw.text.words import Words
+from underdraw.text.words import Tokens, Words
 
 if TYPE_CHECKING:  # which makes this of several
     from underdraw.controls.subject import Subject
@@ -66,22 +74,41 @@ class Subjects(Control):
                 total += count
         return total
 
+    def placed(self, components: Any, tokens: Tokens) -> Tokens:
+        """The numbers of the tokens of each subject, before its words."""
+        ids = tokens.ids.copy()
+        for text, window, at, number in self._places(tokens):
+            count = need(components, self.parts[number])
+            new = numbers_of(count, number * APART)
+            said = tokens.texts[text]
+            ids[text, window] = put_in(tokens.tokenizer, said, ids[text, window], at, new)
+        return replace(tokens, ids=ids)
+
     def words(self, nn: Operations, words: Words) -> Words:
         """The tokens of each subject, before its words."""
-        self._check_prompts(words)
+        places = self._places(words)
         made = self.made or self._embedded(words.components)
+        for text, window, at, number in places:
+            words = insert(nn, words, text, window, at, made[number], number * APART)
+        return words
+
+    def _places(self, words: Words | Tokens) -> list[tuple[int, int, int, int]]:
+        """Text, window and position of each subject, and its number; those of a window from the
+        last to the first, so that positions hold."""
+        self._check_prompts(words)
         rows: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for number in self.acting:
             self._find(words, number, rows)
-        for (text, window), found in rows.items():
-            for at, number in sorted(found, reverse=True):
-                words = insert(nn, words, text, window, at, made[number], number * APART)
-        return words
+        return [
+            (text, window, at, number)
+            for (text, window), found in rows.items()
+            for at, number in sorted(found, reverse=True)
+        ]
 
     def _embedded(self, components: Any) -> tuple[Array, ...]:
         return embed(components, self.parts)
 
-    def _check_prompts(self, words: Words) -> None:
+    def _check_prompts(self, words: Words | Tokens) -> None:
         for part in self.parts:
             for number in part.prompts or ():
                 if number >= words.prompts:
@@ -91,7 +118,7 @@ class Subjects(Control):
                     )
 
     def _find(
-        self, words: Words, number: int, rows: dict[tuple[int, int], list[tuple[int, int]]]
+        self, words: Words | Tokens, number: int, rows: dict[tuple[int, int], list[tuple[int, int]]]
     ) -> None:
         """Note where a subject stands, by text and window: `(position, subject)`."""
         part, somewhere = self.parts[number], False
@@ -127,13 +154,16 @@ class Subjects(Control):
         )
 
     # -- over the run ------------------------------------------------------------------------------
-    def prepare(self, run: Run) -> _Contexts | None:
-        """The contexts without some of the subjects, where one of them is not always there."""
-        if run.conditioning.ids is None or run.encode is None:
+    def check(self, planned: Planned) -> None:
+        """That there are texts to act on."""
+        if planned.ids is None:
             raise InputError(
                 "Subject: the prompts were given as embeddings; it acts on texts alone. Encode "
                 "them with it, or give prompt="
             )
+
+    def prepare(self, run: Run) -> _Contexts | None:
+        """The contexts without some of the subjects, where one of them is not always there."""
         if all(part.strength == ALWAYS for part in self.parts):
             return None
         strengths: Any = [part.strength for part in self.parts]

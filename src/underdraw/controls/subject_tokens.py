@@ -131,27 +131,36 @@ def place(tokenizer: Any, part: Any, ids: np.ndarray) -> list[int]:
     return found
 
 
+def numbers_of(count: int, first: int) -> np.ndarray:
+    """Ids of tokens of a subject, which no vocabulary has: -1 - `first` and those below."""
+    return -1 - first - np.arange(count)
+
+
+def put_in(tokenizer: Any, prompt: str, row: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
+    """A window of tokens with others from a position on; as many of its padding go.
+
+    Raises:
+        InputError: it has not so much padding.
+    """
+    count, length = len(new), len(row)
+    end = end_of(tokenizer, row)
+    if end + 1 + count > length:
+        raise InputError(
+            f"prompt={prompt!r:.60} has {end - 1} tokens in a window of {length}; "
+            f"beside the {count} of a subject {length - count - 2} fit"
+        )
+    return np.concatenate([row[:at], new, row[at:]])[:length]
+
+
 def insert(
     nn: Operations, words: Words, text: int, window: int, at: int, tokens: Array, first: int
 ) -> Words:
-    """Tokens `(1, n, width)` from position `at` of a window on; as many of its padding go.
-
-    Their ids are -1 - `first` and those below.
-
-    Raises:
-        InputError: the window has not so much padding.
-    """
+    """Tokens `(1, n, width)` from position `at` of a window on, as `put_in` does with their numbers
+    (`numbers_of`)."""
     count, length = tokens.shape[1], words.ids.shape[2]
-    row = words.ids[text, window]
-    end = end_of(words.tokenizer, row)
-    if end + 1 + count > length:
-        raise InputError(
-            f"prompt={words.texts[text]!r:.60} has {end - 1} tokens in a window of {length}; "
-            f"beside the {count} of a subject {length - count - 2} fit"
-        )
-    new = -1 - first - np.arange(count)
+    row, new = words.ids[text, window], numbers_of(count, first)
     ids, weights = words.ids.copy(), words.weights.copy()
-    ids[text, window] = np.concatenate([row[:at], new, row[at:]])[:length]
+    ids[text, window] = put_in(words.tokenizer, words.texts[text], row, at, new)
     old = weights[text, window]
     ones = np.ones(count, np.float32)
     weights[text, window] = np.concatenate([old[:at], ones, old[at:]])[:length]

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from underdraw.errors import InputError
 from underdraw.formats import leftovers
+from underdraw.shown import shown
 
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 """How disks say that they have no second names for a file."""
@@ -20,8 +22,14 @@ NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTS
 
 @contextmanager
 def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """An open file that becomes `path` when the block ends well, and vanishes when not."""
+    """An open file that becomes `path` when the block ends well, and vanishes when not.
+
+    Raises:
+        InputError: a folder is there.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"path={shown(str(path))} is a folder; give the name of a file")
     if leftovers.is_private(path):
         with open(path, "wb") as file:
             yield file

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from underdraw import backends, checks
 from underdraw.arguments import checked
+from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import at
 from underdraw.backends.once import once
@@ -232,12 +233,13 @@ class Model(Pushable):
         return cls.from_tensors(raw, tensors, dtype=first.dtype, device=first.device)
 
     @classmethod
-    def sharing(cls, config: Config, *owners: Model) -> Self:
+    def sharing(cls, config: Config, *owners: Any) -> Self:
         """A model of this config on layers of others, which are shared: no number is copied.
 
-        Each layer is that of the first of `owners` that has one at its path.
+        Each layer is that of the first of `owners` that has one at its path; the last of them is a
+        model, those before may be trees of some layers.
         """
-        framework = owners[0]._framework
+        framework = owners[-1]._framework
         parts = {path: _first(owners, path) for path in cls.layout(config).leaves}
         model: Any = object.__new__(_bind(cls, framework.operations.name))
         super(Model, model).__init__()
@@ -257,6 +259,20 @@ class Model(Pushable):
         if getattr(value, "is_meta", False) and not getattr(self.device, "type", "") == "meta":
             raise InputTypeError(f"{name} is on {value.device}; the network is on {self.device}")
         return value
+
+    def _times(self, timestep: Any, rows: int) -> Array:
+        """Timesteps as an array of one, or of one per image."""
+        if self._framework.is_array(timestep):
+            self._take("timestep", timestep, *[None] * min(timestep.ndim, 1), floating=False)
+        else:
+            one = checks.is_number(timestep)
+            timestep = list(checks.numbers("timestep", [timestep] if one else timestep))
+        times = self._framework.array(timestep, device=self.device)
+        if times.ndim > 1 or times.reshape(-1).shape[0] not in (1, rows):
+            raise InputError(
+                f"timestep has shape {tuple(times.shape)}; needed is one number, or {rows}"
+            )
+        return times
 
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold NaN or infinity."""
@@ -381,7 +397,7 @@ def _version(config: Mapping[str, Any]) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def _first(owners: Sequence[Model], path: str) -> Any:
+def _first(owners: Sequence[Any], path: str) -> Any:
     for owner in owners[:-1]:
         with suppress(AttributeError):
             return at(owner, path)

@@ -11,6 +11,7 @@ import numpy as np
 from typing_extensions import Self
 
 from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError, NotFoundError
@@ -69,6 +70,7 @@ class Blip2QFormerModel(Model):
         }
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name_or_path: str | Path,
@@ -99,6 +101,7 @@ class Blip2QFormerModel(Model):
         made.tokenizer = None if known is None else WordPiece(known())
         return made
 
+    @checked
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write config, weights and the vocabulary; `options` are as for other models."""
         super().save_pretrained(folder, **options)
@@ -126,6 +129,7 @@ class Blip2QFormerModel(Model):
         return self.tokenizer
 
     @returning
+    @checked
     def forward(
         self,
         text_input: str | list[str] | None = None,

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from underdraw import backends, checks
+from underdraw.arguments import checked
 from underdraw.errors import InputError
 from underdraw.models.image_processor import (
     FILE,
@@ -68,6 +69,7 @@ class BlipImageProcessor(Schema):
         check_statistics(self.image_mean, self.image_std)
 
     @classmethod
+    @checked
     def from_config(cls, raw: Mapping[str, Any]) -> BlipImageProcessor:
         """From a parsed `preprocessor_config.json`; what no value is given for is the default."""
         if not isinstance(raw, Mapping):
@@ -75,6 +77,7 @@ class BlipImageProcessor(Schema):
         return read(cls, {name: value for name, value in raw.items() if value is not None})
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_path: str | Path, subfolder: str | None = None, **hub: Any
     ) -> BlipImageProcessor:
@@ -85,6 +88,7 @@ class BlipImageProcessor(Schema):
         with within(place):
             return cls.from_config(folders.read_json(place))
 
+    @checked
     def save_pretrained(self, folder: str | Path, **familiar: Any) -> None:
         """Write `preprocessor_config.json`, which diffusers reads."""
         drop_neutral("BlipImageProcessor.save_pretrained", familiar, SAVING, ())
@@ -142,6 +146,10 @@ class BlipImageProcessor(Schema):
         for name in ("do_resize", "do_rescale", "do_center_crop", "do_normalize"):
             if told[name] is not None:
                 checks.flag(name, told[name])
+        if resample is not None:
+            checks.whole("resample", resample, 0, 5)
+        if rescale_factor is not None:
+            checks.number("rescale_factor", rescale_factor, 1e-6, 1e6)
         changes: Any = {name: value for name, value in told.items() if value is not None}
         chosen = replace(self, **changes) if changes else self
         parts = list(images) if isinstance(images, list | tuple) else [images]

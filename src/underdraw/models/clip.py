@@ -105,14 +105,19 @@ class CLIPTextModel(Model):
         self, input_ids: Array, attention_mask: Array | None = None, ask: Ask = directly
     ) -> clip.TextOutput:
         """All that the text tower gives, hidden states included."""
-        self._take("input_ids", input_ids, None, None, floating=False)
-        if "float" in str(input_ids.dtype).lower():
-            raise InputTypeError(f"input_ids has dtype {input_ids.dtype}; whole numbers are needed")
+        _check_ids(self, input_ids)
         mask = None
         if attention_mask is not None:
             self._take("attention_mask", attention_mask, *input_ids.shape, floating=False)
             mask = (1 - self.nn.float32(attention_mask))[:, None, None] * -1e9
         return ask(clip.TEXT, self, input_ids, None, mask)
+
+
+def _check_ids(tower: CLIPTextModel, ids: Any) -> None:
+    """Raise an InputError or InputTypeError where these are no ids of tokens, `(batch, tokens)`."""
+    tower._take("input_ids", ids, None, None, floating=False)
+    if "float" in str(ids.dtype).lower():
+        raise InputTypeError(f"input_ids has dtype {ids.dtype}; whole numbers are needed")
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):
@@ -153,6 +158,7 @@ class ContextCLIPTextModel(CLIPTextModel):
     """
 
     @returning
+    @checked
     def forward(
         self,
         ctx_embeddings: Array | None = None,
@@ -194,11 +200,20 @@ class ContextCLIPTextModel(CLIPTextModel):
         if added is None:
             return self.encode(ids, keep)
         nn, framework = self.nn, self._framework
+        _check_ids(self, ids)
         batch, tokens = ids.shape
         shape = (batch, None, self.config.hidden_size)
         checks.array("ctx_embeddings", added, shape, framework)
         count = added.shape[1]
         begins = checks.listed("ctx_begin_pos", begins, "positions")
+        if keep is not None:
+            among = (tokens, tokens + count)
+            side = keep.shape[1] if len(getattr(keep, "shape", ())) == 2 else tokens
+            self._take("attention_mask", keep, batch, None, floating=False)
+            if side not in among:
+                raise InputError(
+                    f"attention_mask has {side} tokens; allowed: {among[0]} or {among[1]}"
+                )
         if len(begins) != batch:
             raise InputError(f"ctx_begin_pos has {len(begins)} entries; input_ids has {batch} rows")
         begins = [checks.whole("ctx_begin_pos", at, 0, tokens) for at in begins]

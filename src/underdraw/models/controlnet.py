@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
+from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
 from underdraw.models.attention import FamiliarAttention
-from underdraw.models.base import Model, like
+from underdraw.models.base import like
 from underdraw.models.keywords import drop_neutral
 from underdraw.models.outputs import ControlNetOutput
 from underdraw.models.returning import returning
 from underdraw.models.several import Several
 from underdraw.models.single_file import NEUTRAL
-from underdraw.models.unet import UNet2DConditionModel
+from underdraw.models.unet import UNet2DConditionModel, as_unet
 from underdraw.networks import encoder
 from underdraw.networks.controlnet import program
 from underdraw.networks.controlnet.config import HINT_CHANNELS, ControlNetConfig
@@ -46,6 +48,7 @@ class ControlNetModel(FamiliarAttention):
         return program.layout(config)
 
     @classmethod
+    @checked
     def from_unet(
         cls,
         unet: UNet2DConditionModel,
@@ -66,7 +69,11 @@ class ControlNetModel(FamiliarAttention):
         Raises:
             InputError: no ControlNet can be like that.
         """
+        as_unet(unet)
         widths = conditioning_embedding_out_channels
+        if widths is not None:
+            named = checks.sequence("conditioning_embedding_out_channels", widths, "widths")
+            widths = [checks.whole("conditioning_embedding_out_channels", one) for one in named]
         config = ControlNetConfig.of_unet(
             unet.config,
             controlnet_conditioning_channel_order=controlnet_conditioning_channel_order,
@@ -82,6 +89,7 @@ class ControlNetModel(FamiliarAttention):
         return cls.from_tensors(config, tensors, **where)
 
     @classmethod
+    @checked
     def from_single_file(
         cls,
         source: str | os.PathLike[str],
@@ -116,12 +124,11 @@ class ControlNetModel(FamiliarAttention):
             InputError: it needs a UNet, or was made for another one.
         """
         access = drop_neutral(f"{cls.__name__}.from_single_file", hub, NEUTRAL)
-        given = None
+        model, given = None if unet is None else as_unet(unet), None
         if config is not None:
             place = hubs.resolve(config, weights=False, **access)
             inside = subfolder or ("controlnet" if (place / "controlnet").is_dir() else "")
             given = folders.read_config(place, inside)
-        model = unet if isinstance(unet, Model) else None
         base = None if model is None else Base(model.config, model.stored_tensors())
         found = read_controlnet(
             find(source, **access),
@@ -151,10 +158,12 @@ class ControlNetModel(FamiliarAttention):
         Raises:
             InputError: they have other channels.
         """
+        self._take("maps", maps, None, self.config.map_channels, None, None, floating=False)
         maps = self._framework.array(maps, self.dtype, self.device)
         return ask(program.HINT, self, maps)
 
     @returning
+    @checked
     def forward(
         self,
         sample: Array,
@@ -165,7 +174,7 @@ class ControlNetModel(FamiliarAttention):
         class_labels: Array | None = None,
         timestep_cond: None = None,
         attention_mask: Array | None = None,
-        added_cond_kwargs: None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guess_mode: bool = False,
         return_dict: Literal[True] = True,
@@ -189,13 +198,27 @@ class ControlNetModel(FamiliarAttention):
         """
         for name, value in (
             ("timestep_cond", timestep_cond),
-            ("added_cond_kwargs", added_cond_kwargs or None),
-            ("cross_attention_kwargs", cross_attention_kwargs or None),
+            ("added_cond_kwargs", added_cond_kwargs),
+            ("cross_attention_kwargs", cross_attention_kwargs),
         ):
-            if value is not None:
+            empty = isinstance(value, Mapping) and not value and name != "timestep_cond"
+            if not (value is None or empty):
                 raise InputError(f"{name} is not used by this ControlNet; allowed: None")
         nn, c = self.nn, self.config.encoder
-        times = self._framework.array(timestep, device=self.device)
+        self._take("sample", sample, None, self.config.in_channels, None, None)
+        rows, sides = sample.shape[0], [side * self.config.factor for side in sample.shape[2:]]
+        hidden = encoder_hidden_states
+        self._take("encoder_hidden_states", hidden, rows, None, c.cross_attention_dim)
+        self._take("controlnet_cond", controlnet_cond, None, self.config.map_channels, *sides)
+        if controlnet_cond.shape[0] not in (1, rows):
+            raise InputError(
+                f"controlnet_cond has {controlnet_cond.shape[0]} maps; allowed: 1 or {rows}"
+            )
+        conditioning_scale = self._scale(conditioning_scale, rows)
+        if attention_mask is not None:
+            shape = (rows, hidden.shape[1])
+            self._take("attention_mask", attention_mask, *shape, floating=False)
+        times = self._times(timestep, rows)
         times = nn.expand(times.reshape(-1), (sample.shape[0],))
         mask = None
         if attention_mask is not None:
@@ -220,6 +243,14 @@ class ControlNetModel(FamiliarAttention):
     if TYPE_CHECKING:  # the backend's root calls it
         __call__ = forward
 
+    def _scale(self, scale: Any, rows: int) -> Any:
+        """The factor on the residuals: a number, or one of an array's for each row."""
+        if getattr(scale, "ndim", None) == 0:
+            scale = checks.readable("conditioning_scale", scale, lambda number: number.item())
+        if not self._framework.is_array(scale):
+            return checks.factor("conditioning_scale", scale)
+        return self._take("conditioning_scale", scale, rows, 1, 1, 1)
+
 
 class MultiControlNetModel(Several[ControlNetModel]):
     """Several ControlNets, whose residuals add up. In files they are `controlnet`, `controlnet_1`,
@@ -232,6 +263,7 @@ class MultiControlNetModel(Several[ControlNetModel]):
         """diffusers' name for them."""
         return self.networks
 
+    @checked
     def forward(
         self,
         sample: Array,
@@ -242,7 +274,7 @@ class MultiControlNetModel(Several[ControlNetModel]):
         class_labels: Array | None = None,
         timestep_cond: None = None,
         attention_mask: Array | None = None,
-        added_cond_kwargs: None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guess_mode: bool = False,
         return_dict: bool = True,
@@ -255,7 +287,7 @@ class MultiControlNetModel(Several[ControlNetModel]):
         """
         given = {"controlnet_cond": controlnet_cond, "conditioning_scale": conditioning_scale}
         for name, each in given.items():
-            if len(each) != len(self.nets):
+            if len(checks.sequence(name, each, "one entry per net")) != len(self.nets):
                 raise InputError(f"{name} has {len(each)} entries; there are {len(self.nets)} nets")
         more = (class_labels, timestep_cond, attention_mask, added_cond_kwargs)
         made = [

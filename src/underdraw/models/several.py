@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from typing_extensions import Self
 
+from underdraw.arguments import checked
 from underdraw.errors import InputError, InputTypeError, NotFoundError
 from underdraw.models.base import Model
 from underdraw.shown import shown
@@ -65,12 +66,14 @@ class Several(Generic[One]):
             one._framework.move(one, *args, **kwargs)
         return self
 
+    @checked
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Write each to a folder of its own: `folder`, `folder_1`, ...; options as of one."""
         for one, place in zip(self.networks, folders_of(folder), strict=False):
             one.save_pretrained(place, **options)
 
     @classmethod
+    @checked
     def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> Self:
         """Read `folder`, `folder_1`, ... up to the last that there is; options as of one.
 

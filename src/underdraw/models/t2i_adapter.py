@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
+from underdraw import checks
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError
@@ -15,8 +17,10 @@ from underdraw.models.base import Model, like
 from underdraw.models.keywords import drop_neutral
 from underdraw.models.several import Several
 from underdraw.models.single_file import NEUTRAL
+from underdraw.models.unet import as_unet
 from underdraw.networks import t2i_adapter
 from underdraw.networks.t2i_adapter import T2IAdapterConfig
+from underdraw.schema import within
 from underdraw.weights.locate import find
 from underdraw.weights.t2i_adapter import read_adapter
 
@@ -33,6 +37,7 @@ class T2IAdapter(Model):
         return t2i_adapter.layout(config)
 
     @classmethod
+    @checked
     def from_single_file(
         cls,
         source: str | os.PathLike[str],
@@ -60,8 +65,8 @@ class T2IAdapter(Model):
             InputError: it was made for another UNet.
         """
         access = drop_neutral(f"{cls.__name__}.from_single_file", hub, NEUTRAL)
+        model = None if unet is None else as_unet(unet)
         found = read_adapter(find(source, **access))
-        model = unet if isinstance(unet, Model) else None
         if model is not None:
             found.config.require_fit(model.config)
         where = {
@@ -94,9 +99,10 @@ class T2IAdapter(Model):
             InputError: other channels, or sides that are no multiples of `downscale_factor`.
         """
         factor = self.config.downscale_factor
-        if len(x.shape) != 4 or x.shape[2] % factor or x.shape[3] % factor:
+        self._take("x", x, None, self.config.in_channels, None, None)
+        if x.shape[2] % factor or x.shape[3] % factor:
             raise InputError(
-                f"the map is {tuple(x.shape)}; needed are (batch, {self.config.in_channels}, "
+                f"the map x is {tuple(x.shape)}; needed are (batch, {self.config.in_channels}, "
                 f"height, width), sides multiples of {factor}"
             )
         return list(t2i_adapter.t2i_adapter(self.nn, self, self.config, x))
@@ -151,11 +157,15 @@ class MultiAdapter(Several[T2IAdapter]):
         Raises:
             InputError: more or fewer maps or weights than adapters.
         """
-        weights = [1 / len(self)] * len(self) if adapter_weights is None else adapter_weights
-        for name, given in (("xs", xs), ("adapter_weights", weights)):
+        weights: Sequence[float] = [1 / len(self)] * len(self)
+        if adapter_weights is not None:
+            weights = checks.numbers("adapter_weights", adapter_weights)
+        maps = checks.sequence("xs", xs, "maps")
+        for name, given in (("xs", maps), ("adapter_weights", weights)):
             if len(given) != len(self):
                 raise InputError(f"{name} has {len(given)} entries; there are {len(self)} adapters")
-        each = [one.forward(x) for one, x in zip(self.adapters, xs, strict=True)]
+        with within("xs"):
+            each = [one.forward(x) for one, x in zip(self.adapters, maps, strict=True)]
         levels = zip(*each, strict=True)
         return [
             sum(w * x for w, x in zip(weights[1:], level[1:], strict=True)) + weights[0] * level[0]

@@ -126,7 +126,7 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
         timestep_cond: Array | None = None,
         attention_mask: None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
-        added_cond_kwargs: None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: tuple[Array, ...] | None = None,
         mid_block_additional_residual: Array | None = None,
         down_intrablock_additional_residuals: None = None,
@@ -206,20 +206,6 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
         if mid is not None:
             self._take("mid_block_additional_residual", mid, None, None, None, None)
 
-    def _times(self, timestep: Any, rows: int) -> Array:
-        """Timesteps as an array of one, or of one per image."""
-        if self._framework.is_array(timestep):
-            self._take("timestep", timestep, *[None] * min(timestep.ndim, 1), floating=False)
-        else:
-            one = checks.is_number(timestep)
-            timestep = list(checks.numbers("timestep", [timestep] if one else timestep))
-        times = self._framework.array(timestep, device=self.device)
-        if times.ndim > 1 or times.reshape(-1).shape[0] not in (1, rows):
-            raise InputError(
-                f"timestep has shape {tuple(times.shape)}; needed is one number, or {rows}"
-            )
-        return times
-
     def _with_boxes(self, given: Mapping[str, Any]) -> Sites:
         """What acts for the boxes in diffusers' `cross_attention_kwargs`; tokens are as many as are
         given, for diffusers pads by itself."""
@@ -241,3 +227,14 @@ class UNet2DConditionModel(FromSingleFile, FamiliarAttention):
         nn, c = self.nn, GroundingConfig.for_unet(self.config, limit=arrays[0].shape[1])
         tokens = grounding.box_tokens(nn, self, c, *arrays)
         return grounding_sites.sites(self, c, grounding.constants(nn, self, c, tokens))
+
+
+def as_unet(value: Any) -> UNet2DConditionModel:
+    """A UNet, as the argument `unet` of other networks has to be.
+
+    Raises:
+        InputTypeError: it is something else.
+    """
+    if not isinstance(value, UNet2DConditionModel):
+        raise InputTypeError(f"unet={shown(value)} is no UNet2DConditionModel")
+    return value

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from underdraw.errors import InputError, NotFoundError
 from underdraw.formats.opening import open_regular
@@ -56,6 +56,10 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             raise InputError(
                 f"{name} is too large a picture; allowed: {modes.MOST_PIXELS:,} pixels, such as "
                 "8,192 x 8,192"
+            ) from None
+        except UnidentifiedImageError:
+            raise InputError(
+                f"{name} is not a picture: it is of no kind that is known, or damaged"
             ) from None
         except Exception as error:  # readers of heads raise whatever they stumble over
             raise InputError(f"{name} is not a picture: {modes.first_line(error)}") from None

@@ -61,9 +61,19 @@ def sized(name: str, maps: Maps, channels: int, height: int, width: int) -> np.n
     the nearest pixels are taken.
 
     Raises:
-        InputError: a map has other channels.
+        InputError: see `check_channels`.
     """
+    check_channels(name, maps, channels)
     return np.stack([_sized(name, one, channels, height, width) for one in maps])
+
+
+def check_channels(name: str, maps: Maps, channels: int) -> None:
+    """Raise an InputError where `sized` could not give so many channels."""
+    for one in maps:
+        found = 3 if isinstance(one, Image.Image) else one.shape[0]
+        # Grey maps serve for all channels, and pictures become grey.
+        if found not in (1, channels) and not (channels == 1 and isinstance(one, Image.Image)):
+            raise InputError(f"{name} has {found} channels; the network takes {channels}")
 
 
 def masked_map(image: Any, mask: Any) -> np.ndarray:
@@ -79,8 +89,10 @@ def masked_map(image: Any, mask: Any) -> np.ndarray:
         InputTypeError, InputError: they are no such picture and mask.
     """
     picture = as_picture("image", image)
-    (read,) = read_maps("mask", modes.as_mask("mask", mask) if _is_pil(mask) else mask)
-    covered = _sized("mask", read, 1, picture.height, picture.width)[0]
+    read = read_maps("mask", modes.as_mask("mask", mask) if _is_pil(mask) else mask)
+    if len(read) != 1:
+        raise InputError(f"mask holds {len(read)} masks; allowed: one for the picture")
+    covered = _sized("mask", read[0], 1, picture.height, picture.width)[0]
     pixels = np.asarray(picture, np.float32) / np.float32(255)
     return np.where(covered[:, :, None] >= 0.5, np.float32(OPEN), pixels)
 
@@ -131,6 +143,4 @@ def _sized(name: str, one: Map, channels: int, height: int, width: int) -> np.nd
     else:
         x = nearest(one[None], height, width)[0]
         x = np.repeat(x, channels, 0) if x.shape[0] == 1 else x
-    if x.shape[0] != channels:
-        raise InputError(f"{name} has {x.shape[0]} channels; the network takes {channels}")
     return x

@@ -13,10 +13,11 @@ from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.base import Component, DiffusionPipeline
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.output import Flags, check_safety, decode
-from underdraw.pipelines.call.plan import LARGEST_GUIDANCE, check_prompts, count_images
+from underdraw.pipelines.call.plan import check_prompts, count_images
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.accepting import check_widths
 from underdraw.pipelines.components.grounding import Groundable
+from underdraw.pipelines.components.lora import Tunable
 from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.structure import Structurable
 from underdraw.pipelines.components.subjects import Subjective
@@ -29,6 +30,7 @@ from underdraw.text.tokenizer import CLIPTokenizer
 
 class LatentPipeline(
     Groundable,
+    Tunable,
     Structurable,
     Subjective,
     DiffusionPipeline,
@@ -144,18 +146,19 @@ class LatentPipeline(
     ) -> tuple[Array, Array | None]:
         """Contexts of prompts and negative prompts, each `(prompts * images, tokens, width)`.
 
-        `device` and `lora_scale` are diffusers': contexts are where the pipeline computes, and
-        there are no LoRA layers in the text encoder.
+        `device` is diffusers': contexts are where the pipeline computes. `lora_scale` is a factor
+        for the active LoRAs.
 
         Raises:
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
         """
+        scale = 1.0 if lora_scale is None else lora_scale
         request = Request(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip=clip_skip
+            *(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds),
+            clip_skip=clip_skip,
+            lora_scale=checks.factor("lora_scale", scale),
         )
         guided = checks.flag("do_classifier_free_guidance", do_classifier_free_guidance)
-        if lora_scale is not None:
-            checks.number("lora_scale", lora_scale, -LARGEST_GUIDANCE, LARGEST_GUIDANCE)
         checks.device("device", device)
         texts = check_prompts(self.parts, request)
         images = count_images(texts.count, num_images_per_prompt)

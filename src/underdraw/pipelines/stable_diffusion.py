@@ -9,6 +9,7 @@ from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
@@ -99,7 +100,9 @@ class StableDiffusionPipeline(LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -122,6 +125,7 @@ class StableDiffusionPipeline(LatentPipeline):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
+            lora_scale=lora_scale,
         )
         own = {"height": height, "width": width, "latents": latents}
         return (yield from self._from_noise(request, own))
@@ -149,8 +153,9 @@ class StableDiffusionPipeline(LatentPipeline):
         if latents is not None:
             checks.array("latents", latents, shape, parts.framework)
         controls = beside(plan)
+        planned = check_run(parts, plan, shape, controls)
 
-        run = begin(parts, plan, condition(parts, plan), shape)
+        run = begin(parts, plan, condition(parts, plan), planned)
         noise = first_noise(parts, plan, latents, shape)
         made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, controls)
         images, flags = decode(parts, made, request.output_type)

@@ -78,7 +78,7 @@ class StableDiffusionAdapterPipeline(AdapterPipeline, StableDiffusionPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         structures = read_structures(
             self.adapter,
             "image",
@@ -113,6 +113,7 @@ class StableDiffusionAdapterPipeline(AdapterPipeline, StableDiffusionPipeline):
             callback_steps=callback_steps,
             controls=controls,
             pictures=structures.pictures,
+            lora_scale=lora_scale,
         )
         own = {
             "image": image,

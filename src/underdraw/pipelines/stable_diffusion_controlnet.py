@@ -85,7 +85,9 @@ class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipel
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         structures = read_structures(
             self.controlnet,
             "image",
@@ -122,6 +124,7 @@ class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipel
             callback_steps=callback_steps,
             controls=controls,
             pictures=structures.pictures,
+            lora_scale=lora_scale,
         )
         own = {
             "image": image,

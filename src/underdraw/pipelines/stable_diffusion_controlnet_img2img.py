@@ -76,7 +76,9 @@ class StableDiffusionControlNetImg2ImgPipeline(ControlNetPipeline, StableDiffusi
 
         The other arguments, and what is raised, are as in `StableDiffusionControlNetPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         structures = read_structures(
             self.controlnet,
             "control_image",
@@ -109,6 +111,7 @@ class StableDiffusionControlNetImg2ImgPipeline(ControlNetPipeline, StableDiffusi
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
+            lora_scale=lora_scale,
         )
         own = {
             "image": image,

@@ -9,6 +9,7 @@ from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.pictures.reading import size_of
+from underdraw.pipelines.call.inpainting import Painting
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
@@ -79,7 +80,9 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
 
         The other arguments, and what is raised, are as in `StableDiffusionControlNetPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         structures = read_structures(
             self.controlnet,
             "control_image",
@@ -117,22 +120,24 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
+            lora_scale=lora_scale,
         )
-        own = {
-            "image": image,
-            "mask_image": mask_image,
+        painting = Painting(
+            image,
+            mask_image,
+            masked_image_latents,
+            height,
+            width,
+            padding_mask_crop,
+            latents,
+            paste_back,
+        )
+        also = {
             "control_image": control_image,
-            "height": height,
-            "width": width,
-            "strength": strength,
-            "latents": latents,
             "controlnet_conditioning_scale": controlnet_conditioning_scale,
             "guess_mode": guess_mode,
             "control_guidance_start": control_guidance_start,
             "control_guidance_end": control_guidance_end,
-            "masked_image_latents": masked_image_latents,
-            "padding_mask_crop": padding_mask_crop,
-            "paste_back": paste_back,
         }
-        run = self._painted(request, own, structures.pictures, structures.controls)
+        run = self._painted(request, painting, structures.pictures, structures.controls, also)
         return (yield from run)

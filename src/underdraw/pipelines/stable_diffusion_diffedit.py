@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from underdraw import checks
@@ -15,6 +16,7 @@ from underdraw.errors import InputError
 from underdraw.models.returning import returning
 from underdraw.pictures.reading import read_mask
 from underdraw.pipelines.base import Component
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import for_each, repeated
@@ -29,6 +31,7 @@ from underdraw.pipelines.diffedit.inverting import (
     check_levels,
     decode_levels,
     go_up,
+    level_shape,
     read_method,
     regularised,
     solve_up,
@@ -157,7 +160,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         checks.choice("output_type", output_type, masks.OUTPUT_TYPES)
         how = Masking(
             num_maps_per_mask,
@@ -176,6 +179,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             pictures=pictures.shape[0],
             num_inference_steps=num_inference_steps,
             strength=how.noise,
+            lora_scale=lora_scale,
         )
         source = Request(
             source_prompt,
@@ -183,6 +187,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             source_prompt_embeds,
             source_negative_prompt_embeds,
             pictures=pictures.shape[0],
+            lora_scale=lora_scale,
         )
         found = find_mask(self.parts, pictures, target, source, how, self.progress_bar)
         framework = self.parts.framework
@@ -245,7 +250,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         part = checks.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
         shown = checks.flag("decode_latents", decode_latents)
         whiten = Whitening(lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls)
@@ -271,6 +276,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             pictures=pictures.shape[0],
             strength=part if mirrored else 1.0,
             scheduler=self.inverse_scheduler,
+            lora_scale=lora_scale,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         solver = upwards(parts, plan.solver, num_inference_steps, part)
@@ -280,6 +286,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
                 f"method={checks.shown(method)} solves the steps of `scheduler`; it takes no "
                 "num_reg_steps and no inverse_scheduler"
             )
+        rest = solver.tail(len(levels)) if 0 < len(levels) < len(solver) else solver
+        shape = level_shape(parts, plan.count, pictures)
+        planned = check_run(parts, replace(plan, solver=rest), shape)
 
         sampled = generator is not None
         clean = encode_image(parts, pictures, plan.count, 1, plan.generators, sampled)
@@ -288,7 +297,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             levels = solve_up(parts, plan, clean, levels, way)
         if whiten.rounds:
             solver = regularised(parts, solver, plan, whiten)
-        levels = go_up(parts, plan, solver, clean, levels)
+        levels = go_up(parts, plan, solver, clean, levels, planned)
         stacked = parts.nn.concat([level[:, None] for level in reversed(levels)], 1)
         clean = None if self.compat == "diffusers" else clean
         remember(stacked, clean)
@@ -343,7 +352,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
 
         The others are those of `StableDiffusionPipeline`, which tells what is raised.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         if mask_image is None:
             raise InputError("mask_image=None; draw one, or make it with generate_mask")
         if image_latents is None:
@@ -370,6 +379,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=part,
+            lora_scale=lora_scale,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         prompts = plan.count // num_images_per_prompt
@@ -386,9 +396,11 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             start = parts.framework.array(latents, device=self.device)
         late = self.compat == "diffusers"
         after = [rows[min(i + (not late), len(rows) - 1)] for i in range(len(plan.solver))]
+        keeping = [Region(inside, trail=after)]
+        planned = check_run(parts, plan, start.shape, keeping)
 
-        run = begin(parts, plan, condition(parts, plan), start.shape)
-        made = yield from denoise(run, plan, start, [Region(inside, trail=after)])
+        run = begin(parts, plan, condition(parts, plan), planned)
+        made = yield from denoise(run, plan, start, keeping)
         images, flags = decode(parts, made, output_type)
         own = {"inpaint_strength": part, "mask_image": mask, "image_latents": known}
         return hand_out(run, plan, images, flags, own | {"latents": latents})

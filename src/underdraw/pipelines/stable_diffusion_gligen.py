@@ -94,7 +94,7 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -114,6 +114,7 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
+            lora_scale=lora_scale,
         )
         arguments = Arguments(
             phrases=gligen_phrases,

@@ -138,7 +138,7 @@ class StableDiffusionGLIGENTextImagePipeline(LatentPipeline, FamiliarGLIGEN, Fam
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        compatible.refuse(None, None, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -158,6 +158,7 @@ class StableDiffusionGLIGENTextImagePipeline(LatentPipeline, FamiliarGLIGEN, Fam
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
+            lora_scale=lora_scale,
         )
         beta = gligen_scheduled_sampling_beta
         arguments = Arguments(

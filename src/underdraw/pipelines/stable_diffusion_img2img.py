@@ -12,6 +12,7 @@ from underdraw.controls.control import Control
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.pictures.reading import read_pictures
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import draw_noise, encode_pictures, latent_shape
@@ -76,7 +77,9 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -100,6 +103,7 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
+            lora_scale=lora_scale,
         )
         return (yield from self._from_picture(request, {"image": image, "strength": strength}))
 
@@ -147,10 +151,11 @@ class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):
         if latents is not None:
             checks.array("latents", latents, shape, parts.framework)
         controls = beside(plan)
+        planned = check_run(parts, plan, shape, controls)
 
         conditioning = condition(parts, plan)
         clean = encode_pictures(parts, plan, pictures)
-        run = begin(parts, plan, conditioning, clean.shape)
+        run = begin(parts, plan, conditioning, planned)
         if latents is None:
             noise = run.nn.float32(draw_noise(parts, plan, clean.shape))
             start = plan.solver.noised(0, clean, noise)

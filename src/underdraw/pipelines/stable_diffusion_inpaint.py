@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from PIL import Image
@@ -20,10 +21,12 @@ from underdraw.pictures.cropping import Crop, crop_around, filled
 from underdraw.pictures.pasting import overlaid
 from underdraw.pictures.reading import check_alike, nearest, read_masks, read_pictures
 from underdraw.pictures.writing import OUTPUT_TYPES
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.inpainting import (
     TENSORS,
+    Painting,
     check_crop,
     late_levels,
     pasted,
@@ -127,7 +130,9 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        compatible.refuse(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs)
+        lora_scale = compatible.lora_scale(
+            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -151,54 +156,51 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
+            lora_scale=lora_scale,
         )
-        arguments = {
-            "image": image,
-            "mask_image": mask_image,
-            "masked_image_latents": masked_image_latents,
-            "height": height,
-            "width": width,
-            "padding_mask_crop": padding_mask_crop,
-            "strength": strength,
-            "latents": latents,
-            "paste_back": paste_back,
-        }
-        return (yield from self._painted(request, arguments))
+        painting = Painting(
+            image,
+            mask_image,
+            masked_image_latents,
+            height,
+            width,
+            padding_mask_crop,
+            latents,
+            paste_back,
+        )
+        return (yield from self._painted(request, painting))
 
     def _painted(
         self,
         request: Request,
-        arguments: Mapping[str, Any],
+        painting: Painting,
         pictures_beside: int = 1,
         beside: Callable[[Plan, Fit | None], Sequence[Control]] = lambda plan, fit: (),
+        also: Mapping[str, Any] = MappingProxyType({}),
     ) -> Generator[Question | Step, Any, Made]:
         """The call, once its arguments are gathered.
 
         Args:
-            arguments: those besides the shared ones, by name.
             pictures_beside: how many pictures the pipeline has of its own, besides `image`.
             beside: controls of the pipeline itself, from the plan and what cuts other pictures as
                 `image` is cut; None where the whole of it is worked on.
+            also: further arguments of the pipeline, for the record.
         """
-        own_arguments, strength = arguments, arguments["strength"]
-        image, mask_image = arguments["image"], arguments["mask_image"]
-        masked_image_latents, latents = arguments["masked_image_latents"], arguments["latents"]
-        height, width = arguments["height"], arguments["width"]
-        padding_mask_crop, paste_back = arguments["padding_mask_crop"], arguments["paste_back"]
-        output_type = request.output_type
+        image, mask_image, latents = painting.image, painting.mask_image, painting.latents
+        output_type, strength = request.output_type, request.strength
         for name, value in (("image", image), ("mask_image", mask_image)):
             if value is None:
                 raise InputError(f"{name}=None; give a picture")
         checks.choice("output_type", output_type, OUTPUT_TYPES)
-        if checks.flag("paste_back", paste_back) and output_type == "latent":
+        if checks.flag("paste_back", painting.paste_back) and output_type == "latent":
             raise InputError("paste_back=True with output_type='latent'; pixels are pasted")
         check_alike(image, mask_image)
         parts = self.parts
-        height, width = check_size(parts, height, width, latents)
+        height, width = check_size(parts, painting.height, painting.width, latents)
         crop = None
-        if padding_mask_crop is not None:
+        if painting.padding_mask_crop is not None:
             image, mask_image = check_crop(image, mask_image, output_type)
-            padding = checks.whole("padding_mask_crop", padding_mask_crop, 0)
+            padding = checks.whole("padding_mask_crop", painting.padding_mask_crop, 0)
             crop = crop_around(mask_image, width, height, padding)
         framework, factor = parts.framework, self.vae.config.factor
         channels = self.vae.config.latent_channels
@@ -206,7 +208,7 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             "image", image, framework, height, width, crop=crop, latent_channels=channels
         )
         mask = read_masks("mask_image", mask_image, framework, height, width, crop)
-        given = 1
+        masked_image_latents, given = painting.masked_image_latents, 1
         if masked_image_latents is not None:
             known = (None, channels, height // factor, width // factor)
             checks.array("masked_image_latents", masked_image_latents, known, framework)
@@ -232,8 +234,9 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             )
         fit = None if crop is None else partial(_cut, image.size, crop, (width, height))
         controls = beside(plan, fit)
+        planned = check_run(parts, plan, shape, controls)
 
-        run = begin(parts, plan, condition(parts, plan), shape)
+        run = begin(parts, plan, condition(parts, plan), planned)
         alike = self.compat == "diffusers"
         clean = None
         if not sees or (latents is None and strength < 1):
@@ -257,11 +260,11 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         images, flags = decode(parts, made, output_type)
         if crop is not None:
             images = [overlaid(image, one, mask_image, crop) for one in images]
-        elif paste_back:
+        elif painting.paste_back:
             images = pasted(parts, plan, images, image, mask_image, pictures)
-        return hand_out(
-            run, plan, images, flags, {**own_arguments, "height": height, "width": width}
-        )
+        size = {"height": height, "width": width}
+        recorded = {**vars(painting), "strength": strength, **also, **size}
+        return hand_out(run, plan, images, flags, recorded)
 
     def _masked(
         self, plan: Plan, pictures: Array, mask: Array, given: Any, sees: bool, shape: Any

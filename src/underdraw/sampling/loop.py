@@ -61,12 +61,16 @@ def sample(
         denoise: of this run, where somebody else looks at its context, too.
 
     Raises:
+        InputError, InputTypeError: a control does not fit the run, and was not asked before.
         NonFiniteError: the first call gave NaN or infinity, as broken weights do.
     """
     nn, framework, solver, count = run.nn, run.framework, run.solver, run.calls
     state = State(nn.float32(latents))
     run.latents, acting = state.x, joined(controls) if controls else []
     denoise = Denoiser(run) if denoise is None else denoise
+    if not run.checked:
+        for control in acting:
+            control.check(run.planned)
     with framework.no_grad():
         carries = [control.prepare(run) for control in acting]
     if begin is not None:

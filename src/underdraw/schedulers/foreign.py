@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
+from functools import partial
 from typing import Any
 
+from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
 from underdraw.solvers.table import State
@@ -16,11 +19,13 @@ METHODS = ("set_timesteps", "step", "scale_model_input", "timesteps", "init_nois
 class ForeignSolver:
     """A scheduler with `set_timesteps`, `scale_model_input` and `step`, as the loop wants it.
 
-    It keeps its own state, so one such object serves one run at a time.
+    The object keeps its own state, so it serves one run at a time. It is told of a run when this
+    makes its first call; until then a copy is asked, so that a call which is refused changes
+    nothing.
 
     Raises:
         InputTypeError: the object lacks one of the methods.
-        InputError: it takes no custom timesteps or sigmas, but some are given.
+        InputError: it takes no custom timesteps or sigmas, but some are given; or it refuses them.
     """
 
     def __init__(
@@ -38,23 +43,31 @@ class ForeignSolver:
                 f"scheduler={type(scheduler).__name__} has no {', '.join(missing)}; "
                 "allowed: an underdraw scheduler, or one with the same methods"
             )
-        self.scheduler = scheduler
         accepted = inspect.signature(scheduler.set_timesteps).parameters
-        custom = {"timesteps": timesteps, "sigmas": sigmas}
-        custom = {name: list(values) for name, values in custom.items() if values is not None}
+        given = {"timesteps": timesteps, "sigmas": sigmas}
+        custom: dict[str, Any] = {
+            name: _plain(name, values) for name, values in given.items() if values is not None
+        }
         if refused := [name for name in custom if name not in accepted]:
             raise InputError(
                 f"{refused[0]}: {type(scheduler).__name__} takes no custom {refused[0]}"
             )
-        if custom:
-            scheduler.set_timesteps(**custom, device=device)
-        else:
-            scheduler.set_timesteps(steps, device=device)
+        self._request = partial(_set, steps=steps, custom=custom, device=device)
+        self._callers, self._first = scheduler, 0
+        self.scheduler = _copy(scheduler)
+        try:
+            self._request(self.scheduler)
+        except Exception as error:
+            told = ", ".join(f"{name}={checks.shown(values)}" for name, values in custom.items())
+            raise InputError(
+                f"{told or f'num_inference_steps={steps}'}: {type(scheduler).__name__} does not "
+                f"take it: {' '.join(str(error).split()):.200}"
+            ) from error
         extra = {"eta": eta, "generator": generator}
         takes = inspect.signature(scheduler.step).parameters
         self._extra = {name: value for name, value in extra.items() if name in takes}
-        self.initial_sigma = float(scheduler.init_noise_sigma)
-        self.timesteps = scheduler.timesteps
+        self.initial_sigma = float(self.scheduler.init_noise_sigma)
+        self.timesteps = self.scheduler.timesteps
 
     def noised(self, index: int, clean: Array, noise: Array) -> Array:
         if index == len(self):
@@ -63,10 +76,14 @@ class ForeignSolver:
 
     def tail(self, begin: int) -> ForeignSolver:
         """This solver, told to begin at a call."""
-        self.timesteps = self.scheduler.timesteps[begin:]
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(begin)
+        self._first = begin
+        self._begin()
         return self
+
+    def _begin(self) -> None:
+        self.timesteps = self.scheduler.timesteps[self._first :]
+        if self._first and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(self._first)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -75,6 +92,10 @@ class ForeignSolver:
         return float(self.timesteps[index])
 
     def model_input(self, index: int, x: Array) -> Array:
+        if self._callers is not None:  # the run begins
+            self.scheduler, self._callers = self._callers, None
+            self._request(self.scheduler)
+            self._begin()
         return self.scheduler.scale_model_input(x, self.timesteps[index])
 
     def advance(
@@ -88,3 +109,23 @@ class ForeignSolver:
         """Its own estimate where it gives one, else the latents after the step."""
         found = getattr(self._last, "pred_original_sample", None)
         return self._last.prev_sample if found is None else found
+
+
+def _plain(name: str, values: Any) -> list[float]:
+    """Numbers as other libraries read them, whole ones as such."""
+    return [int(one) if one == int(one) else one for one in checks.numbers(name, values)]
+
+
+def _set(scheduler: Any, steps: int | None, custom: dict[str, Any], device: Any) -> None:
+    if custom:
+        scheduler.set_timesteps(**custom, device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+
+
+def _copy(scheduler: Any) -> Any:
+    """As deep as the object allows."""
+    try:
+        return deepcopy(scheduler)
+    except Exception:  # it holds something that cannot be copied, such as a lock
+        return copy(scheduler)

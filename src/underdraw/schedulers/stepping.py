@@ -260,6 +260,10 @@ class Stepping:
         `positional`. Returns `prev_sample` and, depending on the class, a
         second array: as an object, or as a tuple without `return_dict`.
 
+        Numbers are not looked at, which would wait for the device at each step: NaN stays
+        where it is, as in diffusers, and touches no other place of a picture (but for dynamic
+        thresholding, which looks at all of them). Pipelines tell of it.
+
         Raises:
             InputError: before `set_timesteps`, past the last timestep, at an unknown one, or noise
                 and generator both given.

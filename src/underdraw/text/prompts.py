@@ -16,9 +16,11 @@ import numpy as np
 
 from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
+from underdraw.backends.deltas import Deltas
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import clip
 from underdraw.networks.program import Ask, directly
+from underdraw.text.learned import Learned
 from underdraw.text.tokens import KNOWN_LENGTH
 from underdraw.text.weighting import apply_weights, parse_weights
 from underdraw.text.words import Words, checked
@@ -61,6 +63,9 @@ def encode(
     controls: Sequence[Any] = (),
     components: Any = None,
     cut: bool = False,
+    beside: int | None = None,
+    leaves: Deltas = NO_DELTAS,
+    learned: Learned | None = None,
 ) -> Encoded:
     """Contexts of prompts and of negative prompts, each `(texts, tokens, width)`.
 
@@ -77,31 +82,25 @@ def encode(
         controls: those with something to say about words (`controls.control.of_words`).
         components: of the pipeline, for these controls.
         cut: keep the first window of each prompt; negative prompts stay whole.
+        beside: tokens of a context that is known, and that these stand beside.
+        leaves: differences to layers of the text encoder, for all texts alike (LoRA).
+        learned: words beside the tokenizer's, which is then a `LearnedTokenizer`.
+
+    Raises:
+        InputError: texts, tokenizer, text encoder and that context do not go together; nothing has
+            been computed by then.
     """
     config, framework = text_encoder.config, text_encoder._framework
     layers = config.num_hidden_layers
     if clip_skip is not None and not 0 <= clip_skip < layers:
         raise InputError(f"clip_skip={clip_skip} is out of range; allowed: 0 .. {layers - 1}")
-    if max_length is None and tokenizer.model_max_length > KNOWN_LENGTH:
-        max_length = config.max_position_embeddings  # the tokenizer's files do not tell
     count = len(prompts)
-    room = [
-        sum(control.room(components, prompt, number) for control in controls)
-        for number, prompt in enumerate(prompts)
-    ]
-    ids, weights, own = _tokenized(
-        tokenizer, [*prompts, *negatives], not plain, plain, max_length, room, count if cut else 0
+    read = read_texts(
+        text_encoder, tokenizer, prompts, negatives, plain, max_length, controls, components, cut
     )
-    if ids.max() >= config.vocab_size:
-        raise InputError(
-            f"tokenizer: it gives token {ids.max()}, the text encoder knows {config.vocab_size}"
-        )
-    if ids.shape[2] > config.max_position_embeddings:
-        raise InputError(
-            f"tokenizer: model_max_length={ids.shape[2]}, the text encoder takes "
-            f"{config.max_position_embeddings}"
-        )
-
+    ids, weights, own = read
+    if beside is not None:
+        check_lengths(ids.shape[1] * ids.shape[2], beside)
     device, nn = framework.device_of(text_encoder), framework.operations
 
     def rows(values: np.ndarray) -> Array:
@@ -109,12 +108,17 @@ def encode(
         return framework.array(values.reshape(-1, values.shape[-1]), device=device)
 
     with framework.no_grad():
-        flat, embeddings, leaves = rows(ids), None, NO_DELTAS
-        if controls:
+        flat, embeddings = rows(np.maximum(ids, 0)), None
+        if controls or learned is not None:
             embeddings = ask(clip.EMBED_TOKENS, text_encoder, flat)
+        if learned is not None:
+            places = ids.reshape(-1, ids.shape[-1])
+            embeddings = learned.put_in(nn, framework, places, embeddings)
+        if controls:
             texts = (*prompts, *negatives)
             words = Words(
-                texts, count, ids, weights, embeddings, tokenizer, text_encoder, components
+                *(texts, count, ids, weights, embeddings, tokenizer, text_encoder, components),
+                leaves=leaves,
             )
             for control in controls:
                 words = checked(control, control.words(nn, words), words)
@@ -137,6 +141,54 @@ def encode(
             context = apply_weights(nn, context, factors)
     kept = tuple(row[:number] for row, number in zip(ids[:count], own, strict=False))
     return Encoded(context[:count], context[count:] if negatives else None, kept, out.pooled)
+
+
+def check_lengths(tokens: int, others: int) -> None:
+    """Raise an InputError unless one of two contexts is so many times as long as the other, so that
+    the shorter one can be repeated, which attention to it does not notice."""
+    if max(tokens, others) % min(tokens, others):
+        raise InputError(
+            f"prompt and negative prompt have {tokens} and {others} tokens; give both as text, or "
+            "embeddings of equal length"
+        )
+
+
+def read_texts(
+    text_encoder: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    negatives: Sequence[str] = (),
+    plain: bool = False,
+    max_length: int | None = None,
+    controls: Sequence[Any] = (),
+    components: Any = None,
+    cut: bool = False,
+) -> Tokenized:
+    """What `encode`, which tells the arguments, makes of texts before any network reads them.
+
+    Raises:
+        InputError: texts, tokenizer and text encoder do not go together.
+    """
+    config = text_encoder.config
+    if max_length is None and tokenizer.model_max_length > KNOWN_LENGTH:
+        max_length = config.max_position_embeddings  # the tokenizer's files do not tell
+    room = [
+        sum(control.room(components, prompt, number) for control in controls)
+        for number, prompt in enumerate(prompts)
+    ]
+    most = len(prompts) if cut else 0
+    read = _tokenized(tokenizer, [*prompts, *negatives], not plain, plain, max_length, room, most)
+    if read.ids.max() >= config.vocab_size:
+        raise InputError(
+            f"tokenizer: it gives token {read.ids.max()}, the text encoder knows "
+            f"{config.vocab_size}"
+        )
+    if read.ids.shape[2] > config.max_position_embeddings:
+        raise InputError(
+            f"tokenizer: model_max_length={read.ids.shape[2]}, the text encoder takes "
+            f"{config.max_position_embeddings}"
+        )
+    return read
 
 
 def tokenize_prompts(
@@ -169,7 +221,9 @@ def tokenize_prompts(
     return _tokenized(tokenizer, prompts, weighting, truncate, max_length)[:2]
 
 
-class _Tokenized(NamedTuple):
+class Tokenized(NamedTuple):
+    """Windows of tokens, as `tokenize_prompts` gives them."""
+
     ids: np.ndarray
     weights: np.ndarray
     own: tuple[int, ...]
@@ -184,7 +238,7 @@ def _tokenized(
     max_length: int | None,
     room: Sequence[int] = (),
     cut: int = 0,
-) -> _Tokenized:
+) -> Tokenized:
     """As `tokenize_prompts`.
 
     Args:
@@ -228,7 +282,7 @@ def _tokenized(
             ids[row, column, 1:end] = [token for token, _ in window]
             ids[row, column, end] = tokenizer.eos_token_id
             weights[row, column, 1:end] = [weight for _, weight in window]
-    return _Tokenized(ids, weights, tuple(map(len, batch)))
+    return Tokenized(ids, weights, tuple(map(len, batch)))
 
 
 def _windows(

@@ -13,6 +13,18 @@ from underdraw.errors import ControlError
 
 
 @dataclass(frozen=True, eq=False)
+class Tokens:
+    """The prompts of a call in windows of equally many tokens, before anything is computed."""
+
+    texts: tuple[str, ...]
+    prompts: int
+    """How many of `texts` are prompts."""
+    ids: np.ndarray
+    """int64 `(texts, windows, tokens)`, as in `Words`."""
+    tokenizer: Any
+
+
+@dataclass(frozen=True, eq=False)
 class Words:
     """The prompts of a call, then its negative prompts, in windows of equally many tokens.
 

@@ -14,7 +14,7 @@ from typing import Any
 from underdraw.errors import NotFoundError, WeightError
 from underdraw.formats import json_text
 from underdraw.formats.stored import StoredTensor
-from underdraw.weights.files import open_tensors
+from underdraw.weights.files import SUFFIXES, open_tensors
 from underdraw.weights.quantised import as_floats
 
 MODEL_INDEX = "model_index.json"
@@ -276,13 +276,21 @@ def _weight_map(path: Path) -> dict[str, str]:
     return names
 
 
+def not_a_folder(place: str | Path) -> NotFoundError:
+    """What is said of a file where a folder is needed."""
+    known = str(place).lower().endswith(SUFFIXES)
+    more = "" if known else f"; those end in {', '.join(SUFFIXES)}"
+    return NotFoundError(
+        f"{place} is a file, not a folder; single-file checkpoints are read by from_single_file"
+        f"{more}"
+    )
+
+
 def _existing(place: Path) -> Path:
     if place.is_dir():
         return place
     if place.exists():
-        raise NotFoundError(
-            f"{place} is a file, not a folder; single-file checkpoints are read by from_single_file"
-        )
+        raise not_a_folder(place)
     raise NotFoundError(f"{place}: no such folder")
 
 

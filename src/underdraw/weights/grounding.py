@@ -31,6 +31,7 @@ from underdraw.networks.gligen.config import (
 )
 from underdraw.networks.gligen.sites import layout
 from underdraw.schema import within
+from underdraw.shown import shown
 from underdraw.weights import architecture, folders, key_tables as keys, single_file
 from underdraw.weights.files import open_checkpoint
 from underdraw.weights.known_keys import GROUNDING_FILE, reason
@@ -79,7 +80,7 @@ def read_grounding(
         InputError: `kind` is not known, is another than that of the weights, or is needed.
     """
     if kind is not None and kind not in KINDS:
-        raise InputError(f"kind={kind!r} is not known; allowed: {', '.join(map(repr, KINDS))}")
+        raise InputError(f"kind={shown(kind)} is not known; allowed: {', '.join(map(repr, KINDS))}")
     path = Path(source)
     try:
         if path.is_file():

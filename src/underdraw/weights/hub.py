@@ -62,9 +62,7 @@ def resolve(
         settle(Path(name))
         return Path(name)
     if os.path.isfile(name):
-        raise NotFoundError(
-            f"{name} is a file, not a folder; single-file checkpoints are read by from_single_file"
-        )
+        raise folders.not_a_folder(name)
     if not is_repository(name):
         raise NotFoundError(f"{name}: no such folder (and not the name of a Hub repository)")
     hub = _Hub(name, revision, token, cache_dir, force_download)

@@ -13,6 +13,7 @@ from underdraw.errors import InputError
 from underdraw.formats.safetensors import DTYPES
 from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, check_sizes, stored
 from underdraw.formats.writing import write_file, writing_file
+from underdraw.shown import shown
 from underdraw.weights import folders
 from underdraw.weights.atomic import writing_folder
 
@@ -140,7 +141,7 @@ def _size(size: int | str) -> int:
     else:
         number = size
     if number <= 0:
-        raise InputError(f"max_shard_size={size!r}; wanted bytes, or a text such as '5GB'")
+        raise InputError(f"max_shard_size={shown(size)}; wanted bytes, or a text such as '5GB'")
     return number
 
 

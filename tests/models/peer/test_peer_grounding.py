@@ -1,4 +1,4 @@
-"""Gated folders between the peer and us, and what the peer gets wrong on gated UNets."""
+"""Gated folders between diffusers and us, and what diffusers gets wrong on gated UNets."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_a_call_with_boxes_as_the_peer_takes_them(kind, n):
         mine = ours(x, 10, text, cross_attention_kwargs=given).sample
         plain = ours(x, 10, text).sample
         theirs = peer(x, 10, text, cross_attention_kwargs={"gligen": dict(boxes)}).sample
-    assert given["gligen"].keys() == boxes.keys()  # the peer leaves something else in it
+    assert given["gligen"].keys() == boxes.keys()  # diffusers leaves something else in it
     assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     assert (mine - plain).abs().max() > 1e-2
 

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 
 def fill(module: torch.nn.Module, tensors: dict[str, np.ndarray]) -> Any:
-    """Every weight of the peer comes from `tensors`, and every tensor is used: names are equal."""
+    """Every weight of diffusers comes from `tensors`, and every tensor is used: names are equal."""
     state = {name: torch.from_numpy(value) for name, value in tensors.items()}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)

@@ -31,7 +31,7 @@ NAMES = {
 
 
 def call_peer(case, tensors, inputs, call=None):
-    """The peer pads to 30 boxes; what is padded has mask 0."""
+    """diffusers pads to 30 boxes; what is padded has mask 0."""
     padded = {}
     for ours, theirs in NAMES[case.kind].items():
         value = inputs[ours]
@@ -89,7 +89,7 @@ def test_numbers_on_jax(kind):
 
 @pytest.mark.parametrize(("kind", "channels"), [("text", 9), ("text-image", 4)])
 def test_published_names(kind, channels):
-    """At the size of Stable Diffusion 1.4, every name and shape is that of the peer's UNet."""
+    """At the size of Stable Diffusion 1.4, every name and shape is that of diffusers' UNet."""
     config = {**SD15_UNET, "in_channels": channels}
     types = {"text": "gated", "text-image": "gated-text-image"}
     with torch.device("meta"):

@@ -50,7 +50,7 @@ def test_published_layouts(name):
 
 
 def test_published_config_file_is_read():
-    """Whatever the peer writes into `config.json`, our config takes and means the same."""
+    """Whatever diffusers writes into `config.json`, our config takes and means the same."""
     for name, config in PUBLISHED_UNETS.items():
         with torch.device("meta"):
             written = dict(oracle.UNet2DConditionModel.from_config(config).config)

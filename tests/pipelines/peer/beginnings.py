@@ -28,7 +28,7 @@ PEERS: dict[str, tuple[Any, Any]] = {
 
 @cache
 def pair(name: str, compat: str | None = None, channels: int = 4) -> tuple[Any, Any]:
-    """The peer's pipeline and ours, which adopts its networks."""
+    """diffusers' pipeline and ours, which adopts its networks."""
     text, _ = oracle.pair("sd1")
     parts = dict(text.components)
     if channels != 4:

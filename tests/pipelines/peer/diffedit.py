@@ -1,4 +1,4 @@
-"""DiffEdit pipelines of the peer and of this package with the same small random networks."""
+"""DiffEdit pipelines of diffusers and of this package with the same small random networks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @cache
 def pair(kind: str = "sd1", solver: str = "ddim") -> tuple[Any, Any]:
-    """The peer's pipeline, and ours with `compat="diffusers"`."""
+    """diffusers' pipeline, and ours with `compat="diffusers"`."""
     peer, _ = oracle.pair(kind)
     down, up, config = SCHEDULERS[solver]
     config = {**dict(peer.scheduler.config), **config}
@@ -59,7 +59,7 @@ def pair(kind: str = "sd1", solver: str = "ddim") -> tuple[Any, Any]:
 
 
 def right(kind: str = "sd1", solver: str = "ddim") -> Any:
-    """Ours without the peer's mistakes."""
+    """Ours without diffusers' mistakes."""
     _, ours = pair(kind, solver)
     made = underdraw.StableDiffusionDiffEditPipeline.from_pipe(ours, compat=None)
     return oracle.quiet(made)
@@ -86,7 +86,7 @@ def mask(count: int = 1) -> np.ndarray:
 
 
 def quietly(work: Any) -> Any:
-    """What a call of the peer gives, without its warnings."""
+    """What a call of diffusers gives, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return work()

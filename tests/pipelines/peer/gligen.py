@@ -1,4 +1,4 @@
-"""The peer's GLIGEN pipelines with small random networks, and ours on the same folders."""
+"""diffusers' GLIGEN pipelines with small random networks, and ours on the same folders."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def gated(**changes: Any) -> Any:
-    """The peer's UNet with gates that are open: fresh ones are 0, which any two agree on."""
+    """diffusers' UNet with gates that are open: fresh ones are 0, which any two agree on."""
     unet = tiny.shake(diffusers.UNet2DConditionModel(**{**tiny.DEEP, **changes}))
     for name, value in unet.named_parameters():
         if "alpha" in name:
@@ -60,12 +60,12 @@ def gated(**changes: Any) -> Any:
 
 
 def folder(place: str, kind: str) -> Any:
-    """The peer's pipeline of a kind, and the folder it wrote to `place`."""
+    """diffusers' pipeline of a kind, and the folder it wrote to `place`."""
     tokens = f"{place}-tokens"
     tiny.tokenizer().save_pretrained(tokens)
     tokenizer = PeerTokenizer.from_pretrained(tokens)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peer calls the pipeline deprecated
+        warnings.simplefilter("ignore")  # diffusers calls the pipeline deprecated
         torch.manual_seed(1)
         parts: dict[str, Any] = {
             "vae": tiny.shake(diffusers.AutoencoderKL(**tiny.VAE)),
@@ -95,7 +95,7 @@ def folder(place: str, kind: str) -> Any:
 
 @cache
 def pair(kind: str) -> tuple[Any, Any]:
-    """The peer's pipeline and ours, both with the same weights."""
+    """diffusers' pipeline and ours, both with the same weights."""
     place = f"{oracle.new_folder()}/{kind}"
     theirs = folder(place, kind)
     ours = getattr(underdraw, type(theirs).__name__).from_pretrained(place)

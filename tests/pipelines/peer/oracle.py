@@ -1,4 +1,4 @@
-"""The peer's pipeline with small random networks: it saves a folder, both load it."""
+"""diffusers' pipeline with small random networks: it saves a folder, both load it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def folder(place: str, kind: str = "sd1", **options: Any) -> diffusers.StableDiffusionPipeline:
-    """The peer's pipeline of a kind, and the folder it wrote to `place`."""
+    """diffusers' pipeline of a kind, and the folder it wrote to `place`."""
     changes = KINDS[kind]
     tokens = f"{place}-tokens"
     tiny.tokenizer(pad_token=changes.get("pad", "<|endoftext|>")).save_pretrained(tokens)
@@ -91,7 +91,7 @@ def new_folder() -> str:
 
 @cache
 def pair(kind: str) -> tuple[Any, Any]:
-    """The peer's pipeline and ours, both read from the same folder."""
+    """diffusers' pipeline and ours, both read from the same folder."""
     place = f"{new_folder()}/{kind}"
     folder(place, kind)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(place, local_files_only=True)
@@ -99,7 +99,7 @@ def pair(kind: str) -> tuple[Any, Any]:
 
 
 def checker(threshold: float) -> tuple[Any, Any]:
-    """The peer's safety checker, whose thresholds all are `threshold`, and an image processor."""
+    """diffusers' safety checker, whose thresholds all are `threshold`, and an image processor."""
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 32}
     vision |= {"num_attention_heads": 2, "patch_size": 8, "projection_dim": 12}
     with torch.random.fork_rng(devices=[]):
@@ -115,7 +115,7 @@ def checker(threshold: float) -> tuple[Any, Any]:
 
 
 def scheduler(name: str, config: Any, **changes: Any) -> Any:
-    """The peer's, of a class and configuration."""
+    """diffusers', of a class and configuration."""
     with quickly(getattr(diffusers, name)) as kind:
         return kind.from_config(dict(config), **changes)
 
@@ -130,17 +130,17 @@ def images(pipe: Any, **arguments: Any) -> np.ndarray:
     seeds = arguments.pop("seeds", (3,))
     arguments = {"num_inference_steps": 5, "output_type": "np", **arguments}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peer's deprecations
+        warnings.simplefilter("ignore")  # diffusers' deprecations
         made = pipe(generator=generators(*seeds), **arguments).images
     return np.asarray([np.asarray(image) for image in made]).astype(np.float64)
 
 
 def apart(pipes: tuple[Any, Any], live: bool = False, **arguments: Any) -> float:
-    """The largest difference between what the peer's pipeline, or its record unless `live`, and
+    """The largest difference between what diffusers' pipeline, or its record unless `live`, and
     ours make of the same arguments; each has its own copies of generators."""
     peer, pipe = pipes
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy's and the peer's own
+        warnings.simplefilter("ignore")  # numpy's and diffusers' own
         ours = images(pipe, **arguments)
         if live or arguments.get("output_type") == "pil":  # pasted, they may differ at few places
             theirs = images(peer, **arguments)

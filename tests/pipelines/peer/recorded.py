@@ -1,8 +1,8 @@
-"""What the peers' pipelines gave in whole calls: two thirds of the time of a comparison is theirs.
+"""What diffusers' pipelines gave in whole calls: two thirds of the time of a comparison is theirs.
 
 `scripts/record_peers.py` writes `tests/data/peers.npz`: for each call some values of each image.
-They count only for the versions of the peers and for the weights that they were made with;
-otherwise, and for one call in five, chosen by the name of its test, the peer runs. With
+They count only for the versions of the packages and for the weights that they were made with;
+otherwise, and for one call in five, chosen by the name of its test, diffusers runs. With
 `UNDERDRAW_PEERS=live` it always does.
 """
 
@@ -38,7 +38,7 @@ _calls: Counter[str] = Counter()
 
 
 def beside(peer: Callable[[], np.ndarray], pipe: Any, ours: np.ndarray) -> Any:
-    """What the peer gives, and `pipe` gave, `(images, ...)`: all of both, or the same values."""
+    """What diffusers gives, and `pipe` gave, `(images, ...)`: all of both, or the same values."""
     name = _name()
     if HOW == "record":
         theirs = peer()
@@ -78,7 +78,7 @@ def _live(name: str) -> bool:
 
 @cache
 def _known() -> dict[str, dict[str, Any]]:
-    """The calls of the file, if it is of the peers that are installed."""
+    """The calls of the file, if it is of the packages that are installed."""
     if HOW != "recorded" or not FILE.exists():
         return {}
     with np.load(FILE) as held:

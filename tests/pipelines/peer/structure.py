@@ -67,7 +67,7 @@ def theirs(net: Any) -> Any:
 
 @cache
 def pair(name: str, nets: str = "one", kind: str = "sd1", compat: str | None = None) -> Any:
-    """The peer's pipeline and ours, which adopts its networks."""
+    """diffusers' pipeline and ours, which adopts its networks."""
     text, mine = oracle.pair(kind)
     peer, ours = PEERS[name]
     reader = "adapter" if name == "adapter" else "controlnet"

@@ -1,4 +1,4 @@
-"""A folder with advice is a folder like any other to the peer."""
+"""A folder with advice is a folder like any other to diffusers."""
 
 import diffusers
 from diffusers.utils import logging

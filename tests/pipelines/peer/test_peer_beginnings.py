@@ -1,4 +1,4 @@
-"""Image-to-image and inpainting against the peer's, over a product of arguments and solvers."""
+"""Image-to-image and inpainting against diffusers', over a product of arguments and solvers."""
 
 import numpy as np
 import pytest
@@ -130,7 +130,7 @@ def test_inpainting(case, channels):
     call |= INPAINT[case]
     limit = LIMIT
     if "padding_mask_crop" in call:
-        limit = 1.01  # of 255: the peer rounds on its way through premultiplied colours
+        limit = 1.01  # of 255: diffusers rounds on its way through premultiplied colours
     assert deviation(pair("inpaint", None, channels), **call) <= limit
 
 
@@ -153,7 +153,7 @@ def solvers(monkeypatch):
     return use
 
 
-# The peer's LMS begun later takes one term of a sum of four (tests/solvers/peer shows it).
+# diffusers' LMS begun later takes one term of a sum of four (tests/solvers/peer shows it).
 MIDDLE = [
     (name, config)
     for name, config in SOLVERS
@@ -224,7 +224,7 @@ def test_callbacks_see_and_change_the_tensors_of_inpainting():
                 )
 
 
-# -- where the peer is wrong ---------------------------------------------------------------------
+# -- where diffusers is wrong ---------------------------------------------------------------------
 
 
 def test_the_peer_gives_pictures_to_the_wrong_prompts():

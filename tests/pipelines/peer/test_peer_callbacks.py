@@ -1,4 +1,4 @@
-"""What callbacks see and change, against the peer."""
+"""What callbacks see and change, against diffusers."""
 
 import diffusers
 import numpy as np
@@ -214,7 +214,7 @@ def test_interrupting(use, name, at):
 
 
 def test_progress(use):
-    """A bar for steps, not for model calls, as the peer's."""
+    """A bar for steps, not for model calls, as diffusers'."""
     use("HeunDiscreteScheduler")
     _, ours = pair("sd1")
 

@@ -1,4 +1,4 @@
-"""DiffEdit against the peer's: where it is right, and with `compat` also where it is not."""
+"""DiffEdit against diffusers': where it is right, and with `compat` also where it is not."""
 
 from functools import cache
 

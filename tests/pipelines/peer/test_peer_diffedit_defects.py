@@ -1,4 +1,4 @@
-"""What the peer's DiffEdit does wrong, shown on the peer, and what is done here instead."""
+"""What diffusers' DiffEdit does wrong, shown on diffusers, and what is done here instead."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def found(pipe, image, **arguments):
 
 
 def spread(pipe, image, against, scale):
-    """The difference that decides about a mask, from predictions made one by one by the peer."""
+    """The difference that decides about a mask, from predictions made one by one by diffusers."""
     with torch.no_grad():
         draw = noise()
         image = image.repeat_interleave(2, 0)
@@ -152,7 +152,7 @@ def test_regularised_guided_batches_raise_there():
 
 
 def test_regularisation_counts_a_guided_picture_twice_there():
-    """Guidance away from the prompt itself changes no prediction. Yet with v-prediction the peer
+    """Guidance away from the prompt itself changes no prediction. Yet with v-prediction diffusers
     reads its noise beside both halves of the network's input, and sums over the two."""
     options = {"num_reg_steps": 1, "lambda_auto_corr": 2.0, "lambda_kl": 0.0}
     options |= {"num_inference_steps": 3, "negative_prompt": RED}

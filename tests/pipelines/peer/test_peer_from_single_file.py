@@ -1,4 +1,4 @@
-"""A single file written here: the peer and ours read the same pipeline from it."""
+"""A single file written here: diffusers and ours read the same pipeline from it."""
 
 import warnings
 

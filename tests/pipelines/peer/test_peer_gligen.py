@@ -1,4 +1,4 @@
-"""GLIGEN pipelines against the peer's on the same random weights."""
+"""GLIGEN pipelines against diffusers' on the same random weights."""
 
 import pytest
 from pipelines.peer import gligen, oracle

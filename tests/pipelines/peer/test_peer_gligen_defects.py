@@ -1,4 +1,4 @@
-"""What the peer's GLIGEN pipelines get wrong, shown on them, and what ours do instead."""
+"""What diffusers' GLIGEN pipelines get wrong, shown on them, and what ours do instead."""
 
 import warnings
 
@@ -28,7 +28,7 @@ def test_beta_does_nothing_with_images():
         [images(pipe, gligen_scheduled_sampling_beta=beta, **call) for beta in (0.25, 1.0)]
         for pipe in (theirs, ours)
     )
-    assert np.array_equal(*some)  # the peer computes the number of steps and drops it
+    assert np.array_equal(*some)  # diffusers computes the number of steps and drops it
     assert np.abs(every[0] - every[1]).max() > 1e-3
     assert np.abs(images(ours, **call) - some[0]).max() <= 1e-4  # all calls, if not told
     try:
@@ -94,7 +94,7 @@ def test_a_generator_does_not_make_inpainting_repeatable():
 
 
 def test_a_call_switches_the_shared_network():
-    """The peer leaves its network's fusers off; what shares it gives other numbers then."""
+    """diffusers leaves its network's fusers off; what shares it gives other numbers then."""
     theirs, ours = gligen.pair("text")
     theirs.enable_fuser(True)
     switched = []
@@ -107,7 +107,7 @@ def test_a_call_switches_the_shared_network():
 
 
 def test_two_requests_on_one_network():
-    """One call inside another, as of two threads that take turns: the peer's outer one goes on
+    """One call inside another, as of two threads that take turns: diffusers' outer one goes on
     without boxes when the inner one has closed the gate."""
 
     def interrupted(pipe, inner):
@@ -119,7 +119,7 @@ def test_two_requests_on_one_network():
         return images(pipe, gligen_scheduled_sampling_beta=1.0, callback=call, guidance_scale=2.0)
 
     theirs, ours = gligen.pair("text")
-    # The solver of the peer has a state of its own, too; DDIM has none that a call would change.
+    # The solver of diffusers has a state of its own, too; DDIM has none that a call would change.
     kept = theirs.scheduler, ours.scheduler
     theirs.scheduler = diffusers.DDIMScheduler(clip_sample=False, **tiny.SCHEDULE)
     ours.scheduler = underdraw.DDIMScheduler(clip_sample=False, **tiny.SCHEDULE)

@@ -1,6 +1,6 @@
-"""GLIGEN's inpainting against the peer's.
+"""GLIGEN's inpainting against diffusers'.
 
-Under `compat="diffusers"` both draw from PyTorch's global stream; in what order the peer fills an
+Under `compat="diffusers"` both draw from PyTorch's global stream; in what order diffusers fills an
 array depends on how a convolution laid it out in memory, so it is told to fill row by row. Without
 compat, what lies inside the mask is compared, where nobody is wrong.
 """
@@ -61,7 +61,7 @@ def test_old_numbers(kind, call):
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 @pytest.mark.parametrize("kind", ["text, inpainting", "image, inpainting"])
 def test_inside_of_the_mask_at_every_step(kind, guidance, monkeypatch):
-    """With one noise for all calls, as `Region` keeps the background, the numbers are the peer's:
+    """With one noise for all calls, as `Region` keeps the background, the numbers are diffusers':
     inside of the mask after each call, outside before each call."""
     theirs, ours = gligen.pair(kind)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -90,7 +90,7 @@ def test_inside_of_the_mask_at_every_step(kind, guidance, monkeypatch):
     inside = 1 - theirs.draw_inpaint_mask_from_boxes(BOXES, (8, 8))
     assert seen[0].std() > 0.1 and inside.mean() < 0.9
     assert ((seen[0] - seen[1]) * inside).abs().max() <= LIMIT
-    # Outside, ours ends on the picture; the peer on what the network's last step makes of it.
+    # Outside, ours ends on the picture; diffusers on what the network's last step makes of it.
     known = ours.vae.encode(ours.image_processor.preprocess(PICTURE)).latent_dist.mean
     known = known * ours.vae.config.scaling_factor
     drift = [((one[-1] - known) * (1 - inside)).abs().max().item() for one in seen]

@@ -1,4 +1,4 @@
-"""Our tokenizer, schedulers and networks inside the peer's pipeline object."""
+"""Our tokenizer, schedulers and networks inside diffusers' pipeline object."""
 
 import warnings
 
@@ -20,7 +20,7 @@ LONG = "a red sphere on the table left of blue " * 12
 
 
 def held(theirs, **parts):
-    """The peer's pipeline with some parts of ours."""
+    """diffusers' pipeline with some parts of ours."""
     made = diffusers.StableDiffusionPipeline(
         **{**theirs.components, **parts}, requires_safety_checker=False
     )

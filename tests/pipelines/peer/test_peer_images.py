@@ -1,4 +1,4 @@
-"""Images of whole calls against the peer's, over a product of arguments."""
+"""Images of whole calls against diffusers', over a product of arguments."""
 
 import numpy as np
 import pytest
@@ -93,8 +93,8 @@ def solvers(request, monkeypatch):
 
 @pytest.mark.parametrize(("name", "config"), SOLVERS, ids=lambda v: v if isinstance(v, str) else "")
 def test_solvers(solvers, name, config):
-    """Noise drawn inside a step comes from the caller's generators, as in the peer. One picture and
-    noise, two pictures and v-prediction: every solver with each prediction is in `solvers/peer`."""
+    """Noise drawn inside a step comes from the caller's generators, as in diffusers. One picture
+    and noise, two and v-prediction: every solver with each prediction is in `solvers/peer`."""
     two = {"prompt": [RED, BLUE], "seeds": (7, 8), "height": 40, "width": 72}
     for kind, call in (("sd1", {"prompt": RED}), ("sd2", two)):
         if config.get("rescale_betas_zero_snr"):
@@ -227,7 +227,7 @@ def test_brackets_and_long_prompts_as_the_peer_reads_them(monkeypatch):
 
 
 def test_the_peer_ignores_a_height_given_without_width(monkeypatch):
-    """Its defect; ours does as told, or as the peer with compat="diffusers"."""
+    """Its defect; ours does as told, or as diffusers with compat="diffusers"."""
     theirs, ours = pair("wide")
     for given in ({"height": 64}, {"width": 64}):
         told = dict(prompt=RED, num_inference_steps=1, **given)

@@ -1,4 +1,4 @@
-"""The peer's methods besides its calls, for code with a loop of its own."""
+"""diffusers' methods besides its calls, for code with a loop of its own."""
 
 import numpy as np
 import pytest

@@ -49,7 +49,7 @@ CONFIGS = {
 
 @cache
 def parts_of(name, which):
-    """Components of a pipeline of this name: the peer's (0) or ours (1)."""
+    """Components of a pipeline of this name: diffusers' (0) or ours (1)."""
     pipe = (gligen.pair("image") if "TextImage" in name else oracle.pair("sd1"))[which]
     parts = dict(pipe.components)
     if "DiffEdit" in name:

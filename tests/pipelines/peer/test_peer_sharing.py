@@ -195,7 +195,7 @@ def test_the_safety_checker(monkeypatch, threshold):
 
 
 class Peer:
-    """Our image processor with the peer's way to return tensors (its own needs torchvision)."""
+    """Our image processor with diffusers' way to return tensors (its own needs torchvision)."""
 
     def __init__(self, processor):
         self.processor = processor

@@ -1,4 +1,4 @@
-"""Whole trajectories, ours and the peer's, through one deterministic network."""
+"""Whole trajectories, ours and diffusers', through one deterministic network."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def start(scale: float) -> torch.Tensor:
 
 @contextmanager
 def quiet():
-    """The peer warns of its own old spellings; ours has to pass with warnings as errors."""
+    """diffusers warns of its own old spellings; ours has to pass with warnings as errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -120,7 +120,7 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @cache
 def double_class(name: str) -> Any:
-    """The peer's class with every float32 in its source read as float64: its formulas, exactly."""
+    """diffusers' class with every float32 in its source read as float64: its formulas, exactly."""
     module = sys.modules[getattr(diffusers, name).__module__]
     with open(str(module.__file__), encoding="utf-8") as file:
         source = file.read()
@@ -141,7 +141,7 @@ def double_class(name: str) -> Any:
 def check(
     name: str, config: dict[str, Any], steps: Any, noisy: bool = False, **options: Any
 ) -> str:
-    """ "" where ours and the peer's agree to 1e-5, or where the peer's own single precision is the
+    """ "" where ours and diffusers' agree to 1e-5, or where diffusers' own single precision is the
     larger part of a greater distance: then ours lies within twice its error of the exact run."""
 
     def generator() -> dict[str, Any]:
@@ -158,7 +158,7 @@ def check(
     times, own = other.timesteps, ours_scheduler.timesteps
     if times.shape != own.shape or times.is_floating_point() != own.is_floating_point():
         return f"{label}: timesteps {own.tolist()} for {times.tolist()}"
-    # The peer interpolates in single precision; whole timesteps must be equal.
+    # diffusers interpolates in single precision; whole timesteps must be equal.
     slack = 2e-4 if times.is_floating_point() else 0
     if float((times.double() - own.double()).abs().max()) > slack:
         return f"{label}: timesteps {own.tolist()} for {times.tolist()}"
@@ -166,7 +166,7 @@ def check(
     if error <= 1e-5:
         return ""
     double = built(double_class(name), **config)
-    if not config.get("rescale_betas_zero_snr"):  # else rounding is part of the peer's error
+    if not config.get("rescale_betas_zero_snr"):  # else rounding is part of diffusers' error
         double.alphas_cumprod = other.alphas_cumprod.double()
     exact = peer_run(double, steps, torch.float64, **options, **generator())
     ours_error, peer_error = distance(ours, exact), distance(theirs, exact)

@@ -1,4 +1,4 @@
-"""Calls as they are written for the peer: arguments by position, attributes, timesteps of all
+"""Calls as they are written for diffusers: arguments by position, attributes, timesteps of all
 kinds."""
 
 import inspect
@@ -87,7 +87,7 @@ LAMBDA = [name for name in NAMES if getattr(schedulers, name).space == "lambda"]
 
 @pytest.mark.parametrize("name", LAMBDA)
 def test_as_many_steps_as_training(name):
-    """Rounding repeats a timestep there, where most of the peer's classes divide 0 by 0. (With
+    """Rounding repeats a timestep there, where most of diffusers' classes divide 0 by 0. (With
     "leading" it asks a thousand times at timestep 0; that is refused.)"""
     for spacing in ("linspace", "trailing"):
         place = {} if "Singlestep" in name else {"timestep_spacing": spacing}

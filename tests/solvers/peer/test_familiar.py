@@ -1,4 +1,4 @@
-"""The familiar methods beside the peer's: configurations both ways, noise, and runs begun later."""
+"""The familiar methods beside diffusers': configurations both ways, noise, and runs begun later."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Where the peer is wrong, and what we do instead. Each test shows both."""
+"""Where diffusers is wrong, and what we do instead. Each test shows both."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_bh1_ends_on_the_clean_image_as_bh2_does():
 
 
 def test_stochastic_inverse_is_refused():
-    """sqrt(1 - exp(-2h)) with h < 0: the peer returns NaN; noise cannot be taken out again."""
+    """sqrt(1 - exp(-2h)) with h < 0: diffusers returns NaN; noise cannot be taken out again."""
     config = {**SD, "algorithm_type": "sde-dpmsolver++"}
     theirs = peer("DPMSolverMultistepInverseScheduler", **config)
     with quiet():
@@ -70,7 +70,7 @@ def test_third_order_of_the_stochastic_noise_form_does_not_exist():
 
 
 def test_thresholding_of_the_singlestep_noise_form():
-    """The peer indexes its schedule with a time that was never given."""
+    """diffusers indexes its schedule with a time that was never given."""
     config = {**SD, **NOISE_FORM, "thresholding": True}
     theirs = peer("DPMSolverSinglestepScheduler", **config)
     with pytest.raises(Exception):  # noqa: B017
@@ -79,7 +79,7 @@ def test_thresholding_of_the_singlestep_noise_form():
 
 
 def test_equal_timesteps_at_the_start():
-    """Rounded times repeat; the peer begins at the second one and runs out of levels."""
+    """Rounded times repeat; diffusers begins at the second one and runs out of levels."""
     config = {**SD, "beta_schedule": "squaredcos_cap_v2", "use_exponential_sigmas": True}
     theirs = peer("DPMSolverMultistepScheduler", **config)
     ours = schedulers.DPMSolverMultistepScheduler(**config)
@@ -98,7 +98,7 @@ def test_equal_timesteps_at_the_start():
 
 
 def test_inverse_karras_keeps_times_and_levels_together():
-    """Timesteps that rounding repeats are dropped by the peer, their σ are not: from then on the
+    """Timesteps that rounding repeats are dropped by diffusers, their σ are not: from then on the
     network is asked a whole step ahead of the latents."""
     config = {**SD, "use_karras_sigmas": True}
     theirs = peer("DPMSolverMultistepInverseScheduler", **config)
@@ -114,7 +114,7 @@ def test_inverse_karras_keeps_times_and_levels_together():
 
 
 def test_fixed_large_log_variance():
-    """The peer takes the square root of a logarithm."""
+    """diffusers takes the square root of a logarithm."""
     config = {**SD, "variance_type": "fixed_large_log"}
     generator = torch.Generator().manual_seed(5)
     assert torch.isnan(peer_run(peer("DDPMScheduler", **config), 7, generator=generator)).any()
@@ -124,7 +124,7 @@ def test_fixed_large_log_variance():
 
 
 def test_euler_velocity():
-    """The peer looks ᾱ up by the place in `timesteps`, not by the timestep."""
+    """diffusers looks ᾱ up by the place in `timesteps`, not by the timestep."""
     theirs, ours = peer("EulerDiscreteScheduler", **SD), schedulers.EulerDiscreteScheduler(**SD)
     right = schedulers.DDIMScheduler(**SD)
     with quiet():
@@ -138,7 +138,7 @@ def test_euler_velocity():
 
 
 def test_lms_begun_later():
-    """The peer computes weights for answers it does not have, and drops the rest of the sum."""
+    """diffusers computes weights for answers it does not have, and drops the rest of the sum."""
     sigmas = schedulers.LMSDiscreteScheduler(**SD).make_table(7).levels
     weights = adams_coefficients(sigmas[[3, 2, 1, 0]], sigmas[4])
     assert weights[0] != pytest.approx(sum(weights), rel=0.1)
@@ -149,7 +149,7 @@ def test_lms_begun_later():
 
 
 def test_pndm_begun_later():
-    """Kept as the peer has it, since its pictures are asked for (image-to-image with the default
+    """Kept as diffusers has it, since its pictures are asked for (image-to-image with the default
     scheduler of Stable Diffusion 1): it restarts its count, so that it takes the second call for a
     repetition of the first and from then on asks one timestep ahead of its latents."""
     config = {**SD, "skip_prk_steps": True}
@@ -164,7 +164,7 @@ def test_pndm_begun_later():
 
 
 def test_singlestep_keeps_its_configuration():
-    """The peer's set_timesteps turns `lower_order_final` on for good."""
+    """diffusers' set_timesteps turns `lower_order_final` on for good."""
     config = {**SD, "final_sigmas_type": "sigma_min"}
     theirs, ours = (
         peer("DPMSolverSinglestepScheduler", **config),
@@ -178,8 +178,8 @@ def test_singlestep_keeps_its_configuration():
 
 
 def test_known_sign_in_the_stochastic_third_order():
-    """Kept as the peer has it, since its pictures are asked for: in the expansion of the SDE the D2
-    factor must vanish with h, as it does for the ODE, but the peer's goes to -1."""
+    """Kept as diffusers has it, since its pictures are asked for: in the expansion of the SDE the
+    D2 factor must vanish with h, as it does for the ODE, but diffusers' goes to -1."""
     small = integrals("sde-dpmsolver++", 1.0, 0.999)
     assert small.d2 == pytest.approx(-(2**-0.5), rel=1e-2)
     assert integrals("dpmsolver++", 1.0, 0.999).d2 == pytest.approx(0, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Original checkpoints against the peer's own conversion, name by name, at true architectures."""
+"""Original checkpoints against diffusers' own conversion, name by name, at true architectures."""
 
 import json
 from collections import OrderedDict
@@ -61,7 +61,7 @@ SMALL_UNET = {"block_out_channels": [32, 64, 64, 96], "norm_num_groups": 8}
 
 
 def peers(family, small=False, **unet_changes):
-    """The peer's networks of a family: on the meta device at full size, or small with numbers."""
+    """diffusers' networks of a family: on the meta device at full size, or small with numbers."""
     unet, text, vae = dict(UNETS[family]), dict(TEXTS[family]), dict(VAE)
     if small:
         text |= {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 1}
@@ -110,14 +110,14 @@ def with_channels(family, channels):
 
 
 def as_torch(tensors, meta):
-    """One object per tensor, so that the peer's renaming can be followed by identity."""
+    """One object per tensor, so that diffusers' renaming can be followed by identity."""
     if meta:
         return {name: torch.empty(t.shape, device="meta") for name, t in tensors.items()}
     return {name: torch.from_numpy(np.array(t.load())) for name, t in tensors.items()}
 
 
 def peer_conversion(original, networks):
-    """What the peer makes of an original checkpoint, by component."""
+    """What diffusers makes of an original checkpoint, by component."""
     text_config, text_model = networks["text_encoder"]
     if text_config["hidden_act"] == "gelu":
         text = peer.convert_open_clip_checkpoint(text_model, dict(original))

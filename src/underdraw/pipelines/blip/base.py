@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 from underdraw import checks, models
+from underdraw.arguments import checked
 from underdraw.backends import seeds
 from underdraw.backends.contract import Array
 from underdraw.controls.subject import Subject
@@ -78,6 +79,7 @@ class BlipPipeline(SubjectEdits, LatentPipeline):
             check_statistics(self.parts.mean, self.parts.std, prefix="")
 
     @classmethod
+    @checked
     def from_original(cls, folder: str | Path, base: str | Path, **options: Any) -> Self:
         """A pipeline from the original's folder (LAVIS' `blip-diffusion`, unpacked).
 

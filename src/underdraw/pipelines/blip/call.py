@@ -12,6 +12,7 @@ from underdraw.controls.subject_tokens import need
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.pipelines.blip.arguments import Told
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
@@ -48,8 +49,9 @@ def subject_call(
     if latents is not None:
         checks.array("latents", latents, shape, parts.framework)
     further = () if structure is None else structure(plan, height, width)
+    planned = check_run(parts, plan, shape, further)
 
-    run = begin(parts, plan, condition(parts, plan), shape)
+    run = begin(parts, plan, condition(parts, plan), planned)
     noise = first_noise(parts, plan, latents, shape)
     made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, further)
     images, flags = decode(parts, made, request.output_type)

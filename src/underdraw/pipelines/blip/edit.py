@@ -23,6 +23,7 @@ from underdraw.pipelines.blip.arguments import (
     read_negative,
     read_references,
 )
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import check_size, first_noise, latent_shape
@@ -245,7 +246,7 @@ class _Edit:
     def check(self, request: Request, height: Any, width: Any) -> None:
         """Raise what a run would raise before it begins."""
         plan = make_plan(self.pipe.parts, self._whole(request), self.pipe)
-        latent_shape(self.pipe.parts, plan, height, width)
+        check_run(self.pipe.parts, plan, latent_shape(self.pipe.parts, plan, height, width))
 
     def _whole(self, request: Request) -> Request:
         return replace(request, prompt=self.texts, own=self.own, cut=True)
@@ -260,7 +261,8 @@ class _Edit:
         shape = latent_shape(parts, plan, height, width)
         if latents is not None:
             checks.array("latents", latents, shape, parts.framework)
-        run = begin(parts, plan, condition(parts, plan), shape)
+        planned = check_run(parts, plan, shape)
+        run = begin(parts, plan, condition(parts, plan), planned)
         noise = first_noise(parts, plan, latents, shape)
         made = yield from denoise(run, plan, noise * plan.solver.initial_sigma)
         images, flags = decode(parts, made, request.output_type)

@@ -14,8 +14,10 @@ from underdraw.pipelines.call.latents import repeated
 from underdraw.pipelines.call.plan import Plan, Prompts
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import standing
 from underdraw.text.known import warn_of_unknown
-from underdraw.text.prompts import Encoded, encode
+from underdraw.text.learned import Learned
+from underdraw.text.prompts import Encoded, check_lengths, encode
 
 
 def condition(components: Components, plan: Plan) -> Conditioning:
@@ -39,18 +41,21 @@ def encode_texts(
     negative: Any = request.negative_prompt_embeds if guided else None
     absent = guided and negative is None
     if prompts is not None or absent:
-        _check_encodes(components, prompts)
+        check_encodes(components, prompts)
         warn_of_unknown((*(prompts or ()), *(negatives or ())), components.words)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
-        found = _encoded(components, request, prompts, against, request.clip_skip)
+        beside = None if negative is None else negative.shape[1]
+        found = _encoded(components, request, prompts, against, request.clip_skip, beside=beside)
         context, ids = found.context, found.ids
         negative = found.negative if absent else negative
     elif absent:
         # Beside a context that was given, of at most its length.
         window = min(components.tokenizer.model_max_length, context.shape[1])
         against = negatives or [""] * context.shape[0]
-        negative = _encoded(components, request, (), against, max_length=window).negative
+        beside = context.shape[1]
+        found = _encoded(components, request, (), against, max_length=window, beside=beside)
+        negative = found.negative
     if negative is not None and negative.shape[1] != context.shape[1]:
         context, negative = equally_long(components, context, negative)
     framework, nn = components.framework, components.nn
@@ -79,6 +84,7 @@ def _encoded(
     negatives: Sequence[str] = (),
     clip_skip: int | None = None,
     max_length: int | None = None,
+    beside: int | None = None,
 ) -> Encoded:
     with components.borrow(components.text_encoder):
         return encode(
@@ -93,10 +99,13 @@ def _encoded(
             of_words((*request.own, *request.controls)),
             components,
             request.cut,
+            beside,
+            standing(components, "text_encoder", request.lora_scale),
+            Learned(components.learned) if components.learned else None,
         )
 
 
-def _check_encodes(components: Components, prompts: list[str] | None) -> None:
+def check_encodes(components: Components, prompts: list[str] | None) -> None:
     """Raise an InputError where texts cannot be encoded; `prompts` are None where the negative
     ones alone have to be."""
     names = ("text_encoder", "tokenizer")
@@ -113,11 +122,7 @@ def _check_encodes(components: Components, prompts: list[str] | None) -> None:
 def equally_long(components: Components, context: Array, negative: Array) -> tuple[Array, Array]:
     """The shorter of two contexts repeated, which attention to it does not notice."""
     lengths = (context.shape[1], negative.shape[1])
-    if max(lengths) % min(lengths):
-        raise InputError(
-            f"prompt and negative prompt have {lengths[0]} and {lengths[1]} tokens; give both "
-            "as text, or embeddings of equal length"
-        )
+    check_lengths(*lengths)
     concat, most = components.nn.concat, max(lengths)
     return (
         concat((context,) * (most // lengths[0]), 1),

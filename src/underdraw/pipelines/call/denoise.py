@@ -10,6 +10,7 @@ from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
+from underdraw.controls.planned import Planned
 from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.engine import Question
 from underdraw.errors import NonFiniteError
@@ -17,6 +18,7 @@ from underdraw.pipelines.call.conditioning import again
 from underdraw.pipelines.call.latents import draw_noise
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import standing
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import Step, sample
 
@@ -29,21 +31,24 @@ def begin(
     components: Components,
     plan: Plan,
     conditioning: Conditioning,
-    shape: Sequence[int] | None = None,
+    planned: Planned | None = None,
 ) -> Run:
-    """The run of a plan; `shape` is that of the noise which its solver may draw."""
+    """The run of a plan; `planned` is what its controls were asked by (`check_run`). Without it no
+    noise can be drawn."""
     return Run(
         components.nn,
         components.unet,
         plan.solver,
         conditioning,
+        standing(components, "unet", plan.request.lora_scale),
         guidance=plan.guidance,
         rescale=float(plan.request.guidance_rescale),
         prompts=plan.prompts,
-        draw=None if shape is None else partial(draw_noise, components, plan, shape),
+        draw=None if planned is None else partial(draw_noise, components, plan, planned.shape),
         components=components,
         engine=components.engine,
         encode=None if plan.prompts is None else partial(again, components, plan),
+        checked=planned is not None,
     )
 
 

@@ -21,6 +21,21 @@ TENSORS = ("mask", "masked_image_latents")
 """What callbacks may ask for besides the usual tensors."""
 
 
+@dataclass(frozen=True)
+class Painting:
+    """The arguments of inpainting besides those that calls share, as they were given;
+    `StableDiffusionInpaintPipeline` tells their meaning."""
+
+    image: Any
+    mask_image: Any
+    masked_image_latents: Any
+    height: Any
+    width: Any
+    padding_mask_crop: Any
+    latents: Any
+    paste_back: Any
+
+
 def late_levels(solver: Any, clean: Array, noise: Array) -> list[Array]:
     """Known latents after each call of DPM2, two a step, as diffusers has them: in the middle of a
     step, too, at the level of its end."""

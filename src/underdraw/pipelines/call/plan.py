@@ -26,8 +26,6 @@ from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table
 from underdraw.text.weighting import parse_weights
 
-LARGEST_GUIDANCE = 1e4
-"""Beyond it half precision overflows, and float32 holds nothing of the unconditional half."""
 MOST_IMAGES = 4096
 """Of one call; a slip of the keyboard allocates nothing."""
 
@@ -125,7 +123,7 @@ def check_controls(controls: Any) -> None:
 
 def check_guidance(scale: Any) -> float:
     """A guidance scale, which is not so large that predictions could only overflow."""
-    return checks.number("guidance_scale", scale, -LARGEST_GUIDANCE, LARGEST_GUIDANCE)
+    return checks.factor("guidance_scale", scale)
 
 
 def count_images(prompts: int, each: Any, name: str = "num_images_per_prompt") -> int:

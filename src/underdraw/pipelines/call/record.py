@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from inspect import signature
 from typing import Annotated, Any
 
@@ -19,9 +19,11 @@ from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import LORA
 from underdraw.pipelines.components.registry import scheduler_class
 from underdraw.pipelines.components.settings import Settings
-from underdraw.schema import Length, OneOf, Range, Schema, read, shown
+from underdraw.schema import Length, OneOf, Range, Schema, read, shown, within
+from underdraw.weights.lora.scales import Scales
 
 Line = Annotated[str, Length(1, 1000)]
 Side = Annotated[int, Range(1, 65536)]
@@ -84,6 +86,8 @@ class Record(Schema):
     inputs: Mapping[str, Any] | None = None
     structures: tuple[Any, ...] | None = None
     """Nets and maps of the command line."""
+    loras: Mapping[str, Any] | None = None
+    """How much of each active LoRA, by name; `weights.lora.scales.Scales` tells the fields."""
 
     def check(self) -> None:
         read(Call, self.call)
@@ -94,6 +98,16 @@ class Record(Schema):
                     "lists of them"
                 )
         _ = self.chosen_settings
+        _ = self.chosen_loras
+
+    @property
+    def chosen_loras(self) -> dict[str, Scales]:
+        """How much of each LoRA acted."""
+        found = {}
+        for name, told in (self.loras or {}).items():
+            with within(f"loras[{shown(name)}]"):
+                found[name] = read(Scales, told)
+        return found
 
     @property
     def chosen_settings(self) -> Settings:
@@ -151,6 +165,7 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     given |= {"controls": request.controls or None, **own}
     engine = name_of(components.engine)
     given |= {"engine": () if engine is None else None}
+    given |= {"fuse_lora": () if components.mix.merged else None}
     given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
 
     def of_image(texts: list[str] | None) -> str | None:
@@ -182,6 +197,11 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
                 **_plain(dict(getattr(scheduler, "config", {}))),
                 "_class_name": type(scheduler).__name__,
             },
+            "loras": {
+                name: asdict(scales.times(request.lora_scale))
+                for name, scales in components.mix.acting(components.adapters(LORA.name)).items()
+            }
+            or None,
             "call": {name: value for name, value in call.items() if value is not None},
             "missing": missing,
         },
@@ -222,6 +242,9 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     made = copy(pipe)  # not made anew, which would mend what the picture was drawn with
     made.scheduler, made.engine = record.chosen_scheduler, engine
     made.compat, made.settings = record.compat, record.chosen_settings
+    if lacking := sorted(set(record.loras or {}) - set(pipe.adapters[LORA.name])):
+        raise InputError(f"metadata names LoRAs that are not attached: {', '.join(lacking)!r:.300}")
+    made.parts.mix = replace(pipe.parts.mix, active=record.chosen_loras, enabled=True)
     made.set_progress_bar_config(**pipe.progress_bar_options)
     call = {name: value for name, value in record.call.items() if value is not None}
     return made(**{**call, **changes}).images[0]

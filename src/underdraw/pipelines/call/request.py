@@ -31,6 +31,8 @@ class Request:
     callback_on_step_end_tensor_inputs: Any = ("latents",)
     callback: Any = None
     callback_steps: Any = 1
+    lora_scale: float = 1.0
+    """A factor for the pipeline's active LoRAs."""
     controls: Any = ()
     own: tuple[Any, ...] = ()
     """Controls of the pipeline itself; they act before the caller's."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from underdraw.backends.contract import Array
 from underdraw.engines.eager import EAGER
@@ -17,10 +21,12 @@ from underdraw.networks.program import Program
 from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
+from underdraw.pipelines.components.lora_mix import Mix
 from underdraw.pipelines.components.offload import Offload
 from underdraw.pipelines.components.registry import networks_among, uncompiled
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.subjects import subject_processor, subjects
+from underdraw.text.learned import Learned, LearnedTokenizer
 
 NARROW = (
     "gave NaN or infinity; its weights hold such values, or its dtype is too narrow (try "
@@ -54,6 +60,11 @@ class Components:
     """Moves networks to an accelerator while they are used; None leaves them where they are."""
     attached: Attached
     """What was attached beside the UNet, and what came with it."""
+    learned: Mapping[str, np.ndarray]
+    """Words beside the tokenizer's, each with its vectors (textual inversion). Replaced as a whole,
+    as `mix` is."""
+    mix: Mix
+    """Which of the attached LoRAs act in calls, and which are merged."""
     compat: str | None
     """"diffusers" brings its behaviour back where it differs."""
     source: str | None
@@ -68,12 +79,12 @@ class Components:
         self.named = {}
         self.settings, self.engine, self.offload = Settings(), EAGER, None
         self.attached, self.compat, self.source = Attached(), None, None
+        self.learned, self.mix = MappingProxyType({}), Mix()
         self.advice, self.mean, self.std = Advice(), None, None
 
     unet = _named("unet", "`UNet2DConditionModel`")
     vae = _named("vae", "`AutoencoderKL`")
     text_encoder = _named("text_encoder", "`CLIPTextModel`, or None")
-    tokenizer = _named("tokenizer", "`CLIPTokenizer`, or None")
     scheduler = _named("scheduler", "Makes the solver of a call.")
     inverse_scheduler = _named("inverse_scheduler", "Goes from pictures to noise, or None.")
     safety_checker = _named("safety_checker", "`StableDiffusionSafetyChecker`, or None")
@@ -101,12 +112,23 @@ class Components:
     def take_over(self, other: Components) -> None:
         """Settings, engine, offloading and what is attached, of a pipeline on the same networks."""
         self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
-        self.attached, self.source, self.advice = copy(other.attached), other.source, other.advice
+        self.attached = copy(other.attached)
+        self.learned, self.mix = other.learned, other.mix
+        self.source, self.advice = other.source, other.advice
+
+    @property
+    def tokenizer(self) -> Any:
+        """`CLIPTokenizer`, or None; with the words that were learned beside its own."""
+        own = self.named.get("tokenizer")
+        if own is None or not self.learned:
+            return own
+        return LearnedTokenizer(own, Learned(self.learned))
 
     @property
     def words(self) -> tuple[str, ...]:
         """All words that the networks were trained on; empty where that is not said."""
-        return self.advice.words
+        own = self.advice.words
+        return (*own, *(word.lower() for word in self.learned)) if own else own
 
     # -- where and how ---------------------------------------------------------------------------
     @property

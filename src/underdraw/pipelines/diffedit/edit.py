@@ -20,6 +20,7 @@ from underdraw.errors import InputError, NonFiniteError, WeightError
 from underdraw.formats.json_text import parse
 from underdraw.pictures.pasting import originals, paste_all
 from underdraw.pictures.reading import check_alike, read_mask
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.plan import check_prompts, make_plan, make_solver
 from underdraw.pipelines.call.request import Request
@@ -200,8 +201,11 @@ def edit(
         raise InputError(f"source and target are both {source.prompt!r}; nothing would change")
     # What decoding would refuse, before the mask and the inversion are made.
     decoding = replace(target, pictures=count)
-    guided = make_plan(parts, decoding, pipe, strength_name="inpaint_strength").guided
-    size, given = latent_sides(parts, pictures), None
+    plan = make_plan(parts, decoding, pipe, strength_name="inpaint_strength")
+    guided, size, given = plan.guided, latent_sides(parts, pictures), None
+    # Decoding is given the embeddings of the texts.
+    shape = (count, parts.vae.config.latent_channels, *size)
+    check_run(parts, replace(plan, prompts=None, negatives=None), shape)
     if mask_image is not None:
         given = read_mask(parts.nn, mask_image, count, size, pipe.vae.config.factor)
     making = replace(target, strength=settings.mask_strength, pictures=count)

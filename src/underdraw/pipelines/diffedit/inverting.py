@@ -11,6 +11,7 @@ import numpy as np
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.backends.shifts import whole_number
+from underdraw.controls.planned import Planned
 from underdraw.errors import InputError
 from underdraw.pictures.writing import OUTPUT_TYPES
 from underdraw.pipelines.call.conditioning import condition
@@ -28,8 +29,6 @@ from underdraw.solvers.ddim_inverse import back_along, head
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table, read_noise
 
-LARGEST_WEIGHT = 1e4
-"""Of a regularisation; beyond it predictions overflow. The authors' are 20."""
 MOST_ROUNDS = 1000
 
 
@@ -100,10 +99,16 @@ class Whitening:
 
     def __post_init__(self) -> None:
         for field, name in (("auto_corr", "lambda_auto_corr"), ("kl", "lambda_kl")):
-            plain = checks.number(name, getattr(self, field), 0.0, LARGEST_WEIGHT)
+            plain = checks.number(name, getattr(self, field), 0.0, checks.LARGEST_FACTOR)
             object.__setattr__(self, field, plain)
         checks.whole("num_reg_steps", self.rounds, 0, MOST_ROUNDS)
         checks.whole("num_auto_corr_rolls", self.rolls, 1, MOST_ROUNDS)
+
+
+def level_shape(components: Components, images: int, pictures: Array) -> tuple[int, int, int, int]:
+    """Of the latents of so many images, beside what was read of their pictures."""
+    channels = components.vae.config.latent_channels
+    return images, channels, *latent_sides(components, pictures)
 
 
 def check_levels(
@@ -117,7 +122,7 @@ def check_levels(
     """
     if len(done) > calls:
         raise InputError(f"done holds {len(done)} levels; the inversion has {calls}")
-    shape = (images, components.vae.config.latent_channels, *latent_sides(components, pictures))
+    shape = level_shape(components, images, pictures)
     for i, level in enumerate(done):
         checks.array(f"done[{i}]", level, shape, components.framework)
     return list(done)
@@ -166,16 +171,21 @@ def regularised(
 
 
 def go_up(
-    components: Components, plan: Plan, solver: Solver, clean: Array, levels: list[Array]
+    components: Components,
+    plan: Plan,
+    solver: Solver,
+    clean: Array,
+    levels: list[Array],
+    planned: Planned,
 ) -> list[Array]:
     """Levels of an inversion, least noise first, after those given; the list grows while it
-    runs."""
+    runs. `planned` is what its controls were asked by."""
     if len(levels) < len(solver):
         start = levels[-1] if levels else clean
         rest = solver.tail(len(levels)) if levels else solver
         trace = Trace(plan.watch, levels)
         plan = replace(plan, solver=rest, steps=len(rest), watch=trace)
-        run = begin(components, plan, condition(components, plan), start.shape)
+        run = begin(components, plan, condition(components, plan), planned)
         ended(denoise(run, plan, start), components.engine)
     return levels
 

@@ -36,11 +36,16 @@ def note(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
-def refuse(image: Any, embeds: Any, attention: Any) -> None:
-    """Arguments of diffusers' call whose work controls do here; empty ones pass, and a `scale` of
-    LoRA layers, of which there are none."""
+def lora_scale(image: Any, embeds: Any, attention: Any) -> float:
+    """The factor of LoRAs that diffusers' `cross_attention_kwargs` hold, 1 where they are empty;
+    arguments whose work controls do here must be None.
+
+    Raises:
+        InputError: one of them is something else.
+    """
+    scale = 1.0
     if isinstance(attention, Mapping) and (not attention or _is_scale(attention)):
-        attention = None
+        scale, attention = float(attention.get("scale", 1.0)), None
     given = {
         "ip_adapter_image": image,
         "ip_adapter_image_embeds": embeds,
@@ -52,6 +57,7 @@ def refuse(image: Any, embeds: Any, attention: Any) -> None:
                 f"{name}={checks.shown(value)} is not taken; allowed: None. What acts on attention "
                 "is given as controls=[...]"
             )
+    return checks.factor("cross_attention_kwargs['scale']", scale)
 
 
 def _is_scale(attention: Mapping[str, Any]) -> bool:

@@ -11,7 +11,12 @@ from underdraw import backends, checks
 from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.controls.boxes import check_box, check_norm, check_phrase
-from underdraw.controls.features import image_features, phrase_features
+from underdraw.controls.features import (
+    check_phrases,
+    check_sight,
+    image_features,
+    phrase_features,
+)
 from underdraw.errors import InputError
 from underdraw.pictures.cropping import box_mask, cut_to
 from underdraw.pictures.reading import as_picture
@@ -103,8 +108,10 @@ class FamiliarTextImage:
             check_phrase("input", input)
         with self.parts.framework.no_grad():
             if shown:
+                check_sight(self.parts)
                 found = image_features(self.parts, [input]) * norm
             else:
+                check_phrases(self.parts, [input])
                 found = phrase_features(self.parts, [input])
         return self.parts.framework.array(found, device=device)
 

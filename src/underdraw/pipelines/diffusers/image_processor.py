@@ -214,7 +214,8 @@ class VaeImageProcessor(ImageProcessor):
     def pt_to_numpy(images: Array) -> np.ndarray:
         """An array with channels last of a tensor `(images, channels, height, width)`."""
         checks.shaped("images", images, (None, None, None, None), backends.get("torch"))
-        return backends.get("torch").to_numpy(images).transpose(0, 2, 3, 1)
+        plain = checks.readable("images", images, backends.get("torch").to_numpy)
+        return plain.transpose(0, 2, 3, 1)
 
     @staticmethod
     @checked

@@ -14,6 +14,7 @@ from underdraw.controls.region import Region
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
 from underdraw.networks.gligen.config import INPAINTING_CHANNELS
+from underdraw.pipelines.call.checking import check_run
 from underdraw.pipelines.call.conditioning import condition
 from underdraw.pipelines.call.denoise import begin, denoise
 from underdraw.pipelines.call.latents import (
@@ -64,20 +65,22 @@ def grounded_call(
     check_inpainting(parts, arguments, request.output_type)
     if arguments.latents is not None:
         checks.array("latents", arguments.latents, shape, parts.framework)
+    acts = caller.fuser_enabled or parts.compat == "diffusers"
+    boxes: list[Control] = []
+    if acts and any(layout.acts for layout in layouts):
+        boxes = [layouts[0] if len(layouts) == 1 else PerImage(*layouts)]
+    planned = check_run(parts, plan, shape, boxes)
 
-    run = begin(parts, plan, condition(parts, plan), shape)
+    run = begin(parts, plan, condition(parts, plan), planned)
     redraws = draws_again(parts, arguments.latents, inpainting)
     if redraws:  # drawn by diffusers, and not used
         draw_noise(parts, plan, (shape[0], parts.unet.config.in_channels, *shape[2:]))
-    own: list[Control] = [] if inpainting is None else keeping(parts, inpainting, network)
-    acts = caller.fuser_enabled or parts.compat == "diffusers"
-    if acts and any(layout.acts for layout in layouts):
-        own.append(layouts[0] if len(layouts) == 1 else PerImage(*layouts))
+    own = [] if inpainting is None else keeping(parts, inpainting, network)
     if redraws:
         noise = drawn_again(parts, plan, shape)
     else:
         noise = first_noise(parts, plan, arguments.latents, shape)
-    made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, own)
+    made = yield from denoise(run, plan, noise * plan.solver.initial_sigma, [*own, *boxes])
     images, flags = decode(parts, made, request.output_type)
     if inpainting is not None and arguments.paste_back:
         images = inpainting.paste_back(images, parts.framework)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from underdraw import checks
-from underdraw.controls.structure import LARGEST_SCALE, Net, Structure
+from underdraw.controls.structure import Net, Structure
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.several import Several
 from underdraw.pictures.maps import Map, Maps, read_maps
@@ -98,7 +98,7 @@ def read_structures(
                 f"{name} holds {len(one)} maps for one net and {most} for another; allowed: one, "
                 "or as many"
             )
-    bounds = ((-LARGEST_SCALE, LARGEST_SCALE), (0.0, 1.0), (0.0, 1.0))
+    bounds = ((-checks.LARGEST_FACTOR, checks.LARGEST_FACTOR), (0.0, 1.0), (0.0, 1.0))
     each = [
         _numbers(*argument, len(nets), several, *bound)
         for argument, bound in zip((scale, start, end), bounds, strict=True)

@@ -1,0 +1,27 @@
+"""Random LoRAs for the tiny networks, as files hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+UNET = ("to_q", "to_k", "to_out.0", "conv1", "proj_in", "time_emb_proj")
+TEXTS = ("q_proj", "fc2")
+
+
+def lora(pipe: Any, seed: int = 0, unet: Any = UNET, texts: Any = TEXTS) -> dict[str, torch.Tensor]:
+    """PyTorch tensors under PEFT's names, for layers whose paths end so."""
+    tensors = {}
+    for component, ends in (("unet", unet), ("text_encoder", texts)):
+        generator = torch.Generator().manual_seed(seed)
+        network = getattr(pipe, component)
+        for path, leaf in type(network).layout(network.config).leaves.items():
+            if leaf.kind not in ("linear", "conv2d") or not path.endswith(tuple(ends) or ("-",)):
+                continue
+            out, *rest = leaf.shape
+            ones = (1,) * (len(rest) - 1)
+            down, up = (torch.randn(*s, generator=generator) for s in ((2, *rest), (out, 2, *ones)))
+            tensors[f"{component}.{path}.lora_A.weight"] = down * 0.2
+            tensors[f"{component}.{path}.lora_B.weight"] = up * 0.2
+    return tensors

@@ -1,0 +1,314 @@
+"""LoRAs in calls: several at once, another mix in each image, merged, taken out; in every pipeline,
+on every engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from controls.test_structure import close, maps
+from pipelines import tiny
+from pipelines.loras import lora
+from pipelines.test_beginnings import picture
+
+import underdraw
+from underdraw import Lora, Structure, backends
+from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.pictures.writing import METADATA
+from underdraw.pipelines.call.record import repeat
+from underdraw.weights.lora.scales import as_scales
+
+SIZE = {"height": 24, "width": 40, "num_inference_steps": 2}
+PROMPTS = ["a red sphere", "a blue cube", "green"]
+
+
+def loaded(pipe=None, **options):
+    """A pipeline with two LoRAs, "clay" and "snow", both active."""
+    pipe = tiny.pipeline() if pipe is None else pipe
+    pipe.load_lora_weights(lora(pipe, 1, **options), "clay")
+    pipe.load_lora_weights(lora(pipe, 2, **options), "snow")
+    pipe.set_adapters(["clay", "snow"])
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tiny.run(tiny.pipeline(), **SIZE)
+
+
+def test_all_that_can_be_done_and_undone(plain):
+    pipe = tiny.pipeline()
+    pipe.load_lora_weights(lora(pipe, 1), "clay")
+    clay = tiny.run(pipe, **SIZE)
+    assert not close(clay, plain, 1e-2) and pipe.get_active_adapters() == ["clay"]
+    pipe.load_lora_weights(lora(pipe, 2), "snow")
+    assert pipe.get_active_adapters() == ["snow"]
+    snow = tiny.run(pipe, **SIZE)
+    pipe.set_adapters("clay")
+    assert torch.equal(tiny.run(pipe, **SIZE), clay)
+    pipe.set_adapters(["clay", "snow"], [0.7, -0.4])
+    mixed = tiny.run(pipe, **SIZE)
+    assert not any(close(mixed, other, 1e-2) for other in (clay, snow, plain))
+    pipe.disable_lora()
+    assert torch.equal(tiny.run(pipe, **SIZE), plain)
+    pipe.enable_lora()
+    assert torch.equal(tiny.run(pipe, **SIZE), mixed)
+    half = tiny.run(pipe, cross_attention_kwargs={"scale": 0.5}, **SIZE)
+    pipe.set_adapters(["snow", "clay"], [-0.2, 0.35])
+    assert close(tiny.run(pipe, **SIZE), half, 1e-5)
+    assert torch.equal(tiny.run(pipe, cross_attention_kwargs={"scale": 0.0}, **SIZE), plain)
+    names = {"unet": ["clay", "snow"], "text_encoder": ["clay", "snow"]}
+    assert pipe.get_list_adapters() == names
+    pipe.delete_adapters("snow")
+    assert pipe.get_active_adapters() == ["clay"]
+    pipe.unload_lora_weights()
+    assert torch.equal(tiny.run(pipe, **SIZE), plain) and pipe.get_list_adapters() == {}
+
+
+def test_merged_and_brought_back(plain, tmp_path):
+    pipe = loaded()
+    networks = pipe.unet, pipe.text_encoder
+    shared = underdraw.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    pipe.set_adapters(["clay", "snow"], [0.7, -0.4])
+    mixed = tiny.run(pipe, **SIZE)
+    pipe.fuse_lora(safe_fusing=True)
+    assert pipe.num_fused_loras == 2 and pipe.fused_loras == {"clay", "snow"}
+    assert close(tiny.run(pipe, **SIZE), mixed, 1e-5)
+    assert shared.unet is networks[0] and pipe.unet is not networks[0]
+    pipe.save_pretrained(tmp_path / "merged")
+    again = underdraw.StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
+    again.set_progress_bar_config(disable=True)
+    assert close(tiny.run(again, **SIZE), mixed, 1e-5)
+    for refused in (pipe.delete_adapters, lambda name: pipe.load_lora_weights({}, name)):
+        with pytest.raises((InputError, WeightError), match=r"merged|nothing inside"):
+            refused("clay")
+    pipe.unfuse_lora()
+    assert (pipe.unet, pipe.text_encoder) == networks and pipe.num_fused_loras == 0
+    assert torch.equal(tiny.run(pipe, **SIZE), mixed)
+    pipe.fuse_lora(["unet"], lora_scale=0.5, adapter_names=["clay"])
+    pipe.fuse_lora(["unet"], lora_scale=0.5, adapter_names=["snow"])
+    pipe.unload_lora_weights()
+    assert torch.equal(tiny.run(pipe, **SIZE), plain)
+
+
+def test_another_mix_in_each_image():
+    """Three images with three mixes in one call, single calls, and streams that share calls."""
+    pipe = loaded()
+    pipe.set_adapters([])
+    clay, snow = [1.0, 0.0, 0.5], [0.0, -1.0, 0.3]
+
+    def arguments(images):
+        controls = [
+            Lora("clay", [clay[i] for i in images]),
+            Lora("snow", [snow[i] for i in images]),
+        ]
+        return {"controls": controls, "seed": [3 + i for i in images], **SIZE}
+
+    whole = tiny.run(pipe, PROMPTS, **arguments((0, 1, 2)))
+    single = [tiny.run(pipe, [PROMPTS[i]], **arguments((i,))) for i in range(3)]
+    for i in range(3):
+        assert close(whole[i], single[i][0], 1e-5)
+        pipe.set_adapters(["clay", "snow"], [clay[i], snow[i]])
+        alone = tiny.run(pipe, [PROMPTS[i]], seed=[3 + i], **SIZE)
+        assert close(whole[i], alone[0], 1e-5)
+        pipe.set_adapters([])
+    options = {"output_type": "latent"}
+    streams = [pipe.stream([PROMPTS[i]], **arguments((i,)), **options) for i in range(3)]
+    runs = underdraw.batched(streams)
+    for _ in runs:
+        pass
+    for stream, alone in zip(runs.streams, single, strict=True):
+        assert close(stream.output.images, alone, 1e-5)
+
+
+def test_images_of_one_prompt_share_its_text():
+    pipe = loaded()
+    pipe.set_adapters([])
+    call = {"num_images_per_prompt": 2, **SIZE}
+    with pytest.raises(InputError, match="give the prompt as often"):
+        tiny.run(pipe, controls=[Lora("clay", [0.0, 1.0])], **call)
+    tiny.run(pipe, controls=[Lora("clay", [0.4, 0.4])], **call)
+    pipe = loaded(texts=())
+    tiny.run(pipe, controls=[Lora("clay", [0.0, 1.0])], **call)
+
+
+def test_amounts_by_block():
+    pipe = loaded(texts=())
+    wanted = {"unet": {"down": 0.0, "mid": 0.0, "up": {"block_1": 0.0, "block_2": [0.0, 1.0]}}}
+    pipe.set_adapters("clay", wanted)
+    mixed = tiny.run(pipe, **SIZE)
+    kept = {
+        name: value
+        for name, value in lora(pipe, 1, texts=()).items()
+        if name.startswith(
+            ("unet.up_blocks.0", "unet.up_blocks.2.resnets.1", "unet.up_blocks.2.attentions.1")
+        )
+    }
+    pipe.load_lora_weights(kept, "clay")
+    assert close(tiny.run(pipe, **SIZE), mixed, 1e-5)
+    scales = as_scales("x", {"text_encoder": 0.5})
+    assert scales.of("text_encoder", "a.b") == 0.5 and scales.of("unet", "conv_in") == 1
+
+
+def kinds():
+    """Every familiar pipeline with a short call."""
+    still, hole = picture(24, 40), np.zeros((24, 40), np.float32)
+    hole[4:16, 8:32] = 1
+    picked = {"image": still, "strength": 1.0, "num_inference_steps": 2}
+    edges = {"image": maps(1, height=24, width=40), **SIZE}
+    return {
+        "StableDiffusionPipeline": ({}, SIZE),
+        "StableDiffusionImg2ImgPipeline": ({}, picked),
+        "StableDiffusionInpaintPipeline": ({}, {**picked, "mask_image": hole}),
+        "StableDiffusionControlNetPipeline": ({"controlnet": tiny.controlnet()}, edges),
+        "StableDiffusionAdapterPipeline": ({"adapter": tiny.adapter()}, edges),
+    }
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_in_every_pipeline(name):
+    more, call = kinds()[name]
+    pipe = getattr(underdraw, name)(**tiny.components(), **more)
+    pipe.set_progress_bar_config(disable=True)
+    before = tiny.run(pipe, **call)
+    loaded(pipe)
+    assert not close(tiny.run(pipe, **call), before, 1e-2)
+    pipe.unload_lora_weights()
+    assert torch.equal(tiny.run(pipe, **call), before)
+
+
+def test_diffedit():
+    """Mask, inversion and call all run with it."""
+    parts = tiny.components(scheduler=underdraw.schedulers.DDIMScheduler(**tiny.SCHEDULE))
+    inverse = underdraw.schedulers.DDIMInverseScheduler(**tiny.SCHEDULE)
+    pipe = underdraw.StableDiffusionDiffEditPipeline(**parts, inverse_scheduler=inverse)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"image": picture(24, 40), "num_inference_steps": 4, "seed": 1}
+    answers = []
+    for _ in range(2):
+        answers.append(pipe.invert(prompt="a red sphere", **call).latents)
+        pipe.load_lora_weights(lora(pipe, 1), "clay")
+    assert not close(*answers, 1e-2)
+
+
+def test_beside_a_map_and_on_a_gated_unet():
+    pipe = loaded()
+    net, map_ = tiny.controlnet(), maps(1, height=24, width=40)
+    both = tiny.run(pipe, controls=[Structure(net, map_)], **SIZE)
+    assert not close(tiny.run(pipe, **SIZE), both, 1e-3)
+    pipe.disable_lora()
+    assert not close(tiny.run(pipe, controls=[Structure(net, map_)], **SIZE), both, 1e-3)
+
+
+@pytest.mark.parametrize("backend", [b for b in ("jax",) if b in backends.installed()])
+def test_on_other_backends(backend):
+    """Equal to PyTorch, and another amount compiles nothing."""
+    parts = tiny.components(unet=tiny.ONE_LEVEL)
+    ours = underdraw.StableDiffusionPipeline(**parts)
+    tensors = lora(ours, 1)
+    theirs = underdraw.StableDiffusionPipeline(**tiny.on(backend, parts))
+    theirs.engine = "jit"
+    for pipe in (ours, theirs):
+        pipe.set_progress_bar_config(disable=True)
+        pipe.load_lora_weights(tensors, "clay")
+    for scale in (1.0, -0.5):
+        wanted = []
+        for pipe in (ours, theirs):
+            pipe.set_adapters("clay", scale)
+            wanted.append(np.asarray(tiny.run(pipe, **SIZE)))
+        assert close(torch.tensor(wanted[1]), torch.tensor(wanted[0]), 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled():
+    pipe = loaded(tiny.pipeline(unet=tiny.ONE_LEVEL))
+    wanted = tiny.run(pipe, **SIZE)
+    pipe.engine = "compiled"
+    assert close(tiny.run(pipe, **SIZE), wanted, 1e-4)
+
+
+def test_files_and_folders(tmp_path):
+    pipe = loaded()
+    wanted = tiny.run(pipe, **SIZE)
+    pipe.save_adapter("lora", tmp_path, "clay")
+    type(pipe).save_lora_weights(
+        tmp_path / "snow",
+        {n.removeprefix("unet."): v for n, v in lora(pipe, 2, texts=()).items()},
+        {n.removeprefix("text_encoder."): v for n, v in lora(pipe, 2, unet=()).items()},
+        weight_name="s.safetensors",
+    )
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path)
+    pipe.load_lora_weights(str(tmp_path / "snow"), weight_name="s.safetensors")
+    pipe.load_lora_weights(tmp_path / "snow", "only file")
+    assert list(pipe.adapters["lora"]) == ["default_0", "default_1", "only file"]
+    pipe.set_adapters(["default_0", "default_1"])
+    assert close(tiny.run(pipe, **SIZE), wanted, 1e-5)
+    for source, options in ((tmp_path / "none", {}), (tmp_path, {"weight_name": "x.safetensors"})):
+        with pytest.raises(NotFoundError):
+            pipe.load_lora_weights(source, **options)
+
+
+def test_a_picture_tells_and_is_made_again():
+    pipe = loaded()
+    pipe.set_adapters(["clay", "snow"], [0.7, {"unet": {"mid": -0.5}}])
+    call = {**SIZE, "seed": 3, "cross_attention_kwargs": {"scale": 0.5}}
+    image = pipe("a red sphere", **call).images[0]
+    pipe.set_adapters([])
+    again = repeat(pipe, image.info[METADATA])
+    assert np.array_equal(np.asarray(image), np.asarray(again)) and not pipe.get_active_adapters()
+    pipe.delete_adapters("snow")
+    with pytest.raises(InputError, match="LoRAs that are not attached: 'snow'"):
+        repeat(pipe, image.info[METADATA])
+    pipe.set_adapters("clay")
+    pipe.fuse_lora()
+    image = pipe("a red sphere", **{**SIZE, "seed": 3}).images[0]
+    with pytest.raises(InputError, match="lacks fuse_lora"):
+        repeat(pipe, image.info[METADATA])
+
+
+def test_a_refused_file_changes_nothing(plain):
+    pipe = tiny.pipeline()
+    tensors = lora(pipe, 1)
+    name = next(iter(tensors))
+    for bad in (
+        {**tensors, name: tensors[name][:, :1]},
+        {**tensors, name: torch.full_like(tensors[name], float("nan"))},
+        {**tensors, "nowhere.lora_A.weight": tensors[name]},
+        {},
+    ):
+        with pytest.raises(WeightError):
+            pipe.load_lora_weights(bad)
+        assert pipe.get_list_adapters() == {} and pipe.get_active_adapters() == []
+    assert torch.equal(tiny.run(pipe, **SIZE), plain)
+
+
+def test_arguments_that_cannot_work():
+    pipe = loaded()
+    cases = [
+        (lambda: pipe.set_adapters("mud"), "not attached; attached: 'clay', 'snow'"),
+        (lambda: pipe.set_adapters(["clay", "clay"]), "twice"),
+        (lambda: pipe.set_adapters(["clay"], [1.0, 2.0]), "2 entries"),
+        (lambda: pipe.set_adapters("clay", float("nan")), "adapter_weights"),
+        (lambda: pipe.set_adapters("clay", {"vae": 1.0}), "allowed: text_encoder, unet"),
+        (lambda: pipe.set_adapters("clay", {"unet": {"up": {"x": 1.0}}}), "block_0"),
+        (lambda: pipe.delete_adapters("mud"), "not attached"),
+        (lambda: pipe.fuse_lora(["vae"]), "components"),
+        (lambda: pipe.fuse_lora(lora_scale="x"), "lora_scale"),
+        (lambda: pipe.fuse_lora(adapter_names=["mud"]), "not attached"),
+        (lambda: pipe.load_lora_weights(3), "3"),
+        (lambda: pipe.load_lora_weights({}, "a.b"), "dot"),
+        (lambda: pipe.load_lora_weights({"a": 3}), "tensor"),
+        (lambda: tiny.run(pipe, cross_attention_kwargs={"scale": 1e9}), "scale"),
+        (lambda: tiny.run(pipe, cross_attention_kwargs={"gligen": 1}), "cross_attention_kwargs"),
+        (lambda: Lora(3), "neither a name"),
+        (lambda: Lora("clay", []), "empty"),
+        (lambda: Lora("clay", [float("inf")]), "scale"),
+        (lambda: tiny.run(pipe, controls=[Lora("mud")]), "not attached"),
+        (lambda: tiny.run(pipe, controls=[Lora("clay", [1.0, 2.0, 3.0])]), "3 numbers|differs"),
+    ]
+    before = pipe.get_active_adapters()
+    for call, message in cases:
+        with pytest.raises((InputError, InputTypeError), match=message):
+            call()
+    assert pipe.get_active_adapters() == before
