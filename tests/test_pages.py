@@ -43,6 +43,7 @@ NOT_RUN = {
     "generate_then_edit": "needs the pipeline that was not downloaded",
     "--subject photo.png": "needs weights of a subject",
     "load_captioner()": "downloads a captioner and a writer of several GB",
+    "underdraw train structure": "needs pictures with maps",
     "underdraw train grounding --data scenes": "trains all networks of the family for hours",
     "underdraw evaluate --model underdraw/scenes --task grounding": "makes 128 pictures twice",
     "python3 -m venv": "asks the package index",
@@ -127,7 +128,7 @@ def desk(tmp_path, shelf, monkeypatch):
         (tmp_path / name).symlink_to(shelf / held)
     photo().save(tmp_path / "photo.png")
     mask().save(tmp_path / "mask.png")
-    for name in ("cat.png", "look.png", "edges.png"):
+    for name in ("cat.png", "look.png", "edges.png", "depth.png"):
         photo(40, 30).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         networks as networks,
         pictures as pictures,
         pipelines as pipelines,
+        preprocessors as preprocessors,
         sampling as sampling,
         scenes as scenes,
         schedulers as schedulers,

@@ -100,8 +100,8 @@ MODULES = {
 SUBMODULES = tuple(
     """
     absent arguments backends checks cli controls engines errors evaluation formats models names
-    networks pictures pipelines sampling scenes schedulers schema shown solvers text training
-    utils weights
+    networks pictures pipelines preprocessors sampling scenes schedulers schema shown solvers text
+    training utils weights
     """.split()
 )
 """What `import underdraw` makes reachable as `underdraw.schedulers`, imported when it is used."""

@@ -1,6 +1,7 @@
 """`underdraw evaluate`: scores belong to tests/evaluation; here, what is asked for and kept."""
 
 import json
+import shutil
 
 import pytest
 
@@ -104,3 +105,30 @@ def test_boxes_are_judged_with_the_weights_that_are_named(run, tiny, calls, monk
     assert "has no grounding weights for boxes; name some with --grounding" in failed.stderr
     failed = run("evaluate", "--model", tiny, "--grounding", "boxes", code=2)
     assert "are for --task grounding" in failed.stderr
+
+
+def test_maps_are_judged_with_the_nets_that_belong_to_the_model(
+    run, tiny, calls, monkeypatch, tmp_path
+):
+    from pipelines.tiny import controlnet
+
+    from underdraw import UNet2DConditionModel
+    from underdraw.evaluation import structure
+
+    asked = []
+
+    def judged(generate, maps, **options):
+        asked.append((generate([one.along("edges") for one in maps[:2]], [3, 4]), maps, options))
+        return Report()
+
+    monkeypatch.setattr(structure, "evaluate_structure", judged)
+    shutil.copytree(tiny, tmp_path / "family")
+    unet = UNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
+    controlnet(unet).save_pretrained(tmp_path / "family" / "structure" / "edges")
+    arguments = ("evaluate", "--task", "structure", "--steps", 2, "--count", 3, "--out", "out")
+    assert run(*arguments, "--model", "family").stdout == "score 1.0\n"
+    pictures, maps, options = asked[0]
+    assert (len(maps), options["kinds"], pictures.shape[0]) == (3, ["edges"], 2)
+    assert options["settings"]["steps"] == 2
+    failed = run(*arguments, "--model", tiny, code=2)
+    assert "has no nets of its own for maps of edges or of depth" in failed.stderr

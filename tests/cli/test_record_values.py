@@ -20,7 +20,7 @@ SCHEDULER = {**PNDMScheduler(skip_prk_steps=True).config}
 BOX = {"phrase": "a red sphere", "box": [0.1, 0.2, 0.4, 0.6]}
 PHOTO = embedded.kept(Image.new("RGB", (8, 16)), "photo.png")
 NEWER = {
-    "structures": [{"net": "canny", "map": PHOTO, "scale": 0.5}],
+    "structures": [{"net": "canny", "map": PHOTO, "scale": 0.5, "own": False, "lines": None}],
     "subjects": [{"image": PHOTO, "category": "dog", "word": "corgi"}],
     "subject": "somebody/subject",
 }

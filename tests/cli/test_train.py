@@ -113,6 +113,24 @@ def test_a_folder_without_boxes_is_refused(run, tiny, pictures, told, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_controlnet_for_a_checkpoint(run, tiny, pictures, maps):
+    listed = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text().splitlines()]
+    for one in listed:
+        with Image.open(pictures / one["file_name"]) as picture:
+            picture.convert("L").save(pictures / f"map-{one['file_name']}")
+        one["map"] = f"map-{one['file_name']}"
+    if maps:
+        (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    arguments = ("train", "structure", "--data", pictures, "--model", tiny, *QUICK)
+    done = run(*arguments, *(() if maps else ("--maps", "edges")), "--out", "work")
+    assert done.stdout == "work/structure\n" and "on 5 pictures, 3 steps" in done.stderr
+    _, made = folders.open_component("work/structure", "")
+    assert np.abs(made["controlnet_mid_block.weight"].load()).max() > 0
+    beside = ("--structure", "work/structure", pictures / "map-1.png", "1")
+    run("generate", "a cone", "--model", tiny, "--steps", 2, *beside, "--out", "a.png")
+
+
 @pytest.mark.parametrize("recipe", ["text-to-image", "autoencoder", "grounding"])
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", None])
 def test_pictures_that_cannot_be_read_are_told_before_a_model_is_loaded(
@@ -201,6 +219,12 @@ def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path):
         (["grounding", "--data", "pictures", "--captions", "x"], "--captions is for --annotations"),
         (["grounding", "--data", "pictures", "--coordinates", "cm"], "coordinates='cm'"),
         (["grounding", "--data", "pictures", "--annotations", "x"], "no annotations x"),
+        (["structure", "--data", "pictures"], "metadata.jsonl:1 names no map"),
+        (["structure", "--data", "pictures", "--maps", "pose"], "allowed: edges, soft-edges"),
+        (["structure", "--data", "pictures", "--maps", "edges", "--text"], "--text is for"),
+        (["structure", "--maps", "edges"], "--maps is for structure with --data FOLDER"),
+        (["grounding", "--data", "pictures", "--maps", "edges"], "--maps is for structure"),
+        (["structure", "--data", "pictures", "--inpainting"], "are for grounding with --data"),
         (["grounding", "--inpainting"], "are for grounding with --data FOLDER"),
         (["clip", "--data", "pictures", "--inpainting"], "are for grounding with --data FOLDER"),
         (["text-to-image", "--data", "pictures", "--learning-rate", "-1"], "learning_rate=-1"),

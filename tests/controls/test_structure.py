@@ -1,5 +1,6 @@
 """Maps in any pipeline: they act, each image has its own, and all controls go together."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -527,6 +528,28 @@ def test_attached_nets_have_names(pipe, nets, tmp_path, name):
     finally:
         pipe.unload_structure()
     assert pipe.adapters["structure"] == {}
+
+
+def test_nets_of_a_folder_are_known_by_their_folders(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    nets = {name: tiny.controlnet(pipe.unet, seed=i) for i, name in enumerate(("edges", "depth"))}
+    for name, one in nets.items():
+        one.save_pretrained(tmp_path / "structure" / name)
+    own = underdraw.StableDiffusionPipeline.from_pretrained(tmp_path)
+    own.set_progress_bar_config(disable=True)
+    assert sorted(own.adapters["structure"]) == ["depth", "edges"]
+    wanted = {name: run(pipe, controls=[Structure(one, maps())]) for name, one in nets.items()}
+    for name in nets:
+        assert torch.equal(run(own, controls=[Structure(name, maps())]), wanted[name])
+    with pytest.raises(InputError, match=r"None.*'depth', 'edges'"):
+        run(own, controls=[Structure(None, maps())])
+    # One's own stands before those of the folder, one of whose name in its place.
+    for name in ("mine", "depth"):
+        own.load_structure(nets["edges"], name=name)
+        assert torch.equal(run(own, controls=[Structure(None, maps())]), wanted["edges"])
+        own.unload_structure(name)
+    assert torch.equal(run(own, controls=[Structure(None, maps())]), wanted["edges"])
+    assert copy.deepcopy(own.parts.attached).own["structure"] == {"edges"}
 
 
 def test_two_threads_share_a_net(pipe, net):

@@ -37,6 +37,7 @@ from underdraw import (
 )
 from underdraw.controls import Control, Run
 from underdraw.controls.inpainting import InpaintingChannels
+from underdraw.controls.lora import Lora
 from underdraw.controls.maps import Map
 from underdraw.controls.run import Conditioning
 from underdraw.errors import ControlError, InputError, InputTypeError
@@ -149,6 +150,8 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "net": (lambda p: Structure("other", WIDE), "'other'\\) is not attached; attached: 'edges'"),
     "base": (lambda p: Structure(other_net(), WIDE), "net|another|UNet"),
     "map channels": (lambda p: Structure(grey_net(), np.zeros((8, 8, 3))), "3 channels; the net"),
+    # differences to layers
+    "lora": (lambda p: Lora("elsewhere"), "'elsewhere' is not attached; attached: none"),
     # subjects
     "prompt": (lambda p: Subject(BALL, "toy", word="a", prompts=(9,)), "there is no prompt 9"),
     "word": (lambda p: Subject(BALL, "toy", word=NOBODY), "not in prompt"),

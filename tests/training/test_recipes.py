@@ -17,7 +17,9 @@ from underdraw.training.data import RenderedScenes
 from underdraw.training.recipes import ScenesRecipe, train_stage
 from underdraw.training.views import Views
 
-STAGES = ("autoencoder", "latents", "denoiser", "clip", "grounding")
+STAGES = (
+    *("autoencoder", "latents", "denoiser", "clip", "grounding", "maps", "structure", "edges"),
+)
 
 
 def to_host(value: Any) -> Any:
@@ -67,3 +69,6 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
         assert any(changed), name
     layers = Grounding.from_pretrained(tmp_path / "export", subfolder="grounding")
     assert layers.config.kind == "text-image"
+    assert list(made.adapters["structure"]) == ["edges"]  # the one that was trained
+    made.load_structure(made.adapters["structure"]["edges"], name="mine")
+    assert list(made.adapters["structure"]) == ["edges", "mine"]

@@ -24,6 +24,7 @@ class Task(str, Enum):
     text_to_image = "text-to-image"
     grounding = "grounding"
     editing = "editing"
+    structure = "structure"
 
 
 def evaluate(
@@ -46,7 +47,11 @@ def evaluate(
         bool, typer.Option(help="Also how much the autoencoder keeps of unseen renders.")
     ] = True,
     task: Annotated[
-        Task, typer.Option(help="What to judge: captions, boxes (grounding), or edits.")
+        Task,
+        typer.Option(
+            help="What to judge: captions, boxes (grounding), edits, or how far pictures follow "
+            "maps (structure)."
+        ),
     ] = Task.text_to_image,
     grounding: Annotated[
         str | None,
@@ -96,6 +101,9 @@ def evaluate(
         asked = arguments if steps is None else {**arguments, "num_inference_steps": steps}
         evaluate_edits(pipe, judge, out, count, seed or 0, batch, asked)
         return
+    if task is Task.structure:
+        evaluate_maps(pipe, judge, out, count, steps or 20, seed or 0, batch, arguments)
+        return
     captions = evaluation.held_out_captions(count)
     try:
         report = evaluation.evaluate_text_to_image(
@@ -127,7 +135,8 @@ evaluate.examples = """Examples:
   underdraw evaluate --count 32 --steps 20 --out report
   underdraw evaluate --model work/export --guidance 5 --out report-5
   underdraw evaluate --task grounding --strength 1 0 0 --out boxes
-  underdraw evaluate --task editing --count 64 --out edits"""  # type: ignore[attr-defined]
+  underdraw evaluate --task editing --count 64 --out edits
+  underdraw evaluate --task structure --count 64 --out maps"""  # type: ignore[attr-defined]
 
 
 def check(
@@ -157,6 +166,8 @@ def check(
         early.check_grounding(grounding)
     elif task is Task.grounding:
         early.check_boxes(model)
+    elif task is Task.structure and not own_nets(model):
+        raise InputError(f"{model:.200} has no nets of its own for maps of edges or of depth")
     way = STRENGTH if task is Task.editing else None
     early.check_call(early.facts(model), steps=steps, guidance=guidance, strength=way)
 
@@ -189,6 +200,51 @@ def evaluate_boxes(
             subjects=grounding.held_out_subjects(count) if "text-image" in kinds else None,
             holes=grounding.held_out_holes(max(1, count // 2)),
             fill=grounding.pipeline_filler(pipe, steps=steps, **arguments),
+            round_trip=through(pipe.vae),
+            seed=seed,
+            batch=batch,
+            folder=out,
+            settings={**told, "arguments": {k: repr(v) for k, v in sorted(arguments.items())}},
+            progress=progress.wanted(),
+            evaluator=judge,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
+    typer.echo(report.table())
+    tell(f"report: {out}")
+
+
+def own_nets(model: str) -> list[str]:
+    """The kinds of maps for which a model has a net of its own."""
+    from underdraw.evaluation.structure import KINDS
+    from underdraw.pipelines.components.structure import own_structures
+
+    return [kind for kind in KINDS if kind in own_structures(model)]
+
+
+def evaluate_maps(
+    pipe: Any,
+    judge: Any,
+    out: Path,
+    count: int,
+    steps: int,
+    seed: int,
+    batch: int,
+    arguments: dict[str, Any],
+) -> None:
+    """Held-out scenes: their captions drawn along their edges and along their depth."""
+    from underdraw.evaluation import structure
+    from underdraw.evaluation.autoencoder import through
+    from underdraw.evaluation.text_to_image import describe_model, digest
+
+    kinds = own_nets(pipe.source)
+    nets = {kind: pipe.adapters["structure"][kind] for kind in kinds}
+    told = {"model": describe_model(pipe), "structure": digest(nets), "steps": steps}
+    try:
+        report = structure.evaluate_structure(
+            structure.pipeline_generator(pipe, nets, steps=steps, **arguments),
+            structure.held_out_maps(count),
+            kinds=kinds,
             round_trip=through(pipe.vae),
             seed=seed,
             batch=batch,

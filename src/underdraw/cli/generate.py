@@ -93,6 +93,20 @@ def generate(
             "picture that it reads, and how strongly, 1 as in training; may be repeated.",
         ),
     ] = None,
+    edges: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PHOTO",
+            help="Follow the edges of a picture, by the model's own net for edges.",
+        ),
+    ] = None,
+    depth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MAP",
+            help="Follow a depth map, near is white, by the model's own net for depth.",
+        ),
+    ] = None,
     subject: Annotated[
         list[str] | None,
         typer.Option(
@@ -186,7 +200,7 @@ def generate(
     request = Request()
     if again is not None:
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
-        named |= {"controls": layout or box, structure.OPTION: structures}
+        named |= {"controls": layout or box, structure.OPTION: structures or edges or depth}
         named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         named |= {"num_inference_steps": steps, "solver": solver}
@@ -197,8 +211,9 @@ def generate(
     pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
-    if (read := structure.read_structures(structures)) is not None:
-        request.structures = read
+    own = structure.read_own(edges, depth)
+    if (read := structure.read_structures(structures)) is not None or own:
+        request.structures = [*(read or ()), *own]
     if as_words is not None:
         raise InputError(f"--as {as_words!r} stands behind no --subject PICTURE CATEGORY")
     if (shown := subjects.read_subjects(subject)) is not None:
@@ -260,6 +275,7 @@ def generate(
     check(request, every, wanted, solver)
     pipe = making.load(request, solver)
     pictures.fit(pipe, request, wanted, image)
+    structure.draw_lines(request.structures or [], *sizes.of_call(pipe, request.call))
     pictures.keep(request, image, mask)
     if pipe.advice.guidance_scale is not None:
         request.call.setdefault("guidance_scale", pipe.advice.guidance_scale)
@@ -283,6 +299,7 @@ generate.examples = """Examples:
   underdraw generate "a red sphere" --image photo.png --mask mask.png
   underdraw generate "a table" --box "a red sphere" 0.1 0.2 0.4 0.6 --draw-boxes
   underdraw generate "a dog in the snow" --subject photo.png "dog" --model ./blipdiffusion
+  underdraw generate "a red cube and a blue sphere" --edges photo.png
   underdraw generate "a castle" --model ./sd15 --structure ./canny-net edges.png 0.8
   underdraw generate "a clay cube" --model ./sd15 --lora clay.safetensors:0.8
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
@@ -329,7 +346,7 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
         early.check_grounding(request.loading["grounding"])
     elif request.layout is not None and request.layout.get("boxes"):
         early.check_boxes(request.loading.get("model", options.SCENES))
-    structure.check_nets(request.structures or [])
+    structure.check_nets(request.structures or [], loading.get("model", options.SCENES))
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
     recorded = {"--height": call.get("height"), "--width": call.get("width")}
     early.check_call(

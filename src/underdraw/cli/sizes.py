@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,14 @@ def tell_fit(name: str, before: tuple[int, int], after: tuple[int, int], wanted:
         return
     why = "" if wanted.given else ", a size for this model; --size says otherwise"
     note(f"{name} ({shown(before)} pixels) is worked on at {shown(after)}{why}")
+
+
+def of_call(pipe: Any, call: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of what a call makes, in pixels."""
+    if "image" in call and "mask_image" not in call:
+        return call["image"].height, call["image"].width
+    high, wide = trained_size(pipe)
+    return call.get("height") or high, call.get("width") or wide
 
 
 def trained_size(pipe: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Maps on the command line: `--structure NET MAP SCALE`."""
+"""Maps on the command line: `--structure NET MAP SCALE`, `--edges PHOTO`, `--depth MAP`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Annotated, Any
 from underdraw.checks import LARGEST_FACTOR
 from underdraw.cli import embedded
 from underdraw.cli.files import read_plain
+from underdraw.cli.options import MOST_SIDE
 from underdraw.errors import InputError, NotFoundError
 from underdraw.schema import Length, Range, Schema, read, within
 
 OPTION = "--structure"
 PARTS = 3
 USAGE = f"{OPTION} takes a net, a map and a number: {OPTION} ./canny-net edges.png 0.8"
+EDGES, DEPTH = "edges", "depth"
+"""Nets of a model's own, by the names of the options that ask for them."""
+
+
+Side = Annotated[int, Range(1, MOST_SIDE)]
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,10 @@ class Entry(Schema):
     map: Annotated[str, Length(1, 4096)] | Mapping[str, Any]
     """A path, or what a record holds of a picture."""
     scale: Annotated[float, Range(-LARGEST_FACTOR, LARGEST_FACTOR)] = 1.0
+    own: bool = False
+    """Whether `net` names one that belongs to the model."""
+    lines: tuple[Side, Side] | None = None
+    """Height and width at which the edges of a photograph are drawn, which are the map then."""
 
 
 def read_structures(options: Sequence[str] | None) -> list[dict[str, Any]] | None:
@@ -40,6 +50,28 @@ def read_structures(options: Sequence[str] | None) -> list[dict[str, Any]] | Non
     for number, entry in enumerate(entries, 1):
         map_of(entry, f"map {number}")
     return entries
+
+
+def read_own(photo: Path | None, depth: Path | None) -> list[dict[str, Any]]:
+    """What `--edges` and `--depth` say, checked.
+
+    Raises:
+        InputError, NotFoundError: there is no such picture.
+    """
+    entries = []
+    for net, path in ((EDGES, photo), (DEPTH, depth)):
+        if path is not None:
+            entries.append({"net": net, "map": str(path.resolve()), "scale": 1.0, "own": True})
+            map_of(entries[-1], f"--{net}")
+    return entries
+
+
+def draw_lines(entries: Sequence[dict[str, Any]], height: int, width: int) -> None:
+    """Let the edges of photographs be drawn at the size of the result: of those of a larger picture
+    little would be left at its size."""
+    for entry in entries:
+        if entry.get("own") and entry["net"] == EDGES and isinstance(entry["map"], str):
+            entry["lines"] = [height, width]
 
 
 def _option(text: str) -> dict[str, Any]:
@@ -58,12 +90,21 @@ def _option(text: str) -> dict[str, Any]:
     return {**entry, "map": str(Path(parts[1]).resolve())}
 
 
-def check_nets(entries: Sequence[Mapping[str, Any]]) -> None:
-    """Raise a NotFoundError where a net is nowhere."""
+def check_nets(entries: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Raise a NotFoundError where a net is nowhere, an InputError where a model has none of its
+    own."""
     from underdraw.cli.early import check_grounding
+    from underdraw.pipelines.components.structure import own_structures
 
     for net in nets_of(entries):
         check_grounding(net)
+    there = own_structures(model)
+    for entry in entries:
+        if entry.get("own") and entry["net"] not in there:
+            raise InputError(
+                f"--{entry['net']} needs a net of the model's own, and {model:.200} has none for "
+                f"{entry['net']}; name one with {OPTION} NET MAP SCALE"
+            )
 
 
 def map_of(entry: Mapping[str, Any], where: str) -> Any:
@@ -76,9 +117,10 @@ def map_of(entry: Mapping[str, Any], where: str) -> Any:
     read(Entry, entry)
     if isinstance(entry["map"], str):
         try:
-            return read_plain(Path(entry["map"]))
+            found = read_plain(Path(entry["map"]))
         except NotFoundError as error:
             raise NotFoundError(f"{where}: there is no picture {entry['map']!r}") from error
+        return found if entry.get("lines") is None else _lines(found, *entry["lines"])
     picture = embedded.restored(entry["map"], where)
     if picture is None:
         raise InputError(
@@ -86,6 +128,14 @@ def map_of(entry: Mapping[str, Any], where: str) -> Any:
             f"{OPTION}"
         )
     return picture
+
+
+def _lines(photo: Any, height: int, width: int) -> Any:
+    from PIL import Image
+
+    from underdraw.preprocessors import canny
+
+    return canny(photo.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def check_recorded(path: Path, entries: Any) -> None:
@@ -108,15 +158,15 @@ def with_maps(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     def held(entry: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(entry["map"], str):
             return dict(entry)
-        path = Path(entry["map"])
-        return {**entry, "map": embedded.kept(read_plain(path), path.name)}
+        kept = embedded.kept(map_of(entry, entry["map"]), Path(entry["map"]).name)
+        return {**{name: value for name, value in entry.items() if name != "lines"}, "map": kept}
 
     return [held(entry) for entry in entries]
 
 
 def nets_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What names the nets, each once."""
-    return list(dict.fromkeys(entry["net"] for entry in entries))
+    """What names the nets that do not belong to the model, each once."""
+    return list(dict.fromkeys(entry["net"] for entry in entries if not entry.get("own")))
 
 
 def files_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:

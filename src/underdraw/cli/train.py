@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import early, options, outputs, progress
+from underdraw.cli import options, outputs, progress
 from underdraw.cli.failures import tell
+from underdraw.cli.train_structure import train_structure
+from underdraw.cli.trained import check_model, schedule, side_of
 from underdraw.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Recipe(str, Enum):
     text = "text"
     decoder = "decoder"
     grounding = "grounding"
+    structure = "structure"
     family = "family"
 
 
@@ -41,11 +44,17 @@ STAGES = {
     Recipe.grounding: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "clip", "grounding"),
     ),
+    Recipe.structure: (
+        *("renders", "text", "autoencoder", "latents", "denoiser", "maps"),
+        *("structure", "edges", "depth"),
+    ),
     Recipe.family: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "grounding"),
-        "export",
+        *("maps", "structure", "edges", "depth", "export"),
     ),
 }
+OWN = {Recipe.structure: 3, Recipe.family: len(STAGES[Recipe.family])}
+"""How many stages, from the last on, are a recipe's own, where it is not one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def train(
         str,
         typer.Option(
             help="scenes, or a folder of pictures with captions in metadata.jsonl "
-            "(grounding: with boxes, there or beside each picture)."
+            "(grounding: with boxes, there or beside each picture; structure: with maps, there)."
         ),
     ] = SCENES_DATA,
     model: Annotated[
@@ -103,6 +112,13 @@ def train(
     inpainting: Annotated[
         bool, typer.Option("--inpainting", help="Train to fill holes, too (grounding).")
     ] = False,
+    maps: Annotated[
+        str | None,
+        typer.Option(
+            help="What is made of the pictures of a folder, in place of maps that metadata.jsonl "
+            "names: edges or soft-edges (structure)."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,
@@ -113,7 +129,7 @@ def train(
     With --data scenes the family underdraw/scenes is trained from nothing: every stage that the
     recipe needs and --out lacks is run first. With a folder of pictures a checkpoint is trained
     further (autoencoder, text-to-image), and the result written to OUT/model; or it gets grounding
-    layers, which are written to OUT/grounding, and stays as it is.
+    layers or a ControlNet, which are written to OUT/grounding or OUT/structure, and stays as it is.
     """
     changes = {
         "steps": steps,
@@ -130,6 +146,8 @@ def train(
             "--coordinates, --annotations, --captions and --inpainting are for grounding with "
             "--data FOLDER"
         )
+    if maps is not None and (recipe is not Recipe.structure or data == SCENES_DATA):
+        raise InputError("--maps is for structure with --data FOLDER")
     outputs.check_folder(out)
     from underdraw.backends.hardware import resolve_device
 
@@ -143,9 +161,11 @@ def train(
             raise InputError("--scenes is for --data scenes")
         if not Path(data).is_dir():
             raise NotFoundError(f"--data {data}: no such folder; wanted a folder, or scenes")
-        if recipe is Recipe.grounding:
-            if text:
-                raise InputError("--text is for text-to-image")
+        if text and recipe in (Recipe.grounding, Recipe.structure):
+            raise InputError("--text is for text-to-image")
+        if recipe is Recipe.structure:
+            made = train_structure(out, data, maps, model, size, changes, resume, place)
+        elif recipe is Recipe.grounding:
             made = train_grounding(out, data, boxes, model, size, changes, resume, place)
         else:
             made = train_further(recipe, out, data, model, size, text, changes, resume, place)
@@ -159,6 +179,7 @@ train.examples = """Examples:
   underdraw train family --out work
   underdraw train grounding --data scenes --out work
   underdraw train grounding --data ./pictures --model ./my-model --out boxes
+  underdraw train structure --data ./pictures --maps edges --model ./my-model --out net
   underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned"""  # type: ignore[attr-defined]
 
 
@@ -176,7 +197,7 @@ def train_scenes(
     from underdraw.training.recipes import ScenesRecipe, train_stage
 
     plan, stages = ScenesRecipe(), STAGES[recipe]
-    own = stages if recipe is Recipe.family else stages[-1:]
+    own = stages[-OWN.get(recipe, 1) :]
     if scenes is not None:
         plan = replace(plan, scenes=scenes, views=min(scenes, plan.views))
     plan = replace(
@@ -227,9 +248,7 @@ def train_further(
     examples = CaptionedFolder(data, size or 8)
     check_pictures(examples.paths)
     pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
-    trained = pipe.unet.config.sample_size
-    side = trained if isinstance(trained, int) else min(trained)
-    examples.size = size or side * pipe.vae.config.factor
+    examples.size = side_of(pipe, size)
     make = autoencoder_task if recipe is Recipe.autoencoder else text_to_image_task
     task = make(pipe, examples, text)
     tell(f"{recipe.value} of {pipe.source} on {len(examples)} pictures, {plan.steps} steps")
@@ -277,9 +296,7 @@ def train_grounding(
     require_boxes(pictures)
     check_pictures([picture.path for picture in pictures])
     pipe = load_pipeline(model or options.SCENES, dtype="float32", device=device)
-    trained = pipe.unet.config.sample_size
-    side = trained if isinstance(trained, int) else min(trained)
-    examples = GroundedFolder(pictures, size or side * pipe.vae.config.factor)
+    examples = GroundedFolder(pictures, side_of(pipe, size))
     kind = "text" if pipe.components.get("image_encoder") is None else "text-image"
     part = new_part(pipe.unet, kind, inpainting=boxes.inpainting, seed=plan.seed)
     config = GroundingTrainingConfig(schedule(pipe))
@@ -290,15 +307,6 @@ def train_grounding(
     with average.applied():
         part.save_pretrained(target)
     return target
-
-
-def check_model(model: str | None, size: int | None) -> None:
-    """Refuse a size that the model cannot take, or a model that is not there, before loading it."""
-    known = early.facts(model or options.SCENES)
-    if size is not None:
-        from underdraw import checks
-
-        checks.size("--size", size, known.factor)
 
 
 def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:
@@ -316,13 +324,3 @@ def text_to_image_task(pipe: Any, examples: Any, text: bool) -> Any:
 
     config = TextToImageConfig(schedule(pipe), train_text=text)
     return TextToImageTask(pipe.components, examples, config)
-
-
-def schedule(pipe: Any) -> Any:
-    """The noise levels and the prediction type that a checkpoint was trained with."""
-    from dataclasses import fields
-
-    from underdraw.training.objectives import ObjectiveConfig
-
-    names = {field.name for field in fields(ObjectiveConfig)}
-    return ObjectiveConfig(**{k: v for k, v in pipe.scheduler.config.items() if k in names})

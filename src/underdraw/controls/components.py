@@ -74,6 +74,11 @@ class Components(Protocol):
         """What `pipe.load_adapter(kind, ...)` has attached, by name."""
         ...
 
+    def only_adapter(self, kind: str) -> str | None:
+        """The name of the only one of these, those of the pipeline's own folder aside where there
+        are others; None where there is none, or several."""
+        ...
+
     @property
     def groundings(self) -> Mapping[str, Any]:
         """Grounding weights by kind: those attached, and those which the UNet has in itself."""

@@ -63,7 +63,8 @@ class Structure(Control):
 
     Args:
         net: a `ControlNetModel` or `T2IAdapter` for the pipeline's UNet, or the name of one that
-            `pipe.load_structure` has attached; None: the only one that is attached.
+            `pipe.load_structure` has attached, or of one in the pipeline's own folder; None: the
+            only one that is attached, or else the only one in the folder.
         map: what the net was trained to read (edges, depth, ...): a PIL picture, or an array of
             numpy `(height, width)` or `(height, width, channels)`, of a framework `(channels,
             height, width)`, uint8, uint16 or in [0, 1], and -1 for pixels that are left open
@@ -190,8 +191,9 @@ class Structure(Control):
         if not isinstance(self.net, str) and self.net is not None:
             net = self.net
         else:
-            there = {} if run.components is None else run.components.adapters(KIND)
-            name = next(iter(there)) if self.net is None and len(there) == 1 else self.net
+            parts = run.components
+            there = {} if parts is None else parts.adapters(KIND)
+            name = parts.only_adapter(KIND) if self.net is None and parts else self.net
             if not checks.is_one_of(name, tuple(there)):
                 listed = ", ".join(map(repr, there)) or "none"
                 raise InputError(

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .captioner import (
         SceneCaptioner as SceneCaptioner,
     )
+    from .depth import (
+        DepthEstimator as DepthEstimator,
+        load_depth_estimator as load_depth_estimator,
+    )
     from .detector import (
         Detection as Detection,
         Evaluator as Evaluator,
@@ -61,6 +65,11 @@ if TYPE_CHECKING:
         real_renders as real_renders,
         stage as stage,
     )
+    from .structure import (
+        StructureReport as StructureReport,
+        evaluate_structure as evaluate_structure,
+        held_out_maps as held_out_maps,
+    )
     from .text_to_image import (
         TextToImageReport as TextToImageReport,
         evaluate_text_to_image as evaluate_text_to_image,
@@ -82,6 +91,10 @@ MODULES = {
         "wanted_in",
     ),
     "captioner": ("SceneCaptioner",),
+    "depth": (
+        "DepthEstimator",
+        "load_depth_estimator",
+    ),
     "detector": (
         "Detection",
         "Evaluator",
@@ -112,6 +125,11 @@ MODULES = {
         "held_out_captions",
         "real_renders",
         "stage",
+    ),
+    "structure": (
+        "StructureReport",
+        "evaluate_structure",
+        "held_out_maps",
     ),
     "text_to_image": (
         "TextToImageReport",

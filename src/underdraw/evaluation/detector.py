@@ -12,22 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from underdraw.backends.torch_weights import tensor
-from underdraw.errors import InputError, NotFoundError, WeightError
-from underdraw.formats.json_text import parse
+from underdraw.errors import InputError
 from underdraw.scenes import Mention
 from underdraw.scenes.vocabulary import RELATIONS, check_choice
-from underdraw.weights.files import open_checkpoint
 
 from .images import as_images
 from .network import ATTRIBUTES, UNIT, Network, cell_centres, split
+from .weights import FOLDER, read_network
 
 if TYPE_CHECKING:
     from .network import Network
 
-WEIGHTS = Path(__file__).parent.parent / "assets" / "evaluator" / "evaluator.safetensors"
+WEIGHTS = FOLDER / "evaluator.safetensors"
 SIDE = 128  # the network sees every picture with a shorter side of this many pixels
 THRESHOLD = 0.45
 _MOST = 12
@@ -188,19 +184,4 @@ def load_evaluator(path: str | os.PathLike | None = None) -> Evaluator:
 
 @lru_cache(maxsize=4)
 def _load(path: str) -> Evaluator:
-    import torch
-
-    if not os.path.isfile(path):
-        raise NotFoundError(f"{path}: there are no evaluator weights")
-    try:
-        held = open_checkpoint(path)
-        widths = parse(held.metadata["widths"], "widths")
-        state = {name: tensor(stored).float().clone() for name, stored in held.tensors.items()}
-        with torch.device("meta"):  # so that widths cost nothing that no weights have
-            network = Network(tuple(widths), norm=False)
-        network.load_state_dict(state, assign=True)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise WeightError(f"{path} does not hold an evaluator: {error}") from error
-    if not all(np.isfinite(value.numpy()).all() for value in state.values()):
-        raise WeightError(f"{path} holds values that are not finite")
-    return Evaluator(network)
+    return Evaluator(read_network(Path(path), Network, "evaluator"))

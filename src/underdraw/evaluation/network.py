@@ -6,6 +6,8 @@ and, if so, what the object is. PyTorch only: the judge is no part of what it ju
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,9 +71,26 @@ class Network(nn.Module):
         return self.head(fine)
 
 
-def folded(network: Network) -> Network:
+class DepthNetwork(Network):
+    """Images as of `Network` to inverse depth `(batch, 1, height, width)`: about 1 at the nearest
+    place of a picture and 0 at the farthest."""
+
+    def __init__(
+        self, widths: tuple[int, int, int, int] = (12, 24, 48, 80), norm: bool = True
+    ) -> None:
+        super().__init__(widths, norm)
+        self.head = nn.Conv2d(widths[1], STRIDE * STRIDE, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(images), STRIDE) + 0.5
+
+
+Kind = TypeVar("Kind", bound=Network)
+
+
+def folded(network: Kind) -> Kind:
     """The same function without batch norm."""
-    plain = Network(network.widths, norm=False).eval()
+    plain = type(network)(network.widths, norm=False).eval()
     state = {k: v for k, v in network.state_dict().items() if ".norm." not in k}
     for name, layer in network.eval().named_modules():
         if isinstance(layer, Layer) and isinstance(layer.norm, nn.BatchNorm2d):

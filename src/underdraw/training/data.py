@@ -325,14 +325,17 @@ class CaptionedFolder:
         return len(self._entries)
 
     def images(self, indices: np.ndarray) -> Tensor:
-        return to_signed(np.stack([self._open(self._entries[int(i)][0]) for i in indices]))
+        return to_signed(
+            np.stack([self.fitted(self.folder / self._entries[int(i)][0]) for i in indices])
+        )
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         texts = [self._entries[int(i)][1] for i in indices]
         return [choices[int(rng.integers(len(choices)))] for choices in texts]
 
-    def _open(self, name: str) -> np.ndarray:
-        image = plain(repr(name), read_file(self.folder / name))
+    def fitted(self, path: Path) -> np.ndarray:
+        """A picture scaled and cut, uint8 `(size, size, 3)`."""
+        image = plain(repr(path.name), read_file(path))
         scale = self.size / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)

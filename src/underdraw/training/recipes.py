@@ -3,15 +3,17 @@
 `train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
 "decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
-which trains the layers for boxes beside the denoiser and the image tower. A recipe with a `start`
-goes on from a family that is there already, and needs no stage whose networks that has.
+which trains the layers for boxes beside the denoiser and the image tower; "maps" and "structure",
+which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on with it on one.
+A recipe with a `start` goes on from a family that is there already, and needs no stage whose
+networks that has.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from underdraw.models import (
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPVisionModelWithProjection,
+    ControlNetModel,
     Grounding,
     UNet2DConditionModel,
 )
@@ -45,6 +48,8 @@ from underdraw.training.data import TRUTH, RenderedScenes, render_cache
 from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
 from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, shorter, train
+from underdraw.training.maps import KINDS, map_all
+from underdraw.training.structure import StructureConfig, StructureTask, louder, new_net
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
@@ -53,6 +58,8 @@ from underdraw.weights.atomic import writing_folder
 from underdraw.weights.save import write_json
 
 LATENTS, FACTS = "latents.npy", "latents.json"
+Run = Callable[["Workshop", "float | None", "dict[str, Any]"], None]
+"""What runs a stage: where, for how many minutes, and on which device with what progress."""
 
 PROMPTS = (
     "a red sphere left of a blue cube",
@@ -126,6 +133,10 @@ class ScenesRecipe:
             early=2.0, attention=2.0, truth=0.1, views=0.5, counted=0.15
         )
     )
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    gain: float = 1.5
+    """By which the residuals of exported nets are larger than those trained: after so short a
+    training pictures follow a map the better for it, up to about this."""
     clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.3, views=0.5))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
@@ -141,6 +152,9 @@ class ScenesRecipe:
             "grounding": TrainingConfig(
                 3000, 16, learning_rate=1.5e-3, warmup=60, decay=0.6, ema=0.995
             ),
+            "structure": TrainingConfig(1000, 8, learning_rate=7e-4, decay=0.3, ema=0.99),
+            "edges": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
+            "depth": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
         }
     )
 
@@ -161,6 +175,9 @@ class ScenesRecipe:
             "denoiser": {"batch": 512, "learning_rate": 1e-3, "decay": 0.5},
             "clip": {"batch": 512, "ema": 0.999},
             "grounding": {"batch": 256, "warmup": 200, "ema": 0.998},
+            "structure": {"batch": 256, "ema": 0.998},
+            "edges": {"batch": 256, "ema": 0.998},
+            "depth": {"batch": 256, "ema": 0.998},
         }
         return replace(
             self,
@@ -285,6 +302,20 @@ class Workshop:
         part = self._started(Grounding, "grounding", optional=True)
         part = part or new_part(self.unet(), "text-image")
         return self._fill(part, "grounding", "grounding") if trained else part
+
+    def structure(self, kind: str = "structure", trained: bool = True) -> Any:
+        """The ControlNet for all kinds of maps, or for one, trained or as its stage begins."""
+        torch.manual_seed(self.recipe.seed)
+        net = self._started(ControlNetModel, f"structure/{kind}", optional=True)
+        started = net is not None
+        net = net or new_net(self.unet(), middle=False)
+        if kind != "structure" and not started:
+            self._fill(net, "structure", "controlnet", optional=trained)
+        return self._fill(net, kind, "controlnet") if trained else net
+
+    def maps(self, kind: str) -> np.ndarray:
+        """Maps of the examples, which the stage "maps" made."""
+        return read_array(self._needs("maps", f"maps/{kind}.npy"))
 
     def heads(self) -> TruthHeads | None:
         """What told the denoiser where things are, if anything did."""
@@ -459,14 +490,44 @@ def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
     _train(shop, "grounding", task, minutes, where)
 
 
+def _maps(shop: Workshop, minutes: float | None, where: dict) -> None:
+    (shop.folder / "maps").mkdir(exist_ok=True)
+    for kind in KINDS:
+        map_all(shop.examples, kind, shop.folder / "maps" / f"{kind}.npy", where["progress"])
+
+
+def _structure(stage: str, kinds: Sequence[str]) -> Run:
+    def run(shop: Workshop, minutes: float | None, where: dict) -> None:
+        latents = read_array(shop._needs("latents", LATENTS))
+        family = _on(where["device"], shop.family())
+        net = shop.structure(stage, trained=False)
+        for network in (net, family["unet"]):
+            network.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
+        maps = {kind: shop.maps(kind) for kind in kinds}
+        config = shop.recipe.structure
+        if stage != "structure":  # a net that reads already
+            config = replace(config, reading=0.0)
+        task = StructureTask(net, family, shop.examples, maps, config, latents)
+        _train(shop, stage, task, minutes, where)
+
+    return run
+
+
 def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
     with writing_folder(shop.folder / "export") as place:
         save_family(shop.family(), shop.recipe.denoiser.objective, place)
         if (shop.folder / "grounding" / checkpoints.NAME).exists():
             shop.grounding().half().save_pretrained(place / "grounding")
+        for kind in KINDS:
+            if (shop.folder / kind / checkpoints.NAME).exists():
+                started = shop._started(ControlNetModel, f"structure/{kind}", optional=True)
+                gain = shop.recipe.gain if started is None else 1.0  # which has it already
+                louder(shop.structure(kind), gain).half().save_pretrained(
+                    place / "structure" / kind
+                )
 
 
-STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {
+STAGES: dict[str, Run] = {
     "renders": _renders,
     "text": _text,
     "autoencoder": _autoencoder,
@@ -475,5 +536,8 @@ STAGES: dict[str, Callable[[Workshop, float | None, dict], None]] = {
     "decoder": _decoder,
     "clip": _clip,
     "grounding": _grounding,
+    "maps": _maps,
+    "structure": _structure("structure", tuple(KINDS)),
+    **{kind: _structure(kind, (kind,)) for kind in KINDS},
     "export": _export,
 }

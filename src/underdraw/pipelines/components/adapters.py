@@ -27,8 +27,8 @@ class AdapterKind:
     name: str
     """As `pipe.load_adapter` takes it, and `components.adapters` lists it."""
     folder: str
-    """Where in a pipeline's own folder such weights lie; they are attached as soon as somebody
-    asks."""
+    """Where in a pipeline's own folder such weights lie, or several of them, in folders inside of
+    it by whose names they are known; they are attached as soon as somebody asks."""
     read: Callable[..., tuple[str, Any]]
     """`(components, source, **options) -> (name, network)`: opens what users name, checks that it
     fits the UNet, and says by what name it is known among its kind."""
@@ -63,6 +63,8 @@ class Attached:
     by_kind: Mapping[str, Networks] = MappingProxyType({})
     """By kind of adapter; a kind is missing until somebody asks for it. Replaced at each change and
     never changed in place, so that runs in other threads keep what they began with."""
+    own: Mapping[str, frozenset[str]] = MappingProxyType({})
+    """By kind, names of networks that the pipeline's own folder holds and nobody has attached."""
     brought: Networks = MappingProxyType({})
     """By kind, what else its weights brought along: a tuple of networks, any of them None (for
     grounding weights what makes features of pictures). Gone with the last network of the kind."""
@@ -76,14 +78,14 @@ class Attached:
         state = dict(vars(self))
         del state["_lock"]
         state["by_kind"] = {kind: dict(networks) for kind, networks in self.by_kind.items()}
-        state["brought"] = dict(self.brought)
+        state |= {"brought": dict(self.brought), "own": dict(self.own)}
         return state
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         Attached.__init__(self)
         frozen = {kind: MappingProxyType(found) for kind, found in state["by_kind"].items()}
-        brought = MappingProxyType(state["brought"])
-        vars(self).update(state, by_kind=MappingProxyType(frozen), brought=brought)
+        plain = {name: MappingProxyType(state[name]) for name in ("brought", "own")}
+        vars(self).update(state, by_kind=MappingProxyType(frozen), **plain)
 
     @property
     def networks(self) -> tuple[Any, ...]:
@@ -110,14 +112,19 @@ class Attached:
         known = adapter_kind(kind)
         with self._lock:  # weights of the folder are read once, whoever asks first
             if kind not in self.by_kind:
-                found, folder = {}, own_folder(components.source)
-                if folder is not None:
-                    settle(folder / known.folder)
-                if folder is not None and (folder / known.folder / "config.json").exists():
-                    name, network = known.read(components, folder / known.folder)
-                    found = {name: network}
+                folder = own_folder(components.source)
+                places = [] if folder is None else weights_in(folder / known.folder)
+                found = dict(known.read(components, at) for at in places)
                 self._set(components, kind, found)
+                self.own = MappingProxyType({**self.own, kind: frozenset(found)})
             return self.by_kind[kind]
+
+    def only(self, components: Any, kind: str) -> str | None:
+        """The name of the only network of a kind: of those that somebody attached, or else of
+        those of the pipeline's own folder. None where there is none, or several."""
+        there = self.of(components, kind)
+        names = [name for name in there if name not in self.own.get(kind, ())] or list(there)
+        return names[0] if len(names) == 1 else None
 
     def load(self, components: Any, kind: str, source: Any, options: Mapping[str, Any]) -> None:
         """Attach what a kind reads from `source`. Weights in the pipeline's own folder are read
@@ -135,6 +142,8 @@ class Attached:
         """Add a network; another one of this kind and name goes."""
         with self._lock:
             self._set(components, kind, {**self.of(components, kind), name: network})
+            own = self.own.get(kind, frozenset()) - {name}
+            self.own = MappingProxyType({**self.own, kind: own})
         LOG.info("attached: %s %r", kind, name)
 
     def detach(self, components: Any, kind: str, name: str | None) -> None:
@@ -241,6 +250,15 @@ def write_adapter(kind: AdapterKind, there: Networks, target: Any, name: str | N
         )
     assert name is not None  # which is none of them
     kind.write(there[name], target)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The folders of weights that a pipeline's own folder of a kind is or holds."""
+    settle(folder)
+    if (folder / "config.json").exists():
+        return [folder]
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [one for one in inside if (one / "config.json").exists()]
 
 
 def own_folder(source: str | None) -> Path | None:

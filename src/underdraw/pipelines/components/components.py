@@ -175,6 +175,10 @@ class Components:
         """Attached networks of a kind by name; InputError where the kind is not known."""
         return self.attached.of(self, kind)
 
+    def only_adapter(self, kind: str) -> str | None:
+        """The name of the only one that somebody attached, or else of the only one there is."""
+        return self.attached.only(self, kind)
+
     @property
     def groundings(self) -> Networks:
         """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and

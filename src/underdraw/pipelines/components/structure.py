@@ -17,7 +17,9 @@ from underdraw.models.single_file import NEUTRAL
 from underdraw.pipelines.components.adapters import (
     Adaptable,
     AdapterKind,
+    own_folder,
     register_adapter,
+    weights_in,
     write_adapter,
 )
 from underdraw.pipelines.components.registry import uncompiled
@@ -88,6 +90,14 @@ def write_structure(net: Net, target: Any) -> None:
 
 
 STRUCTURE = register_adapter(AdapterKind(KIND, KIND, read_structure, write_structure))
+
+
+def own_structures(model: str) -> list[str]:
+    """Names of the nets that belong to a model, as far as its own folder tells."""
+    folder = own_folder(model)
+    if folder is None:
+        return []
+    return [place.name for place in weights_in(folder / STRUCTURE.folder)]
 
 
 class Structurable(Adaptable):
