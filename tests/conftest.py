@@ -18,6 +18,8 @@ if find_spec("torch"):
     # How threads share a sum depends on its length, so that rows of a batch would differ by
     # rounding from the same rows alone; networks here are too small for a second thread anyway.
     torch.set_num_threads(1)
+    # oneDNN prepares each small convolution for three times as long as PyTorch's own code computes.
+    torch.backends.mkldnn.enabled = False
 
 # MindSpore needs numpy 1 and lives in an environment without the peers. CI says which of them it
 # expects (UNDERDRAW_EXPECT, tests/backends/test_installed.py), so nothing is left out unnoticed.

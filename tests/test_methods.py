@@ -16,6 +16,7 @@ import pytest
 import torch
 from pipelines import test_gligen as gligen, tiny
 from pipelines.blip import recorded as blip
+from trying import exactly
 from walked import PICTURE, instance, methods
 from zoo import ZOO, sensible
 
@@ -132,13 +133,13 @@ def outcome(tried: Tried, which: str) -> str | None:
     owner, scheduler = getattr(function, "__self__", None), tried.name.endswith(STEPPING)
     if scheduler:  # each call begins a run of its own
         owner.set_timesteps(8)
-        before = repr((owner.table, owner._request, owner.step_index, owner.begin_index))
+        before = exactly((owner.table, owner._request, owner.step_index, owner.begin_index))
     try:
         function(**{**base, tried.argument: value})
     except UnderdrawError as error:
         if scheduler:
             after = (owner.table, owner._request, owner.step_index, owner.begin_index)
-            assert repr(after) == before
+            assert exactly(after) == before
         told = str(error)
         # Of what is looked for under a name, that name says enough.
         shown = isinstance(value, str | Path) and str(value)[:20] in told

@@ -1,6 +1,7 @@
 """Values that no field is meant for, and what comes of trying them."""
 
 import copy
+import dataclasses
 import math
 import random
 
@@ -49,6 +50,22 @@ def outcome(call, *names):
     except Exception as error:
         return f"{type(error).__name__}: {error!s:.120}"
     return None
+
+
+def exactly(value):
+    """A value as what can be compared: objects by their fields, arrays by their bytes. Their text
+    would take longer than most calls."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return {name: exactly(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [exactly(one) for one in value]
+    if dataclasses.is_dataclass(value):
+        return type(value), {
+            each.name: exactly(getattr(value, each.name)) for each in dataclasses.fields(value)
+        }
+    return repr(value)
 
 
 def paths(content, most=8, seed=0):

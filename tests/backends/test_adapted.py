@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from backends.harness import INSTALLED, give, relative, run, take, tree, values
 from backends.reference import Reference
-from networks.configs import TEXTS, UNETS, VAES
+from networks.configs import TEXTS, UNETS, VAES, smaller
 from networks.programs import run_unet, token_ids, unet_config, unet_inputs, unet_program
 
 from underdraw import backends
@@ -145,6 +145,11 @@ def answer(name, layer, p, x, compiled=False):
     return take(name, run(name, layer.call, p, [give(name, x)], compiled=compiled))
 
 
+def reference(layer, p, x):
+    """On PyTorch, which compiles nothing, whatever backend is under test."""
+    return answer("torch", layer, p, x)
+
+
 @EVERY
 @pytest.mark.parametrize("key", PRODUCTS)
 def test_low_rank_is_a_product_in_the_weight(name, key):
@@ -152,11 +157,11 @@ def test_low_rank_is_a_product_in_the_weight(name, key):
     tensors, fields = values(layout), low_rank(leaf, mid=layer.mid)
     p = tree(name, layout, tensors)
     tensors[f"{path}.weight"] = tensors[f"{path}.weight"] + 0.5 * product(fields)
-    wanted = answer(name, layer, tree(name, layout, tensors), x)
+    wanted = reference(layer, tree("torch", layout, tensors), x)
     for scale in (0.5, np.full(3, 0.5, np.float32), np.full(1, 0.5, np.float32)):
         p_adapted = Adapted(p, {path: on(name, fields, scale)})
         assert relative(answer(name, layer, p_adapted, x, compiled=True), wanted) <= BOUND
-    assert relative(answer(name, layer, p, x), wanted) > 0.01
+    assert relative(reference(layer, tree("torch", layout, values(layout)), x), wanted) > 0.01
 
 
 @EVERY
@@ -167,7 +172,7 @@ def test_full_is_a_difference_in_the_parameters(name, key):
     p = tree(name, layout, tensors)
     change = {k: normal(random, *shape) for k, shape in leaf.tensors(path).items()}
     merged = {k: tensors[k] + 0.5 * value for k, value in change.items()}
-    wanted = answer(name, layer, tree(name, layout, merged), x)
+    wanted = reference(layer, tree("torch", layout, merged), x)
     delta = Full(*(give(name, value) for value in change.values()), scale=0.5)
     assert relative(answer(name, layer, Adapted(p, {path: delta}), x, True), wanted) <= BOUND
     one = replace(delta, scale=give(name, np.full(1, 0.5, np.float32)))
@@ -175,7 +180,7 @@ def test_full_is_a_difference_in_the_parameters(name, key):
     if delta.bias is not None:  # either of them alone
         for kept in ("weight", "bias"):
             only = {k: v if k.endswith(kept) else tensors[k] for k, v in merged.items()}
-            wanted = answer(name, layer, tree(name, layout, only), x)
+            wanted = reference(layer, tree("torch", layout, only), x)
             part = replace(delta, **{"bias" if kept == "weight" else "weight": None})
             assert relative(answer(name, layer, Adapted(p, {path: part}), x), wanted) <= BOUND
 
@@ -184,7 +189,7 @@ def test_full_is_a_difference_in_the_parameters(name, key):
 @pytest.mark.parametrize("key", PRODUCTS)
 def test_each_row_has_its_own_product(name, key):
     layer, layout, path, leaf, x = single(key)
-    p = tree(name, layout, values(layout))
+    p, base = (tree(where, layout, values(layout)) for where in (name, "torch"))
     stacked = low_rank(leaf, mid=layer.mid, rows=(3,))
     scales = np.array([0.5, -1, 2], np.float32)
     for scale in (0.5, scales):
@@ -192,25 +197,30 @@ def test_each_row_has_its_own_product(name, key):
         for i in range(3):
             fields = {k: value[i] for k, value in stacked.items()}
             factor = float(np.broadcast_to(scale, 3)[i])
-            alone = answer(name, layer, Adapted(p, {path: on(name, fields, factor)}), x[i : i + 1])
-            assert relative(whole[i : i + 1], alone) <= BOUND
+            over = Adapted(base, {path: on("torch", fields, factor)})
+            assert relative(whole[i : i + 1], reference(layer, over, x[i : i + 1])) <= BOUND
 
 
 @EVERY
 @pytest.mark.parametrize("key", [key for key in LAYERS if key not in ("parameter", "scalar")])
 def test_each_row_has_its_own_factor(name, key):
     layer, layout, path, leaf, x = single(key)
-    p, random = tree(name, layout, values(layout)), np.random.default_rng(1)
-    change = [give(name, normal(random, *shape)) for shape in leaf.tensors(path).values()]
-    deltas = [Full(*change)] + ([on(name, low_rank(leaf))] if key in PRODUCTS else [])
+    p, base = (tree(where, layout, values(layout)) for where in (name, "torch"))
+    random = np.random.default_rng(1)
+    change = [normal(random, *shape) for shape in leaf.tensors(path).values()]
+
+    def deltas(where):
+        full = Full(*(give(where, value) for value in change))
+        return [full] + ([on(where, low_rank(leaf))] if key in PRODUCTS else [])
+
     scales = np.array([0.5, 0, -2], np.float32)
-    for delta in deltas:
+    for delta, other in zip(deltas(name), deltas("torch"), strict=True):
         mixed = replace(delta, scale=give(name, scales))
         assert mixed.by_row and not delta.by_row
-        whole = answer(name, layer, Adapted(p, {path: mixed}), x)
+        whole = answer(name, layer, Adapted(p, {path: mixed}), x, compiled=True)
         for i in range(3):
-            alone = Adapted(p, {path: replace(delta, scale=float(scales[i]))})
-            assert relative(whole[i], answer(name, layer, alone, x[i : i + 1])[0]) <= BOUND
+            alone = Adapted(base, {path: replace(other, scale=float(scales[i]))})
+            assert relative(whole[i], reference(layer, alone, x[i : i + 1])[0]) <= BOUND
 
 
 @EVERY
@@ -219,16 +229,21 @@ def test_each_row_has_its_own_factor(name, key):
 def test_some_rows_alone(name, key, kind):
     """A call of five rows of which rows 1 to 3 belong to a run that brings a delta."""
     layer, layout, path, leaf, x = single(key)
-    nn, p = backends.get(name).operations, tree(name, layout, values(layout))
+    nn = backends.get(name).operations
+    p, base = (tree(where, layout, values(layout)) for where in (name, "torch"))
     x = np.concatenate((x, x[:2] * 2))
     stacked = kind.startswith("stacked")
     scale = np.array([0.5, -2], np.float32) if kind.endswith("factors") else 0.5
-    delta = on(name, low_rank(leaf, rows=(2,) if stacked else ()), scale)
-    if kind == "full":
-        delta = Full(give(name, normal(np.random.default_rng(1), *leaf.shape)))
-    deltas = {path: Sum((delta, delta))}
-    plain = answer(name, layer, p, x)
-    alone = answer(name, layer, Adapted(p, deltas), x[1:3])
+
+    def brought(where):
+        delta = on(where, low_rank(leaf, rows=(2,) if stacked else ()), scale)
+        if kind == "full":
+            delta = Full(give(where, normal(np.random.default_rng(1), *leaf.shape)))
+        return {path: Sum((delta, delta))}
+
+    deltas = brought(name)
+    plain = reference(layer, base, x)
+    alone = reference(layer, Adapted(base, brought("torch")), x[1:3])
     limited = on_rows(nn, deltas, 1, 3, 5)
     joined = answer(name, layer, Adapted(p, limited), x, True)
     assert relative(joined[1:3], alone) <= BOUND
@@ -252,26 +267,42 @@ def test_half_precision(name, dtype):
             delta = Sum((delta, on(name, low_rank(leaf), np.array([1, 2, 3], np.float32))))
         exact = answer(name, layer, Adapted(tree(name, layout, values(layout)), {path: delta}), x)
         given = give(name, x, dtype)
-        out = layer.call(backends.get(name).operations, Adapted(p, {path: delta}), given)
+        out = run(name, layer.call, Adapted(p, {path: delta}), [given], compiled=True)
         assert out.dtype == given.dtype
         assert relative(take(name, out), exact) <= 0.03
 
 
 # -- whole networks -------------------------------------------------------------------------------
-@EVERY
-@pytest.mark.parametrize("case", ["sd1-inpainting", "sd2", "x4-upscaler"])
+SHALLOW = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": (1, 2),
+}
+DEEP = ("sd1-inpainting", "sd2", "x4-upscaler")
+WHOLE = [
+    *((name, UNETS[case]) for name in INSTALLED if name != "jax" for case in DEEP),
+    # Compiled as one program; what levels there are decides how long that takes.
+    *(("jax", smaller(UNETS["sd2"], **SHALLOW)) for name in INSTALLED if name == "jax"),
+]
+
+
+@pytest.mark.parametrize("name, case", WHOLE)
 def test_a_unet_with_hoisted_constants(name, case):
-    case = UNETS[case]
     config = unet_config(case)
     layout, inputs = unet.layout(config), unet_inputs(case)
     tensors = values(layout)
     deltas, merged = adapted_everywhere(name, layout, tensors)
     check_paths(layout, deltas)
     given = {key: give(name, value) for key, value in inputs.items()}
-    nn, p = backends.get(name).operations, tree(name, layout, tensors)
+    p = tree(name, layout, tensors)
     wanted = run_unet("torch", case, merged, inputs)
-    for hoisted in (True, False):
-        ours = unet_program(nn, Adapted(p, deltas), config, given, hoisted=hoisted)
+    for hoisted in (True,) if name == "jax" else (True, False):
+
+        def call(nn, p, inputs, hoisted=hoisted):
+            return unet_program(nn, p, config, inputs, hoisted=hoisted)
+
+        ours = run(name, call, Adapted(p, deltas), [given], compiled=True)
         assert relative(take(name, ours), wanted) <= BOUND
     assert_same(name, p, layout, tensors)
 
@@ -311,16 +342,17 @@ def test_the_autoencoder(name):
     layout = vae.layout(config)
     tensors, random = values(layout), np.random.default_rng(2)
     deltas, merged = adapted_everywhere(name, layout, tensors)
-    p, other = tree(name, layout, tensors), tree(name, layout, merged)
-    image = give(name, normal(random, 3, config.in_channels, 24, 16, spread=1))
-    latents = give(name, normal(random, 3, config.latent_channels, 5, 3, spread=1))
+    p, other = tree(name, layout, tensors), tree("torch", layout, merged)
+    image = normal(random, 3, config.in_channels, 24, 16, spread=1)
+    latents = normal(random, 3, config.latent_channels, 5, 3, spread=1)
     for program, x in ((vae.encode, image), (vae.decode, latents)):
 
         def call(nn, p, x, program=program):
             return program(nn, p, config, x)
 
-        ours = take(name, run(name, call, Adapted(p, deltas), [x], compiled=True))
-        assert relative(ours, take(name, run(name, call, other, [x], compiled=True))) <= BOUND
+        ours = take(name, run(name, call, Adapted(p, deltas), [give(name, x)], compiled=True))
+        wanted = call(backends.get("torch").operations, other, give("torch", x))
+        assert relative(ours, take("torch", wanted)) <= BOUND
 
 
 @EVERY
@@ -329,21 +361,30 @@ def test_a_mix_per_image_equals_single_calls(name):
     case = UNETS["one-level"]
     config = unet_config(case)
     layout, inputs = unet.layout(config), unet_inputs(case)
-    p, nn = tree(name, layout, values(layout)), backends.get(name).operations
-    first, second = (adapted_everywhere(name, layout, values(layout), 1.0, s)[0] for s in (0, 50))
     mixes = np.array([[0.5, 0.0], [0.0, 0.8], [0.3, -0.4]], np.float32)
 
-    def mixed(one, other):
-        scales = {path: replace(delta, scale=one) for path, delta in first.items()}
-        return together(scales, {k: replace(d, scale=other) for k, d in second.items()})
+    def mixed(name, one, other):
+        first, second = (
+            {path: replace(delta, scale=scale) for path, delta in deltas.items()}
+            for deltas, scale in (
+                (adapted_everywhere(name, layout, values(layout), 1.0, 0)[0], one),
+                (adapted_everywhere(name, layout, values(layout), 1.0, 50)[0], other),
+            )
+        )
+        return together(first, second)
 
-    def call(deltas, rows):
+    def program(nn, p, inputs):
+        return unet_program(nn, p, config, inputs, hoisted=True)
+
+    def call(name, deltas, rows):
         given = {key: give(name, value[rows]) for key, value in inputs.items()}
-        return take(name, unet_program(nn, Adapted(p, deltas), config, given, hoisted=True))
+        p = Adapted(tree(name, layout, values(layout)), deltas)
+        return take(name, run(name, program, p, [given], compiled=True))
 
-    whole = call(mixed(*(give(name, mix) for mix in mixes.T)), slice(None))
+    whole = call(name, mixed(name, *(give(name, mix) for mix in mixes.T)), slice(None))
     for i, (one, other) in enumerate(mixes.tolist()):
-        assert relative(whole[i : i + 1], call(mixed(one, other), slice(i, i + 1))) <= BOUND
+        alone = call("torch", mixed("torch", one, other), slice(i, i + 1))
+        assert relative(whole[i : i + 1], alone) <= BOUND
 
 
 @EVERY
@@ -352,20 +393,22 @@ def test_times_of_all_rows_are_rows(name):
     case = UNETS["sd1"]
     config = unet_config(case)
     layout, inputs = unet.layout(config), unet_inputs(case)
-    nn, p = backends.get(name).operations, tree(name, layout, values(layout))
-    deltas, _ = adapted_everywhere(name, layout, values(layout))
-    deltas = {k: d for k, d in deltas.items() if "time_emb" in k}
     mixes = np.array([0.5, 0.0, -1.0], np.float32)
-    x, time = give(name, inputs["sample"]), give(name, inputs["timesteps"][:1])
 
-    def shifts(scale):
-        over = Adapted(p, {k: replace(d, scale=scale) for k, d in deltas.items()})
-        temb = unet.embed_time(nn, over, config, time, x)
-        return {k: take(name, v) for k, v in unet.time_shifts(nn, over, config, temb).items()}
+    def program(nn, p, x, time):
+        return unet.time_shifts(nn, p, config, unet.embed_time(nn, p, config, time, x))
 
-    whole = shifts(give(name, mixes))
+    def shifts(name, scale):
+        deltas, _ = adapted_everywhere(name, layout, values(layout))
+        scaled = {k: replace(d, scale=scale) for k, d in deltas.items() if "time_emb" in k}
+        over = Adapted(tree(name, layout, values(layout)), scaled)
+        given = [give(name, inputs["sample"]), give(name, inputs["timesteps"][:1])]
+        made = run(name, program, over, given, compiled=True)
+        return {place: take(name, shift) for place, shift in made.items()}
+
+    whole = shifts(name, give(name, mixes))
     for i, mix in enumerate(mixes.tolist()):
-        for place, shift in shifts(mix).items():
+        for place, shift in shifts("torch", mix).items():
             assert relative(whole[place][i : i + 1], shift) <= BOUND
 
 
@@ -376,9 +419,10 @@ def test_without_deltas_the_tree_is_itself(name):
     config = unet_config(case)
     layout = unet.layout(config)
     nn, p = backends.get(name).operations, tree(name, layout, values(layout))
-    given = {key: give(name, value) for key, value in unet_inputs(case).items()}
-    plain = take(name, unet_program(nn, p, config, given))
-    assert np.array_equal(take(name, unet_program(nn, Adapted(p, {}), config, given)), plain)
+    x, time = (give(name, unet_inputs(case)[key]) for key in ("sample", "timesteps"))
+    plain = take(name, unet.embed_time(nn, p, config, time, x))
+    assert np.array_equal(take(name, unet.embed_time(nn, Adapted(p, {}), config, time, x)), plain)
+    assert all(at(Adapted(p, {}), path) is at(p, path) for path in layout.leaves)
     over = Adapted(p, {"down_blocks.1.attentions.0.proj_in": Full(p.conv_in.weight)})
     assert over.mid_block is p.mid_block and over.conv_in is p.conv_in
     assert over.down_blocks[0] is p.down_blocks[0]
@@ -623,8 +667,7 @@ def test_a_compiled_unet_takes_other_deltas(name):
     for scale, seed in ((0.7, 0), (0.3, 80)):
         deltas, merged = adapted_everywhere("jax", layout, tensors, scale, seed)
         ours = take("jax", program(Adapted(p, deltas), given))
-        wanted = unet_program(nn, tree("jax", layout, merged), config, given)
-        assert relative(ours, take("jax", wanted)) <= BOUND
+        assert relative(ours, run_unet("torch", case, merged, unet_inputs(case))) <= BOUND
     assert len(traces) == 1
 
 

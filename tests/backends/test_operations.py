@@ -1,7 +1,10 @@
 """Every operation, on every installed backend, against the numpy reference in float64."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from inspect import isfunction, signature
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,18 +106,48 @@ def test_shapes_alone(case):
     assert tuple(out.shape) == expected(case, inputs, "float32").shape
 
 
+@dataclass(frozen=True)
+class Made:
+    given: list[Any]
+    """Inputs on the backend, after the call."""
+    out: Any
+
+
+def made(name: str, dtype: str, cases: Sequence[Case]) -> dict[Case, Made]:
+    """What operations give on a backend, all in one program."""
+    given, parameters = [], []
+    for case in cases:
+        inputs = draw(case, dtype)
+        layout = layout_of(case, inputs)
+        parameters.append(tree(name, layout, values(layout), dtype))
+        given.append([give(name, x, dtype) for x in inputs])
+
+    def every(nn: Any, p: Any, given: Any) -> Any:
+        return [
+            case.call(nn, one, *inputs) for case, one, inputs in zip(cases, p, given, strict=True)
+        ]
+
+    outputs = run(name, every, parameters, [given], compiled=True)
+    found = zip(given, outputs, strict=True)
+    return dict(zip(cases, (Made(*one) for one in found), strict=True))
+
+
+@cache
+def made_on_jax(dtype: str) -> dict[Case, Made]:
+    """One program of all operations is compiled in an eighth of the time that one each takes."""
+    return made("jax", dtype, CASES)
+
+
 @EVERYWHERE
 @pytest.mark.parametrize("name, dtype", PRECISIONS)
 def test_numbers_and_dtype(name, dtype, case):
     inputs = draw(case, dtype)
-    layout = layout_of(case, inputs)
-    p = tree(name, layout, values(layout), dtype)
-    given = [give(name, x, dtype) for x in inputs]
-    out = run(name, case.call, p, given, compiled=True)
-    assert relative(take(name, out), expected(case, inputs, dtype)) <= TOLERANCE[dtype] * case.scale
-    wanted = wanted_dtype(case, dtype)
+    found = (made_on_jax(dtype) if name == "jax" else made(name, dtype, [case]))[case]
+    out, wanted = found.out, wanted_dtype(case, dtype)
+    error = relative(take(name, out), expected(case, inputs, dtype))
+    assert error <= TOLERANCE[dtype] * case.scale
     assert dtype_name(out).startswith(wanted) if wanted == "int" else dtype_name(out) == wanted
-    for before, after in zip(inputs, given, strict=True):
+    for before, after in zip(inputs, found.given, strict=True):
         assert np.array_equal(take(name, after), before), "an input was modified"
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import subprocess
 import sys
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -130,15 +134,26 @@ def test_steps_along_maps(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_whole_pipelines(capsys):
+def test_whole_pipelines(capsys, monkeypatch):
     import tiny_step
 
+    monkeypatch.setattr(tiny_step, "STEPS", 2)
     assert len(tiny_step.main(runs=1, solvers=("DDIMScheduler",))) == 2
     difference = float(capsys.readouterr().out.split("largest difference ")[1].split()[0])
     assert difference < 1e-5
 
 
-def test_cold_start(tmp_path):
+def at_once(command, **options):
+    """`subprocess.run` of a program for Python, here, where all imports have been made."""
+    arguments, said = command[command.index("-c") + 1 :], io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(sys, "argv", ["-c", *arguments[1:]])
+        exec(arguments[0], {"__name__": "__main__"})
+    return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+
+
+def test_cold_start(tmp_path, monkeypatch):
     import cold_start
     import full_size
 
@@ -147,6 +162,7 @@ def test_cold_start(tmp_path):
     ours = cold_start.once("ours", tmp_path, "float32")
     assert sys.platform != "linux" or ours["before"] > 0
     assert ours["total"] >= ours["import"] + ours["load"]
+    monkeypatch.setattr(subprocess, "run", at_once)  # what diffusers imports takes seconds
     peer = cold_start.once("peer", tmp_path, "float32")
     assert ours["weights"] == pytest.approx(peer["weights"])
 
@@ -252,13 +268,17 @@ def test_compiled_steps(engine_steps, capsys):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="needs JAX")
-def test_steps_on_jax(engine_steps):
+def test_steps_on_jax(engine_steps, monkeypatch):
+    once = engine_steps.Compiled()  # for what is measured at once, too: it compiles longer
+    monkeypatch.setattr(engine_steps, "Compiled", lambda: once)
+    monkeypatch.setattr(engine_steps, "EAGER", once)
     assert len(engine_steps.jit(1, ONE_LEVEL)) == 2
 
 
 def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):
-    here = BENCHMARKS.parent
-    measured = engine_steps._cases(here, (1, 1), False, UNET)
+    here, few = BENCHMARKS.parent, "import tiny_step; tiny_step.STEPS = 2\n"
+    monkeypatch.setattr(engine_steps, "CHILD", few + engine_steps.CHILD)
+    measured = engine_steps._cases(here, (1, 1), False, ONE_LEVEL)
     turns = []
 
     def cases(folder, *asked):
@@ -266,7 +286,7 @@ def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):
         return {name: (ours * len(turns), peer) for name, (ours, peer) in measured.items()}
 
     monkeypatch.setattr(engine_steps, "_cases", cases)
-    made = engine_steps.eager(tmp_path, turns=2, runs=(1, 1), config=UNET)
+    made = engine_steps.eager(tmp_path, turns=2, runs=(1, 1), config=ONE_LEVEL)
     assert turns == [here, tmp_path, tmp_path, here]  # what warms up favours neither
     assert made[0].name == "now by before, tiny pipeline step, DDIMScheduler (s)"
     assert [one.ratio for one in made] == [pytest.approx(1.0)] * 8

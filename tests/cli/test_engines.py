@@ -145,7 +145,9 @@ def test_a_device_that_is_not_there(monkeypatch):
 
 
 @pytest.mark.skipif("jax" not in backends.installed(), reason="needs JAX")
-def test_jit_on_jax(run, tiny):
+def test_jit_on_jax(run, tiny, monkeypatch):
+    compiled = engines.Compiled()  # one for both runs: compiling is what takes time
+    monkeypatch.setattr(engines, "NAMES", {**engines.NAMES, "jit": lambda: compiled})
     how = ("--backend", "jax", "--engine", "jit")
     run("generate", "a cone", "--model", tiny, *QUICK, *how, "--out", "a.png")
     run("generate", "a cone", "--model", tiny, *QUICK, "--out", "b.png")

@@ -60,6 +60,8 @@ def close(a, b, bound=1e-5):
 @pytest.mark.parametrize("name", ["controlnet", "full", "light"])
 def test_a_map_acts_and_leaves_no_trace(pipe, nets, name):
     one = nets[name]
+    if name == "light":  # which is made for last two levels of one width
+        pipe = tiny.pipeline(unet={"block_out_channels": (16, 16)})
     plain = run(pipe, **SIZE)
     state = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
     steered = run(pipe, **SIZE, controls=[Structure(one, maps())])
@@ -242,7 +244,7 @@ UNFIT = {
     "three maps for two images": (lambda p: (tiny.controlnet(p.unet), maps(3)), {}, "3 entries"),
     "three scales": (lambda p: (tiny.controlnet(p.unet), maps()), {"scale": [1] * 3}, "scale"),
     "another width": (
-        lambda p: (tiny.controlnet({**tiny.UNET, "block_out_channels": (16, 32, 64)}), maps()),
+        lambda p: (tiny.controlnet({**tiny.UNET, "block_out_channels": (16, 64)}), maps()),
         {},
         "block_out_channels",
     ),
@@ -257,7 +259,7 @@ UNFIT = {
         "residual blocks per level",
     ),
     "an adapter of two levels": (
-        lambda p: (tiny.adapter(channels=(16, 32)), maps()),
+        lambda p: (tiny.adapter(channels=(16, 48)), maps()),
         {},
         "(16, 32)",
     ),

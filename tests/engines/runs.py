@@ -17,12 +17,6 @@ from underdraw.models import UNet2DConditionModel
 from underdraw.sampling.loop import sample
 
 SIZE = (5, 9)
-SHALLOW = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
-"""Two levels: half the time to compile."""
 
 
 def unet(backend: str = "torch", **changes: Any) -> Any:

@@ -222,7 +222,7 @@ def test_what_hooks_tell_comes_to_their_own_run(model):
     first, second = acting(alone)
     ended(model, 1, controls=first)
     ended(model, 2, controls=second)
-    assert [len(each) for each in told] == [12, 12, 16]
+    assert [len(each) for each in told] == [8, 8, 4]
     for mine, theirs in zip(told, alone, strict=True):
         assert [place for place, _ in mine] == [place for place, _ in theirs]
         np.testing.assert_allclose([v for _, v in mine], [v for _, v in theirs], rtol=1e-4)

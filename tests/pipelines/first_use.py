@@ -63,9 +63,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     call = {"num_inference_steps": 2, "output_type": "np", "height": 40, "width": 72}
-    expected = [tiny.run(tiny.pipeline(), **call, seed=i) for i in range(2)]
+    expected = [tiny.run(tiny.pipeline(unet=tiny.ONE_LEVEL), **call, seed=i) for i in range(2)]
     for offload in (None, "cpu", "cpu:0"):
-        pipe = tiny.pipeline()
+        pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)
         if offload is not None:
             pipe.enable_model_cpu_offload(device=offload)
         made = together(lambda i, pipe=pipe: tiny.run(pipe, **call, seed=i % 2))

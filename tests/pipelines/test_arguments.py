@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
 from pipelines.blip import recorded as blip
+from trying import exactly
 from zoo import ZOO, sensible
 
 import underdraw
@@ -127,10 +128,11 @@ class Stop:
 @cache
 def pipelines() -> dict[str, Any]:
     """One of each class, on networks that nobody runs."""
-    text = tiny.pipeline()
+    shallow = tiny.ONE_LEVEL
+    text = tiny.pipeline(unet=shallow)
     made: dict[str, Any] = {
-        "StableDiffusionGLIGENPipeline": gligen.made(),
-        "StableDiffusionGLIGENTextImagePipeline": gligen.made("text-image"),
+        "StableDiffusionGLIGENPipeline": gligen.made(**shallow),
+        "StableDiffusionGLIGENTextImagePipeline": gligen.made("text-image", **shallow),
     }
     net = blip.shared()["controlnet"]
     made["BlipDiffusionPipeline"] = blip.pipeline()
@@ -145,7 +147,7 @@ def pipelines() -> dict[str, Any]:
         elif "ControlNet" in name:
             given = {"controlnet": tiny.controlnet(text.unet)}
         elif "Adapter" in name:
-            given = {"adapter": tiny.adapter()}
+            given = {"adapter": tiny.adapter(channels=shallow["block_out_channels"])}
         if name not in made:
             made[name] = getattr(underdraw, name).from_pipe(text, **given)
     for pipe in made.values():
@@ -213,7 +215,7 @@ def state(pipe: Any) -> Any:
     scheduler = {name: value for name, value in vars(parts.scheduler).items() if name != "_tables"}
     named = [(name, id(value)) for name, value in parts.named.items()]
     own = {name: repr(value) for name, value in vars(pipe).items() if name != "views"}
-    return held, named, repr(scheduler), own, len(pipe.views._going)
+    return held, named, exactly(scheduler), own, len(pipe.views._going)
 
 
 # -- the table -------------------------------------------------------------------------------------

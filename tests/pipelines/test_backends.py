@@ -1,6 +1,8 @@
 """Every pipeline and control on every backend: the pictures of PyTorch, within 1e-4.
 
-Sizes are odd, height is not width, and images of a batch differ in what they are given.
+Sizes are odd, height is not width, and images of a batch differ in what they are given. UNets have
+one level, which is compiled in a third of the time; those of three are compared beneath, in
+`networks/`.
 """
 
 import numpy as np
@@ -44,8 +46,14 @@ def mask(size=(72, 40)):
     return pixels
 
 
-def pipeline(cls, backend, **changes):
-    return ready(cls(**tiny.on(backend, tiny.components(**changes))), backend)
+def components(**unet):
+    return tiny.components(unet={**tiny.ONE_LEVEL, **unet})
+
+
+def pipeline(cls, backend, scheduler=None, **unet):
+    parts = components(**unet)
+    parts["scheduler"] = scheduler or parts["scheduler"]
+    return ready(cls(**tiny.on(backend, parts)), backend)
 
 
 def ready(pipe, backend):
@@ -84,7 +92,7 @@ def inpaint(backend):
 
 def inpaint_wide(backend):
     cls = underdraw.StableDiffusionInpaintPipeline
-    pipe = pipeline(cls, backend, unet={"in_channels": 9})
+    pipe = pipeline(cls, backend, in_channels=9)
     return pipe(TWO, photo((72, 40)), mask(), **SIZE, **CALL).images
 
 
@@ -106,7 +114,7 @@ def diffedit(backend):
 
 
 def gligen(backend):
-    parts = tiny.components()
+    parts = components()
     parts["unet"] = parts["unet"].with_grounding(opened(parts["unet"]))
     cls = underdraw.StableDiffusionGLIGENPipeline
     pipe = ready(cls(**tiny.on(backend, parts)), backend)
@@ -115,7 +123,7 @@ def gligen(backend):
 
 
 def gligen_text_image(backend):
-    parts = tiny.components()
+    parts = components()
     parts["unet"] = parts["unet"].with_grounding(opened(parts["unet"], "text-image"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
@@ -133,7 +141,7 @@ def gligen_text_image(backend):
 def controls(backend):
     """Boxes of its own for each image, a region kept, and an attention edit, all in one call."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
-    pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), backend))
+    pipe.load_grounding(tiny.moved(opened(components()["unet"]), backend))
     steering = [
         PerImage(Layout([RED, BLUE], EVER), [BLUE]),
         Region(mask(), image=photo((72, 40), 3)),
@@ -145,7 +153,7 @@ def controls(backend):
 
 def structure(backend):
     """A ControlNet and an adapter, with other maps and scales for each image."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, unet=tiny.ONE_LEVEL)
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
     net = tiny.moved(tiny.controlnet({**tiny.UNET, **tiny.ONE_LEVEL}), backend)
     adapter = tiny.moved(tiny.adapter(channels=(16,)), backend)
     maps = [photo((72, 40), seed) for seed in (1, 2)]
@@ -166,9 +174,7 @@ def null_text(backend):
 
 def batched(backend):
     """Calls of other guidance and controls that share each call of the UNet."""
-    # Each operation by itself, also on JAX, which compiles it for each shape: one level has few.
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, unet=tiny.ONE_LEVEL)
-    pipe.engine = None
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
     region = Region(mask(), image=photo((72, 40), 3))
     streams = [
         pipe.stream(TWO[0], **SIZE, **CALL, controls=[region]),
@@ -223,12 +229,12 @@ def test_the_same_pictures(name, backend):
 def test_jit_compiles_nothing_for_a_second_call():
     """Another prompt, seed, guidance, strength of a control, and solver of as many calls."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, "jax")
-    pipe.load_grounding(tiny.moved(opened(tiny.components()["unet"]), "jax"))
+    pipe.load_grounding(tiny.moved(opened(components()["unet"]), "jax"))
     pipe.engine = "jit"
     assert isinstance(pipe.engine, engines.Compiled)
     assert pipe.engine is not ENGINES["jax"]
     plain = pipeline(underdraw.StableDiffusionPipeline, "torch")
-    plain.load_grounding(opened(tiny.components()["unet"]))
+    plain.load_grounding(opened(components()["unet"]))
     to_numpy = backends.get("jax").to_numpy
 
     def call(of, prompt, seed, guidance, strength):

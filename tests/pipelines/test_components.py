@@ -72,14 +72,6 @@ def test_other_networks_may_be_compiled_too(name):
     assert compiled
 
 
-def test_a_compiled_network_stays_compiled():
-    pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)
-    plain = run(pipe)
-    pipe.unet = torch.compile(pipe.unet, backend="eager")
-    assert hasattr(pipe.unet, "_orig_mod")
-    assert torch.allclose(run(pipe), plain, atol=1e-5)
-
-
 def test_deep_copies_are_apart():
     pipe = tiny.pipeline()
     plain = run(pipe)

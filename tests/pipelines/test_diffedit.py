@@ -30,7 +30,10 @@ def make(scheduler="DDIMScheduler", compat=None, **config):
         config = {"clip_sample": False, "set_alpha_to_one": False, **config}
     if scheduler == "PNDMScheduler":
         config = {"skip_prk_steps": True, **config}
-    parts = tiny.components(scheduler=getattr(schedulers, scheduler)(**tiny.SCHEDULE, **config))
+    parts = tiny.components(
+        unet=tiny.DEEP,
+        scheduler=getattr(schedulers, scheduler)(**tiny.SCHEDULE, **config),
+    )
     pipe = StableDiffusionDiffEditPipeline(**parts, compat=compat)
     pipe.set_progress_bar_config(disable=True)
     return pipe

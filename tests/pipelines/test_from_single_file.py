@@ -121,7 +121,7 @@ def test_sd2_pads_with_its_own_sign(tmp_path):
     wide = {"hidden_size": 64, "hidden_act": "gelu"}
     unet = {
         "use_linear_projection": True,
-        "attention_head_dim": (2, 4, 4),
+        "attention_head_dim": (2, 4),
         "cross_attention_dim": 64,
     }
     tiny.pipeline(text=wide, unet=unet).save_pretrained(tmp_path / "folder")

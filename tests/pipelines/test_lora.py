@@ -133,7 +133,7 @@ def test_images_of_one_prompt_share_its_text():
 
 
 def test_amounts_by_block():
-    pipe = loaded(texts=())
+    pipe = loaded(tiny.pipeline(unet=tiny.DEEP), texts=())
     wanted = {"unet": {"down": 0.0, "mid": 0.0, "up": {"block_1": 0.0, "block_2": [0.0, 1.0]}}}
     pipe.set_adapters("clay", wanted)
     mixed = tiny.run(pipe, **SIZE)

@@ -35,7 +35,7 @@ def test_a_pipeline_lists_components_and_how_they_run():
     pipe = pipeline()
     text = repr(pipe)
     assert text.splitlines()[0] == "StableDiffusionPipeline: torch, cpu, float32, engine eager"
-    assert "  unet: UNet2DConditionModel(376,132 parameters, float32, cpu, torch)\n" in text
+    assert "  unet: UNet2DConditionModel(203,204 parameters, float32, cpu, torch)\n" in text
     assert "  safety_checker: None\n" in text and text.endswith("attached: nothing")
     for name in pipe.components:
         assert f"  {name}: " in text

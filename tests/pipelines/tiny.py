@@ -29,14 +29,21 @@ WIDTH = 32
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
-    "block_out_channels": (16, 32, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "cross_attention_dim": WIDTH,
     "attention_head_dim": 4,
     "layers_per_block": 1,
     "norm_num_groups": 8,
 }
+DEEP: dict[str, Any] = {
+    **UNET,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+}
+"""As of published ones, with attention at levels of unlike width: what peers are compared with."""
 ONE_LEVEL: dict[str, Any] = {
     "block_out_channels": (16,),
     "down_block_types": ("CrossAttnDownBlock2D",),
@@ -132,7 +139,7 @@ LIGHT: dict[str, Any] = {
     "adapter_type": "light_adapter",
     "num_res_blocks": 3,
 }
-"""Of a light adapter for `UNET`."""
+"""Of a light adapter for `UNET` with two levels of this width."""
 
 
 def run(pipe: Any, prompt: Any = "a red sphere", **arguments: Any) -> torch.Tensor:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.line import CONFIG, Line
+from training.line import CONFIG, Line, weights
 
 from underdraw.errors import InputError, NonFiniteError
+from underdraw.training import checkpoints
 from underdraw.training.loop import Stopped, train
+
+FORK = multiprocessing.get_context("fork")
 
 
 def worker_draws_are_the_same(tmp_path: Path) -> None:
@@ -62,10 +69,63 @@ def worker_errors_are_the_runs(tmp_path: Path) -> None:
         train(task, replace(CONFIG, workers=1), tmp_path)
 
 
+def process_saves_first_at_a_signal_to_all(tmp_path: Path) -> None:
+    """As `timeout`, Slurm and service managers send it."""
+
+    def slow(task: Any, draw: Any) -> Any:
+        time.sleep(0.5)
+        return Line.draw(task, draw)
+
+    def run() -> None:
+        os.setsid()
+        sys.stdout = sys.stderr = open(tmp_path / "log", "w", buffering=1)  # noqa: SIM115
+        task = Line()
+        task.poison, task.draw = -2, partial(slow, task)  # type: ignore[method-assign]
+        train(task, replace(CONFIG, steps=1000, workers=2, log_steps=1), tmp_path)
+
+    process = FORK.Process(target=run)
+    process.start()
+    log, deadline = tmp_path / "log", time.monotonic() + 600
+    while not (log.exists() and "step 2" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid or 0, signal.SIGTERM)
+    process.join(300)
+    assert "Stopped: stopped before step" in log.read_text()
+    assert checkpoints.load(tmp_path / "state.pt")["step"] >= 2
+
+
+def process_shares_a_step(tmp_path: Path) -> None:
+    """Two processes with `torchrun`'s variables take the same steps to the same weights."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+
+    def run(rank: int) -> None:
+        os.environ.update(address, WORLD_SIZE="2", RANK=str(rank))
+        task = Line()
+        train(task, CONFIG, tmp_path)
+        torch.save((weights(task), task.firsts), tmp_path / f"out{rank}.pt")
+
+    processes = [FORK.Process(target=run, args=(rank,)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+    assert [process.exitcode for process in processes] == [0, 0]
+    (a, firsts_a), (b, firsts_b) = (torch.load(tmp_path / f"out{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert firsts_a == [0, 6, 12, 18, 24, 30, 36]
+    assert firsts_b == [f + 3 for f in firsts_a]
+
+
+CHECKS = {
+    name: check
+    for name, check in list(globals().items())
+    if name.startswith(("worker_", "process_"))
+}
+
 if __name__ == "__main__":
-    for name, check in list(globals().items()):
-        if name.startswith("worker_"):
-            folder = Path(sys.argv[1]) / name
-            folder.mkdir()
-            check(folder)
-            print(name, "passed", flush=True)
+    torch.set_num_threads(1)
+    for name, check in CHECKS.items():
+        folder = Path(sys.argv[1]) / name
+        folder.mkdir()
+        check(folder)
+        print(name, "passed", flush=True)

@@ -18,7 +18,8 @@ GROUPS = {"norm_num_groups": 32}
 @pytest.fixture(scope="module")
 def parts():
     """(config, tensors as in a folder) of networks with Stable Diffusion's groups and heads."""
-    sizes = {"block_out_channels": (32, 64, 64), "attention_head_dim": 8, **GROUPS}
+    wide = {"block_out_channels": (32, 64, 64), "attention_head_dim": 8, **GROUPS}
+    sizes = {**tiny.DEEP, **wide}
     vae = {"block_out_channels": (32, 32, 64, 64), **GROUPS}
     made = tiny.components(unet=sizes, vae=vae)
     found = {}

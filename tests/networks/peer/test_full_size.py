@@ -16,20 +16,31 @@ from underdraw.networks.config import read
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def large_convolutions(monkeypatch):
+    """Which oneDNN computes sooner, unlike the small ones of other tests (`tests/conftest.py`)."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+
+
+STRETCH = 100_003
+
+
 def drawn(layout):
     """Normal numbers scaled to the width they are summed over: activations keep their size."""
-    # Each tensor is another stretch of one pool: drawing all of them cost more than the networks.
-    pool = torch.randn(40_000_000, generator=torch.Generator().manual_seed(1))
-    tensors, end = {}, 0
+    # Tensors of one width are stretches of one pool, each of them another: drawing and scaling all
+    # of them cost more than the networks.
+    widths = {name: math.prod(shape[1:]) for name, shape in layout.shapes.items()}
+    longest = dict.fromkeys(widths.values(), 0)
     for name, shape in layout.shapes.items():
-        count = math.prod(shape)
-        start = end if end + count <= len(pool) else end % 9973
-        end = start + count
-        value = pool[start:end].reshape(shape)
+        longest[widths[name]] = max(longest[widths[name]], math.prod(shape))
+    pool = torch.randn(max(longest.values()) + STRETCH, generator=torch.Generator().manual_seed(1))
+    pools = {width: pool[: count + STRETCH] * width**-0.5 for width, count in longest.items()}
+    tensors = {}
+    for i, (name, shape) in enumerate(layout.shapes.items()):
+        start = 7919 * i % STRETCH
+        value = pools[widths[name]][start : start + math.prod(shape)].reshape(shape)
         if len(shape) == 1:
             value = value * 0.1 + float(name.endswith("weight"))
-        else:
-            value = value * (value[0].numel() ** -0.5)
         tensors[name] = value.numpy()
     return tensors
 
@@ -43,7 +54,7 @@ def test_unet():
     config = read(unet.UNetConfig, SD15_UNET)
     tensors = drawn(unet.layout(config))
     nn, p = backends.get("torch").operations, tree("torch", unet.layout(config), tensors)
-    x, times, context = normal(1, 4, 16, 24), torch.tensor([801]), normal(1, 77, 768)
+    x, times, context = normal(1, 4, 8, 16), torch.tensor([801]), normal(1, 77, 768)
     time = unet.embed_time(nn, p, config, times, x)
     ours = unet.unet(nn, p, config, x, time, context)
     theirs = oracle.unet(SD15_UNET, tensors)(x, times, context).sample

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from backends.harness import relative, values
-from networks.configs import SD15_UNET
+from networks.configs import SD15_UNET, UNETS
 from networks.grounded import Grounded, box_inputs, call_inputs, run_grounded
 from networks.peer import oracle
 
@@ -80,7 +80,7 @@ def test_other_unets(fields):
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_numbers_on_jax(kind):
-    case = Grounded(kind, published=True)
+    case = Grounded(kind, published=True, fields=tuple(UNETS["two-levels"].fields.items()))
     tensors = values(case.layout)
     inputs = box_inputs(kind, (1, 0, 3))
     theirs = call_peer(case, tensors, inputs)

@@ -47,19 +47,14 @@ def test_pictures_are_diffusers(pipe, name):
     assert np.abs(made - recorded.arrays()[name]).max() <= BOUND
 
 
-@pytest.mark.parametrize(
-    ("backend", "engine"),
-    [("torch", Regional(by_dynamo([]))), ("jax", recorded.JIT)],
-    ids=["compiled", "jit"],
-)
-def test_engines(backend, engine):
+def test_compiled():
     """On a shallow UNet: the deep one compiles for longer (`test_controlnet.py` does so on JAX)."""
     torch.compiler.reset()
     shallow = underdraw.UNet2DConditionModel(**{**record.UNET, **tiny.ONE_LEVEL}).eval()
     pair = []
-    for name, how in (("torch", None), (backend, engine)):
-        pipe = recorded.pipeline(backend=name, unet=tiny.moved(shallow, name))
-        pipe.engine = how
+    for engine in (None, Regional(by_dynamo([]))):
+        pipe = recorded.pipeline(unet=shallow)
+        pipe.engine = engine
         pair.append(pipe(**recorded.arguments("three", pipe)).images)
     assert np.abs(pair[0] - pair[1]).max() <= 1e-4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import Any
 
@@ -35,7 +34,7 @@ def pair(name: str, compat: str | None = None, channels: int = 4) -> tuple[Any, 
     if channels != 4:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(4)
-            config = {**tiny.UNET, "in_channels": channels}
+            config = {**tiny.DEEP, "in_channels": channels}
             parts["unet"] = tiny.shake(diffusers.UNet2DConditionModel(**config))
     theirs, ours = PEERS[name]
     mine = ours.from_pipe(oracle.pair("sd1")[1], unet=parts["unet"], compat=compat)
@@ -73,14 +72,3 @@ def as_numpy(pictures: Any) -> np.ndarray:
 def as_tensor(pictures: Any) -> torch.Tensor:
     pixels = as_numpy(pictures)
     return torch.from_numpy(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2))
-
-
-def deviation(pipes: tuple[Any, Any], **arguments: Any) -> float:
-    """The largest difference between what both make of the same arguments; each has its own copies
-    of generators."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy's and diffusers' own
-        theirs, ours = (oracle.images(pipe, **arguments) for pipe in pipes)
-    assert theirs.shape == ours.shape
-    assert theirs.std() > 1e-3  # not one flat colour
-    return float(np.abs(theirs - ours).max())

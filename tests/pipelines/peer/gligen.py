@@ -52,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def gated(**changes: Any) -> Any:
     """diffusers' UNet with gates that are open: fresh ones are 0, which any two agree on."""
-    unet = tiny.shake(diffusers.UNet2DConditionModel(**{**tiny.UNET, **changes}))
+    unet = tiny.shake(diffusers.UNet2DConditionModel(**{**tiny.DEEP, **changes}))
     for name, value in unet.named_parameters():
         if "alpha" in name:
             value.data.fill_(0.3 + torch.rand(()).item())

@@ -26,6 +26,8 @@ with warnings.catch_warnings():
     )
 
 from pipelines import tiny
+from pipelines.peer import recorded
+from solvers.peer.oracle import quickly
 
 import underdraw
 from underdraw.models import CLIPImageProcessor
@@ -64,7 +66,7 @@ def folder(place: str, kind: str = "sd1", **options: Any) -> diffusers.StableDif
             text_encoder=tiny.shake(CLIPTextModel(CLIPTextConfig(**text))),
             tokenizer=tokenizer,
             unet=tiny.shake(
-                diffusers.UNet2DConditionModel(**{**tiny.UNET, **changes.get("unet", {})})
+                diffusers.UNet2DConditionModel(**{**tiny.DEEP, **changes.get("unet", {})})
             ),
             scheduler=diffusers.PNDMScheduler(**schedule),
             safety_checker=None,
@@ -112,6 +114,12 @@ def checker(threshold: float) -> tuple[Any, Any]:
     return made, CLIPImageProcessor(32, (32, 32))
 
 
+def scheduler(name: str, config: Any, **changes: Any) -> Any:
+    """diffusers', of a class and configuration."""
+    with quickly(getattr(diffusers, name)) as kind:
+        return kind.from_config(dict(config), **changes)
+
+
 def generators(*seeds: int) -> Any:
     made = [torch.Generator().manual_seed(seed) for seed in seeds]
     return made if len(made) > 1 else made[0]
@@ -127,9 +135,22 @@ def images(pipe: Any, **arguments: Any) -> np.ndarray:
     return np.asarray([np.asarray(image) for image in made]).astype(np.float64)
 
 
-def deviation(kind: str, **arguments: Any) -> float:
-    """The largest difference between the images of both."""
-    theirs, ours = (images(pipe, **arguments) for pipe in pair(kind))
+def apart(pipes: tuple[Any, Any], live: bool = False, **arguments: Any) -> float:
+    """The largest difference between what diffusers' pipeline, or its record unless `live`, and
+    ours make of the same arguments; each has its own copies of generators."""
+    peer, pipe = pipes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's and diffusers' own
+        ours = images(pipe, **arguments)
+        if live or arguments.get("output_type") == "pil":  # pasted, they may differ at few places
+            theirs = images(peer, **arguments)
+        else:
+            theirs, ours = recorded.beside(lambda: images(peer, **arguments), pipe, ours)
     assert theirs.shape == ours.shape
     assert theirs.std() > 1e-3  # not one flat colour, which any two pipelines agree on
     return float(np.abs(theirs - ours).max())
+
+
+def deviation(kind: str, **arguments: Any) -> float:
+    """The same of the pipelines of a kind."""
+    return apart(pair(kind), **arguments)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from pipelines import tiny
 from pipelines.peer import oracle
-from pipelines.peer.beginnings import deviation, masks, pictures
+from pipelines.peer.beginnings import masks, pictures
+from pipelines.peer.oracle import apart as deviation
 
 import underdraw
 
@@ -34,14 +35,20 @@ PEERS: dict[str, tuple[Any, Any]] = {
         underdraw.StableDiffusionAdapterPipeline,
     ),
 }
+
+
+def adapter(unet: Any, **fields: Any) -> Any:
+    return tiny.adapter(**{"channels": unet.config.block_out_channels, **fields})
+
+
 NETS: dict[str, Any] = {
     "one": lambda unet: tiny.controlnet(unet),
     "shuffle": lambda unet: tiny.controlnet(unet, global_pool_conditions=True),
     "two": lambda unet: [tiny.controlnet(unet), tiny.controlnet(unet, 6)],
-    "full": lambda unet: tiny.adapter(),
-    "light": lambda unet: tiny.adapter(**tiny.LIGHT),
-    "grey": lambda unet: tiny.adapter(in_channels=1),
-    "both": lambda unet: [tiny.adapter(), tiny.adapter(6)],
+    "full": lambda unet: adapter(unet),
+    "light": lambda unet: adapter(unet, **{**tiny.LIGHT, "channels": (16, 32)}),
+    "grey": lambda unet: adapter(unet, in_channels=1),
+    "both": lambda unet: [adapter(unet), adapter(unet, seed=6)],
 }
 
 

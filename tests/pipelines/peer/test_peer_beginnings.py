@@ -1,13 +1,11 @@
 """Image-to-image and inpainting against diffusers', over a product of arguments and solvers."""
 
-import warnings
-
-import diffusers
 import numpy as np
 import pytest
 import torch
 from pipelines.peer import beginnings
-from pipelines.peer.beginnings import as_numpy, as_tensor, deviation, masks, pair, pictures
+from pipelines.peer.beginnings import as_numpy, as_tensor, masks, pair, pictures
+from pipelines.peer.oracle import apart as deviation
 from pipelines.peer.test_peer_images import SOLVERS
 
 from underdraw import schedulers
@@ -127,7 +125,9 @@ INPAINT = {
 @pytest.mark.parametrize("channels", [4, 9])
 @pytest.mark.parametrize("case", INPAINT)
 def test_inpainting(case, channels):
-    call = {"prompt": RED, "image": pictures(), "mask_image": masks(), **SIZE, **INPAINT[case]}
+    steps = {"num_inference_steps": 5 if "strength" in INPAINT[case] else 3}
+    call = {"prompt": RED, "image": pictures(), "mask_image": masks(), **steps, **SIZE}
+    call |= INPAINT[case]
     limit = LIMIT
     if "padding_mask_crop" in call:
         limit = 1.01  # of 255: diffusers rounds on its way through premultiplied colours
@@ -147,10 +147,7 @@ def solvers(monkeypatch):
         theirs, ours = pipes
         whole = {**theirs.scheduler.config, **config}
         whole.pop("_use_default_values", None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, about what diffusers does
-            scheduler = getattr(diffusers, name).from_config(whole)
-        monkeypatch.setattr(theirs, "scheduler", scheduler)
+        monkeypatch.setattr(theirs, "scheduler", beginnings.oracle.scheduler(name, whole))
         monkeypatch.setattr(ours, "scheduler", getattr(schedulers, name).from_config(whole))
 
     return use
@@ -306,11 +303,8 @@ def test_a_foreign_scheduler_begins_in_the_middle(monkeypatch, name):
         theirs, ours = pair(kind)
         whole = {**theirs.scheduler.config}
         whole.pop("_use_default_values", None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, about what diffusers does
-            for pipe in (theirs, ours):
-                scheduler = getattr(diffusers, name).from_config(whole)
-                monkeypatch.setattr(pipe, "scheduler", scheduler)
+        for pipe in (theirs, ours):
+            monkeypatch.setattr(pipe, "scheduler", beginnings.oracle.scheduler(name, whole))
         call = {"prompt": RED, "image": pictures(), "strength": 0.5}
         if kind == "inpaint":
             call |= {"mask_image": masks(), **SIZE}

@@ -176,7 +176,7 @@ def test_impossible_boxes(box):
 def test_a_checkpoint_without_grounding():
     theirs, ours = gligen.pair("text")
     bare = {**theirs.components, "requires_safety_checker": False}
-    bare["unet"] = tiny.shake(diffusers.UNet2DConditionModel(**tiny.UNET))
+    bare["unet"] = tiny.shake(diffusers.UNet2DConditionModel(**tiny.DEEP))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plain = oracle.quiet(type(theirs)(**bare))
@@ -195,4 +195,5 @@ def test_the_peer_reads_what_ours_writes(tmp_path):
             warnings.simplefilter("ignore")
             again = type(theirs).from_pretrained(tmp_path / kind, local_files_only=True)
         call = {"gligen_images": IMAGES} if kind == "image" else {}
-        assert np.abs(images(oracle.quiet(again), **call) - images(theirs, **call)).max() <= 1e-6
+        # Where tensors lie in memory decides in which order float32 sums are taken.
+        assert np.abs(images(oracle.quiet(again), **call) - images(theirs, **call)).max() <= 4e-6

@@ -24,7 +24,7 @@ BOUND = 2e-5
 @pytest.fixture
 def pair():
     """One random pipeline, ours and theirs."""
-    ours = tiny.pipeline(compat="diffusers")
+    ours = tiny.pipeline(compat="diffusers", unet=tiny.DEEP)
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)

@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ CONFIGS = {
 }
 
 
+@cache
 def parts_of(name, which):
     """Components of a pipeline of this name: diffusers' (0) or ours (1)."""
     pipe = (gligen.pair("image") if "TextImage" in name else oracle.pair("sd1"))[which]
@@ -131,7 +133,7 @@ def test_sizes_of_old_networks_are_mended_alike(name):
     own, right = parts_of(name, 1)["unet"], scheduler(1, "DDIMScheduler", SAID)
     peer, same = copy.copy(parts_of(name, 0)["unet"]), scheduler(0, "DDIMScheduler", SAID)
     for version in VERSIONS:
-        for size in (8, 63, 64, 96):
+        for size in (8, 63, 64, 96) if version in ("0.8.1", "0.9.0") else (63,):
             config = {**peer.config, "sample_size": size, "_diffusers_version": version}
             if version is None:
                 del config["_diffusers_version"]

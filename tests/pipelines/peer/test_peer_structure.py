@@ -11,6 +11,7 @@ import underdraw
 from underdraw import schedulers
 
 RED = "a red sphere"
+LATENTS = torch.randn(1, 4, 6, 9, generator=torch.Generator().manual_seed(2))
 THREE = ["a red sphere", "a blue cube on the table", "green"]
 EDGE = {"control_image": maps(), "image": pictures(seed=4)}
 HOLE = {**EDGE, "mask_image": masks()}
@@ -72,7 +73,7 @@ CASES = {
         "two",
         {**EDGE, "control_image": maps(2), "guess_mode": True},
     ),
-    "its latents": ("img2img", "one", {**EDGE, "latents": torch.randn(1, 4, 6, 9)}),
+    "its latents": ("img2img", "one", {**EDGE, "latents": LATENTS}),
     "a hole": ("inpaint", "one", HOLE),
     "a hole, half": ("inpaint", "one", {**HOLE, "strength": 0.6, "guess_mode": True}),
     "a hole, cut": ("inpaint", "one", {**HOLE, "padding_mask_crop": 4, "output_type": "pil"}),
@@ -140,7 +141,7 @@ def test_folders(tmp_path, kind, nets):
     assert deviation((theirs, read), **call) <= 1e-5
     ours.save_pretrained(tmp_path / "ours")
     back = type(theirs).from_pretrained(tmp_path / "ours", local_files_only=True)
-    assert deviation((oracle.quiet(back), ours), **call) <= 1e-5
+    assert deviation((oracle.quiet(back), ours), live=True, **call) <= 1e-5
     assert underdraw.DiffusionPipeline.from_pretrained(tmp_path / "ours").components.keys() == (
         ours.components.keys()
     )

@@ -77,13 +77,13 @@ def test_pictures_with_transparency_are_taken_for_latents():
 
 
 def test_layers_per_block_must_be_one_number():
-    config = {**tiny.UNET, "layers_per_block": (1, 2, 1)}
+    config = {**tiny.DEEP, "layers_per_block": (1, 2, 1)}
     unet = tiny.shake(underdraw.UNet2DConditionModel(**config))
     ours = tiny.controlnet(unet)
     assert len(ours.config.encoder.levels) == 3
     with pytest.raises(TypeError):
         diffusers.ControlNetModel.from_unet(diffusers.UNet2DConditionModel(**config))
-    pipe = tiny.pipeline(unet={"layers_per_block": (1, 2, 1)})
+    pipe = tiny.pipeline(unet=config)
     plain = tiny.run(pipe)
     steered = tiny.run(pipe, controls=[underdraw.Structure(ours, maps())])
     assert (steered - plain).abs().max() > 1e-2
@@ -147,7 +147,7 @@ def test_three_adapters_are_not_found_again(tmp_path):
 def test_nets_of_another_unet_fail_late():
     """diffusers takes a net of another base and fails in the first step; ours when it is given."""
     peer, ours = pair("text")
-    other = tiny.controlnet({**tiny.UNET, "cross_attention_dim": 48})
+    other = tiny.controlnet({**tiny.DEEP, "cross_attention_dim": 48})
     parts = {name: value for name, value in peer.components.items() if name != "image_encoder"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

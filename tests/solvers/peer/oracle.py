@@ -69,12 +69,18 @@ def peer(name: str, **config: Any) -> Any:
     return getattr(diffusers, name)(**config)
 
 
-@quiet()
-def built(cls: Any, **config: Any) -> Any:
-    """A scheduler of diffusers. Some constructors spend a second on a table of all training steps;
-    here it has two steps, and `peer_run` makes the one that counts."""
+@contextmanager
+def quickly(cls: Any):
+    """Some constructors of diffusers spend a second on a table of all training steps; meanwhile it
+    has two steps, and whoever runs the scheduler makes the one that counts."""
     whole = cls.set_timesteps
-    with patch.object(cls, "set_timesteps", lambda self, *_: whole(self, 2)):
+    with quiet(), patch.object(cls, "set_timesteps", lambda self, *_: whole(self, 2)):
+        yield cls
+
+
+def built(cls: Any, **config: Any) -> Any:
+    """A scheduler of diffusers."""
+    with quickly(cls):
         return cls(**config)
 
 

@@ -5,7 +5,7 @@ import json
 import diffusers
 import pytest
 import torch
-from solvers.peer.oracle import SD, SHAPE, distance, network, peer, peer_run, quiet
+from solvers.peer.oracle import SD, SHAPE, distance, network, peer, peer_run, quickly, quiet
 
 import underdraw
 from underdraw import backends, schedulers
@@ -193,8 +193,8 @@ def test_published_configs_on_every_class(model, name, tmp_path):
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(published))
     ours = getattr(schedulers, name).from_pretrained(tmp_path, subfolder="scheduler")
-    with quiet():
-        theirs = getattr(diffusers, name).from_pretrained(str(tmp_path), subfolder="scheduler")
+    with quickly(getattr(diffusers, name)) as peers:
+        theirs = peers.from_pretrained(str(tmp_path), subfolder="scheduler")
     steps = STEPS.get(name, 5)
     request = generator_for(name)
     wanted = peer_run(theirs, steps, **request)
@@ -204,9 +204,9 @@ def test_published_configs_on_every_class(model, name, tmp_path):
     saved = json.loads((tmp_path / "saved" / "scheduler_config.json").read_text())
     assert saved["_class_name"] == name
     assert "_use_default_values" not in saved
-    with quiet():  # afresh: diffusers' set_timesteps may change its configuration
-        theirs = getattr(diffusers, name).from_pretrained(str(tmp_path), subfolder="scheduler")
-        back = getattr(diffusers, name).from_pretrained(str(tmp_path / "saved"))
+    with quickly(peers):  # afresh: the peer's set_timesteps may change its configuration
+        theirs = peers.from_pretrained(str(tmp_path), subfolder="scheduler")
+        back = peers.from_pretrained(str(tmp_path / "saved"))
     assert {k: v for k, v in back.config.items() if not k.startswith("_")} == {
         k: v for k, v in theirs.config.items() if not k.startswith("_")
     }
