@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--start", help="a family to go on from, such as underdraw/scenes")
     parser.add_argument("--learning-rate", type=float, help="the highest, of this stage")
     parser.add_argument("--scenes", type=int, help="render so many instead of the recipe's")
+    parser.add_argument("--subjects", type=int, help="likewise, things with their own textures")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--accelerator", action="store_true", help="large batches, drawn by other processes"
@@ -37,6 +38,8 @@ def main() -> None:
         recipe = recipe.on_accelerator()
     if arguments.scenes is not None:
         recipe = replace(recipe, scenes=arguments.scenes, views=min(recipe.views, arguments.scenes))
+    if arguments.subjects is not None:
+        recipe = replace(recipe, subjects=arguments.subjects)
     if arguments.learning_rate is not None:
         own = shorter(recipe.run(arguments.stage), learning_rate=arguments.learning_rate)
         recipe = replace(recipe, runs={**recipe.runs, arguments.stage: own})

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from controls.test_subject import encoder
 from PIL import Image
 
 from underdraw.weights import folders
@@ -206,6 +207,53 @@ def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path):
     assert "already holds text; name another --out" in failed.stderr
 
 
+@pytest.mark.parametrize("options", [("--rank", 2), ("--text", "--no-embedding")])
+def test_a_subject_of_a_few_pictures(run, tiny, pictures, tmp_path, options):
+    """It is drawn by its file, beside a model that stays as it is."""
+    encoder().save_pretrained(tmp_path / "weights")
+    weights = () if "--no-embedding" in options else ("--subject-weights", "weights")
+    lines = [{"file_name": f"{i}.png", "text": ["a cone", "a cube"]} for i in range(5)]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    told = ("--data", pictures, "--category", "cube", "--model", tiny, *options, *weights)
+    done = run("train", "subject-finetune", *told, "--out", "work", *QUICK)
+    assert done.stdout == "work/subject.safetensors\n"
+    assert "cube of 5 pictures" in done.stderr and "3 steps" in done.stderr
+    call = ("generate", "a red cube", "--model", tiny, "--steps", 2, "--seed", 1, "--out")
+    run(*call, "plain.png")
+    shown = ("--subject", "work/subject.safetensors", "cube")
+    run(*call, "mine.png", *shown)
+    mine, plain = (np.asarray(Image.open(tmp_path / name)) for name in ("mine.png", "plain.png"))
+    assert (mine != plain).any()
+    again = ("generate", "--again", "mine.png", "--model", tiny, "--out")
+    assert "one of them was tuned" in run(*again, "x.png", code=2).stderr
+    run(*again, "again.png", *shown)
+    assert (np.asarray(Image.open(tmp_path / "again.png")) == mine).all()
+    failed = run(*call, "x.png", "--subject", other(tmp_path), "cube", code=2)
+    assert "holds no tuned subject" in failed.stderr
+
+
+def other(place):
+    from underdraw.weights.save import save_tensors
+
+    save_tensors(place / "other.safetensors", {"x": np.ones(3, np.float32)})
+    return place / "other.safetensors"
+
+
+def test_a_subject_encoder_on_a_folder(run, tiny, pictures, tmp_path, monkeypatch):
+    from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline as Pipeline
+
+    lines = [{"file_name": f"{i}.png", "category": "cube"} for i in range(5)]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    told = ("train", "subject", "--data", pictures, "--model", tiny, "--out", "work", *QUICK)
+    assert "neither a subject encoder nor an image_encoder" in run(*told, code=2).stderr
+    known = encoder()
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "subjects", property(lambda self: {"own": known}))
+        assert run(*told).stdout == "work/qformer\n"
+    weights = ("--subject-weights", "work/qformer", "--subject", pictures / "0.png", "cube")
+    run("generate", "a cube", "--model", tiny, "--steps", 2, "--out", "a.png", *weights)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -229,6 +277,15 @@ def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path):
         (["clip", "--data", "pictures", "--inpainting"], "are for grounding with --data FOLDER"),
         (["text-to-image", "--data", "pictures", "--learning-rate", "-1"], "learning_rate=-1"),
         (["text-to-image", "--data", "pictures", "--precision", "int8"], "precision='int8'"),
+        (["clip", "--rank", "3"], "are for subject-finetune"),
+        (["subject-finetune"], "needs --data FOLDER"),
+        (["subject-finetune", "--data", "pictures"], "needs --category"),
+        (
+            ["subject-finetune", "--data", "pictures", "--category", "cone"],
+            "has no subject weights",
+        ),
+        (["subject", "--data", "pictures"], "lacks a file_name or a category"),
+        (["subject", "--data", "pictures", "--text"], "--text is for text-to-image and subject"),
     ],
 )
 def test_mistakes(run, tiny, pictures, arguments, says):

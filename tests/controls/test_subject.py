@@ -18,10 +18,12 @@ from underdraw import (
     Region,
     Structure,
 )
+from underdraw.backends.deltas import LowRank
 from underdraw.controls import Control
 from underdraw.controls.subject import Subject, between
 from underdraw.controls.subject_run import Subjects
 from underdraw.models import Blip2QFormerModel, ControlNetModel
+from underdraw.models.overlay import Overlay
 from underdraw.models.wordpiece import WordPiece
 
 TOKENS = 4
@@ -395,13 +397,26 @@ def test_other_pipelines_and_offloading(pipe):
     made.disable_model_cpu_offload()
 
 
+OVERLAY = Overlay(
+    {
+        path: LowRank(np.full((2, width), 0.1, np.float32), np.full((16, 2), 0.2, np.float32))
+        for path, width in (
+            ("mid_block.attentions.0.transformer_blocks.0.attn2.to_v", tiny.WIDTH),
+            ("mid_block.attentions.0.transformer_blocks.0.attn2.to_q", 16),
+        )
+    }
+)
+
+
 def test_the_same_on_jax():
     pair = []
     for backend in ("torch", "jax"):
         parts = tiny.on(backend, tiny.components(unet=tiny.ONE_LEVEL))
         made = underdraw.StableDiffusionPipeline(**parts)
         made.set_progress_bar_config(disable=True)
-        made.load_subject(encoder(backend))
+        reader = encoder(backend)
+        reader.overlay = OVERLAY
+        made.load_subject(reader)
         made.engine = "jit" if backend == "jax" else None
         controls = [timed(SPHERE, 0.5, 0, 0.5), CUBE]
         out = made(

@@ -11,14 +11,17 @@ import torch
 from pipelines.elsewhere import DEVICE, Accelerator, There
 
 from underdraw.models.grounding import Grounding
+from underdraw.pipelines.blip_diffusion import BlipDiffusionPipeline
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.training import checkpoints
 from underdraw.training.data import RenderedScenes
 from underdraw.training.recipes import ScenesRecipe, train_stage
+from underdraw.training.subject_scenes import SubjectScenes
 from underdraw.training.views import Views
 
 STAGES = (
     *("autoencoder", "latents", "denoiser", "clip", "grounding", "maps", "structure", "edges"),
+    *("subjects", "alignment", "subject"),
 )
 
 
@@ -38,7 +41,7 @@ def recipe() -> ScenesRecipe:
     small = {"steps": 1, "batch": 2, "workers": 0, "log_steps": 1, "precision": "float32"}
     runs = {name: replace(run, **small) for name, run in found.runs.items()}
     denoiser = replace(found.denoiser, prompts=found.denoiser.prompts[:1], preview_steps=2)
-    return replace(found, scenes=9, views=9, runs=runs, denoiser=denoiser)
+    return replace(found, scenes=9, views=9, subjects=6, runs=runs, denoiser=denoiser)
 
 
 def test_every_stage_runs_where_devices_cannot_be_mixed(
@@ -49,6 +52,7 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     monkeypatch.setattr(checkpoints, "save", lambda path, state: save(path, to_host(state)))
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (4,))  # held back: 64
+    monkeypatch.setattr(SubjectScenes.__init__, "__defaults__", (2,))
     train_stage("renders", tmp_path, recipe)
     assert len(Views(tmp_path / "views")) == 9
     for stage in STAGES:
@@ -72,3 +76,6 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     assert list(made.adapters["structure"]) == ["edges"]  # the one that was trained
     made.load_structure(made.adapters["structure"]["edges"], name="mine")
     assert list(made.adapters["structure"]) == ["edges", "mine"]
+    blip = BlipDiffusionPipeline.from_pretrained(tmp_path / "export", dtype="float32")
+    assert blip.subjects["own"].overlay.unet
+    assert made.subjects.keys() == {"subject"}

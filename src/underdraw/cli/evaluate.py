@@ -25,6 +25,7 @@ class Task(str, Enum):
     grounding = "grounding"
     editing = "editing"
     structure = "structure"
+    subjects = "subjects"
 
 
 def evaluate(
@@ -49,8 +50,8 @@ def evaluate(
     task: Annotated[
         Task,
         typer.Option(
-            help="What to judge: captions, boxes (grounding), edits, or how far pictures follow "
-            "maps (structure)."
+            help="What to judge: captions, boxes (grounding), edits, how far pictures follow maps "
+            "(structure), or subjects."
         ),
     ] = Task.text_to_image,
     grounding: Annotated[
@@ -60,6 +61,10 @@ def evaluate(
     strength: Annotated[
         tuple[float, float, float] | None,
         typer.Option(help="Of boxes over the run: on, decay, off; default: as in GLIGEN."),
+    ] = None,
+    subject_weights: Annotated[
+        str | None,
+        typer.Option(help="Subject weights; by default those that belong to the model."),
     ] = None,
 ) -> None:
     """Judge a model that was trained on scenes, beside the same score on real renders.
@@ -72,7 +77,13 @@ def evaluate(
         return
     if task is not Task.grounding and (grounding is not None or strength is not None):
         raise InputError("--grounding and --strength are for --task grounding")
+    if task is not Task.subjects and subject_weights is not None:
+        raise InputError("--subject-weights is for --task subjects")
     check(out, model or options.SCENES, task, steps, guidance, solver, engine, grounding, strength)
+    if task is Task.subjects:
+        from underdraw.cli.subjects import check_weights
+
+        check_weights(model or options.SCENES, subject_weights)
     from underdraw import evaluation
     from underdraw.cli.loading import load_pipeline, summary
 
@@ -96,6 +107,11 @@ def evaluate(
             pipe.load_grounding(grounding)
         boxes = {"strength": strength, **arguments}
         evaluate_boxes(pipe, judge, out, count, steps or 20, seed or 0, batch, boxes)
+        return
+    if task is Task.subjects:
+        if subject_weights is not None:
+            pipe.load_subject(subject_weights)
+        evaluate_subjects(pipe, judge, out, count, steps or 20, seed or 0, batch, arguments)
         return
     if task is Task.editing:
         asked = arguments if steps is None else {**arguments, "num_inference_steps": steps}
@@ -136,7 +152,8 @@ evaluate.examples = """Examples:
   underdraw evaluate --model work/export --guidance 5 --out report-5
   underdraw evaluate --task grounding --strength 1 0 0 --out boxes
   underdraw evaluate --task editing --count 64 --out edits
-  underdraw evaluate --task structure --count 64 --out maps"""  # type: ignore[attr-defined]
+  underdraw evaluate --task structure --count 64 --out maps
+  underdraw evaluate --task subjects --count 64 --out subjects"""  # type: ignore[attr-defined]
 
 
 def check(
@@ -250,6 +267,43 @@ def evaluate_maps(
             batch=batch,
             folder=out,
             settings={**told, "arguments": {k: repr(v) for k, v in sorted(arguments.items())}},
+            progress=progress.wanted(),
+            evaluator=judge,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
+    typer.echo(report.table())
+    tell(f"report: {out}")
+
+
+def evaluate_subjects(
+    pipe: Any,
+    judge: Any,
+    out: Path,
+    count: int,
+    steps: int,
+    seed: int,
+    batch: int,
+    arguments: dict[str, Any],
+) -> None:
+    """Held-out subjects by a picture of each, by the same prompts alone, and described in words."""
+    from underdraw.evaluation import subjects
+    from underdraw.evaluation.autoencoder import through
+    from underdraw.evaluation.text_to_image import describe_model, digest
+
+    generate, plain = subjects.pipeline_generators(pipe, steps=steps, **arguments)
+    told = {"model": describe_model(pipe), "steps": steps}
+    try:
+        report = subjects.evaluate_subjects(
+            generate,
+            plain,
+            subjects.held_out_subjects(count),
+            round_trip=through(pipe.vae),
+            seed=seed,
+            batch=batch,
+            folder=out,
+            settings={**told, "arguments": {k: repr(v) for k, v in sorted(arguments.items())}},
+            weights=digest(pipe.subjects),
             progress=progress.wanted(),
             evaluator=judge,
         )

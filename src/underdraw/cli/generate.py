@@ -341,7 +341,8 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
     check_engine(loading.get("engine") or "eager", loading.get("backend") or "torch")
     if request.subjects is not None:
         subjects.check_words(request.subjects, prompts)
-        subjects.check_weights(loading.get("model", options.SCENES), loading.get("subject"))
+        if subjects.need_weights(request.subjects) or "subject" in loading:
+            subjects.check_weights(loading.get("model", options.SCENES), loading.get("subject"))
     if "grounding" in request.loading:
         early.check_grounding(request.loading["grounding"])
     elif request.layout is not None and request.layout.get("boxes"):

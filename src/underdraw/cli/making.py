@@ -43,6 +43,7 @@ def load(request: Request, solver: str | None) -> Any:
         pipe.load_grounding(grounding)
     if subject is not None:
         pipe.load_subject(subject)
+    subjects.attach(pipe, request.subjects or [])
     structure.attach(pipe, request.structures or [])
     request.loras.attach(pipe)
     try:

@@ -14,11 +14,14 @@ from underdraw.schema import Length, Schema, read, within
 
 SUBJECT, AS, WEIGHTS = "--subject", "--as", "--subject-weights"
 USAGE = (
-    f'{SUBJECT} takes a picture and what it shows: {SUBJECT} photo.png "dog", then perhaps {AS} '
+    f"{SUBJECT} takes a picture and what it shows, or the file of a tuned subject and what that "
+    f'is: {SUBJECT} photo.png "dog", then perhaps {AS} '
 )
 PARTS = 2
 FOLDER = "qformer"
 """Of a pipeline's folder that has subject weights."""
+TUNED = ".safetensors"
+"""Of files of tuned subjects."""
 
 Words = Annotated[str, Length(1, 1000)]
 Picture = Annotated[str, Length(1, 4096)] | Mapping[str, Any]
@@ -38,6 +41,11 @@ class Entry(Schema):
     def words(self) -> str:
         """What names it in a prompt."""
         return self.word or self.category
+
+    @property
+    def tuned(self) -> str | None:
+        """The file of a tuned subject; None for a picture."""
+        return _tuned(self.image)
 
 
 def read_subjects(options: list[str] | None) -> list[dict[str, Any]] | None:
@@ -75,10 +83,34 @@ def controls_of(subjects: Subjects, prompts: Sequence[str] | None = None) -> lis
         if prompts is not None and not _named(known, prompts):
             continue
         try:
+            if known.tuned is not None:
+                _check_tuned(known.tuned, where)
+                made.append(Subject(None, known.category, known.words, encoder=known.tuned))
+                continue
             made.append(Subject(_picture(known.image, where), known.category, word=known.words))
         except (InputError, InputTypeError) as error:
             raise type(error)(f"{where}: {error}") from error
     return made
+
+
+def _tuned(image: Any) -> str | None:
+    return image if isinstance(image, str) and image.lower().endswith(TUNED) else None
+
+
+def _check_tuned(path: str, where: str) -> None:
+    from underdraw.models.overlay import is_tuned
+
+    if not Path(path).is_file():
+        raise NotFoundError(f"{where}: there is no file {path!r}")
+    if not is_tuned(path):
+        raise InputError(f"{where}: {path} holds no tuned subject; {SUBJECT} takes a picture, too")
+
+
+def attach(pipe: Any, subjects: Subjects) -> None:
+    """Load the tuned subjects among these, each by the name of its file."""
+    for path in dict.fromkeys(_tuned(entry["image"]) for entry in subjects):
+        if path is not None:
+            pipe.load_subject(path, name=path)
 
 
 def check_words(subjects: Subjects, prompts: Sequence[str]) -> None:
@@ -119,7 +151,7 @@ def with_pictures(subjects: Subjects) -> list[dict[str, Any]]:
     made = []
     for entry in subjects:
         image = entry["image"]
-        if isinstance(image, str):
+        if isinstance(image, str) and _tuned(image) is None:
             image = embedded.kept(read_plain(Path(image)), Path(image).name)
         made.append({**entry, "image": image})
     return made
@@ -130,6 +162,8 @@ def check_recorded(path: Path, subjects: Sequence[Any]) -> None:
     none."""
     with within(f"{path}: its subjects"):
         for entry in subjects:
+            if isinstance(entry, Mapping) and (file := _tuned(entry.get("image"))) is not None:
+                raise InputError(f"one of them was tuned ({file}); give {SUBJECT} anew")
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), Mapping):
                 raise InputError(f"one of them is damaged: {entry!r:.80}")
         controls_of(subjects)
@@ -138,6 +172,11 @@ def check_recorded(path: Path, subjects: Sequence[Any]) -> None:
 def files_of(subjects: Subjects) -> list[str]:
     """Files of their pictures."""
     return [entry["image"] for entry in subjects if isinstance(entry["image"], str)]
+
+
+def need_weights(subjects: Subjects) -> bool:
+    """Whether one of these is shown by a picture."""
+    return any(_tuned(entry["image"]) is None for entry in subjects)
 
 
 def check_weights(model: str, given: str | None) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs, progress
+from underdraw.cli import options, outputs, progress, train_subject
 from underdraw.cli.failures import tell
 from underdraw.cli.train_structure import train_structure
-from underdraw.cli.trained import check_model, schedule, side_of
+from underdraw.cli.trained import check_model, side_of
 from underdraw.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Recipe(str, Enum):
     decoder = "decoder"
     grounding = "grounding"
     structure = "structure"
+    subject = "subject"
+    subject_finetune = "subject-finetune"
     family = "family"
 
 
@@ -48,12 +50,16 @@ STAGES = {
         *("renders", "text", "autoencoder", "latents", "denoiser", "maps"),
         *("structure", "edges", "depth"),
     ),
+    Recipe.subject: (
+        *("renders", "text", "autoencoder", "latents", "denoiser", "clip"),
+        *("subjects", "alignment", "subject"),
+    ),
     Recipe.family: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "grounding"),
-        *("maps", "structure", "edges", "depth", "export"),
+        *("maps", "structure", "edges", "depth", "subjects", "alignment", "subject", "export"),
     ),
 }
-OWN = {Recipe.structure: 3, Recipe.family: len(STAGES[Recipe.family])}
+OWN = {Recipe.structure: 3, Recipe.subject: 3, Recipe.family: len(STAGES[Recipe.family])}
 """How many stages, from the last on, are a recipe's own, where it is not one."""
 
 
@@ -98,7 +104,10 @@ def train(
     ] = None,
     scenes: Annotated[int | None, typer.Option(min=65, help="How many scenes to render.")] = None,
     text: Annotated[
-        bool, typer.Option("--text", help="Also train the text encoder (text-to-image).")
+        bool,
+        typer.Option(
+            "--text", help="Also train the text encoder (text-to-image, subject-finetune)."
+        ),
     ] = False,
     coordinates: Annotated[
         str, typer.Option(help="Of boxes (grounding): relative, in 0 .. 1, or pixels.")
@@ -119,6 +128,23 @@ def train(
             "names: edges or soft-edges (structure)."
         ),
     ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="What the subject of the folder is (subject-finetune).")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Train low-rank differences instead of the UNet (subject-finetune)."
+        ),
+    ] = None,
+    embedding: Annotated[
+        bool,
+        typer.Option(help="Begin with the subject's embedding (subject-finetune); or DreamBooth."),
+    ] = True,
+    subject_weights: Annotated[
+        str | None,
+        typer.Option(help="Subject weights (subject-finetune); by default the model's."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,
@@ -129,7 +155,9 @@ def train(
     With --data scenes the family underdraw/scenes is trained from nothing: every stage that the
     recipe needs and --out lacks is run first. With a folder of pictures a checkpoint is trained
     further (autoencoder, text-to-image), and the result written to OUT/model; or it gets grounding
-    layers or a ControlNet, which are written to OUT/grounding or OUT/structure, and stays as it is.
+    layers (OUT/grounding), a ControlNet (OUT/structure) or a subject encoder (OUT/qformer), or
+    learns one subject from a few pictures (subject-finetune, OUT/subject.safetensors), and stays as
+    it is.
     """
     changes = {
         "steps": steps,
@@ -148,6 +176,11 @@ def train(
         )
     if maps is not None and (recipe is not Recipe.structure or data == SCENES_DATA):
         raise InputError("--maps is for structure with --data FOLDER")
+    tuning = train_subject.Tuning(category, rank, embedding, subject_weights)
+    if tuning != train_subject.Tuning() and recipe is not Recipe.subject_finetune:
+        raise InputError(
+            "--category, --rank, --no-embedding and --subject-weights are for subject-finetune"
+        )
     outputs.check_folder(out)
     from underdraw.backends.hardware import resolve_device
 
@@ -155,15 +188,23 @@ def train(
     if data == SCENES_DATA:
         if model is not None or size is not None or text:
             raise InputError("--model, --size and --text are for --data FOLDER")
+        if recipe is Recipe.subject_finetune:
+            raise InputError("subject-finetune needs --data FOLDER: pictures of the subject")
         train_scenes(recipe, out, changes, scenes, resume, place)
     else:
         if scenes is not None:
             raise InputError("--scenes is for --data scenes")
         if not Path(data).is_dir():
             raise NotFoundError(f"--data {data}: no such folder; wanted a folder, or scenes")
-        if text and recipe in (Recipe.grounding, Recipe.structure):
-            raise InputError("--text is for text-to-image")
-        if recipe is Recipe.structure:
+        if text and recipe in (Recipe.grounding, Recipe.structure, Recipe.subject):
+            raise InputError("--text is for text-to-image and subject-finetune")
+        if recipe is Recipe.subject_finetune:
+            made = train_subject.finetune(
+                *(out, data, tuning, model, size, text, changes, resume, place)
+            )
+        elif recipe is Recipe.subject:
+            made = train_subject.train_encoder(*(out, data, model, size, changes, resume, place))
+        elif recipe is Recipe.structure:
             made = train_structure(out, data, maps, model, size, changes, resume, place)
         elif recipe is Recipe.grounding:
             made = train_grounding(out, data, boxes, model, size, changes, resume, place)
@@ -180,7 +221,8 @@ train.examples = """Examples:
   underdraw train grounding --data scenes --out work
   underdraw train grounding --data ./pictures --model ./my-model --out boxes
   underdraw train structure --data ./pictures --maps edges --model ./my-model --out net
-  underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned"""  # type: ignore[attr-defined]
+  underdraw train text-to-image --data ./pictures --model ./my-model --steps 2000 --out tuned
+  underdraw train subject-finetune --data ./my-dog --category dog --model ./blip --out my-dog-1"""  # type: ignore[attr-defined]
 
 
 def train_scenes(
@@ -199,7 +241,8 @@ def train_scenes(
     plan, stages = ScenesRecipe(), STAGES[recipe]
     own = stages[-OWN.get(recipe, 1) :]
     if scenes is not None:
-        plan = replace(plan, scenes=scenes, views=min(scenes, plan.views))
+        fewer = {"views": min(scenes, plan.views), "subjects": min(scenes, plan.subjects)}
+        plan = replace(plan, scenes=scenes, **fewer)
     plan = replace(
         plan,
         runs={
@@ -322,5 +365,5 @@ def autoencoder_task(pipe: Any, examples: Any, text: bool) -> Any:
 def text_to_image_task(pipe: Any, examples: Any, text: bool) -> Any:
     from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask
 
-    config = TextToImageConfig(schedule(pipe), train_text=text)
+    config = TextToImageConfig(train_subject.schedule(pipe), train_text=text)
     return TextToImageTask(pipe.components, examples, config)

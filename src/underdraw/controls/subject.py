@@ -40,7 +40,7 @@ class Subject(Part):
     Args:
         image: shows it: a PIL picture, or an array, of numpy `(height, width, 3)`, of a framework
             `(3, height, width)`, uint8 or in [0, 1]; or a list of them, whose embeddings are
-            averaged. None where `embedding` is given.
+            averaged. None where `embedding` is given, or `encoder` names a tuned subject.
         category: what is to be seen there, in a word or two; or one for each picture.
         word: the words of the prompt before which its tokens stand, in each window of tokens once;
             by default the category. Several subjects of the same words take the first, second, ...
@@ -52,7 +52,9 @@ class Subject(Part):
             is the way from one to the other (`between`).
         at: stand at this position of a prompt's first window instead of before words; the start
             token is at 0.
-        encoder: which subject weights, where several are attached.
+        encoder: which subject weights, where several are attached. Of a subject that was tuned
+            (`training.subject_tuning`) the name it was attached by; it needs neither pictures nor
+            an embedding, but a category.
         embedding: tokens `(1 or n, tokens, width)` instead of pictures, as
             `get_query_embeddings` gives them; n of them are averaged by `shares`.
 
@@ -82,10 +84,16 @@ class Subject(Part):
         def keep(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        if (self.image is None) == (self.embedding is None):
-            raise InputError("Subject: give image or embedding, one of them")
+        given = (self.image is not None) + (self.embedding is not None)
+        if given != 1 and (given or self.encoder is None):
+            raise InputError(
+                "Subject: give image or embedding, one of them, or encoder= of a tuned subject"
+            )
         keep("strength", as_strength(self.strength))
-        if self.embedding is None:
+        if not given:
+            count = 1
+            keep("category", _categories(self.category or self.word or "", 1))
+        elif self.embedding is None:
             pictures = self.image if isinstance(self.image, list | tuple) else [self.image]
             count = self._count("image", len(pictures))
             keep("image", tuple(as_picture("Subject(image)", one) for one in pictures))

@@ -14,6 +14,7 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.controls.strength import Strength
+from underdraw.controls.subject_overlay import LaidOver, laid_over, text_leaves
 from underdraw.controls.subject_tokens import (
     embed,
     end_of,
@@ -85,12 +86,14 @@ class Subjects(Control):
         return replace(tokens, ids=ids)
 
     def words(self, nn: Operations, words: Words) -> Words:
-        """The tokens of each subject, before its words."""
+        """The tokens of each subject, before its words, and what it lays over the text encoder."""
         places = self._places(words)
         made = self.made or self._embedded(words.components)
         for text, window, at, number in places:
             words = insert(nn, words, text, window, at, made[number], number * APART)
-        return words
+        there = {(text, number) for text, _, _, number in places}
+        leaves = text_leaves(words, self.parts, there)
+        return replace(words, leaves=leaves) if leaves else words
 
     def _places(self, words: Words | Tokens) -> list[tuple[int, int, int, int]]:
         """Text, window and position of each subject, and its number; those of a window from the
@@ -163,31 +166,43 @@ class Subjects(Control):
             )
 
     def prepare(self, run: Run) -> _Contexts | None:
-        """The contexts without some of the subjects, where one of them is not always there."""
-        if all(part.strength == ALWAYS for part in self.parts):
-            return None
+        """The contexts without some of the subjects, where one of them is not always there, and
+        what their weights lay over the UNet."""
+        laid = laid_over(run, self.parts)
         strengths: Any = [part.strength for part in self.parts]
-        return _Contexts(run, self, strengths)
+        if laid is None and all(strength == ALWAYS for strength in strengths):
+            return None
+        return _Contexts(run, self, strengths, laid)
 
     def before_call(
         self, nn: Operations, carry: Any, latents: Array, call: Call
     ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; another context where a subject does not act in full."""
+        """Latents as they are; another context where a subject does not act in full, and the
+        differences of those that act."""
         if carry is None:
             return latents, NO_SITES, carry
         hook = carry.at(call, latents.shape[0])
-        return latents, NO_SITES if hook is None else Sites(context=(hook,)), carry
+        leaves = {} if carry.laid is None else carry.laid.at(call)
+        if hook is None and not leaves:
+            return latents, NO_SITES, carry
+        return latents, Sites(context=() if hook is None else (hook,), leaves=leaves), carry
 
 
 class _Contexts:
     """The contexts of a run with some of its subjects, made when they are first needed, and what
     of them each call sees."""
 
-    def __init__(self, run: Run, whole: Subjects, strengths: Sequence[Strength]) -> None:
-        count = len(whole.parts)
-        known = replace(whole, made=whole._embedded(run.components))
-        everything = tuple(range(count))
-        self.strengths = strengths
+    def __init__(
+        self,
+        run: Run,
+        whole: Subjects,
+        strengths: Sequence[Strength],
+        laid: LaidOver | None = None,
+    ) -> None:
+        everything = tuple(range(len(whole.parts)))
+        self.strengths, self.laid = strengths, laid
+        always = all(strength == ALWAYS for strength in strengths)
+        known = whole if always else replace(whole, made=whole._embedded(run.components))
         self.by_set = {everything: run.conditioning.context}
         # All that will be asked for is made now: then text encoder and UNet need not take turns.
         for index in range(run.calls):

@@ -12,46 +12,71 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.errors import InputError
 from underdraw.models.blip_processor import BlipImageProcessor
+from underdraw.models.overlay import Overlay, TunedSubject
 from underdraw.text.words import Words
 
 _CLOSE = "</w>"
 
 
-def encoder_of(components: Any, name: str | None) -> Any:
-    """The subject weights of this name, or the only ones.
+def weights_of(components: Any, name: str | None) -> Any:
+    """The subject weights of this name, or the only encoder: a `Blip2QFormerModel`, or where a name
+    is given a `TunedSubject`.
 
     Raises:
-        InputError: there are none, several, or none of this name; or their vocabulary is not there,
-            or they make tokens that the text encoder cannot read.
+        InputError: there are none, several, or none of this name; or they are for another base.
     """
     there = components.subjects
     listed = ", ".join(map(repr, there)) or "none"
-    if not there:
-        raise InputError(
-            "Subject: no subject weights are attached; pipe.load_subject(...) attaches them"
-        )
-    if name is None and len(there) > 1:
-        raise InputError(f"Subject: several subject weights are attached ({listed}); give encoder=")
-    if name is not None and not checks.is_one_of(name, tuple(there)):
+    if name is None:
+        encoders = [one for one in there.values() if not isinstance(one, TunedSubject)]
+        if not encoders:
+            raise InputError(
+                "Subject: no subject weights are attached; pipe.load_subject(...) attaches them"
+                if not there
+                else f"Subject: of tuned subjects alone ({listed}) encoder= names one"
+            )
+        if len(encoders) > 1:
+            raise InputError(
+                f"Subject: several subject weights are attached ({listed}); give encoder="
+            )
+        return check_fit(components, encoders[0])
+    if not checks.is_one_of(name, tuple(there)):
         raise InputError(f"Subject(encoder={name!r:.60}) is not attached; attached: {listed}")
-    network = next(iter(there.values())) if name is None else there[name]
-    check_fit(components, network)
-    return network
+    return check_fit(components, there[name])
 
 
-def check_fit(components: Any, network: Any) -> None:
-    """Raise an InputError where tokens of these weights have another width than those of the text
-    encoder."""
+def encoder_of(components: Any, name: str | None) -> Any:
+    """The subject encoder of this name, or the only one.
+
+    Raises:
+        InputError: see `weights_of`; or the name is that of a tuned subject, which reads nothing.
+    """
+    found = weights_of(components, name)
+    if isinstance(found, TunedSubject):
+        raise InputError(
+            f"Subject(encoder={name!r:.60}) is a tuned subject, which reads no pictures; give "
+            "neither image nor embedding"
+        )
+    return found
+
+
+def check_fit(components: Any, weights: Any) -> Any:
+    """The weights, if their tokens are as wide as those of the text encoder and what they lay over
+    networks fits them; otherwise raise an InputError."""
     text_encoder = components.text_encoder
-    if text_encoder is None:
-        return
-    made = network.config.qformer_config.hidden_size
-    taken = text_encoder.config.hidden_size
-    if made != taken:
+    if isinstance(weights, TunedSubject):
+        embedding = weights.embedding
+        made = None if embedding is None else embedding.shape[2]
+    else:
+        made = weights.config.qformer_config.hidden_size
+    taken = None if text_encoder is None else text_encoder.config.hidden_size
+    if None not in (made, taken) and made != taken:
         raise InputError(
             f"subject weights make tokens of width {made}, the text encoder takes {taken}; they "
             "were trained for another base"
         )
+    weights.overlay.check(components)
+    return weights
 
 
 def need(components: Any, part: Any) -> int:
@@ -65,9 +90,33 @@ def need(components: Any, part: Any) -> int:
         shape = (None, None, width)
         checks.array("Subject(embedding)", part.embedding, shape, components.framework)
         return part.embedding.shape[1]
+    if part.image is None:
+        return _tuned(components, part).shape[1]
     network = encoder_of(components, part.encoder)
     network.read(list(part.category), "Subject(category)")
     return network.config.num_query_tokens
+
+
+def _tuned(components: Any, part: Any) -> np.ndarray:
+    """The tokens of a subject without pictures, none where it has none of its own."""
+    found = weights_of(components, part.encoder)
+    if not isinstance(found, TunedSubject):
+        raise InputError(
+            f"Subject(encoder={part.encoder!r:.60}) is a subject encoder: give image or embedding"
+        )
+    if found.embedding is None:
+        return np.zeros((1, 0, components.text_encoder.config.hidden_size), np.float32)
+    return found.embedding
+
+
+def overlay_of(components: Any, part: Any) -> Overlay:
+    """What the weights of a subject lay over the networks. An embedding alone is of the only
+    encoder, where there is one."""
+    there = components.subjects
+    if part.embedding is not None and part.encoder is None:
+        encoders = [one for one in there.values() if not isinstance(one, TunedSubject)]
+        return encoders[0].overlay if len(encoders) == 1 else Overlay()
+    return weights_of(components, part.encoder).overlay
 
 
 def embed(components: Any, parts: Sequence[Any]) -> tuple[Array, ...]:
@@ -76,7 +125,7 @@ def embed(components: Any, parts: Sequence[Any]) -> tuple[Array, ...]:
     framework, nn = components.framework, components.nn
     seen: dict[str | None, list[Any]] = {}
     for part in parts:
-        if part.embedding is None:
+        if part.image is not None:
             seen.setdefault(part.encoder, []).append(part)
     rows: dict[int, Array] = {}
     for name, those in seen.items():
@@ -89,7 +138,8 @@ def embed(components: Any, parts: Sequence[Any]) -> tuple[Array, ...]:
             first += len(part.image)
     found = []
     for part in parts:
-        tokens = part.embedding if part.embedding is not None else rows[id(part)]
+        tokens = part.embedding if part.embedding is not None else rows.get(id(part))
+        tokens = _tuned(components, part) if tokens is None else tokens
         tokens = nn.float32(framework.array(tokens, device=components.device))
         if len(part.shares) > 1:
             shares = np.array(part.shares, np.float32)[:, None, None] * len(part.shares)
@@ -118,9 +168,14 @@ def end_of(tokenizer: Any, ids: np.ndarray) -> int:
 
 def place(tokenizer: Any, part: Any, ids: np.ndarray) -> list[int]:
     """Where the words of a subject begin in a window of tokens, whole words only."""
-    wanted = tokenizer(part.name, add_special_tokens=False).input_ids
+    return find(tokenizer, part.name, ids)
+
+
+def find(tokenizer: Any, word: str, ids: np.ndarray) -> list[int]:
+    """Where `word`, which may be several words, begins in a window of tokens, whole words only."""
+    wanted = tokenizer(word, add_special_tokens=False).input_ids
     if not wanted:
-        raise InputError(f"Subject(word={part.name!r:.60}) holds no word")
+        raise InputError(f"Subject(word={word!r:.60}) holds no word")
     row, found = ids.tolist(), []
     for at in range(1, end_of(tokenizer, ids) - len(wanted) + 1):
         if row[at : at + len(wanted)] != wanted:

@@ -15,9 +15,11 @@ from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
 from underdraw.errors import InputError, NotFoundError
+from underdraw.formats import opening
 from underdraw.models.base import Model
 from underdraw.models.blip_processor import BlipImageProcessor
 from underdraw.models.outputs import QFormerOutput
+from underdraw.models.overlay import FILE, NOTHING, Overlay, read_overlay, write_overlay
 from underdraw.models.returning import returning
 from underdraw.models.wordpiece import PUBLISHED, WordPiece
 from underdraw.networks.blip import qformer
@@ -48,6 +50,8 @@ class Blip2QFormerModel(Model):
     tokenizer: WordPiece | None = None
     image_processor: BlipImageProcessor | None = None
     """What its pictures are prepared with, where that came with it."""
+    overlay: Overlay = NOTHING
+    """What it lays over the networks of a pipeline, where its tokens need that."""
 
     @classmethod
     def layout(cls, config: Blip2Config) -> Layout:
@@ -90,7 +94,10 @@ class Blip2QFormerModel(Model):
         place = hubs.resolve(
             name_or_path, subfolder=subfolder or "", local_files_only=True, **access
         )
-        made.tokenizer = read_tokenizer(tokenizer) or WordPiece.inside(place / (subfolder or ""))
+        folder = place / (subfolder or "")
+        made.tokenizer = read_tokenizer(tokenizer) or WordPiece.inside(folder)
+        if opening.is_regular(folder / FILE):
+            made.overlay = read_overlay(folder / FILE)
         return made
 
     @classmethod
@@ -103,10 +110,13 @@ class Blip2QFormerModel(Model):
 
     @checked
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write config, weights and the vocabulary; `options` are as for other models."""
+        """Write config, weights, vocabulary and overlay; `options` are as for other models."""
         super().save_pretrained(folder, **options)
         if self.tokenizer is not None and options.get("is_main_process", True):
             self.tokenizer.save_pretrained(folder)
+        if self.overlay and options.get("is_main_process", True):
+            half = "16" in str(self.dtype)
+            write_overlay(Path(folder, FILE), self.overlay, "float16" if half else "float32")
 
     def words(self) -> WordPiece:
         """The tokenizer of categories.

@@ -12,7 +12,14 @@ from .parsing import parse, words
 from .relations import box_relation, scene_relations
 from .render import Rendering, render
 from .stream import Sample, render_many, sample_at
-from .subjects import alone, sample_subject, subject_scene, subject_view
+from .subjects import (
+    alone,
+    named_plainly,
+    sample_subject,
+    subject_phrase,
+    subject_scene,
+    subject_view,
+)
 from .world import Camera, Floor, Light, Scene, SceneObject, Texture
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "describe",
     "has_reserved_pair",
     "is_reserved",
+    "named_plainly",
     "pair",
     "parse",
     "phrases",
@@ -46,6 +54,7 @@ __all__ = [
     "scene_at",
     "scene_relations",
     "scene_rng",
+    "subject_phrase",
     "subject_scene",
     "subject_view",
     "words",

@@ -12,6 +12,7 @@ import numpy as np
 from underdraw.errors import InputError
 
 from . import vocabulary
+from .captions import Mention, caption, listed
 from .layout import (
     SPLITS,
     pick,
@@ -92,6 +93,43 @@ def subject_scene(
             return Scene(placed, floor, light, camera)
 
 
-def _check(subject: SceneObject) -> None:
+def subject_phrase(subject: SceneObject, rng: np.random.Generator | None = None) -> str:
+    """What can be said of a subject, "a red and blue striped cube"; with `rng` some of it is left
+    out now and then, and the colours change places."""
+    texture = _check(subject)
+    colours = [subject.colour, texture.second]
+    kind: str | None = texture.kind
+    if rng is not None:
+        draw = rng.random(2)
+        colours = colours[::-1] if draw[0] < 0.5 else colours
+        kind = None if draw[1] < 0.15 else kind
+    said = Mention(None, None, colours[0], colours[1], kind, None, subject.shape)
+    return said.phrase()
+
+
+def named_plainly(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of a scene that calls its first thing, the subject, by its shape alone: "a cube
+    left of a green sphere". The rest of what is known of it is for its picture to tell."""
+    shape = scene.objects[0].shape
+    for _ in range(8):
+        told = caption(scene, rng)
+        mention = next((m for m in told.mentions if m.object == 0), None)
+        if mention is None:
+            continue
+        for word in (None, *vocabulary.MATERIAL_WORDS):
+            phrase = mention.phrase(material_word=word)
+            if phrase in told.text:
+                text = told.text.replace(phrase, f"a {shape}", 1)
+                # Another thing of its shape would take its tokens, were it named before it; and
+                # nothing more is to be said of it later on.
+                first = text.index(f"a {shape}") == text.find(f" {shape}") - 1
+                if first and phrase.partition(" ")[2] not in text:
+                    return text
+    others = (Mention(None, colour=o.colour, shape=o.shape).phrase() for o in scene.objects[1:])
+    return listed([f"a {shape}", *others])
+
+
+def _check(subject: SceneObject) -> Texture:
     if subject.texture is None:
         raise InputError(f"subject={subject!r} has no texture; `sample_subject` makes subjects")
+    return subject.texture

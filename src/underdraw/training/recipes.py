@@ -4,9 +4,10 @@
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
 "decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
 which trains the layers for boxes beside the denoiser and the image tower; "maps" and "structure",
-which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on with it on one.
-A recipe with a `start` goes on from a family that is there already, and needs no stage whose
-networks that has.
+which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on with it on one;
+"subjects", which renders and encodes things with textures of their own, "alignment" and "subject",
+which train the subject encoder on them. A recipe with a `start` goes on from a family that is there
+already, and needs no stage whose networks that has.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from underdraw.formats.arrays import read_array
 from underdraw.formats.json_text import read_object
 from underdraw.models import (
     AutoencoderKL,
+    Blip2QFormerModel,
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPVisionModelWithProjection,
@@ -34,7 +36,10 @@ from underdraw.models import (
     Grounding,
     UNet2DConditionModel,
 )
+from underdraw.models.overlay import Overlay
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from underdraw.pipelines.components.registry import LIBRARIES
+from underdraw.scenes import words
 from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.training import checkpoints
 from underdraw.training.autoencoder import (
@@ -50,14 +55,19 @@ from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig, shorter, train
 from underdraw.training.maps import KINDS, map_all
 from underdraw.training.structure import StructureConfig, StructureTask, louder, new_net
+from underdraw.training.subject_encoder import AlignmentTask, EncoderConfig, new_encoder
+from underdraw.training.subject_scenes import TRUTH as SUBJECT_TRUTH, SubjectScenes, render_subjects
+from underdraw.training.subjects import SubjectTask, SubjectTrainingConfig, differences_for
 from underdraw.training.text_to_image import TextToImageConfig, TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
 from underdraw.training.truth import TruthHeads
 from underdraw.training.views import Views, render_views
 from underdraw.weights.atomic import writing_folder
+from underdraw.weights.folders import MODEL_INDEX, read_model_index
 from underdraw.weights.save import write_json
 
 LATENTS, FACTS = "latents.npy", "latents.json"
+SUBJECT_LATENTS = "subject_latents.npy"
 Run = Callable[["Workshop", "float | None", "dict[str, Any]"], None]
 """What runs a stage: where, for how many minutes, and on which device with what progress."""
 
@@ -117,6 +127,7 @@ class ScenesRecipe:
     start: str | None = None
     scenes: int = 57344
     views: int = 8192
+    subjects: int = 5184
     seed: int = 20261121
     vae: VAEConfig = VAE
     text: CLIPTextConfig = TEXT
@@ -137,6 +148,8 @@ class ScenesRecipe:
     gain: float = 1.5
     """By which the residuals of exported nets are larger than those trained: after so short a
     training pictures follow a map the better for it, up to about this."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    subject: SubjectTrainingConfig = field(default_factory=lambda: SubjectTrainingConfig(truth=0.1))
     clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.3, views=0.5))
     runs: dict[str, TrainingConfig] = field(
         default_factory=lambda: {
@@ -155,6 +168,10 @@ class ScenesRecipe:
             "structure": TrainingConfig(1000, 8, learning_rate=7e-4, decay=0.3, ema=0.99),
             "edges": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
             "depth": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
+            "alignment": TrainingConfig(
+                1500, 32, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98
+            ),
+            "subject": TrainingConfig(3000, 16, learning_rate=1e-3, warmup=30, decay=0.6, ema=0.99),
         }
     )
 
@@ -178,11 +195,14 @@ class ScenesRecipe:
             "structure": {"batch": 256, "ema": 0.998},
             "edges": {"batch": 256, "ema": 0.998},
             "depth": {"batch": 256, "ema": 0.998},
+            "alignment": {"batch": 512, "ema": 0.999},
+            "subject": {"batch": 256, "warmup": 200, "ema": 0.998},
         }
         return replace(
             self,
             scenes=2 * self.scenes,
             views=3 * self.views,
+            subjects=8 * self.subjects,
             autoencoder=replace(self.autoencoder, crop=None, local=1.0),
             runs={name: replace(self.runs[name], **ahead, **own) for name, own in larger.items()},
         )
@@ -316,6 +336,26 @@ class Workshop:
     def maps(self, kind: str) -> np.ndarray:
         """Maps of the examples, which the stage "maps" made."""
         return read_array(self._needs("maps", f"maps/{kind}.npy"))
+
+    @property
+    def subjects(self) -> SubjectScenes:
+        """Things with textures of their own, which the stage "subjects" renders."""
+        return SubjectScenes(self.folder / "subjects")
+
+    def subject_encoder(self, family: dict[str, Any], stage: str = "subject") -> Any:
+        """The subject encoder as far as it is trained when `stage` ends: "" for not at all,
+        "alignment", or "subject", where that has begun."""
+        made = self._started(Blip2QFormerModel, "qformer", optional=True)
+        started = made is not None
+        made = made or new_encoder(family, words(), self.recipe.encoder, self.recipe.seed)
+        if stage:
+            self._fill(made, "alignment", "qformer", optional=started)
+        if stage == "subject" and (self.folder / stage / checkpoints.NAME).exists():
+            self._fill(made, stage, "qformer")
+            laid = differences_for(family["unet"], self.recipe.subject, made.overlay.unet)
+            if laid is not None:
+                made.overlay = Overlay(unet=self._fill(laid, stage, "differences").arrays())
+        return made
 
     def heads(self) -> TruthHeads | None:
         """What told the denoiser where things are, if anything did."""
@@ -513,6 +553,33 @@ def _structure(stage: str, kinds: Sequence[str]) -> Run:
     return run
 
 
+def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
+    recipe, bar = shop.recipe, where["progress"]
+    how = {"seed": recipe.seed + 6, "workers": os.cpu_count() or 1, "progress": bar}
+    render_subjects(shop.folder / "subjects", recipe.subjects, **how)
+    vae = shop.vae().to(where["device"]).eval()
+    batch = 32 if vae.device.type == "cpu" else 512
+    encode_all(vae, shop.subjects, shop.folder / SUBJECT_LATENTS, batch, progress=bar)
+
+
+def _alignment(shop: Workshop, minutes: float | None, where: dict) -> None:
+    family = shop.family()
+    encoder = shop.subject_encoder(family, "")
+    task = AlignmentTask(encoder, _on(where["device"], family), shop.subjects)
+    _train(shop, "alignment", task, minutes, where)
+
+
+def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
+    latents = read_array(shop._needs("subjects", SUBJECT_LATENTS))
+    family = shop.family()
+    encoder, config = shop.subject_encoder(family, "alignment"), shop.recipe.subject
+    family = _on(where["device"], family)
+    family["unet"].to(memory_format=torch.channels_last)  # a tenth faster on CPUs
+    how: dict[str, Any] = {"kinds": SUBJECT_TRUTH, "begin": encoder.overlay.unet}
+    task = SubjectTask(encoder, family, shop.subjects, config, latents, **how)
+    _train(shop, "subject", task, minutes, where)
+
+
 def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
     with writing_folder(shop.folder / "export") as place:
         save_family(shop.family(), shop.recipe.denoiser.objective, place)
@@ -525,6 +592,20 @@ def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
                 louder(shop.structure(kind), gain).half().save_pretrained(
                     place / "structure" / kind
                 )
+        if (shop.folder / "subject" / checkpoints.NAME).exists():
+            save_encoder(shop.subject_encoder(shop.family()), place)
+
+
+def save_encoder(encoder: Any, place: Path) -> None:
+    """Write a subject encoder into the folder of a family, which `BlipDiffusionPipeline` loads,
+    too, from then on."""
+    encoder.half().save_pretrained(place / "qformer")
+    encoder.image_processor.save_pretrained(place / "image_processor")
+    listed = {
+        name: [LIBRARIES[name], type(part).__name__]
+        for name, part in (("qformer", encoder), ("image_processor", encoder.image_processor))
+    }
+    write_json(place / MODEL_INDEX, {**read_model_index(place), **listed})
 
 
 STAGES: dict[str, Run] = {
@@ -539,5 +620,8 @@ STAGES: dict[str, Run] = {
     "maps": _maps,
     "structure": _structure("structure", tuple(KINDS)),
     **{kind: _structure(kind, (kind,)) for kind in KINDS},
+    "subjects": _subjects,
+    "alignment": _alignment,
+    "subject": _subject,
     "export": _export,
 }

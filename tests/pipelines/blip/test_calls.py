@@ -59,6 +59,36 @@ def test_compiled():
     assert np.abs(pair[0] - pair[1]).max() <= 1e-4
 
 
+def test_equal_negative_prompts_are_read_once(pipe, monkeypatch):
+    """Those of a batch, and none of them; others one by one."""
+    rows, ask = [], type(pipe.parts).ask
+
+    def counted(self, program, model, *inputs):
+        if program.name == "clip.text":
+            rows.append(inputs[0].shape[0])
+        return ask(self, program, model, *inputs)
+
+    monkeypatch.setattr(type(pipe.parts), "ask", counted)
+    for negative in (None, ["blue"] * 3, ["blue", "red", "blue"]):
+        given = recorded.arguments("three", pipe, negative_prompt=negative, output_type="latent")
+        pipe(**{**given, "neg_prompt": None, "num_inference_steps": 1})
+    assert rows == [4, 4, 6]
+
+
+def test_the_shipped_family_has_subject_weights():
+    shipped = underdraw.BlipDiffusionPipeline.from_pretrained("underdraw/scenes")
+    shipped.set_progress_bar_config(disable=True)
+    assert shipped.qformer.overlay.unet and set(shipped.subjects) == {"own"}
+    call = {"num_inference_steps": 1, "prompt_reps": 1, "seed": 0, "output_type": "latent"}
+    toys = recorded.pictures(2)
+    made = shipped(["on a table", "in cool light"], toys, "cube", "cube", **call).images
+    assert made.shape == (2, 4, 16, 16) and torch.isfinite(made).all()
+    plain = underdraw.StableDiffusionPipeline.from_pretrained("underdraw/scenes")
+    assert plain.subjects["subject"].overlay.unet.keys() == shipped.qformer.overlay.unet.keys()
+    with pytest.raises(underdraw.InputError, match="another base"):
+        tiny.pipeline().load_subject("underdraw/scenes")
+
+
 def test_methods_of_diffusers(pipe):
     pixels = torch.from_numpy(recorded.arrays()["pixels"])
     tokens = pipe.get_query_embeddings(pixels, THREE["source_subject_category"])

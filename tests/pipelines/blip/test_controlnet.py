@@ -5,11 +5,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from engines.test_compiled import by_dynamo
 from PIL import Image
+from pipelines import tiny
 from pipelines.blip import recorded
 
 import underdraw
 from underdraw import BlipDiffusionControlNetPipeline, Structure, Subject
+from underdraw.engines.compiled import Regional
 from underdraw.models import MultiControlNetModel
 
 record = recorded.record
@@ -46,6 +49,18 @@ def test_the_same_on_jax():
     given = recorded.arguments("three", pipe, condtioning_image=recorded.edges())
     images = pipe(**given).images
     assert np.abs(images - recorded.arrays()["controlled_three"]).max() <= 1e-4
+
+
+def test_compiled_blocks():
+    """Of a shallow UNet and a net beside it."""
+    torch.compiler.reset()
+    shallow = underdraw.UNet2DConditionModel(**{**record.UNET, **tiny.ONE_LEVEL}).eval()
+    net = tiny.controlnet(shallow, conditioning_embedding_out_channels=(4, 8))
+    pipe, pair = made(unet=shallow, controlnet=net), []
+    for engine in (None, Regional(by_dynamo([]))):
+        pipe.engine = engine
+        pair.append(call(pipe, num_inference_steps=2))
+    assert (pair[0] - pair[1]).abs().max() <= 1e-4 * pair[0].abs().max()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ def encode_texts(
         warn_of_unknown((*(prompts or ()), *(negatives or ())), components.words)
     if prompts is not None:
         against = (negatives or [""] * len(prompts)) if absent else []
+        if request.cut and len(set(against)) == 1:
+            against = against[:1]  # read once for all
         beside = None if negative is None else negative.shape[1]
         found = _encoded(components, request, prompts, against, request.clip_skip, beside=beside)
         context, ids = found.context, found.ids

@@ -17,6 +17,7 @@ from underdraw.formats import opening
 from underdraw.models import Blip2QFormerModel, BlipImageProcessor
 from underdraw.models.blip import read_tokenizer
 from underdraw.models.image_processor import FILE
+from underdraw.models.overlay import TunedSubject, is_tuned
 from underdraw.models.wordpiece import WordPiece
 from underdraw.pipelines.components.adapters import (
     AdapterKind,
@@ -44,8 +45,8 @@ def _read(
     subfolder: str = "",
     dtype: Any = None,
     **hub: Any,
-) -> tuple[str, Blip2QFormerModel]:
-    """Subject weights with what reads categories and prepares pictures."""
+) -> tuple[str, Blip2QFormerModel | TunedSubject]:
+    """Subject weights with what reads categories and prepares pictures, or a tuned subject."""
     given = {
         "name": name,
         "subfolder": subfolder,
@@ -60,6 +61,12 @@ def _read(
     own, home = components.named.get(FOLDER), own_folder(components.source)
     if own is not None and home is not None and source == home / FOLDER:
         return OWN, own  # which was read as a component
+    if isinstance(source, TunedSubject):
+        return name, check_fit(components, source)
+    file = None if isinstance(source, Blip2QFormerModel) else checks.path("source", source)
+    file = file if file is not None and opening.is_regular(file) else None
+    if file is not None and is_tuned(file):
+        return name, check_fit(components, TunedSubject.from_file(file))
     unet = components.unet
     like = {"dtype": dtype or unet.dtype, "device": unet.device, "backend": unet.nn.name}
     if isinstance(source, Blip2QFormerModel):
@@ -69,7 +76,7 @@ def _read(
                 f"subject weights are on the backend {network.nn.name!r}, the UNet on "
                 f"{unet.nn.name!r}; allowed: the same"
             )
-    elif opening.is_regular(checks.path("source", source)):
+    elif file is not None:
         network = Blip2QFormerModel.from_tensors(*read_subject(source), **like)
     else:
         network = _from_folder(source, variant, subfolder, like, hub)
@@ -77,8 +84,7 @@ def _read(
     if image_processor is not None:
         chosen: Any = image_processor
         network.image_processor = chosen
-    check_fit(components, network)
-    return name, network
+    return name, check_fit(components, network)
 
 
 def _from_folder(
@@ -114,6 +120,9 @@ def _told(pipelines: Sequence[Path], folder: Path) -> BlipImageProcessor:
 
 
 def _write(network: Any, target: Any) -> None:
+    if isinstance(network, TunedSubject):
+        network.to_file(Path(target))
+        return
     network.save_pretrained(Path(target))
     if network.image_processor is not None:
         network.image_processor.save_pretrained(Path(target))
@@ -126,7 +135,9 @@ def subjects(components: Any) -> Networks:
     """See `Components.subjects`."""
     own = components.named.get(FOLDER)
     attached = components.attached.of(components, SUBJECT.name)
-    return attached if attached or own is None else MappingProxyType({OWN: own})
+    if own is None or any(isinstance(one, Blip2QFormerModel) for one in attached.values()):
+        return attached
+    return MappingProxyType({OWN: own, **attached})
 
 
 def subject_processor(components: Any) -> Any:
@@ -151,7 +162,7 @@ class Subjective:
     @checked
     def load_subject(
         self,
-        source: Blip2QFormerModel | str | Path,
+        source: Blip2QFormerModel | TunedSubject | str | Path,
         *,
         name: str = "subject",
         tokenizer: Any = None,
@@ -165,7 +176,8 @@ class Subjective:
 
         Args:
             source: a folder or Hub id (of a `Blip2QFormerModel`, or of a BLIP-Diffusion pipeline),
-                a folder or file of the original, or a `Blip2QFormerModel`.
+                a folder or file of the original, or a `Blip2QFormerModel`; or a tuned subject, its
+                file or a `TunedSubject`.
             name: by which `Subject(encoder=...)` chooses, where several are attached.
             tokenizer: BERT's, which reads categories: a `WordPiece`, a `vocab.txt`, or where one
                 is; None: that of the folder.
