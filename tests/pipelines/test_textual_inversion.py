@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,17 @@ def test_on_other_backends(backend):
         pipe.load_textual_inversion(vectors(), token="<toy>")
         found.append(torch.tensor(np.asarray(encoded(pipe, "a <toy>"))))
     assert close(*found, 1e-4)
+
+
+def test_copies_have_words_of_their_own():
+    pipe = tiny.pipeline()
+    pipe.load_textual_inversion(vectors(), token="<toy>")
+    pipe.load_lora_weights(lora(pipe, 1), "clay")
+    other = copy.deepcopy(pipe)
+    pipe.unload_textual_inversion()
+    pipe.unload_lora_weights()
+    assert list(other.parts.learned) == ["<toy>"] and other.get_active_adapters() == ["clay"]
+    assert not close(tiny.run(other, "a <toy>", **SIZE), tiny.run(pipe, "a <toy>", **SIZE), 1e-3)
 
 
 def test_ids_and_texts_of_learned_words():

@@ -12,7 +12,7 @@ import typer
 from underdraw.cli import options, outputs, progress, train_subject
 from underdraw.cli.failures import tell
 from underdraw.cli.train_structure import train_structure
-from underdraw.cli.trained import check_model, side_of
+from underdraw.cli.trained import check_model, schedule, side_of
 from underdraw.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ class Components:
         self.named = {}
         self.settings, self.engine, self.offload = Settings(), EAGER, None
         self.attached, self.compat, self.source = Attached(), None, None
-        self.learned, self.mix = MappingProxyType({}), Mix()
+        self.learned, self.mix = {}, Mix()
         self.advice, self.mean, self.std = Advice(), None, None
 
     unet = _named("unet", "`UNet2DConditionModel`")

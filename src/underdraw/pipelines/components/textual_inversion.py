@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ class Wordy:
             for name, vectors in _read(parts, source, word, access, hub).items():
                 self._require_new(name, found)
                 found[name] = vectors
-        parts.learned = MappingProxyType({**parts.learned, **found})
+        parts.learned = {**parts.learned, **found}
 
     @checked
     def unload_textual_inversion(
@@ -97,7 +96,7 @@ class Wordy:
         there = self.parts.learned
         self._require_own(tokenizer=tokenizer, text_encoder=text_encoder)
         if tokens is None:
-            self.parts.learned = MappingProxyType({})
+            self.parts.learned = {}
             return
         gone = [tokens] if isinstance(tokens, str) else tokens
         for word in checks.sequence("tokens", gone, "learned words"):
@@ -105,7 +104,7 @@ class Wordy:
                 listed = ", ".join(f"{name!r:.60}" for name in list(there)[:9]) or "none"
                 raise InputError(f"tokens has {checks.shown(word)}; learned words: {listed}")
         kept = {word: vectors for word, vectors in there.items() if word not in gone}
-        self.parts.learned = MappingProxyType(kept)
+        self.parts.learned = kept
 
     @checked
     def maybe_convert_prompt(self, prompt: Any, tokenizer: Any = None) -> Any:
