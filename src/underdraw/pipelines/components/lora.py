@@ -284,7 +284,7 @@ class Tunable(Adaptable, Wordy):
         listed = [names] if isinstance(names, str) else names
         for name in (found := checks.sequence("adapter_names", listed, "names of LoRAs")):
             if not checks.is_one_of(name, tuple(there)):
-                known = ", ".join(map(repr, there)) or "none"
+                known = ", ".join(f"{one!r:.60}" for one in list(there)[:9]) or "none"
                 raise InputError(
                     f"adapter_names has {checks.shown(name)}, which is not attached; attached: "
                     f"{known}"

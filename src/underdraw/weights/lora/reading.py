@@ -64,7 +64,7 @@ def read_lora(
             are missing, or differences that do not fit the layers.
     """
     if isinstance(source, Checkpoint):
-        where, checkpoint = "checkpoint", source
+        where, checkpoint = ARGUMENT, source
     else:
         where, checkpoint = str(Path(source)), open_checkpoint(source)
     try:
@@ -190,6 +190,8 @@ def as_checkpoint(tensors: Mapping[str, Any], argument: str = ARGUMENT) -> Check
         if isinstance(value, StoredTensor):
             made[name] = value
         elif isinstance(value, np.ndarray):
+            if value.dtype.kind not in "fiub":
+                raise InputError(f"{argument}: {name!r:.80} has dtype {value.dtype}, no numbers")
             made[name] = stored(value)
         else:
             dtype, array = backends.of(value, f"{argument}: {name!r:.80}").to_bits(value)

@@ -100,7 +100,7 @@ def _file(target: Any, name: str | None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     name = FILE if name is None else name
     if Path(name).name != name or not name.endswith(".safetensors"):
-        raise InputError(f"weight_name={name!r}; allowed: the name of a .safetensors file")
+        raise InputError(f"weight_name={name!r:.80}; allowed: the name of a .safetensors file")
     return place / name
 
 
