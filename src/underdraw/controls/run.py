@@ -48,9 +48,6 @@ class Run:
     """`solvers.solver.Solver`: `solver.noised(index, clean, noise)` are latents as they are at a
     call, of index `calls` those after the last one."""
     conditioning: Conditioning
-    leaves: Deltas = field(default_factory=dict)
-    """Differences that lie over the UNet in all calls of the run, by the paths of its layers: the
-    pipeline's active LoRAs."""
     guidance: Any = 1.0
     """A number, or an array `(images, 1, 1, 1)`. Guidance is on as long as it exceeds 1 and there
     is an unconditional half."""
@@ -71,6 +68,9 @@ class Run:
     which one acts on words instead, None for none. None where there are no prompts."""
     checked: bool = False
     """Whether the controls were asked (`Control.check`) before its texts were encoded."""
+    leaves: Deltas = field(default_factory=dict)
+    """Differences that lie over the UNet in all calls of the run, by the paths of its layers: the
+    pipeline's active LoRAs."""
     interrupted: bool = False
     """Set by callbacks: the run ends after the current step, unless they take it back."""
     ended: bool = False

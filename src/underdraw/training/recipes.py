@@ -29,6 +29,7 @@ from underdraw.formats.json_text import read_object
 from underdraw.models import (
     AutoencoderKL,
     Blip2QFormerModel,
+    BlipImageProcessor,
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPVisionModelWithProjection,
@@ -347,6 +348,9 @@ class Workshop:
         "alignment", or "subject", where that has begun."""
         made = self._started(Blip2QFormerModel, "qformer", optional=True)
         started = made is not None
+        if started:  # what prepares its pictures lies beside it
+            place: Any = self.recipe.start
+            made.image_processor = BlipImageProcessor.from_pretrained(place, "image_processor")
         made = made or new_encoder(family, words(), self.recipe.encoder, self.recipe.seed)
         if stage:
             self._fill(made, "alignment", "qformer", optional=started)

@@ -40,7 +40,6 @@ def begin(
         components.unet,
         plan.solver,
         conditioning,
-        standing(components, "unet", plan.request.lora_scale),
         guidance=plan.guidance,
         rescale=float(plan.request.guidance_rescale),
         prompts=plan.prompts,
@@ -49,6 +48,7 @@ def begin(
         engine=components.engine,
         encode=None if plan.prompts is None else partial(again, components, plan),
         checked=planned is not None,
+        leaves=standing(components, "unet", plan.request.lora_scale),
     )
 
 
