@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         errors as errors,
         evaluation as evaluation,
         formats as formats,
+        limits as limits,
         models as models,
         names as names,
         networks as networks,

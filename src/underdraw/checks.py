@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 
 from underdraw.errors import InputError, InputTypeError
+from underdraw.limits import LARGEST_FACTOR as LARGEST_FACTOR
 from underdraw.shown import MOST_SHOWN as MOST_SHOWN, shown as shown
 
-LARGEST_FACTOR = 1e4
-"""Of what predictions, residuals, features or attention are multiplied by: beyond it half precision
-overflows, and float32 holds nothing of what they are added to."""
 DEVICES = ("cpu", "cuda", "mps", "gpu", "tpu", "xpu", "npu", "Ascend", "GPU", "CPU", "meta")
 """What frameworks call devices, before a colon and a number."""
 

@@ -99,9 +99,9 @@ MODULES = {
 }
 SUBMODULES = tuple(
     """
-    absent arguments backends checks cli controls engines errors evaluation formats models names
-    networks pictures pipelines preprocessors sampling scenes schedulers schema shown solvers text
-    training utils weights
+    absent arguments backends checks cli controls engines errors evaluation formats limits
+    models names networks pictures pipelines preprocessors sampling scenes schedulers schema
+    shown solvers text training utils weights
     """.split()
 )
 """What `import underdraw` makes reachable as `underdraw.schedulers`, imported when it is used."""

@@ -81,7 +81,8 @@ class Inks:
 @pytest.fixture
 def family() -> dict[str, Any]:
     torch.manual_seed(0)
-    return {**tiny.components(), "image_encoder": CLIPVisionModelWithProjection(VISION).eval()}
+    tower = CLIPVisionModelWithProjection(VISION).eval()
+    return {**tiny.components(unet=tiny.DEEP), "image_encoder": tower}
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from underdraw import checks
 from underdraw.errors import InputError, NotFoundError
 
 OPTION, WORDS = "--lora", "--embedding"
@@ -58,6 +57,8 @@ def read_loras(
     Raises:
         InputError, NotFoundError: a scale is no number, two files have one name, or there is none.
     """
+    from underdraw import checks
+
     files: list[Path] = []
     scales: list[float] = []
     for text in loras or ():

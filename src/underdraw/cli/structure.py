@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from underdraw.checks import LARGEST_FACTOR
 from underdraw.cli import embedded
 from underdraw.cli.files import read_plain
 from underdraw.cli.options import MOST_SIDE
 from underdraw.errors import InputError, NotFoundError
+from underdraw.limits import LARGEST_FACTOR
 from underdraw.schema import Length, Range, Schema, read, within
 
 OPTION = "--structure"

@@ -1,0 +1,5 @@
+"""Numbers that several rooms are limited by; importing this imports nothing."""
+
+LARGEST_FACTOR = 1e4
+"""Of what predictions, residuals, features or attention are multiplied by: beyond it half precision
+overflows, and float32 holds nothing of what they are added to."""
