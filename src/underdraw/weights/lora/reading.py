@@ -15,7 +15,7 @@ import numpy as np
 
 from underdraw import backends, checks
 from underdraw.backends.deltas import Delta, Deltas, naming
-from underdraw.errors import ControlError, InputError, UnderdrawError, WeightError
+from underdraw.errors import ControlError, InputError, InputTypeError, UnderdrawError, WeightError
 from underdraw.formats.json_text import parse
 from underdraw.formats.stored import Checkpoint, StoredTensor, check_sizes, stored
 from underdraw.weights.files import open_checkpoint
@@ -194,6 +194,19 @@ def as_checkpoint(tensors: Mapping[str, Any], argument: str = ARGUMENT) -> Check
                 raise InputError(f"{argument}: {name!r:.80} has dtype {value.dtype}, no numbers")
             made[name] = stored(value)
         else:
-            dtype, array = backends.of(value, f"{argument}: {name!r:.80}").to_bits(value)
-            made[name] = stored(array, dtype)
+            made[name] = on_host(value, f"{argument}: {name!r:.80}")
     return Checkpoint(made, {})
+
+
+def on_host(value: Any, where: str) -> StoredTensor:
+    """An array of a framework; `where` says which argument it is of, for errors.
+
+    Raises:
+        InputTypeError: it is none, or its numbers cannot be read.
+    """
+    framework = backends.of(value, where)
+    try:
+        dtype, array = framework.to_bits(value)
+    except Exception as error:  # each framework has its own, for what lies nowhere or is sparse
+        raise InputTypeError(f"{where} holds no numbers that can be read") from error
+    return stored(array, dtype)

@@ -23,7 +23,7 @@ from underdraw.backends.lycoris import (
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats.stored import StoredTensor, stored
 from underdraw.weights.files import SUFFIXES
-from underdraw.weights.lora.reading import METADATA, LoraWeights
+from underdraw.weights.lora.reading import METADATA, LoraWeights, on_host
 from underdraw.weights.save import save_tensors
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -48,7 +48,7 @@ def write_lora(weights: LoraWeights, target: Any) -> None:
         for path, delta in getattr(weights, component).items():
             module = f"{component}.{path}" if plain else start + path.replace(".", "_")
             for part, values in _peft(delta) if plain else _lycoris(path, delta):
-                named[f"{module}.{part}"] = _host(values)
+                named[f"{module}.{part}"] = _host(values, module)
     if not named:
         raise InputError("the LoRA holds no differences; there is nothing to write")
     save_tensors(_file(target, None), named)
@@ -77,7 +77,7 @@ def write_layers(
             if not isinstance(name, str) or not hasattr(value, "shape"):
                 raise InputTypeError(f"{component}_lora_layers: {name!r} is no tensor by name")
             full = name if name.startswith(f"{component}.") else f"{component}.{name}"
-            named[full] = _host(value)
+            named[full] = _host(value, f"{component}_lora_layers: {name!r:.80}")
     if not named:
         raise InputError("there are no LoRA layers; give unet_lora_layers or those of the texts")
     told = {
@@ -204,8 +204,7 @@ def _number(value: Any) -> np.ndarray:
     return np.array(value, np.float32)
 
 
-def _host(values: Any) -> StoredTensor:
+def _host(values: Any, where: str) -> StoredTensor:
     if isinstance(values, np.ndarray):
         return stored(np.ascontiguousarray(values))
-    dtype, array = backends.of(values).to_bits(values)
-    return stored(np.ascontiguousarray(array), dtype)
+    return on_host(values, where)
