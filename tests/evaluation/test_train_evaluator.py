@@ -16,10 +16,10 @@ from underdraw.evaluation.train_evaluator import (
     epoch_order,
     losses,
     main,
-    save,
     targets,
     train,
 )
+from underdraw.evaluation.weights import write_network
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_training_repeats_and_goes_on(few, tmp_path, monkeypatch):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-5), name
-    save(whole, tmp_path / "made.safetensors", config)
+    write_network(whole, tmp_path / "made.safetensors", config)
     loaded = load_evaluator(tmp_path / "made.safetensors").network
     x = torch.rand(2, 3, 64, 96)
     assert torch.allclose(loaded(x), whole(x), atol=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +123,7 @@ def evaluate(
         evaluate_maps(pipe, judge, out, count, steps or 20, seed or 0, batch, arguments)
         return
     captions = evaluation.held_out_captions(count)
-    try:
+    with going_on(out):
         report = evaluation.evaluate_text_to_image(
             pipe,
             captions,
@@ -140,8 +142,6 @@ def evaluate(
             )
             typer.echo(kept.table())
             write(out / "autoencoder.json", kept.to_json())
-    except KeyboardInterrupt:
-        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
     tell(f"report: {out}")
 
 
@@ -189,6 +189,21 @@ def check(
     early.check_call(early.facts(model), steps=steps, guidance=guidance, strength=way)
 
 
+@contextmanager
+def going_on(out: Path, what: str = "pictures") -> Iterator[None]:
+    """Tell somebody who interrupts that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{what} made so far are in {out}; the same command goes on") from None
+
+
+def show(report: Any, out: Path) -> None:
+    """The table of a report, and where all of it is."""
+    typer.echo(report.table())
+    tell(f"report: {out}")
+
+
 def evaluate_boxes(
     pipe: Any,
     judge: Any,
@@ -210,7 +225,7 @@ def evaluate_boxes(
             f"{pipe.source} has no grounding weights for boxes; name some with --grounding"
         )
     told = {"model": describe_model(pipe), "grounding": digest(pipe.groundings), "steps": steps}
-    try:
+    with going_on(out):
         report = grounding.evaluate_grounding(
             grounding.pipeline_generator(pipe, steps=steps, **arguments),
             grounding.held_out_layouts(count),
@@ -225,10 +240,7 @@ def evaluate_boxes(
             progress=progress.wanted(),
             evaluator=judge,
         )
-    except KeyboardInterrupt:
-        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
-    typer.echo(report.table())
-    tell(f"report: {out}")
+    show(report, out)
 
 
 def own_nets(model: str) -> list[str]:
@@ -257,7 +269,7 @@ def evaluate_maps(
     kinds = own_nets(pipe.source)
     nets = {kind: pipe.adapters["structure"][kind] for kind in kinds}
     told = {"model": describe_model(pipe), "structure": digest(nets), "steps": steps}
-    try:
+    with going_on(out):
         report = structure.evaluate_structure(
             structure.pipeline_generator(pipe, nets, steps=steps, **arguments),
             structure.held_out_maps(count),
@@ -270,10 +282,7 @@ def evaluate_maps(
             progress=progress.wanted(),
             evaluator=judge,
         )
-    except KeyboardInterrupt:
-        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
-    typer.echo(report.table())
-    tell(f"report: {out}")
+    show(report, out)
 
 
 def evaluate_subjects(
@@ -293,7 +302,7 @@ def evaluate_subjects(
 
     generate, plain = subjects.pipeline_generators(pipe, steps=steps, **arguments)
     told = {"model": describe_model(pipe), "steps": steps}
-    try:
+    with going_on(out):
         report = subjects.evaluate_subjects(
             generate,
             plain,
@@ -307,10 +316,7 @@ def evaluate_subjects(
             progress=progress.wanted(),
             evaluator=judge,
         )
-    except KeyboardInterrupt:
-        raise Interrupted(f"pictures made so far are in {out}; the same command goes on") from None
-    typer.echo(report.table())
-    tell(f"report: {out}")
+    show(report, out)
 
 
 def evaluate_edits(
@@ -327,7 +333,7 @@ def evaluate_edits(
     from underdraw.evaluation import evaluate_editing
 
     editor = StableDiffusionDiffEditPipeline.from_pipe(pipe)
-    try:
+    with going_on(out, "edits"):
         report = evaluate_editing(
             editor,
             count,
@@ -338,10 +344,7 @@ def evaluate_edits(
             evaluator=judge,
             **arguments,
         )
-    except KeyboardInterrupt:
-        raise Interrupted(f"edits made so far are in {out}; the same command goes on") from None
-    typer.echo(report.table())
-    tell(f"report: {out}")
+    show(report, out)
 
 
 def write(path: Path, content: dict) -> None:

@@ -6,19 +6,17 @@ Renders are made once and kept in FOLDER; they may be those of `train_evaluator`
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from underdraw.formats.writing import write_file
+from underdraw.evaluation.weights import write_network
 from underdraw.scenes.depth import depth_of
 
 from .augment import augment
@@ -84,14 +82,6 @@ def _batch(
     return images.contiguous(memory_format=torch.channels_last), truth
 
 
-def save(network: DepthNetwork, path: Path, config: DepthConfig) -> None:
-    """In half precision, with the settings that made it in the header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
-    made = {"widths": json.dumps(network.widths), "made": json.dumps(asdict(config))}
-    write_file(path, to_bytes(state, made))
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--renders", type=Path, required=True, help="folder of the renders")
@@ -108,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     examples = render_examples(given.renders, config.renders, config.seed, given.workers)
     depths = inverse_depths(config.seed, config.renders)
     began, spent = time.perf_counter(), time.process_time()
-    save(train(examples, depths, config), given.out, config)
+    write_network(train(examples, depths, config), given.out, config)
     print(
         f"trained in {time.perf_counter() - began:.0f} s ({time.process_time() - spent:.0f} s of "
         f"processor time), {given.out.stat().st_size / 1e6:.2f} MB"

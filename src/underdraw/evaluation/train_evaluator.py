@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from underdraw.backends.torch_weights import tensor
 from underdraw.errors import WeightError
+from underdraw.evaluation.weights import write_network
 from underdraw.formats.pickles import read_values
 from underdraw.formats.writing import write_file
 
@@ -219,14 +218,6 @@ def _epoch(
         bar.set_postfix({k: f"{v.item():.3f}" for k, v in found.items()}, refresh=False)
 
 
-def save(network: Network, path: Path, config: TrainConfig) -> None:
-    """In half precision, with the settings that made it in the header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
-    made = {"widths": json.dumps(network.widths), "made": json.dumps(asdict(config))}
-    write_file(path, to_bytes(state, made))
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--renders", type=Path, required=True, help="folder of the renders")
@@ -247,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     examples = render_examples(given.renders, config.renders, config.seed, given.workers)
     began, spent = time.perf_counter(), time.process_time()
     network = train(examples, config, given.renders / "training.pt")
-    save(network, given.out, config)
+    write_network(network, given.out, config)
     print(
         f"trained in {time.perf_counter() - began:.0f} s ({time.process_time() - spent:.0f} s of "
         f"processor time), {given.out.stat().st_size / 1e6:.2f} MB"

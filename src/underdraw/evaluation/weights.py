@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from underdraw.backends.torch_weights import tensor
 from underdraw.errors import NotFoundError, WeightError
 from underdraw.formats.json_text import parse
 from underdraw.weights.files import open_checkpoint
+from underdraw.weights.save import save_tensors
 
 if TYPE_CHECKING:
     from .network import Network
@@ -43,3 +46,11 @@ def read_network(path: Path, kind: type[Kind], what: str) -> Kind:
     if not all(np.isfinite(value.numpy()).all() for value in state.values()):
         raise WeightError(f"{path} holds values that are not finite")
     return network.eval()
+
+
+def write_network(network: Any, path: Path, config: Any) -> None:
+    """In half precision, with the settings that made it in the header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().half().contiguous().numpy() for k, v in network.state_dict().items()}
+    made = {"widths": json.dumps(network.widths), "made": json.dumps(asdict(config))}
+    save_tensors(path, state, made)

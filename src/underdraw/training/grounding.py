@@ -21,6 +21,7 @@ from underdraw.training.data import cut, shuffled
 from underdraw.training.layouts import GroundedExamples, Layout
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
+from underdraw.training.tokens import tokenize
 from underdraw.training.truth import Recorder, TruthHeads
 from underdraw.training.watched import Watched
 
@@ -170,7 +171,7 @@ class GroundingTask:
             **self._boxes(indices, layouts, rng),
             "ids": self._tokenize(texts),
             "noise": torch.randn(shape, generator=generator),
-            "timesteps": self._timesteps(count, generator),
+            "timesteps": self.objective.timesteps(count, generator, self.config.early),
             "area": torch.stack([_covered(w.boxes, shape[2:]) for w in whole]),
             **self._holes(layouts, shape, rng),
             **({} if self.heads is None else self._truth(indices)),
@@ -252,15 +253,7 @@ class GroundingTask:
 
     def _tokenize(self, texts: Sequence[str]) -> Tensor:
         length = self.family["text_encoder"].config.max_position_embeddings
-        options = {"padding": "max_length", "truncation": True, "max_length": length}
-        made = self.family["tokenizer"](list(texts), **options)["input_ids"]
-        return torch.as_tensor(np.array(made))
-
-    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Spread evenly over the levels as `early` weighs them."""
-        steps = self.config.objective.num_train_timesteps
-        spread = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1.0
-        return (spread ** (1 / self.config.early) * steps).long().clamp(max=steps - 1)
+        return torch.from_numpy(tokenize(self.family["tokenizer"], length, texts))
 
     def _holes(
         self, layouts: Sequence[Layout], shape: Sequence[int], rng: np.random.Generator

@@ -61,13 +61,14 @@ class Objective:
         self.config = config
         self.alphas_cumprod = torch.from_numpy(config.schedule().alphas_cumprod.copy())
 
-    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """`(count,)`, each uniform over all levels, together spread evenly over them, which makes
-        the loss of a step less noisy (Kingma et al. 2021, appendix I)."""
+    def timesteps(self, count: int, generator: torch.Generator, early: float = 1.0) -> Tensor:
+        """`(count,)`, together spread evenly over the levels, which makes the loss of a step less
+        noisy (Kingma et al. 2021, appendix I). `early` 1 draws all levels alike, 2 a level as often
+        as it is noisy."""
         steps = self.config.num_train_timesteps
         offset = torch.rand((), generator=generator)
         spread = (offset + torch.arange(count) / count) % 1.0
-        return (spread * steps).long().clamp(max=steps - 1)
+        return (spread ** (1 / early) * steps).long().clamp(max=steps - 1)
 
     def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]

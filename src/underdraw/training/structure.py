@@ -19,6 +19,7 @@ from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
+from underdraw.training.tokens import tokenize
 
 HINT = (8, 16, 32, 64)
 """Widths of the layers in front of a small net: at the published ones they cost half of a step."""
@@ -128,7 +129,7 @@ class StructureTask:
             "maps": self._maps(indices, kinds),
             "texts": texts,
             "noise": torch.randn(shape, generator=generator),
-            "timesteps": self._timesteps(count, generator),
+            "timesteps": self.objective.timesteps(count, generator, self.config.early),
         }
 
     def _clean(self, indices: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
@@ -154,15 +155,7 @@ class StructureTask:
 
     def _tokenize(self, texts: Sequence[str]) -> Tensor:
         length = self.family["text_encoder"].config.max_position_embeddings
-        options = {"padding": "max_length", "truncation": True, "max_length": length}
-        made = self.family["tokenizer"](list(texts), **options)["input_ids"]
-        return torch.as_tensor(np.array(made))
-
-    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Spread evenly over the levels as `early` weighs them."""
-        steps = self.config.objective.num_train_timesteps
-        spread = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1.0
-        return (spread ** (1 / self.config.early) * steps).long().clamp(max=steps - 1)
+        return torch.from_numpy(tokenize(self.family["tokenizer"], length, texts))
 
     # -- what it learns
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:

@@ -23,7 +23,8 @@ from underdraw.networks.program import directly
 from underdraw.training.clip import normalise
 from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
-from underdraw.training.subject_words import prompts, read, tokenize
+from underdraw.training.subject_words import prompts, read
+from underdraw.training.tokens import tokenize
 
 
 class SubjectExamples(Examples, Protocol):

@@ -26,7 +26,7 @@ from underdraw.training.differences import Differences, copy_with, difference, e
 from underdraw.training.loop import Batch, Draw, Figures, TrainingConfig, train
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.subject_words import prompts, read
-from underdraw.training.subjects import clean_of, denoised, early_timesteps, latents_of
+from underdraw.training.subjects import clean_of, denoised, latents_of
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}")
 """What prompts of pictures without captions say."""
@@ -158,13 +158,12 @@ class SubjectTuningTask:
         ready = prompts(self.tokenizer, length, texts, words, room)
         generator = draw.generator()
         clean = clean_of(self.vae, self.shown, self.latents, self.scale, indices, generator)
-        steps = c.objective.num_train_timesteps
         return {
             **clean,
             "prompts": ready.ids,
             "begins": list(ready.begins),
             "noise": torch.randn(clean["clean"].shape, generator=generator),
-            "timesteps": early_timesteps(steps, count, c.early, generator),
+            "timesteps": self.objective.timesteps(count, generator, c.early),
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:

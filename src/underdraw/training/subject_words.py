@@ -14,6 +14,7 @@ from underdraw.controls.subject_tokens import find
 from underdraw.errors import InputError
 from underdraw.networks import clip
 from underdraw.networks.program import directly
+from underdraw.training.tokens import tokenize
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,6 @@ class Prompts:
 
     ids: Tensor
     begins: tuple[int, ...]
-
-
-def tokenize(tokenizer: Any, length: int, texts: Sequence[str]) -> np.ndarray:
-    """int64 `(n, length)`, with start, end and padding."""
-    options = {"padding": "max_length", "truncation": True, "max_length": length}
-    return np.array(tokenizer(list(texts), **options)["input_ids"], np.int64)
 
 
 def prompts(

@@ -142,9 +142,7 @@ class SubjectTask:
             "prompts": ready.ids,
             "begins": list(ready.begins),
             "noise": torch.randn(shape, generator=generator),
-            "timesteps": early_timesteps(
-                c.objective.num_train_timesteps, count, c.early, generator
-            ),
+            "timesteps": self.objective.timesteps(count, generator, c.early),
             "where": self.examples.where(indices, (int(shape[2]), int(shape[3]))),
         }
 
@@ -189,12 +187,6 @@ def differences_for(
     if not (begin or config.rank):
         return None
     return Differences(unet, 0 if begin else config.rank, begin=begin, seed=seed)
-
-
-def early_timesteps(steps: int, count: int, early: float, generator: torch.Generator) -> Tensor:
-    """Spread evenly over the levels as `early` weighs them, `(count,)`."""
-    spread = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1.0
-    return (spread ** (1 / early) * steps).long().clamp(max=steps - 1)
 
 
 def clean_of(

@@ -23,6 +23,7 @@ from underdraw.schedulers import DPMSolverMultistepScheduler
 from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
+from underdraw.training.tokens import tokenize
 from underdraw.training.truth import Recorder, TruthHeads
 
 ADVICE = Advice(guidance_scale=4.5, words=words())
@@ -128,8 +129,7 @@ class TextToImageTask:
     def tokenize(self, texts: list[str]) -> Tensor:
         """Ids `(n, length of the text tower)`."""
         length = self.text_encoder.config.max_position_embeddings
-        options = {"padding": "max_length", "truncation": True, "max_length": length}
-        return torch.as_tensor(np.array(self.tokenizer(texts, **options)["input_ids"]))
+        return torch.from_numpy(tokenize(self.tokenizer, length, texts))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         with torch.set_grad_enabled(self.config.train_text):

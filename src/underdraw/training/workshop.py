@@ -1,0 +1,388 @@
+"""The scenes family: what its networks are, how each is trained, and where the stages of training
+keep what they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from underdraw.errors import NotFoundError, WeightError
+from underdraw.formats.arrays import read_array
+from underdraw.formats.json_text import read_object
+from underdraw.models import (
+    AutoencoderKL,
+    Blip2QFormerModel,
+    BlipImageProcessor,
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPVisionModelWithProjection,
+    ControlNetModel,
+    Grounding,
+    UNet2DConditionModel,
+)
+from underdraw.models.overlay import Overlay
+from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from underdraw.scenes import words
+from underdraw.text.tokenizer import CLIPTokenizer
+from underdraw.training import checkpoints
+from underdraw.training.autoencoder import (
+    AutoencoderConfig,
+)
+from underdraw.training.clip import MEAN, STD, ContrastiveConfig
+from underdraw.training.data import TRUTH, RenderedScenes
+from underdraw.training.grounding import GroundingTrainingConfig, new_part
+from underdraw.training.loop import TrainingConfig
+from underdraw.training.structure import StructureConfig, new_net
+from underdraw.training.subject_encoder import EncoderConfig, new_encoder
+from underdraw.training.subject_scenes import SubjectScenes
+from underdraw.training.subjects import SubjectTrainingConfig, differences_for
+from underdraw.training.text_to_image import TextToImageConfig
+from underdraw.training.truth import TruthHeads
+from underdraw.training.views import Views
+
+LATENTS, FACTS = "latents.npy", "latents.json"
+SUBJECT_LATENTS = "subject_latents.npy"
+
+PROMPTS = (
+    "a red sphere left of a blue cube",
+    "a green cone",
+    "a large yellow metal torus",
+    "a purple cylinder behind an orange cube",
+    "a small gray sphere and a large cyan cylinder",
+    "a blue torus in front of a red cone",
+    "an orange sphere on a checkered floor",
+    "a green cube right of a purple sphere, and a yellow cone",
+)
+
+VAE = VAEConfig(
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(16, 48, 96, 128),
+    layers_per_block=1,
+    norm_num_groups=8,
+    sample_size=128,
+)
+TEXT = CLIPTextConfig(
+    hidden_size=192,
+    intermediate_size=768,
+    projection_dim=192,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+)
+UNET = UNetConfig(
+    sample_size=16,
+    block_out_channels=(64, 160, 256),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    attention_head_dim=(2, 5, 8),
+    cross_attention_dim=192,
+)
+VISION = CLIPVisionConfig(
+    hidden_size=192,
+    intermediate_size=768,
+    projection_dim=192,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    image_size=96,
+    patch_size=16,
+)
+
+
+@dataclass(frozen=True)
+class ScenesRecipe:
+    """Everything that decides what the scenes family becomes, apart from the machine.
+
+    `start`: a pipeline folder, Hub id or "underdraw/scenes" whose networks stages begin with.
+    """
+
+    start: str | None = None
+    scenes: int = 57344
+    views: int = 8192
+    subjects: int = 5184
+    seed: int = 20261121
+    vae: VAEConfig = VAE
+    text: CLIPTextConfig = TEXT
+    unet: UNetConfig = UNET
+    vision: CLIPVisionConfig = VISION
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    denoiser: TextToImageConfig = field(
+        default_factory=lambda: TextToImageConfig(truth=0.03, prompts=PROMPTS)
+    )
+    grounding: GroundingTrainingConfig = field(
+        # With a tenth of this attention, boxes were found by height alone: the error of a picture
+        # drowns what tells a layer where it looks.
+        default_factory=lambda: GroundingTrainingConfig(
+            early=2.0, attention=2.0, truth=0.1, views=0.5, counted=0.15
+        )
+    )
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    gain: float = 1.5
+    """By which the residuals of exported nets are larger than those trained: after so short a
+    training pictures follow a map the better for it, up to about this."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    subject: SubjectTrainingConfig = field(default_factory=lambda: SubjectTrainingConfig(truth=0.1))
+    clip: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(crops=0.3, views=0.5))
+    runs: dict[str, TrainingConfig] = field(
+        default_factory=lambda: {
+            "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
+            "autoencoder": TrainingConfig(
+                6000, 16, learning_rate=1e-3, schedule="linear", decay=0.6, ema=0.998
+            ),
+            "decoder": TrainingConfig(2000, 8, learning_rate=4e-4, ema=0.998, schedule="linear"),
+            "denoiser": TrainingConfig(
+                20000, 32, learning_rate=6e-4, warmup=200, decay=0.35, ema=0.999
+            ),
+            "clip": TrainingConfig(1500, 64, learning_rate=8e-4, ema=0.99),
+            "grounding": TrainingConfig(
+                3000, 16, learning_rate=1.5e-3, warmup=60, decay=0.6, ema=0.995
+            ),
+            "structure": TrainingConfig(1000, 8, learning_rate=7e-4, decay=0.3, ema=0.99),
+            "edges": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
+            "depth": TrainingConfig(3000, 8, learning_rate=1e-3, warmup=40, decay=0.6, ema=0.99),
+            "alignment": TrainingConfig(
+                1500, 32, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98
+            ),
+            "subject": TrainingConfig(3000, 16, learning_rate=1e-3, warmup=30, decay=0.6, ema=0.99),
+        }
+    )
+
+    def run(self, name: str) -> TrainingConfig:
+        """How the stage `name` is trained."""
+        return self.runs[name]
+
+    def on_accelerator(self) -> ScenesRecipe:
+        """The same for one large accelerator beside some 16 cores: batches that fill it, drawn
+        ahead by other processes, and what costs too much elsewhere. End its stages by time. No
+        such machine was at hand: batches and rates are from what the stages measured on two cores,
+        scaled."""
+        ahead = {"steps": 500_000, "workers": 14}
+        larger = {
+            "text": {"batch": 256},
+            "autoencoder": {"batch": 64, "learning_rate": 5e-4, "ema": 0.999},
+            "decoder": {"batch": 64, "ema": 0.999},
+            "denoiser": {"batch": 512, "learning_rate": 1e-3, "decay": 0.5},
+            "clip": {"batch": 512, "ema": 0.999},
+            "grounding": {"batch": 256, "warmup": 200, "ema": 0.998},
+            "structure": {"batch": 256, "ema": 0.998},
+            "edges": {"batch": 256, "ema": 0.998},
+            "depth": {"batch": 256, "ema": 0.998},
+            "alignment": {"batch": 512, "ema": 0.999},
+            "subject": {"batch": 256, "warmup": 200, "ema": 0.998},
+        }
+        return replace(
+            self,
+            scenes=2 * self.scenes,
+            views=3 * self.views,
+            subjects=8 * self.subjects,
+            autoencoder=replace(self.autoencoder, crop=None, local=1.0),
+            runs={name: replace(self.runs[name], **ahead, **own) for name, own in larger.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The working folder of a recipe: renders, latents, and a folder per stage."""
+
+    recipe: ScenesRecipe
+    folder: Path
+
+    @property
+    def examples(self) -> RenderedScenes:
+        """The rendered scenes."""
+        return RenderedScenes(self.folder / "renders")
+
+    @property
+    def views(self) -> Views:
+        """Pictures of single things."""
+        return Views(self.folder / "views")
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer, which the stage "text" makes."""
+        if self.recipe.start is not None:
+            return CLIPTokenizer.from_pretrained(self.recipe.start, subfolder="tokenizer")
+        return CLIPTokenizer.from_pretrained(self._needs("text", "text/tokenizer"))
+
+    def text_config(self, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+        """The text tower's config, with what depends on the vocabulary."""
+        return replace(
+            self.recipe.text,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def text_encoder(self) -> Any:
+        """The text tower as far as it is trained."""
+        tower = self._started(CLIPTextModel, "text_encoder")
+        if tower is None:
+            tower = CLIPTextModel(self.text_config(self.tokenizer()))
+            self._fill(tower, "text", "text_encoder")
+        return self._fill(tower, "denoiser", "text_encoder", optional=True)
+
+    def vae(self, trained: bool = True) -> Any:
+        """The autoencoder, with starting weights or as far as it is trained; the stage "decoder"
+        may have gone on with it."""
+        torch.manual_seed(self.recipe.seed)
+        vae = self._started(AutoencoderKL, "vae")
+        started = vae is not None
+        if vae is None:
+            config = self.recipe.vae
+            if (self.folder / FACTS).exists():
+                config = replace(config, scaling_factor=self.scaling_factor())
+            vae = AutoencoderKL(config)
+        if not trained:
+            return vae
+        self._fill(vae, "autoencoder", "vae", optional=started)
+        return self._fill(vae, "decoder", "vae", optional=True)
+
+    def scaling_factor(self) -> float:
+        """What the stage "latents" measured.
+
+        Raises:
+            NotFoundError: it has not done that yet.
+            WeightError: its file cannot be read; the stage writes it anew.
+        """
+        told = read_object(self._needs("latents", FACTS))
+        factor = told.get("scaling_factor")
+        if not isinstance(factor, float) or not 0 < factor < math.inf:
+            raise WeightError(
+                f"{self.folder / FACTS} holds no scaling_factor; run the stage 'latents' again"
+            )
+        return factor
+
+    def unet(self, trained: bool = True) -> Any:
+        """The denoiser, trained or with starting weights."""
+        torch.manual_seed(self.recipe.seed)
+        unet = self._started(UNet2DConditionModel, "unet")
+        if unet is None:
+            unet = UNet2DConditionModel(self.recipe.unet)
+        elif not (self.folder / "denoiser" / checkpoints.NAME).exists():
+            return unet
+        return self._fill(unet, "denoiser", "unet") if trained else unet
+
+    def family(self, trained: bool = True) -> dict[str, Any]:
+        """The components of a pipeline."""
+        if self.recipe.start is None:
+            self.scaling_factor()  # without it, an autoencoder would have another one's
+        found = {
+            "vae": self.vae(),
+            "text_encoder": self.text_encoder(),
+            "tokenizer": self.tokenizer(),
+            "unet": self.unet(trained),
+        }
+        if trained and (tower := self.image_encoder()) is not None:
+            found["image_encoder"] = tower
+            found["feature_extractor"] = image_processor(tower)
+        return found
+
+    def image_encoder(self, trained: bool = True) -> Any:
+        """The image tower, with starting weights or as far as it is trained; None where there is
+        neither."""
+        torch.manual_seed(self.recipe.seed)
+        tower = self._started(CLIPVisionModelWithProjection, "image_encoder", optional=True)
+        there = (self.folder / "clip" / checkpoints.NAME).exists()
+        if tower is None and trained and not there:
+            return None
+        tower = tower or CLIPVisionModelWithProjection(self.recipe.vision)
+        return self._fill(tower, "clip", "image_encoder", optional=True) if trained else tower
+
+    def grounding(self, trained: bool = True) -> Any:
+        """The layers for boxes, trained or with starting weights."""
+        torch.manual_seed(self.recipe.seed)
+        part = self._started(Grounding, "grounding", optional=True)
+        part = part or new_part(self.unet(), "text-image")
+        return self._fill(part, "grounding", "grounding") if trained else part
+
+    def structure(self, kind: str = "structure", trained: bool = True) -> Any:
+        """The ControlNet for all kinds of maps, or for one, trained or as its stage begins."""
+        torch.manual_seed(self.recipe.seed)
+        net = self._started(ControlNetModel, f"structure/{kind}", optional=True)
+        started = net is not None
+        net = net or new_net(self.unet(), middle=False)
+        if kind != "structure" and not started:
+            self._fill(net, "structure", "controlnet", optional=trained)
+        return self._fill(net, kind, "controlnet") if trained else net
+
+    def maps(self, kind: str) -> np.ndarray:
+        """Maps of the examples, which the stage "maps" made."""
+        return read_array(self._needs("maps", f"maps/{kind}.npy"))
+
+    @property
+    def subjects(self) -> SubjectScenes:
+        """Things with textures of their own, which the stage "subjects" renders."""
+        return SubjectScenes(self.folder / "subjects")
+
+    def subject_encoder(self, family: dict[str, Any], stage: str = "subject") -> Any:
+        """The subject encoder as far as it is trained when `stage` ends: "" for not at all,
+        "alignment", or "subject", where that has begun."""
+        made = self._started(Blip2QFormerModel, "qformer", optional=True)
+        started = made is not None
+        if started:  # what prepares its pictures lies beside it
+            place: Any = self.recipe.start
+            made.image_processor = BlipImageProcessor.from_pretrained(place, "image_processor")
+        made = made or new_encoder(family, words(), self.recipe.encoder, self.recipe.seed)
+        if stage:
+            self._fill(made, "alignment", "qformer", optional=started)
+        if stage == "subject" and (self.folder / stage / checkpoints.NAME).exists():
+            self._fill(made, stage, "qformer")
+            laid = differences_for(family["unet"], self.recipe.subject, made.overlay.unet)
+            if laid is not None:
+                made.overlay = Overlay(unet=self._fill(laid, stage, "differences").arrays())
+        return made
+
+    def heads(self) -> TruthHeads | None:
+        """What told the denoiser where things are, if anything did."""
+        path = self.folder / "denoiser" / checkpoints.NAME
+        raw = checkpoints.load(path)["modules"].get("heads") if path.exists() else None
+        if raw is None:
+            return None
+        heads = TruthHeads.for_unet(self.recipe.unet, TRUTH)
+        heads.load_state_dict(raw)
+        return heads
+
+    def _started(self, kind: Any, name: str, optional: bool = False) -> Any:
+        """The network the recipe starts with, in float32; None without a start, and for what is
+        `optional` where that has none."""
+        if self.recipe.start is None:
+            return None
+        try:
+            return kind.from_pretrained(self.recipe.start, subfolder=name, dtype="float32")
+        except NotFoundError:
+            if optional:
+                return None
+            raise
+
+    def _needs(self, stage: str, name: str) -> Path:
+        """A file in the folder, which `stage` makes."""
+        path = self.folder / name
+        if not path.exists():
+            raise NotFoundError(f"{path} is not there; run the stage {stage!r} first")
+        return path
+
+    def _fill(self, module: Any, stage: str, name: str, optional: bool = False) -> Any:
+        """Give `module` the averaged weights that `stage` made for `name`."""
+        path = self.folder / stage / checkpoints.NAME
+        if optional and not path.exists():
+            return module
+        state = checkpoints.load(self._needs(stage, f"{stage}/{checkpoints.NAME}"))
+        if name in state["modules"]:
+            own = state["modules"][name]
+            prefix = f"{name}."
+            mean = {
+                k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)
+            }
+            module.load_state_dict({**own, **mean})
+        return module
+
+
+def image_processor(tower: Any) -> Any:
+    """What turns pictures into an image tower's input."""
+    size = tower.config.image_size
+    return CLIPImageProcessor(size, (size, size), MEAN, STD)
