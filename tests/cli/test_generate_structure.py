@@ -10,7 +10,7 @@ from cli.test_generate_boxes import pixels_of
 from PIL import Image
 
 from underdraw.cli.embedded import restored
-from underdraw.cli.structure import read_structures
+from underdraw.cli.structure import read_maps
 from underdraw.pictures.writing import METADATA, read_metadata, save_png
 
 CALL = ("generate", "a table", "--seed", "3", "--steps", "3")
@@ -113,9 +113,9 @@ def test_damaged_records_are_refused(run, tiny, tmp_path):
 
 def test_options_are_read_in_any_folder(edges, monkeypatch):
     monkeypatch.chdir(edges.parent)
-    (entry,) = read_structures(['["net", "edges.png", "1"]']) or []
+    (entry,) = read_maps(['["net", "edges.png", "1"]']) or []
     assert entry == {"net": "net", "map": str(edges), "scale": 1.0}
-    assert read_structures(None) is None
+    assert read_maps(None) is None
 
 
 @pytest.fixture(scope="session")
@@ -214,3 +214,34 @@ def test_mistakes_of_own_nets_are_told_before_a_model_is_loaded(
     made = run(*CALL, "--model", tiny, *given, code=2)
     assert re.search(says, made.stderr.replace("\n", " ")), made.stderr
     assert "Traceback" not in made.stderr
+
+
+def test_an_edit_follows_maps(run, family, net, edges, tmp_path):
+    """Made again by the command that its record tells."""
+    words = (
+        "--from",
+        "a red sphere",
+        "--to",
+        "a blue cube",
+        "--model",
+        str(family),
+        "--size",
+        "64",
+    )
+    words += ("--steps", "4", "--maps", "1", "--threshold", "1")
+    made = {}
+    for name, maps in (
+        ("plain", ()),
+        ("none", ("--structure", str(net), str(edges), "0")),
+        ("net", ("--structure", str(net), str(edges), "1")),
+        ("own", ("--edges", str(edges), "--depth", str(edges))),
+    ):
+        out = tmp_path / f"{name}.png"
+        run("edit", edges, *words, *maps, "--out", str(out))
+        made[name] = pixels_of(out)
+        told = run("generate", "--again", str(out), code=2).stderr.replace("\n", " ")
+        assert all(word in told for word in map(str, maps)), told
+    assert made["plain"] == made["none"]
+    assert len(set(made.values())) == 3
+    refused = run("edit", edges, *words, "--structure", "no/such/net", edges, "1", code=2)
+    assert "no/such/net" in refused.stderr

@@ -215,7 +215,9 @@ def edit_command(edit: Mapping[str, Any]) -> str:
     options = edit.get("options")
     options = options if isinstance(options, dict) else {"seed": edit.get("seed")}
     for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        for each in value if isinstance(value, list) else [value]:  # given several times
+            parts = each if isinstance(each, list) else [] if each is True else [each]
+            words += [f"--{name}", *map(str, parts)]
     return " ".join(map(shlex.quote, words))
 
 

@@ -40,20 +40,27 @@ app = typer.Typer(
 )
 
 
+class EditCommand(OfSeveral):
+    """A structure is a net, a map and a number."""
+
+    takes = {structure.OPTION: structure.PARTS}  # noqa: RUF012
+
+
 class GenerateCommand(OfSeveral):
-    """A box is a phrase and four numbers; a structure a net, a map and a number; a subject a
-    picture, what it shows, and perhaps words behind --as."""
+    """A box is a phrase and four numbers; a subject a picture, what it shows, and perhaps words
+    behind --as."""
 
     takes = {  # noqa: RUF012
+        **EditCommand.takes,
         boxes.BOX: 1 + boxes.NUMBERS,
-        structure.OPTION: structure.PARTS,
         subjects.SUBJECT: subjects.PARTS,
     }
     further = {subjects.SUBJECT: subjects.AS}  # noqa: RUF012
 
 
+OWN = {generate: GenerateCommand, edit: EditCommand}
 for command in (generate, edit, info, convert, scenes, train, evaluate):
-    cls = GenerateCommand if command is generate else Command
+    cls = OWN.get(command, Command)
     app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from underdraw.cli import early, embedded, options, outputs, pictures, progress, sizes, solvers
+from underdraw.cli import (
+    early,
+    embedded,
+    options,
+    outputs,
+    pictures,
+    progress,
+    sizes,
+    solvers,
+    structure,
+)
 from underdraw.cli.failures import Interrupted, note, tell
 from underdraw.cli.files import read
 from underdraw.errors import InputError
@@ -52,6 +62,9 @@ def edit(
     maps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Noises averaged for the mask.")
     ] = None,
+    structures: options.Structures = None,
+    edges: options.Edges = None,
+    depth: options.Depth = None,
     size: options.Size = None,
     height: options.Height = None,
     width: options.Width = None,
@@ -79,11 +92,16 @@ def edit(
     whole = pictures.photo("PICTURE", picture)
     wanted = sizes.wanted_size(size, height, width)
     given = None if mask is None else read(mask)
+    lines = structure.read_maps(structures, edges, depth) or []
     target_file = outputs.Target(
         out,
         [target],
         [seed or 0],
-        inputs={"the picture to edit": picture, "--mask": mask},
+        inputs={
+            "the picture to edit": picture,
+            "--mask": mask,
+            **structure.inputs_of(lines),
+        },
         force=force,
         suffix=format and f".{format.value}",
         beside=VIEWS if show_mask else (),
@@ -96,6 +114,7 @@ def edit(
     from underdraw.cli.loading import check_engine, load_pipeline, summary
 
     check_engine(engine or "eager", backend.value if backend else "torch")
+    structure.check_nets(lines, model or options.SCENES)
     known = early.facts(model or options.SCENES)
     early.check_call(
         known,
@@ -118,6 +137,7 @@ def edit(
         tokenizer=tokenizer,
         prediction_type=prediction_type and prediction_type.value,
     )
+    structure.attach(pipe, lines)
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(**progress.bar_options())
@@ -126,6 +146,7 @@ def edit(
     fit = sizes.fitted_size(whole.size, wanted, sizes.trained_size(pipe), factor)
     sizes.tell_fit(str(picture), whole.size, fit, wanted)
     image = sizes.fitted(whole, fit)
+    structure.draw_lines(lines, fit[1], fit[0])
     asked = {
         "num_inference_steps": steps,
         "inpaint_strength": strength,
@@ -150,6 +171,7 @@ def edit(
             mask_image=given,
             keep=keep_latents,
             paste=paste,
+            controls=structure.controls_of(lines),
             **asked,
         )
     except KeyboardInterrupt:
@@ -169,6 +191,7 @@ def edit(
         "strength": strength,
         "threshold": threshold,
         "maps": maps,
+        **structure.options_of(lines),
         "size": f"{fit[1]}x{fit[0]}" if wanted.given else None,
         "steps": steps,
         "guidance": guidance,
@@ -204,7 +227,8 @@ edit.examples = """Examples:
   underdraw edit photo.png --from "a red cube" --to "a blue cube" -o out.png --show-mask
   underdraw edit scene.png --from "a red cube" --to "a red sphere" --paste --threshold 2.5
   underdraw edit photo.png --from "a cube" --to "a cone" --keep-latents cube.safetensors
-  underdraw edit cat.jpg --from "a cat" --to "a dog" --model ./stable-diffusion --size 512"""  # type: ignore[attr-defined]
+  underdraw edit cat.jpg --from "a cat" --to "a dog" --model ./stable-diffusion --size 512
+  underdraw edit photo.png --from "a red cube" --to "a blue cube" --edges photo.png"""  # type: ignore[attr-defined]
 DEFAULT_STEPS, DEFAULT_STRENGTH, MASK_STRENGTH = 50, 0.8, 0.5
 """Of an edit, as `EditSettings` has them, which would import numpy."""
 

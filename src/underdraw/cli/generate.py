@@ -84,29 +84,9 @@ def generate(
         str | None,
         typer.Option(help="Grounding weights that boxes need: a folder, a file or a Hub id."),
     ] = None,
-    structures: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--structure",
-            metavar="NET MAP SCALE",
-            help="Follow a map: a ControlNet or T2I-Adapter (a folder, a file or a Hub id), the "
-            "picture that it reads, and how strongly, 1 as in training; may be repeated.",
-        ),
-    ] = None,
-    edges: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PHOTO",
-            help="Follow the edges of a picture, by the model's own net for edges.",
-        ),
-    ] = None,
-    depth: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MAP",
-            help="Follow a depth map, near is white, by the model's own net for depth.",
-        ),
-    ] = None,
+    structures: options.Structures = None,
+    edges: options.Edges = None,
+    depth: options.Depth = None,
     subject: Annotated[
         list[str] | None,
         typer.Option(
@@ -211,9 +191,8 @@ def generate(
     pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed
-    own = structure.read_own(edges, depth)
-    if (read := structure.read_structures(structures)) is not None or own:
-        request.structures = [*(read or ()), *own]
+    if (maps := structure.read_maps(structures, edges, depth)) is not None:
+        request.structures = maps
     if as_words is not None:
         raise InputError(f"--as {as_words!r} stands behind no --subject PICTURE CATEGORY")
     if (shown := subjects.read_subjects(subject)) is not None:
@@ -321,8 +300,7 @@ def read_files(
     }
     shown = [] if request.layout is None else boxes.files_of(request.layout)
     files |= {f"the picture {path} of a box": Path(path) for path in shown}
-    maps = structure.files_of(request.structures or [])
-    files |= {f"the map {path} of {structure.OPTION}": Path(path) for path in maps}
+    files |= structure.inputs_of(request.structures or [])
     files |= {f"the weights {path}": path for path in request.loras.every}
     known = subjects.files_of(request.subjects or ())
     return files | {f"the picture {path} of a subject": Path(path) for path in known}

@@ -122,4 +122,27 @@ Seed = Annotated[
     int | None,
     typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same pictures."),
 ]
+Structures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--structure",
+        metavar="NET MAP SCALE",
+        help="Follow a map: a ControlNet or T2I-Adapter (a folder, a file or a Hub id), the "
+        "picture that it reads, and how strongly, 1 as in training; may be repeated.",
+    ),
+]
+Edges = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PHOTO",
+        help="Follow the edges of a picture, by the model's own net for edges.",
+    ),
+]
+Depth = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MAP",
+        help="Follow a depth map, near is white, by the model's own net for depth.",
+    ),
+]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]

@@ -38,32 +38,22 @@ class Entry(Schema):
     """Height and width at which the edges of a photograph are drawn, which are the map then."""
 
 
-def read_structures(options: Sequence[str] | None) -> list[dict[str, Any]] | None:
-    """What the options say, checked; None without any.
+def read_maps(
+    options: Sequence[str] | None, edges: Path | None = None, depth: Path | None = None
+) -> list[dict[str, Any]] | None:
+    """What `--structure`, `--edges` and `--depth` say, checked; None without any.
 
     Raises:
         InputError, NotFoundError: one is none, or there is no such map.
     """
-    if not options:
-        return None
-    entries = [_option(text) for text in options]
+    entries = [_option(text) for text in options or ()]
     for number, entry in enumerate(entries, 1):
         map_of(entry, f"map {number}")
-    return entries
-
-
-def read_own(photo: Path | None, depth: Path | None) -> list[dict[str, Any]]:
-    """What `--edges` and `--depth` say, checked.
-
-    Raises:
-        InputError, NotFoundError: there is no such picture.
-    """
-    entries = []
-    for net, path in ((EDGES, photo), (DEPTH, depth)):
+    for net, path in ((EDGES, edges), (DEPTH, depth)):
         if path is not None:
             entries.append({"net": net, "map": str(path.resolve()), "scale": 1.0, "own": True})
             map_of(entries[-1], f"--{net}")
-    return entries
+    return entries or None
 
 
 def draw_lines(entries: Sequence[dict[str, Any]], height: int, width: int) -> None:
@@ -169,9 +159,17 @@ def nets_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(entry["net"] for entry in entries if not entry.get("own")))
 
 
-def files_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Files of the maps."""
-    return [entry["map"] for entry in entries if isinstance(entry["map"], str)]
+def inputs_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+    """The files of the maps, by what they are called in an error."""
+    files = [entry["map"] for entry in entries if isinstance(entry["map"], str)]
+    return {f"the map {path} of {OPTION}": Path(path) for path in files}
+
+
+def options_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What would say the same on the command line: values by option."""
+    own = {entry["net"]: entry["map"] for entry in entries if entry.get("own")}
+    named = [[e["net"], e["map"], e["scale"]] for e in entries if not e.get("own")]
+    return {**({"structure": named} if named else {}), **own}
 
 
 def attach(pipe: Any, entries: Sequence[Mapping[str, Any]]) -> None:
