@@ -92,10 +92,12 @@ def test_merged_and_brought_back(plain, tmp_path):
 
 
 def test_another_mix_in_each_image():
-    """Three images with three mixes in one call, single calls, and streams that share calls."""
+    """Eight images with eight mixes in one call, single calls, and streams that share calls."""
     pipe = loaded()
     pipe.set_adapters([])
-    clay, snow = [1.0, 0.0, 0.5], [0.0, -1.0, 0.3]
+    clay = [1.0, 0.0, 0.5, -0.4, 0.0, 0.9, 0.2, -1.0]
+    snow = [0.0, -1.0, 0.3, 0.8, 0.0, 0.1, -0.6, 1.0]
+    prompts = [PROMPTS[i % 3] for i in range(8)]
 
     def arguments(images):
         controls = [
@@ -104,21 +106,21 @@ def test_another_mix_in_each_image():
         ]
         return {"controls": controls, "seed": [3 + i for i in images], **SIZE}
 
-    whole = tiny.run(pipe, PROMPTS, **arguments((0, 1, 2)))
-    single = [tiny.run(pipe, [PROMPTS[i]], **arguments((i,))) for i in range(3)]
-    for i in range(3):
-        assert close(whole[i], single[i][0], 1e-5)
-        pipe.set_adapters(["clay", "snow"], [clay[i], snow[i]])
-        alone = tiny.run(pipe, [PROMPTS[i]], seed=[3 + i], **SIZE)
-        assert close(whole[i], alone[0], 1e-5)
-        pipe.set_adapters([])
+    whole = tiny.run(pipe, prompts, **arguments(range(8)))
     options = {"output_type": "latent"}
-    streams = [pipe.stream([PROMPTS[i]], **arguments((i,)), **options) for i in range(3)]
+    streams = [pipe.stream([prompts[i]], **arguments((i,)), **options) for i in range(8)]
     runs = underdraw.batched(streams)
     for _ in runs:
         pass
-    for stream, alone in zip(runs.streams, single, strict=True):
-        assert close(stream.output.images, alone, 1e-5)
+    for i, stream in enumerate(runs.streams):
+        assert close(stream.output.images[0], whole[i], 1e-5)
+    for i in range(3):
+        single = tiny.run(pipe, [prompts[i]], **arguments((i,)))
+        assert close(single[0], whole[i], 1e-5)
+        pipe.set_adapters(["clay", "snow"], [clay[i], snow[i]])
+        alone = tiny.run(pipe, [prompts[i]], seed=[3 + i], **SIZE)
+        assert close(alone[0], whole[i], 1e-5)
+        pipe.set_adapters([])
 
 
 def test_images_of_one_prompt_share_its_text():

@@ -7,13 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from controls.test_grounding import EVER, opened
 from controls.test_structure import close
 from pipelines import tiny
 from pipelines.loras import lora
 from safetensors.torch import save_file
 
 import underdraw
-from underdraw import AttentionEdit, backends
+from underdraw import AttentionEdit, Box, Layout, backends
+from underdraw.controls.features import phrase_features
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 from underdraw.text.learned import FIRST, Learned, LearnedTokenizer
 
@@ -142,6 +144,25 @@ def test_on_other_backends(backend):
         pipe.load_textual_inversion(vectors(), token="<toy>")
         found.append(torch.tensor(np.asarray(encoded(pipe, "a <toy>"))))
     assert close(*found, 1e-4)
+
+
+def test_phrases_of_boxes_know_them():
+    """As the prompt of the same words; a phrase without any has the bits from before."""
+    pipe = tiny.pipeline()
+    pipe.load_grounding(opened(pipe.unet))
+    boxes = [Box("a <toy>", (0.1, 0.2, 0.5, 0.6)), Box("red", (0.5, 0.4, 1.0, 1.0))]
+    call = {"controls": [Layout(boxes, EVER)], **SIZE}
+    unknown, plain = tiny.run(pipe, **call), phrase_features(pipe.parts, ["red"])
+    pipe.load_textual_inversion({"<toy>": vectors()})
+    assert not close(tiny.run(pipe, **call), unknown, 1e-3)
+    features = phrase_features(pipe.parts, ["a <toy>", "red"])
+    ids = [pipe.tokenizer.bos_token_id, *pipe.tokenizer("a", add_special_tokens=False).input_ids]
+    ids += [FIRST, FIRST - 1, pipe.tokenizer.eos_token_id]
+    context = by_hand(pipe, [max(one, 0) if one > 0 else -1 for one in ids], vectors())
+    assert close(features[:1], context[:, len(ids) - 1], 1e-6)
+    assert torch.equal(features[1:], plain)
+    with pytest.raises(InputError, match="tokens"):
+        tiny.run(pipe, controls=[Box("<toy> " * 40, (0.1, 0.2, 0.5, 0.6))], **SIZE)
 
 
 def test_copies_have_words_of_their_own():

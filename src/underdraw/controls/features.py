@@ -15,6 +15,7 @@ from underdraw.controls.subject_run import Subjects
 from underdraw.errors import InputError
 from underdraw.networks import clip, image_projection
 from underdraw.text.known import warn_of_unknown
+from underdraw.text.learned import Learned, LearnedTokenizer
 from underdraw.text.prompts import encode, read_texts
 from underdraw.text.words import Tokens
 
@@ -44,7 +45,7 @@ def check_phrases(
         check_width(encoder.config.hidden_size, width)
     most = _window(components)
     for phrase in phrases:
-        count = len(tokenizer([phrase]).input_ids[0])
+        count = len(tokenizer(phrase, add_special_tokens=False).input_ids) + 2  # start and end
         if count > most:
             raise InputError(
                 f"phrase={phrase!r:.60} has {count - 2} tokens; allowed: at most {most - 2}"
@@ -68,11 +69,12 @@ def phrase_features(
         subjects: of each phrase the one that it names, or None.
     """
     encoder, tokenizer = components.text_encoder, components.tokenizer
+    warn_of_unknown(phrases, components.words)
+    learned = tokenizer.learned if isinstance(tokenizer, LearnedTokenizer) else None
+    if (acting := _acting(subjects)) or learned is not None:
+        return _as_prompts(components, phrases, acting, learned)
     rows = [tokenizer([phrase]).input_ids[0] for phrase in phrases]
     most = _window(components)
-    warn_of_unknown(phrases, components.words)
-    if acting := _acting(subjects):
-        return _with_subjects(components, phrases, acting)
     # Whole windows, as prompts have: of shorter ones the bits would depend on the other phrases.
     ids = np.full((len(rows), most), tokenizer.pad_token_id, np.int64)
     for row, known in zip(ids, rows, strict=True):
@@ -100,8 +102,10 @@ def _acting(subjects: Sequence[Subject | None]) -> list[Subjects]:
     return [Subjects(parts)] if parts else []
 
 
-def _with_subjects(components: Any, phrases: Sequence[str], acting: list[Subjects]) -> Array:
-    """The same of phrases that hold the tokens of subjects."""
+def _as_prompts(
+    components: Any, phrases: Sequence[str], acting: list[Subjects], learned: Learned | None
+) -> Array:
+    """The same of phrases that may hold the tokens of subjects, and learned words."""
     encoder = components.text_encoder
     with components.borrow(encoder):
         return encode(
@@ -112,6 +116,7 @@ def _with_subjects(components: Any, phrases: Sequence[str], acting: list[Subject
             ask=components.ask,
             controls=acting,
             components=components,
+            learned=learned,
         ).pooled
 
 
