@@ -116,10 +116,10 @@ def test_another_mix_in_each_image():
         assert close(stream.output.images[0], whole[i], 3e-5)
     for i in range(3):
         single = tiny.run(pipe, [prompts[i]], **arguments((i,)))
-        assert close(single[0], whole[i], 1e-5)
+        assert close(single[0], whole[i], 3e-5)
         pipe.set_adapters(["clay", "snow"], [clay[i], snow[i]])
         alone = tiny.run(pipe, [prompts[i]], seed=[3 + i], **SIZE)
-        assert close(alone[0], whole[i], 1e-5)
+        assert close(alone[0], whole[i], 3e-5)
         pipe.set_adapters([])
 
 
