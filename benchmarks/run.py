@@ -30,10 +30,12 @@ SCRIPTS = {
     "unet_step": "UNet of Stable Diffusion 1.5",
     "grounded_step": "Grounded steps of Stable Diffusion 1.4 (GLIGEN)",
     "controlnet_step": "Steps along maps of Stable Diffusion 1.5 (ControlNet)",
+    "lora_step": "Steps with a LoRA on Stable Diffusion 1.5",
 }
 """Headings, in the order in which they run: short ones first."""
 QUICK = {
-    name: ["--quick"] for name in ("vae_decode", "unet_step", "grounded_step", "controlnet_step")
+    name: ["--quick"]
+    for name in ("vae_decode", "unet_step", "grounded_step", "controlnet_step", "lora_step")
 }
 QUICK["cold_start"] = ["1"]
 

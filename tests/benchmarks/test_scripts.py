@@ -134,6 +134,15 @@ def test_steps_along_maps(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_steps_with_a_lora(capsys):
+    import lora_step
+
+    made = lora_step.main(sizes=(8,), runs=1, steps=1, config=UNET)
+    assert [one.bar for one in made] == [0.5, 1.05, 1.15, 1.15, None]
+    assert float(capsys.readouterr().out.split("largest difference ")[1].split()[0]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_whole_pipelines(capsys, monkeypatch):
     import tiny_step
 
@@ -221,6 +230,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
         "unet_step",
         "grounded_step",
         "controlnet_step",
+        "lora_step",
     ]
     assert "import_time" in before
     ran.clear()
@@ -232,7 +242,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
 def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
     run, ran, work = everything
     assert run.main([*work, "--quick"]) == tmp_path / "work" / "quick" / "RESULTS.md"
-    assert ran[-1][:3] == ("controlnet_step", "--quick", "--json")
+    assert ran[-1][:3] == ("lora_step", "--quick", "--json")
     assert not (tmp_path / "RESULTS.md").exists()
     with pytest.raises(SystemExit):
         run.main([*work, "--only", "nothing"])
