@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "PYTHONPATH": "",
     # Else each process that a test starts would compile diffusers' and PyTorch's sources again.
     "PYTHONDONTWRITEBYTECODE": "",
+    # Programs that JAX compiled once are not compiled again (see `tests/conftest.py`).
+    "UNDERDRAW_JAX_CACHE": str(Path(__file__).parent / ".nox" / "jax"),
 }
 WORKERS = ("-n", "2", "--dist", "worksteal")
 # What a session must find importable, so that a backend or diffusers, had it failed to install,

@@ -1,5 +1,6 @@
 """What all tests share: a quiet CPU, and which parts of the suite need a peer that is not here."""
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -9,6 +10,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+if cache := os.environ.get("UNDERDRAW_JAX_CACHE"):
+    # A folder for each worker: JAX writes its files in place, so another one could read halves.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(cache, worker)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -27,3 +34,12 @@ collect_ignore_glob = [] if find_spec("diffusers") else ["**/peer/*"]
 collect_ignore_glob += [
     f"**/test_{name}.py" for name in ("jax", "mindspore") if find_spec(name) is None
 ]
+
+gc.disable()  # while ten thousand tests are collected, which stay
+
+
+def pytest_collection_finish():
+    """What has been imported and collected stays to the end: no need to look through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from controls.test_structure import close, maps
+from engines.test_compiled import by_dynamo
 from pipelines import tiny
 from pipelines.loras import lora
 from pipelines.test_beginnings import picture
 
 import underdraw
 from underdraw import Lora, Structure, backends
+from underdraw.engines.compiled import Regional
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.record import repeat
@@ -221,12 +223,15 @@ def test_on_other_backends(backend):
         assert close(torch.tensor(wanted[1]), torch.tensor(wanted[0]), 1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled():
+    """Blocks with differences are traced whole."""
+    torch.compiler.reset()
     pipe = loaded(tiny.pipeline(unet=tiny.ONE_LEVEL))
     wanted = tiny.run(pipe, **SIZE)
-    pipe.engine = "compiled"
+    graphs = []
+    pipe.engine = Regional(by_dynamo(graphs))
     assert close(tiny.run(pipe, **SIZE), wanted, 1e-4)
+    assert graphs
 
 
 def test_files_and_folders(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     # The pretended device's tensors cannot be written as they are, those of a real one can.
     save = checkpoints.save
     monkeypatch.setattr(checkpoints, "save", lambda path, state: save(path, to_host(state)))
+    # Each stage reads those before it, which takes half of the time; nobody writes into a state.
+    monkeypatch.setattr(checkpoints, "load", cache(checkpoints.load))
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (4,))  # held back: 64
     monkeypatch.setattr(SubjectScenes.__init__, "__defaults__", (2,))
