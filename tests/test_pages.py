@@ -62,6 +62,7 @@ HUB = {
     "openai/clip-vit-large-patch14": "clip",
     "owner/snow": "snow",
     "owner/cat-toy": "toy",
+    "madebyollin/taesd": "taesd",
 }
 """Repositories that pages name -> folders of small networks."""
 
@@ -99,6 +100,8 @@ def shelf(tmp_path_factory):
     for name in ("snow", "toy"):
         (place / name).mkdir()
     save_file(lora(tiny.pipeline(), 1), place / "snow" / "snow.safetensors")
+    tiny.small_vae().save_pretrained(place / "taesd")
+    save_file(tiny.taesd(tiny.small_vae(), "decoder"), place / "taesd_decoder.safetensors")
     word = {"<cat-toy>": torch.ones(2, tiny.WIDTH)}
     save_file(word, place / "toy" / "learned_embeds.safetensors")
     # As a published file has it: no vocabulary inside, and settings that nobody wrote down.
@@ -125,6 +128,8 @@ def desk(tmp_path, shelf, monkeypatch):
         "v1-5-pruned.safetensors": "one.safetensors",
         "v1-5.ckpt": "one.ckpt",
         "clay.safetensors": "snow/snow.safetensors",
+        "lcm-lora.safetensors": "snow/snow.safetensors",
+        "taesd_decoder.safetensors": "taesd_decoder.safetensors",
         "snow.safetensors": "snow/snow.safetensors",
         "easynegative.safetensors": "toy/learned_embeds.safetensors",
     }.items():

@@ -131,8 +131,9 @@ def shelf() -> Path:
     save_file({"<toy>": torch.ones(2, tiny.WIDTH)}, place / "word.safetensors")
     for name in ("Blip2QFormerModel", "BlipImageProcessor", "ControlNetModel", "T2IAdapter"):
         OBJECTS[name]().save_pretrained(place / name)
-    for name in ("MultiAdapter", "MultiControlNetModel"):
+    for name in ("MultiAdapter", "MultiControlNetModel", "AutoencoderTiny"):
         OBJECTS[name]().save_pretrained(place / name)
+    torch.save(tiny.taesd(tiny.small_vae(), "decoder"), place / "taesd_decoder.pth")
     net = tiny.controlnet(underdraw.UNet2DConditionModel(**structure.UNET))
     save.save_tensors(place / "net.safetensors", structure.original(net))
     save.save_tensors(place / "adapter.safetensors", tiny.adapter().stored_tensors())
@@ -195,6 +196,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "MultiControlNetModel": lambda: underdraw.MultiControlNetModel([tiny.controlnet()]),
     "T2IAdapter": tiny.adapter,
     "AutoencoderKL": lambda: tiny.pipeline().vae,
+    "AutoencoderTiny": tiny.small_vae,
     "CLIPImageProcessor": lambda: processor().image_processor,
     "CLIPImageProjection": lambda: grounded().parts.named["image_project"],
     "CLIPProcessor": processor,
@@ -311,6 +313,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
 READ = {
     "UNet2DConditionModel": "folder/unet",
     "AutoencoderKL": "folder/vae",
+    "AutoencoderTiny": "AutoencoderTiny",
     "CLIPTextModel": "folder/text_encoder",
     "CLIPTokenizer": "folder/tokenizer",
     "CLIPProcessor": "processor",
@@ -392,6 +395,12 @@ WORKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "index_for_timestep": lambda owner: {"timestep": instance(owner).timesteps[0]},
     "step": lambda owner: {"timestep": instance(owner).timesteps[0]},
     "AutoencoderKL.forward": lambda _: {"sample": PIXELS},
+    "AutoencoderTiny.forward": lambda _: {"sample": PIXELS},
+    "AutoencoderTiny.decode": lambda _: {"x": LATENTS},
+    "AutoencoderTiny.scale_latents": lambda _: {"x": LATENTS},
+    "AutoencoderTiny.unscale_latents": lambda _: {"x": LATENTS},
+    "AutoencoderTiny.from_single_file": lambda _: {"source": str(shelf() / "taesd_decoder.pth")},
+    "load_preview": lambda _: {"source": str(shelf() / "AutoencoderTiny")},
     "StableDiffusionSafetyChecker.forward": lambda _: {"images": np.zeros((1, 8, 8, 3))},
     "progress_bar": lambda _: {"total": 3},
     "run_safety_checker": array,

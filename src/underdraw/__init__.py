@@ -82,6 +82,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     )
     from underdraw.models import (
         AutoencoderKL as AutoencoderKL,
+        AutoencoderTiny as AutoencoderTiny,
         Blip2QFormerModel as Blip2QFormerModel,
         BlipImageProcessor as BlipImageProcessor,
         CLIPImageProcessor as CLIPImageProcessor,

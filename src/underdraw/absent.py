@@ -41,8 +41,8 @@ NAMES = (
         "IP-Adapter comes with a later release",
     ),
     (
-        r"AutoencoderTiny|AsymmetricAutoencoderKL|ConsistencyDecoderVAE",
-        "small and other decoders come with a later release; AutoencoderKL is there",
+        r"AsymmetricAutoencoderKL|ConsistencyDecoderVAE",
+        "there are AutoencoderKL and AutoencoderTiny",
     ),
     (
         r"mindspore",

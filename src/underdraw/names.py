@@ -29,6 +29,7 @@ MODULES = {
     ),
     "underdraw.models": (
         "AutoencoderKL",
+        "AutoencoderTiny",
         "Blip2QFormerModel",
         "BlipImageProcessor",
         "CLIPImageProcessor",

@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from pipelines.tiny import small_vae
 
+from underdraw import AutoencoderTiny
 from underdraw.cli import solvers
 from underdraw.errors import InputError
 from underdraw.pictures.writing import read_metadata, save_png
@@ -196,6 +198,24 @@ def test_previews_show_what_is_being_made_and_go(run, tiny, tmp_path, monkeypatc
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")) == [first, second]
     run("generate", *several, "--out", "plain.png")
     assert np.array_equal(pixels(first), pixels("plain-0.png"))
+
+
+def test_previews_by_a_tiny_autoencoder(run, tiny, tmp_path, monkeypatch):
+    """Which decodes previews and not the picture; without --preview there is nothing to decode."""
+    small = small_vae()
+    small.save_pretrained(tmp_path / "taesd")
+    seen, decode = [], type(small).decode_with
+    monkeypatch.setattr(
+        AutoencoderTiny, "decode_with", lambda *given: seen.append(1) or decode(*given)
+    )
+    arguments = ("--model", tiny, "--solver", "euler", "--steps", 3, "--seed", 1)
+    run("generate", "a cone", *arguments, "--out", "a.png")
+    more = ("--preview", 1, "--preview-decoder", tmp_path / "taesd")
+    run("generate", "a cone", *arguments, *more, "--out", "b.png")
+    assert len(seen) == 2
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    told = run("generate", "a cone", "--preview-decoder", "taesd", code=2).stderr
+    assert "--preview-decoder taesd needs --preview N" in told
 
 
 def test_an_interrupted_preview_is_kept(run, tiny, tmp_path, monkeypatch):

@@ -132,6 +132,16 @@ UNETS = {
     ),
     "gelu-unpadded": UNetCase({"act_fn": "gelu", "downsample_padding": 0, "norm_eps": 1e-3}),
     "no-middle": UNetCase({"mid_block_type": None}, residuals=True),
+    # As distilled ones are (BK-SDM, tiny-sd, SDXS).
+    "distilled": UNetCase(
+        {
+            "mid_block_type": None,
+            "layers_per_block": (1, 2, 1),
+            "down_block_types": (PLAIN_DOWN, CROSS_DOWN, CROSS_DOWN),
+            "up_block_types": (CROSS_UP, CROSS_UP, PLAIN_UP),
+            "attention_head_dim": (1, 2, 3),
+        }
+    ),
     "two-levels": UNetCase(
         {
             "block_out_channels": (8, 16),

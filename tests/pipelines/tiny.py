@@ -12,6 +12,7 @@ import torch
 from underdraw import StableDiffusionPipeline, schedulers
 from underdraw.models import (
     AutoencoderKL,
+    AutoencoderTiny,
     CLIPTextModel,
     ControlNetModel,
     T2IAdapter,
@@ -132,6 +133,32 @@ def adapter(seed: int = 5, **fields: Any) -> T2IAdapter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return shake(T2IAdapter(**{"channels": UNET["block_out_channels"], **fields}))
+
+
+SMALL_VAE: dict[str, Any] = {
+    "encoder_block_out_channels": (8,) * 4,
+    "decoder_block_out_channels": (8,) * 4,
+    "num_encoder_blocks": (1, 2, 1, 2),
+    "num_decoder_blocks": (2, 1, 2, 1),
+}
+
+
+def small_vae(seed: int = 5, **fields: Any) -> AutoencoderTiny:
+    """A tiny autoencoder for the latents of `VAE`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return shake(AutoencoderTiny(**{**SMALL_VAE, **fields}))
+
+
+def taesd(small: Any, half: str) -> dict[str, torch.Tensor]:
+    """A half of a tiny autoencoder under the original's names."""
+    before = int(half == "decoder")  # the bounding of latents is a layer there
+    named = {}
+    for name, value in small.state_dict().items():
+        if name.startswith(half):
+            _, _, number, rest = name.split(".", 3)
+            named[f"{int(number) + before}.{rest}"] = value.clone()
+    return named
 
 
 LIGHT: dict[str, Any] = {

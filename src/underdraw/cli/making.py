@@ -137,11 +137,12 @@ def write(
 
 
 def watched(pipe: Any, call: dict[str, Any], start: int, target: outputs.Target, every: int) -> Any:
-    """A call, which writes what is being made every so many model calls."""
-    run = pipe.stream(**call)
+    """A call, which writes what is being made every so many model calls, decoded by the small
+    autoencoder where there is one."""
+    run, full = pipe.stream(**call), pipe.parts.preview_decoder is None
     for step in run:
         done = step.index + 1
         if done % every == 0 and done < step.calls:
-            for i, image in enumerate(step.preview(full=True), start):
+            for i, image in enumerate(step.preview(full), start):
                 target.write_preview(i, image, {"preview": f"{done} of {step.calls}"})
     return run.output

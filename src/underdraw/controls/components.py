@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from underdraw.backends.contract import Array, Operations
-from underdraw.models.outputs import DiagonalGaussian
+from underdraw.models.outputs import Posterior
 from underdraw.networks.program import Program
 
 
@@ -109,7 +109,7 @@ class Components(Protocol):
         that, and the pipeline's engine runs it."""
         ...
 
-    def encode(self, pixels: Array) -> DiagonalGaussian:
+    def encode(self, pixels: Array) -> Posterior:
         """The distribution of the latents of pictures, in the autoencoder's dtype."""
         ...
 

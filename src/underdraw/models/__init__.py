@@ -15,11 +15,13 @@ from underdraw.models.image_processor import CLIPImageProcessor
 from underdraw.models.image_projection import CLIPImageProjection
 from underdraw.models.safety import StableDiffusionSafetyChecker
 from underdraw.models.t2i_adapter import MultiAdapter, T2IAdapter
+from underdraw.models.tiny_vae import AutoencoderTiny
 from underdraw.models.unet import UNet2DConditionModel
 from underdraw.models.vae import AutoencoderKL
 
 __all__ = [
     "AutoencoderKL",
+    "AutoencoderTiny",
     "Blip2QFormerModel",
     "BlipImageProcessor",
     "CLIPImageProcessor",

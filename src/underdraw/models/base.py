@@ -26,7 +26,7 @@ from underdraw.backends.once import once
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.formats.stored import stored
 from underdraw.models.keywords import SAVING, drop_neutral
-from underdraw.models.outputs import DiagonalGaussian, Output
+from underdraw.models.outputs import Certain, DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
 from underdraw.schema import shown, within
 from underdraw.weights import folders, hub as hubs, save
@@ -387,7 +387,7 @@ def _bind(cls: type[Model], backend: str) -> type[Model]:
 def _framework_of(backend: str) -> Any:
     """The module of a backend, which from now on looks into what models return."""
     framework = backends.get(backend)
-    for kind in (*Output.__subclasses__(), DiagonalGaussian):
+    for kind in (*Output.__subclasses__(), Certain, DiagonalGaussian):
         framework.register_output(kind)
     return framework
 

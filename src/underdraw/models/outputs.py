@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
 from underdraw import backends
 from underdraw.backends.contract import Array
@@ -60,6 +60,44 @@ class DecoderOutput(Output):
     """`sample`: images `(batch, 3, height, width)` near [-1, 1]."""
 
     sample: Array
+
+
+class Posterior(Protocol):
+    """What an encoder knows of the latents of pictures."""
+
+    @property
+    def mean(self) -> Array:
+        """`(batch, channels, height, width)`"""
+
+    @property
+    def std(self) -> Array:
+        """Standard deviation, of the same shape."""
+
+    def mode(self) -> Array:
+        """The most likely latents."""
+
+    def sample(self, generator: Any = None) -> Array:
+        """Latents drawn from it."""
+
+
+@dataclasses.dataclass(eq=False)
+class Certain(Tree):
+    """Latents of an encoder that gives no distribution."""
+
+    mean: Array
+
+    @property
+    def std(self) -> Array:
+        """Zeros."""
+        return self.mean * 0
+
+    def mode(self) -> Array:
+        """The latents."""
+        return self.mean
+
+    def sample(self, generator: Any = None) -> Array:
+        """The latents; nothing is drawn."""
+        return self.mean
 
 
 @dataclasses.dataclass(eq=False)
@@ -125,6 +163,13 @@ class AutoencoderKLOutput(Output):
     """`latent_dist`: the distribution the encoder gives."""
 
     latent_dist: DiagonalGaussian
+
+
+@dataclasses.dataclass
+class AutoencoderTinyOutput(Output):
+    """`latents`: `(batch, channels, height, width)`, as the UNet sees them."""
+
+    latents: Array
 
 
 @dataclasses.dataclass

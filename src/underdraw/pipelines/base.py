@@ -30,6 +30,7 @@ from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.settings import MOST_SLICES, Settings
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.components.telling import tell
+from underdraw.schedulers.named import name_of, named_scheduler
 from underdraw.weights import hub as hubs
 from underdraw.weights.push import Pushable
 
@@ -164,6 +165,20 @@ class DiffusionPipeline(Pushable):
     @engine.setter
     def engine(self, engine: Any) -> None:
         self.parts.engine = engines.get(engine)
+
+    @property
+    def solver(self) -> str:
+        """The scheduler by the name people use: "euler_a", "dpm++_karras".
+
+        Set, it makes the scheduler of a name from the configuration of the present one: names of
+        this package, of A1111 ("DPM++ 2M Karras") and of ComfyUI ("dpmpp_2m_sgm_uniform"), in any
+        spelling. `solvers.named` lists them.
+        """
+        return name_of(self.parts.scheduler)
+
+    @solver.setter
+    def solver(self, name: str) -> None:
+        setattr(self, "scheduler", named_scheduler(name, self.parts.scheduler))  # noqa: B010
 
     @property
     def source(self) -> str | None:

@@ -19,6 +19,7 @@ from underdraw.pipelines.components.accepting import check_widths
 from underdraw.pipelines.components.grounding import Groundable
 from underdraw.pipelines.components.lora import Tunable
 from underdraw.pipelines.components.outdated import mend
+from underdraw.pipelines.components.preview import Previewing
 from underdraw.pipelines.components.structure import Structurable
 from underdraw.pipelines.components.subjects import Subjective
 from underdraw.pipelines.diffusers.checking import Checking
@@ -32,6 +33,7 @@ class LatentPipeline(
     Groundable,
     Tunable,
     Structurable,
+    Previewing,
     Subjective,
     DiffusionPipeline,
     Familiar,

@@ -281,7 +281,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             pixels = pictures * framework.array(mask < 0.5, dtype=pictures.dtype)
             return encode_pictures(parts, plan, pixels, alike)
         # diffusers encodes them anyway: its solvers go on with later numbers of a generator.
-        posterior_noise(parts, plan, (rows, *shape[1:]), alike)
+        if parts.vae.draws:
+            posterior_noise(parts, plan, (rows, *shape[1:]), alike)
         return None
 
 

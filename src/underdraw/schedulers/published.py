@@ -89,6 +89,8 @@ class Published(Pushable):
     smallest: ClassVar[float] = 0.0
     """ᾱ of the last timestep under `rescale_betas_zero_snr`."""
     config: ConfigDict
+    named_from: Mapping[str, Any] | None = None
+    """The configuration it was made from by a name (`schedulers.named`)."""
 
     # Of the base the arguments are not known: those of any class.
     __init__ = takes(cast("Callable[..., Config]", Config))  # type: ignore[assignment]

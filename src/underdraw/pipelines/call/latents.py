@@ -134,6 +134,9 @@ def encode_pictures(
         latents = nn.float32(framework.array(pictures, device=components.device))
         return for_each(components, latents, plan.count)
     found = components.encode(pictures)
+    if not components.vae.draws:
+        latents = framework.array(nn.float32(found.mean), device=components.device)
+        return for_each(components, components.scaled(latents), plan.count)
     with framework.no_grad():
         noise = posterior_noise(components, plan, found.mean.shape, alike)
         each = (

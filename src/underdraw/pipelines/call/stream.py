@@ -15,7 +15,7 @@ from underdraw.backends.contract import Array
 from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
 from underdraw.models.returning import Returning, show
-from underdraw.pictures.writing import grid, to_pil
+from underdraw.pictures.writing import grid, to_output, to_pil
 from underdraw.pipelines.call.output import Flags, decode
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling.loop import Step
@@ -85,8 +85,9 @@ class Progress:
         """What the model aims at now as PIL images of the final size, one per image.
 
         Cheap and blurred: each latent pixel has the colour its numbers stand for, found by a linear
-        map that is fitted to this autoencoder when the first preview is asked for. `full` decodes
-        instead, which costs what decoding at the end costs; only then a safety checker looks.
+        map that is fitted to this autoencoder when the first preview is asked for; or, where
+        `pipe.load_preview` attached a small autoencoder, cheap and sharp. `full` decodes instead,
+        which costs what decoding at the end costs; only then a safety checker looks.
         """
         return self.show(self.clean(), full)
 
@@ -186,6 +187,8 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
         components = self.pipe.parts
         if full:
             return decode(components, clean, "pil")[0]
+        if (sketched := components.sketch(clean)) is not None:
+            return to_output(sketched, "pil", components.framework)
         if self._colours is None:
             self._colours = fit_colours(components)
         return coloured(components, clean, self._colours)

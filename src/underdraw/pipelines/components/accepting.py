@@ -11,6 +11,7 @@ from underdraw.pipelines.components.registry import (
     READERS,
     SCHEDULERS,
     SEVERAL,
+    model_class,
     uncompiled,
 )
 from underdraw.schedulers.foreign import METHODS as SCHEDULER_METHODS
@@ -30,9 +31,10 @@ def accepted(name: str, value: Any) -> Any:
         if several is not None:
             one = [accepted(name, each) for each in several]
             return one[0] if len(one) == 1 else SEVERAL[name](one)
-    if name in MODELS and not isinstance(uncompiled(value), MODELS[name]):
+    kind = model_class(name, type(uncompiled(value)).__name__) if name in MODELS else None
+    if kind is not None and not isinstance(uncompiled(value), (kind, MODELS[name])):
         try:
-            return MODELS[name].adopt(value)
+            return kind.adopt(value)
         except UnderdrawError as error:
             raise type(error)(f"{name}: {error}") from error
     if name in SCHEDULERS and not isinstance(value, schedulers.Scheduler):

@@ -13,15 +13,16 @@ from underdraw.backends.contract import Array
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question, answer
 from underdraw.errors import NonFiniteError
+from underdraw.models.autoencoder import Tiling
 from underdraw.models.base import Model
-from underdraw.models.outputs import DiagonalGaussian
-from underdraw.models.vae import Tiling
+from underdraw.models.outputs import Posterior
 from underdraw.networks.program import Program
 from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
 from underdraw.pipelines.components.lora_mix import Mix
 from underdraw.pipelines.components.offload import Offload
+from underdraw.pipelines.components.preview import preview_decoder
 from underdraw.pipelines.components.registry import networks_among, uncompiled
 from underdraw.pipelines.components.settings import Settings
 from underdraw.pipelines.components.subjects import subject_processor, subjects
@@ -82,7 +83,7 @@ class Components:
         self.advice, self.mean, self.std = Advice(), None, None
 
     unet = _named("unet", "`UNet2DConditionModel`")
-    vae = _named("vae", "`AutoencoderKL`")
+    vae = _named("vae", "`AutoencoderKL` or `AutoencoderTiny`")
     text_encoder = _named("text_encoder", "`CLIPTextModel`, or None")
     scheduler = _named("scheduler", "Makes the solver of a call.")
     inverse_scheduler = _named("inverse_scheduler", "Goes from pictures to noise, or None.")
@@ -195,6 +196,11 @@ class Components:
         return subjects(self)
 
     @property
+    def preview_decoder(self) -> Any:
+        """The small autoencoder that decodes previews (`pipe.load_preview`), or None."""
+        return preview_decoder(self)
+
+    @property
     def subject_processor(self) -> Any:
         """What prepares pictures of subjects, with the pipeline's own numbers; None where the
         pipeline has none."""
@@ -210,7 +216,7 @@ class Components:
     def _slicing(self) -> bool:
         return self.settings.vae_slicing or self.vae.use_slicing
 
-    def encode(self, pixels: Array) -> DiagonalGaussian:
+    def encode(self, pixels: Array) -> Posterior:
         """The distribution of the latents of pictures `(n, 3, height, width)` in [-1, 1].
 
         It is the autoencoder's own, in its dtype: `scaled(distribution.mean)` are latents
@@ -239,11 +245,19 @@ class Components:
         Raises:
             NonFiniteError: the decoder gave NaN or infinity.
         """
-        vae, framework = self.vae, self.framework
+        return self._decoded(self.vae, latents, self.tiling)
+
+    def sketch(self, latents: Array) -> Array | None:
+        """The same by the small autoencoder that was attached for previews; None without one."""
+        small = self.preview_decoder
+        return None if small is None else self._decoded(small, latents, None)
+
+    def _decoded(self, vae: Any, latents: Array, tiling: Tiling | None) -> Array:
+        framework = self.framework
         with framework.no_grad(), self.borrow(vae):
             z = framework.array(latents, dtype=vae.dtype, device=vae.device)
             z = z / vae.config.scaling_factor
-            decoded = vae.decode_with(z, self._slicing, self.tiling, self.ask)
+            decoded = vae.decode_with(z, self._slicing, tiling, self.ask)
             if not framework.is_finite(decoded):
                 raise NonFiniteError(f"vae: decoding {NARROW}")
         return decoded

@@ -108,7 +108,7 @@ def read_folder(
             if name in SEVERAL and listed[name][1] == SEVERAL[name].__name__:
                 found[name] = SEVERAL[name].from_pretrained(path / name, **as_it_is)
             else:
-                kind = model_class(name, listed[name])
+                kind = model_class(name, listed[name][1])
                 found[name] = kind.from_pretrained(path, subfolder=name, **as_it_is)
         elif name in SCHEDULERS:
             kind = listed[name][1].removeprefix("Flax")

@@ -30,7 +30,10 @@ MODELS: Mapping[str, type[Model]] = {
     "adapter": models.T2IAdapter,
 }
 """The class of each component that is a network."""
-FURTHER: Mapping[str, type[Model]] = {"ContextCLIPTextModel": models.ContextCLIPTextModel}
+FURTHER: Mapping[str, type[Model]] = {
+    "AutoencoderTiny": models.AutoencoderTiny,
+    "ContextCLIPTextModel": models.ContextCLIPTextModel,
+}
 """Classes of networks that a folder may name instead."""
 SEVERAL: Mapping[str, type[Several[Any]]] = {
     "controlnet": models.MultiControlNetModel,
@@ -61,6 +64,7 @@ READERS: Mapping[str, Any] = {
 ALSO_READ: Mapping[str, tuple[str, ...]] = {
     "controlnet": ("MultiControlNetModel",),
     "adapter": ("MultiAdapter",),
+    "vae": ("AutoencoderTiny",),
     "text_encoder": ("CLIPTextModelWithProjection", "ContextCLIPTextModel"),
     "tokenizer": ("CLIPTokenizerFast",),
     "feature_extractor": (
@@ -176,9 +180,10 @@ def check_listed(name: str, listed: Any, where: str) -> None:
     )
 
 
-def model_class(name: str, listed: Any) -> type[Model]:
-    """The class of a network, by its component and what `model_index.json` says of it."""
-    return FURTHER.get(listed[1], MODELS[name])
+def model_class(name: str, kind: str) -> type[Model]:
+    """The class of a network, by its component and the name of its class, as
+    `model_index.json` says it."""
+    return FURTHER[kind] if kind in (FURTHER.keys() & ALSO_READ.get(name, ())) else MODELS[name]
 
 
 def listed_class(folder: Path) -> Any:

@@ -71,7 +71,7 @@ def encode_image(
     found = components.encode(pictures)
     with framework.no_grad():
         latents = repeated(nn, found.mean, each)
-        if sampled or components.compat == "diffusers":
+        if components.vae.draws and (sampled or components.compat == "diffusers"):
             noise = draw_maps(components, latents.shape, drawn, None, maps)
             where = getattr(latents, "device", None)
             noise = framework.array(noise, dtype=latents.dtype, device=where)
