@@ -115,6 +115,8 @@ def both(kind="", vae=None, unet=tiny.DEEP):
         ours.save_pretrained(folder)
         load = getattr(diffusers, f"StableDiffusion{kind}Pipeline").from_pretrained
         theirs = load(folder, safety_checker=None)
+        # A file does not say which of its values were a class's defaults.
+        ours.scheduler = schedulers.PNDMScheduler.from_pretrained(folder, subfolder="scheduler")
     for pipe in (ours, theirs):
         pipe.set_progress_bar_config(disable=True)
     return ours, theirs
