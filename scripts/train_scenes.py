@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--minutes", type=float, help="end the stage after this time")
     parser.add_argument("--start", help="a family to go on from, such as underdraw/scenes")
+    parser.add_argument("--anew", nargs="*", default=[], help="of --start, not these networks")
+    parser.add_argument("--steps", type=int, help="how many, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="the highest, of this stage")
     parser.add_argument("--scenes", type=int, help="render so many instead of the recipe's")
     parser.add_argument("--subjects", type=int, help="likewise, things with their own textures")
@@ -28,10 +30,11 @@ def main() -> None:
         "--accelerator", action="store_true", help="large batches, drawn by other processes"
     )
     arguments = parser.parse_args()
-    recipe = ScenesRecipe(start=arguments.start)
+    recipe = ScenesRecipe(start=arguments.start, anew=tuple(arguments.anew))
     trains = arguments.stage in recipe.runs
-    if arguments.learning_rate is not None and not trains:
-        parser.error(f"--learning-rate: {arguments.stage} trains nothing")
+    own = {"learning_rate": arguments.learning_rate, "steps": arguments.steps}
+    if any(value is not None for value in own.values()) and not trains:
+        parser.error(f"--learning-rate, --steps: {arguments.stage} trains nothing")
     if arguments.accelerator and trains and arguments.minutes is None:
         parser.error("--accelerator needs --minutes: its stages end by time")
     if arguments.accelerator:
@@ -40,9 +43,9 @@ def main() -> None:
         recipe = replace(recipe, scenes=arguments.scenes, views=min(recipe.views, arguments.scenes))
     if arguments.subjects is not None:
         recipe = replace(recipe, subjects=arguments.subjects)
-    if arguments.learning_rate is not None:
-        own = shorter(recipe.run(arguments.stage), learning_rate=arguments.learning_rate)
-        recipe = replace(recipe, runs={**recipe.runs, arguments.stage: own})
+    if trains:
+        run = shorter(recipe.run(arguments.stage), **own)
+        recipe = replace(recipe, runs={**recipe.runs, arguments.stage: run})
     try:
         train_stage(
             arguments.stage,

@@ -74,7 +74,8 @@ def test_how_a_device_steps_is_not_read_from_the_checkpoint(tmp_path: Path) -> N
     task = Line()
     run = _Run(task, CONFIG, tmp_path, torch.device("cpu"), Group())
     run.restore(checkpoints.load(tmp_path / "state.pt"))
-    assert [(g["foreach"], g["fused"]) for g in run.optimizer.param_groups] == [(True, False)]
+    adamw, _ = run.optimizers.all["optimizer"]
+    assert [(g["foreach"], g["fused"]) for g in adamw.param_groups] == [(True, False)]
 
 
 def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ class GroundingTask:
         self.modules: Mapping[str, nn.Module] = {"grounding": self.grounding.requires_grad_(True)}
         self.inpainting = self._who_inpaints()
         self._phrases: dict[str, Tensor] = {}
+        self._phrases_lock = Lock()  # threads may share a step
 
     def _who_inpaints(self) -> str:
         """Whose first convolution sees the picture with holes: "part", "unet", or "" for none."""
@@ -240,13 +242,15 @@ class GroundingTask:
     def _phrase_features(self, said: Sequence[Sequence[str]], most: int) -> Tensor:
         """Pooled text features `(examples, most, width)`; those of a phrase are computed once."""
         encoder = self.family["text_encoder"]
-        if len(self._phrases) > _PHRASES:
-            self._phrases.clear()
-        if new := sorted({phrase for one in said for phrase in one} - self._phrases.keys()):
-            pooled = encoder(self._tokenize(new).to(encoder.device)).pooler_output
-            self._phrases.update(zip(new, pooled.float(), strict=True))
+        with self._phrases_lock:
+            if len(self._phrases) > _PHRASES:
+                self._phrases.clear()
+            if new := sorted({phrase for one in said for phrase in one} - self._phrases.keys()):
+                pooled = encoder(self._tokenize(new).to(encoder.device)).pooler_output
+                self._phrases.update(zip(new, pooled.float(), strict=True))
+            known = dict(self._phrases)
         none = torch.zeros(self.grounding.config.phrase_width, device=encoder.device)
-        told = [[*(self._phrases[p] for p in one), *[none] * (most - len(one))] for one in said]
+        told = [[*(known[p] for p in one), *[none] * (most - len(one))] for one in said]
         if not most:
             return none.expand(len(said), 0, -1)
         return torch.stack([torch.stack(one) for one in told])

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,83 +24,17 @@ from tqdm import tqdm
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
+from underdraw.training.config import TrainingConfig, shorter
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
+from underdraw.training.lanes import Lanes, check_lanes
+from underdraw.training.optimizers import Optimizers
 from underdraw.training.parallel import Group
 from underdraw.training.workers import Batch, check_workers, drawn_ahead
 
-SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Figures = dict[str, "float | Tensor"]
 """Numbers by name. Tensors with one number may stay on the device: to read one is to wait for it,
 and the loop reads all of a step at once."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train; what is trained is the `Task`.
-
-    `batch` examples make one step, over all processes and all `accumulate` parts. The rate climbs
-    over `warmup` steps and follows `schedule` down to zero over the last `decay` of the run. With
-    `minutes` the run also ends after that time, and the schedule follows whichever of time and
-    steps is further on, so that it comes to its end on a machine of unknown speed. `workers`
-    processes draw the examples of coming steps, for accelerators that would wait for them.
-    """
-
-    steps: int
-    batch: int = 32
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    warmup: int = 100
-    schedule: str = "cosine"
-    decay: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    clip_norm: float | None = 1.0
-    ema: float = 0.999
-    precision: str = "auto"
-    seed: int = 0
-    minutes: float | None = None
-    workers: int = 0
-    checkpoint_minutes: float = 3.0
-    checkpoint_steps: int | None = None
-    preview_minutes: float = 10.0
-    log_steps: int = 25
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, allowed))}"
-                )
-        for name, least in (
-            ("steps", 1),
-            ("batch", 1),
-            ("accumulate", 1),
-            ("log_steps", 1),
-            ("workers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
-        if self.batch % self.accumulate:
-            raise InputError(f"batch={self.batch} does not split into accumulate={self.accumulate}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema={self.ema} must be in [0, 1)")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate={self.learning_rate} must be a positive number")
-
-    def rate(self, step: int, progress: float) -> float:
-        """Learning rate of step `step` (from 0) when `progress` in [0, 1] of the run is done."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1))
-        left = min(1.0, (1.0 - progress) / self.decay) if self.decay > 0 else 1.0
-        return (
-            rate
-            * {
-                "constant": 1.0,
-                "linear": left,
-                "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
-            }[self.schedule]
-        )
 
 
 @dataclass(frozen=True)
@@ -167,30 +101,31 @@ def train(
         InputError: the checkpoint belongs to another task, or `batch` does not fit the processes.
     """
     group = Group.join()
-    if config.batch % (group.size * config.accumulate):
+    if config.batch % (group.size * config.parts):
         raise InputError(
             f"batch={config.batch} does not split among {group.size} processes with "
-            f"accumulate={config.accumulate}"
+            f"accumulate={config.accumulate} and threads={config.threads}"
         )
+    check_workers(config.workers)
+    check_lanes(config.threads, torch.device(device), task.modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(task, config, folder, torch.device(device), group)
-    if resume and (folder / checkpoints.NAME).exists():
-        run.restore(checkpoints.load(folder / checkpoints.NAME))
-    bar = _bar(config, run.step, progress, group)
-    with bar, _signals() as signalled, closing(run):
-        while run.progress() < 1:
-            asked = bool(signalled) or run.step == stop_after
-            stop, values = run.advance(asked)
-            if stop:
-                run.save()
-                raise Stopped(
-                    f"stopped before step {run.step}; the checkpoint is in {folder}, "
-                    "the same command goes on from there"
-                )
-            bar.update()
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            run.housekeeping()
+    with closing(_Run(task, config, folder, torch.device(device), group)) as run:
+        if resume and (folder / checkpoints.NAME).exists():
+            run.restore(checkpoints.load(folder / checkpoints.NAME))
+        with _bar(config, run.step, progress, group) as bar, _signals() as signalled:
+            while run.progress() < 1:
+                asked = bool(signalled) or run.step == stop_after
+                stop, values = run.advance(asked)
+                if stop:
+                    run.save()
+                    raise Stopped(
+                        f"stopped before step {run.step}; the checkpoint is in {folder}, "
+                        "the same command goes on from there"
+                    )
+                bar.update()
+                bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                run.housekeeping()
     run.save()
     run.preview()
     return run.average
@@ -216,14 +151,9 @@ class _Run:
             raise InputError("the task has no parameter that requires a gradient")
         self.parameters = list(named.values())
         self.average = Average(named, config.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            foreach=device.type != "cuda",
-            fused=device.type == "cuda",
-        )
+        self.lanes = Lanes(config.threads) if config.threads else None
+        each = map if self.lanes is None else self.lanes.map
+        self.optimizers = Optimizers(named, config, device, each)
         self.precision = resolve_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.precision is torch.float16 and device.type == "cuda"
@@ -232,7 +162,6 @@ class _Run:
         self.started = self.saved = self.previewed = time.monotonic()
         self.curve = Curve(folder, config.log_steps)
         self.ahead: Iterator[Batch] | None = None
-        check_workers(config.workers)
 
     @property
     def elapsed(self) -> float:
@@ -254,14 +183,17 @@ class _Run:
         config, group = self.config, self.group
         batch = _to(self.drawn(), self.device)
         torch.manual_seed(self.stream(self.step)[0])  # for dropout inside networks
-        parts: list[Figures] = []
-        self.optimizer.zero_grad()
-        for part in _split(batch, config.batch // group.size, config.accumulate):
-            with autocast(self.device, self.precision):
-                loss, extra = self.task.loss(part)
-            self.scaler.scale(loss / config.accumulate).backward()
-            parts.append({"loss": loss, **extra})
-        total = _means(parts)
+        self.optimizers.clear()
+        parts = _split(batch, config.batch // group.size, config.parts)
+        if self.lanes is not None:
+            told = self.lanes.add_gradients(self.loss, parts, self.parameters)
+        else:
+            told = []
+            for part in parts:
+                loss, figures = self.loss(part)
+                loss.backward()
+                told.append(figures)
+        total = _means(told)
         mean = group.average_gradients(self.parameters, total["loss"])
         if not math.isfinite(mean):
             first = self.numbers(self.step)[0]
@@ -269,22 +201,27 @@ class _Run:
                 f"step {self.step}: the loss is {mean}; no weight was changed. Lower "
                 f"learning_rate={config.learning_rate}, or look at examples {first} and on"
             )
-        rate = config.rate(self.step, self.progress())
-        for part in self.optimizer.param_groups:
-            part["lr"] = rate
-        self.scaler.unscale_(self.optimizer)
+        share = config.share(self.step, self.progress())
+        self.optimizers.unscale(self.scaler)
         if config.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
             total["gradient"] = norm.detach()  # read with a row of the curve, if at all
-        self.scaler.step(self.optimizer)
+        self.optimizers.step(share, self.scaler)
         self.scaler.update()
         self.step += 1
         self.average.update(self.step)
         self.images += config.batch
         total["loss"] = mean
         if group.rank == 0:
+            rate = share * config.learning_rate
             self.curve.add(self.step, self.elapsed, self.step * config.batch, rate, total)
         return False, total
+
+    def loss(self, part: Batch) -> tuple[Tensor, Figures]:
+        """What a part adds to the loss of its step, and its figures."""
+        with autocast(self.device, self.precision):
+            loss, told = self.task.loss(part)
+        return self.scaler.scale(loss / self.config.parts), {"loss": loss.detach(), **told}
 
     def numbers(self, step: int) -> tuple[int, int]:
         """The first example of this process's part of a step, and how many there are."""
@@ -311,8 +248,10 @@ class _Run:
         return next(self.ahead)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and the threads."""
         self.ahead = None
+        if self.lanes is not None:
+            self.lanes.close()
 
     def housekeeping(self) -> None:
         """Checkpoints and previews when they are due."""
@@ -337,7 +276,7 @@ class _Run:
                 "elapsed": self.elapsed,
                 "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
                 "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                **self.optimizers.state_dict(),
                 "scaler": self.scaler.state_dict(),
             },
         )
@@ -352,6 +291,7 @@ class _Run:
             )
         try:
             fixed = {name: state["config"][name] for name in ("batch", "seed")}
+            fixed["optimizer"] = state["config"].get("optimizer", "adamw")
             for name, value in fixed.items():
                 if value != getattr(self.config, name):
                     raise InputError(
@@ -372,10 +312,7 @@ class _Run:
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
         self.average.load_state_dict(state["average"])
-        kinds = {name: self.optimizer.defaults[name] for name in ("foreach", "fused")}
-        for part in state["optimizer"]["param_groups"]:
-            part.update(kinds)  # those of this device
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers.load_state_dict(state)
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.done = state["step"], state["elapsed"]
 
@@ -456,8 +393,3 @@ def _signals() -> Iterator[list[int]]:
 def _bar(config: TrainingConfig, step: int, wanted: bool | None, group: Group) -> Any:
     shown = sys.stderr.isatty() if wanted is None else wanted
     return tqdm(total=config.steps, initial=step, unit="step", disable=group.rank > 0 or not shown)
-
-
-def shorter(config: TrainingConfig, **changes: Any) -> TrainingConfig:
-    """A copy of `config` with some fields changed; None leaves a field as it is."""
-    return replace(config, **{k: v for k, v in changes.items() if v is not None})

@@ -39,18 +39,22 @@ from underdraw.training.clip import ContrastiveTask
 from underdraw.training.data import render_cache
 from underdraw.training.grounding import GroundingTask
 from underdraw.training.layouts import GroundedScenes
+from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import shorter, train
 from underdraw.training.maps import KINDS, map_all
+from underdraw.training.spoken import Spoken, read_captions
 from underdraw.training.structure import StructureTask, louder
 from underdraw.training.subject_encoder import AlignmentTask
 from underdraw.training.subject_scenes import TRUTH as SUBJECT_TRUTH, render_subjects
 from underdraw.training.subjects import SubjectTask
 from underdraw.training.text_to_image import TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
+from underdraw.training.truth import save_heads
 from underdraw.training.views import render_views
 from underdraw.training.workshop import (
     FACTS,
     LATENTS,
+    SPOKEN,
     SUBJECT_LATENTS,
     ScenesRecipe,
     Workshop,
@@ -86,8 +90,15 @@ def train_stage(
     STAGES[stage](shop, minutes, {"device": device, "progress": progress})
 
 
+MEANS = ("autoencoder", "decoder", "denoiser", "grounding", "structure", *KINDS, "subject")
+"""Stages whose losses are means over their examples, which threads can share."""
+
+
 def _train(shop: Workshop, stage: str, task: Any, minutes: float | None, where: dict) -> None:
-    train(task, shorter(shop.recipe.run(stage), minutes=minutes), shop.folder / stage, **where)
+    config = shorter(shop.recipe.run(stage), minutes=minutes)
+    if not config.threads and where["device"] == "cpu" and stage in MEANS:
+        config = replace(config, threads=lanes_for(config))
+    train(task, config, shop.folder / stage, **where)
 
 
 def _on(device: str, family: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +156,24 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
     latents = read_array(shop._needs("latents", LATENTS))
     family = _on(where["device"], shop.family(trained=False))
-    task = TextToImageTask(family, shop.examples, shop.recipe.denoiser, latents)
-    _train(shop, "denoiser", task, minutes, where)
+    config, heads = shop.recipe.denoiser, shop.heads() if shop.recipe.denoiser.truth else None
+    spoken = _spoken(shop, family, where) if config.captions else None
+    made: Any = TextToImageTask(
+        *(family, shop.examples, config, latents), spoken=spoken, heads=heads
+    )
+    _train(shop, "denoiser", made, minutes, where)
+
+
+def _spoken(shop: Workshop, family: dict[str, Any], where: dict) -> Spoken:
+    """Captions as the text tower reads them, which is done here and now where they are missing."""
+    place, examples = shop.folder / SPOKEN, shop.examples
+    read_captions(
+        *(family["text_encoder"], family["tokenizer"], examples, place),
+        shop.recipe.denoiser.captions,
+        seed=shop.recipe.seed,
+        progress=where["progress"],
+    )
+    return Spoken(place, len(examples))
 
 
 def _clip(shop: Workshop, minutes: float | None, where: dict) -> None:
@@ -238,6 +265,8 @@ def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
 def _export(shop: Workshop, minutes: float | None, where: dict) -> None:
     with writing_folder(shop.folder / "export") as place:
         save_family(shop.family(), shop.recipe.denoiser.objective, place)
+        if (heads := shop.heads()) is not None:
+            save_heads(heads, place)
         if (shop.folder / "grounding" / checkpoints.NAME).exists():
             shop.grounding().half().save_pretrained(place / "grounding")
         for kind in KINDS:

@@ -23,6 +23,7 @@ from underdraw.schedulers import DPMSolverMultistepScheduler
 from underdraw.training.data import TRUTH, Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
+from underdraw.training.spoken import Spoken
 from underdraw.training.tokens import tokenize
 from underdraw.training.truth import Recorder, TruthHeads
 
@@ -37,11 +38,14 @@ class TextToImageConfig:
     `train_text` also trains the text tower. `truth` weighs what `training.truth` adds, where the
     examples know what stands where; it needs three levels or more. `prompts` are drawn with
     `guidance` in previews. `gradient_checkpointing` trains in less memory and more time.
+    `captions` of each example are drawn once, ahead (`training.spoken`); with 0 it has a new one
+    each time.
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     drop_caption: float = 0.1
     train_text: bool = False
+    captions: int = 0
     truth: float = 0.0
     prompts: tuple[str, ...] = ()
     guidance: float = 4.0
@@ -57,6 +61,9 @@ class TextToImageTask:
             autoencoder may be missing if there are `latents` and no previews.
         examples: captions, and images where there are no `latents`.
         latents: `(len(examples), channels, h, w)`, unscaled means of the autoencoder.
+        spoken: the captions to be learnt from, as a frozen text tower reads them; without, those
+            of the examples.
+        heads: what tells the truth, to go on with; without, new ones are made.
     """
 
     def __init__(
@@ -66,8 +73,14 @@ class TextToImageTask:
         config: TextToImageConfig | None = None,
         latents: np.ndarray | None = None,
         seed: int = 0,
+        *,
+        spoken: Spoken | None = None,
+        heads: TruthHeads | None = None,
     ) -> None:
         self.config = config or TextToImageConfig()
+        self.spoken = spoken
+        if self.config.train_text and spoken is not None:
+            raise InputError("train_text=True: captions cannot be read ahead")
         self.unet, self.text_encoder = family["unet"], family["text_encoder"]
         self.tokenizer = family["tokenizer"]
         self.vae: Any = family.get("vae")
@@ -82,7 +95,7 @@ class TextToImageTask:
         if self.config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if self.config.truth:
-            self.modules["heads"] = self._heads()
+            self.modules["heads"] = heads or self._heads()
         if self.config.train_text:
             self.modules["text_encoder"] = self.text_encoder
         else:
@@ -100,9 +113,7 @@ class TextToImageTask:
 
     def draw(self, draw: Draw) -> Batch:
         indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
-        captions = self.examples.captions(indices, draw.rng)
-        dropped = draw.rng.random(draw.count) < self.config.drop_caption
-        texts = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+        told = self._told(indices, draw.rng)
         generator = draw.generator()
         if self.latents is not None:
             order = np.argsort(indices)  # memory-mapped: read in order
@@ -121,10 +132,21 @@ class TextToImageTask:
             values["truth"] = torch.from_numpy(self.examples.truth(indices))  # type: ignore
         return {
             **values,
-            "ids": self.tokenize(texts),
+            **told,
             "noise": torch.randn(shape, generator=generator),
             "timesteps": self.objective.timesteps(draw.count, generator),
         }
+
+    def _told(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Captions as ids, or as what the text tower makes of them; some of them empty."""
+        if self.spoken is not None:
+            which = rng.integers(self.spoken.count, size=len(indices))
+            which[rng.random(len(indices)) < self.config.drop_caption] = -1
+            return {"context": self.spoken.contexts(indices, which)}
+        captions = self.examples.captions(indices, rng)
+        dropped = rng.random(len(indices)) < self.config.drop_caption
+        texts = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
+        return {"ids": self.tokenize(texts)}
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Ids `(n, length of the text tower)`."""
@@ -132,8 +154,10 @@ class TextToImageTask:
         return torch.from_numpy(tokenize(self.tokenizer, length, texts))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        with torch.set_grad_enabled(self.config.train_text):
-            context = self.text_encoder(batch["ids"]).last_hidden_state
+        context = batch.get("context")
+        if context is None:
+            with torch.set_grad_enabled(self.config.train_text):
+                context = self.text_encoder(batch["ids"]).last_hidden_state
         if "clean" in batch:
             clean = batch["clean"]
         else:

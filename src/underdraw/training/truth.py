@@ -5,19 +5,26 @@ which shape, colour and material stands there, and where in the picture the cell
 ties words to places much earlier than the denoising loss alone, and gives layers for boxes, added
 later, features that tell left from right (convolutions know it from their borders only). It is the
 idea of representation alignment (Yu et al. 2024, REPA) with the renderer's truth in place of a
-pretrained encoder. The heads are thrown away afterwards.
+pretrained encoder. The heads are no part of a pipeline, but lie beside its networks: new ones
+would take a training that goes on away from where it was.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from underdraw.backends.torch_weights import tensor
+from underdraw.errors import NotFoundError
 from underdraw.networks.config import UNetConfig
 from underdraw.networks.sites import Sites
+from underdraw.weights.files import open_tensors
+from underdraw.weights.hub import resolve
+from underdraw.weights.save import save_tensors
 
 
 class Recorder:
@@ -50,6 +57,10 @@ def places_of(rows: int, columns: int) -> Tensor:
     angles = torch.pi * torch.stack(torch.meshgrid(down, right, indexing="ij"))
     turned = torch.cat([wave * angles for wave in WAVES])
     return torch.cat([turned.sin(), turned.cos()])
+
+
+FOLDER, FILE = "truth", "heads.safetensors"
+"""Of heads in the folder of a family."""
 
 
 class TruthHeads(nn.Module):
@@ -105,6 +116,22 @@ class TruthHeads(nn.Module):
             lost = 2 * (at - where).square().mean()
             total = total + len(WAVES) * lost
         return total / len(seen), {"cells_right": right.detach(), "cells_lost": lost.detach()}
+
+
+def save_heads(heads: TruthHeads, folder: Path) -> None:
+    """Write heads into the folder of a family, in half precision."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    state = {k: v.detach().half().cpu().numpy() for k, v in heads.state_dict().items()}
+    save_tensors(folder / FOLDER / FILE, state)
+
+
+def read_heads(family: str) -> dict[str, Tensor] | None:
+    """The state of the heads in the folder of a family, in float32; None where it has none."""
+    try:
+        held = open_tensors(resolve(family, subfolder=FOLDER) / FOLDER / FILE)
+    except NotFoundError:
+        return None
+    return {name: tensor(stored).float().clone() for name, stored in held.items()}
 
 
 def _share(values: Tensor, cells: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ from underdraw.training.subject_encoder import EncoderConfig, new_encoder
 from underdraw.training.subject_scenes import SubjectScenes
 from underdraw.training.subjects import SubjectTrainingConfig, differences_for
 from underdraw.training.text_to_image import TextToImageConfig
-from underdraw.training.truth import TruthHeads
+from underdraw.training.truth import FOLDER as HEADS, TruthHeads, read_heads
 from underdraw.training.views import Views
 
-LATENTS, FACTS = "latents.npy", "latents.json"
+LATENTS, FACTS, SPOKEN = "latents.npy", "latents.json", "captions"
 SUBJECT_LATENTS = "subject_latents.npy"
 
 PROMPTS = (
@@ -98,10 +98,12 @@ VISION = CLIPVisionConfig(
 class ScenesRecipe:
     """Everything that decides what the scenes family becomes, apart from the machine.
 
-    `start`: a pipeline folder, Hub id or "underdraw/scenes" whose networks stages begin with.
+    `start`: a pipeline folder, Hub id or "underdraw/scenes" whose networks stages begin with, but
+    for those named in `anew`, by their folders there, which begin from nothing.
     """
 
     start: str | None = None
+    anew: tuple[str, ...] = ()
     scenes: int = 57344
     views: int = 8192
     subjects: int = 5184
@@ -112,7 +114,7 @@ class ScenesRecipe:
     vision: CLIPVisionConfig = VISION
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: TextToImageConfig = field(
-        default_factory=lambda: TextToImageConfig(truth=0.03, prompts=PROMPTS)
+        default_factory=lambda: TextToImageConfig(truth=0.03, captions=2, prompts=PROMPTS)
     )
     grounding: GroundingTrainingConfig = field(
         # With a tenth of this attention, boxes were found by height alone: the error of a picture
@@ -136,7 +138,13 @@ class ScenesRecipe:
             ),
             "decoder": TrainingConfig(2000, 8, learning_rate=4e-4, ema=0.998, schedule="linear"),
             "denoiser": TrainingConfig(
-                20000, 32, learning_rate=6e-4, warmup=200, decay=0.35, ema=0.999
+                20000,
+                32,
+                optimizer="muon",
+                learning_rate=2e-3,
+                warmup=200,
+                decay=0.4,
+                ema=0.999,
             ),
             "clip": TrainingConfig(1500, 64, learning_rate=8e-4, ema=0.99),
             "grounding": TrainingConfig(
@@ -338,19 +346,29 @@ class Workshop:
         return made
 
     def heads(self) -> TruthHeads | None:
-        """What told the denoiser where things are, if anything did."""
-        path = self.folder / "denoiser" / checkpoints.NAME
-        raw = checkpoints.load(path)["modules"].get("heads") if path.exists() else None
+        """What told the denoiser where things are, here or in the family that the recipe starts
+        with; None where nothing did."""
+        path, start = self.folder / "denoiser" / checkpoints.NAME, self.recipe.start
+        if path.exists():
+            raw = checkpoints.load(path)["modules"].get("heads")
+        elif start is None or {"unet", HEADS} & {*self.recipe.anew}:
+            raw = None
+        else:
+            raw = read_heads(start)
         if raw is None:
             return None
         heads = TruthHeads.for_unet(self.recipe.unet, TRUTH)
-        heads.load_state_dict(raw)
+        try:
+            heads.load_state_dict(raw)
+        except RuntimeError as error:
+            told = " ".join(str(error).split())[:200]
+            raise WeightError(f"heads of {start or path} do not fit the UNet ({told})") from error
         return heads
 
     def _started(self, kind: Any, name: str, optional: bool = False) -> Any:
         """The network the recipe starts with, in float32; None without a start, and for what is
         `optional` where that has none."""
-        if self.recipe.start is None:
+        if self.recipe.start is None or name in self.recipe.anew:
             return None
         try:
             return kind.from_pretrained(self.recipe.start, subfolder=name, dtype="float32")
