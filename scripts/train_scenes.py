@@ -10,7 +10,8 @@ import argparse
 from dataclasses import replace
 
 from underdraw.errors import UnderdrawError
-from underdraw.training.loop import Stopped, shorter
+from underdraw.training.config import shorter
+from underdraw.training.loop import Stopped
 from underdraw.training.recipes import STAGES, ScenesRecipe, train_stage
 
 

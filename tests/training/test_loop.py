@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,47 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path, parts: int) -> 
     train(split, replace(config, accumulate=parts), tmp_path / "split")
     for a, b in zip(weights(whole), weights(split), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_threads_take_the_steps_of_accumulated_parts(tmp_path: Path, optimizer: str) -> None:
+    """The same bits: each part is computed alone, and gradients are summed in order."""
+    before = torch.get_num_threads()
+    config = replace(CONFIG, optimizer=optimizer)
+    tasks = [Line(dropout=0.0) for _ in range(3)]
+    train(tasks[0], replace(config, accumulate=3), tmp_path / "parts")
+    expected = train(tasks[1], replace(config, threads=3), tmp_path / "threads")
+    with pytest.raises(Stopped):
+        train(Line(dropout=0.0), replace(config, threads=3), tmp_path / "cut", stop_after=3)
+    found = train(tasks[2], replace(config, threads=3), tmp_path / "cut")
+    for a, b, c in zip(*map(weights, tasks), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        assert torch.equal(b, c)
+    assert all(torch.equal(value, found.shadow[name]) for name, value in expected.shadow.items())
+    assert torch.get_num_threads() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
+
+
+def test_threads_are_refused_where_results_could_not_be_repeated(tmp_path: Path) -> None:
+    config = replace(CONFIG, threads=2)
+    with pytest.raises(InputError, match=r"threads=2: net has dropout.*allowed: 0"):
+        train(Line(), config, tmp_path)
+    with pytest.raises(InputError, match="threads=2 is for training on the CPU"):
+        train(Line(dropout=0.0), config, tmp_path, device="meta")
+    train(Line(dropout=0.0), CONFIG, tmp_path)
+    with pytest.raises(InputError, match=r"optimizer='muon', but the checkpoint.*'adamw'"):
+        train(Line(dropout=0.0), replace(CONFIG, optimizer="muon"), tmp_path)
+
+
+def test_an_error_in_a_thread_is_the_runs(tmp_path: Path) -> None:
+    task, clean = Line(dropout=0.0), Line(dropout=0.0)
+    task.poison = 2
+    with pytest.raises(Stopped):
+        train(clean, CONFIG, tmp_path / "clean", stop_after=2)
+    with pytest.raises(NonFiniteError, match=r"step 2: the loss is nan"):
+        train(task, replace(CONFIG, threads=2), tmp_path / "poisoned")
+    for a, b in zip(weights(task), weights(clean), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_moving_average_follows_its_formula() -> None:
@@ -216,6 +258,10 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
         ({"precision": "int8"}, "precision='int8'.*bfloat16"),
         ({"steps": 0}, "steps=0"),
         ({"accumulate": 4}, "batch=6.*accumulate=4"),
+        ({"accumulate": 2, "threads": 2}, "batch=6.*accumulate=2 times threads=2"),
+        ({"threads": -1}, "threads=-1"),
+        ({"optimizer": "sgd"}, "optimizer='sgd'.*muon"),
+        ({"muon_rate": 0.0}, r"muon_rate=0\.0"),
         ({"ema": 1.0}, r"ema=1\.0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
     ],

@@ -74,6 +74,7 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
             )
         ]
         assert any(changed), name
+    assert (tmp_path / "export" / "truth" / "heads.safetensors").exists()
     layers = Grounding.from_pretrained(tmp_path / "export", subfolder="grounding")
     assert layers.config.kind == "text-image"
     assert list(made.adapters["structure"]) == ["edges"]  # the one that was trained

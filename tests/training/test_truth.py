@@ -1,8 +1,10 @@
 """Heads that tell cells apart: what stands there, and where in the picture they are."""
 
+from pathlib import Path
+
 import torch
 
-from underdraw.training.truth import WAVES, TruthHeads, places_of
+from underdraw.training.truth import WAVES, TruthHeads, places_of, read_heads, save_heads
 
 
 def heads(width: int) -> TruthHeads:
@@ -59,3 +61,13 @@ def test_places_are_learnt_with_the_rest() -> None:
         optimizer.step()
     assert losses[-1] < 0.5 * losses[0]
     assert told["cells_lost"] < 0.7 and told["cells_right"] > 0.7
+
+
+def test_heads_are_kept_beside_a_family(tmp_path: Path) -> None:
+    assert read_heads(str(tmp_path)) is None
+    made = heads(8)
+    save_heads(made, tmp_path)
+    found = read_heads(str(tmp_path))
+    assert found is not None and found.keys() == made.state_dict().keys()
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=1e-3)

@@ -235,7 +235,7 @@ def train_scenes(
 ) -> None:
     """The stages of a recipe; `changes` go to its own, which are trained last."""
     from underdraw.training.checkpoints import NAME
-    from underdraw.training.loop import shorter
+    from underdraw.training.config import shorter
     from underdraw.training.recipes import ScenesRecipe, train_stage
 
     plan, stages = ScenesRecipe(), STAGES[recipe]
@@ -283,8 +283,9 @@ def train_further(
     if recipe not in (Recipe.autoencoder, Recipe.text_to_image):
         raise InputError(f"{recipe.value} is trained with --data scenes only")
     from underdraw.cli.loading import load_pipeline
+    from underdraw.training.config import TrainingConfig, shorter
     from underdraw.training.data import CaptionedFolder, check_pictures
-    from underdraw.training.loop import TrainingConfig, shorter, train as run
+    from underdraw.training.loop import train as run
 
     plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     check_model(model, size)
@@ -322,9 +323,10 @@ def train_grounding(
         read_folder,
         require_boxes,
     )
+    from underdraw.training.config import TrainingConfig, shorter
     from underdraw.training.data import check_pictures
     from underdraw.training.grounding import GroundingTask, GroundingTrainingConfig, new_part
-    from underdraw.training.loop import TrainingConfig, shorter, train as run
+    from underdraw.training.loop import train as run
 
     plan: TrainingConfig = shorter(TrainingConfig(changes["steps"] or 1000), **changes)
     check_model(model, size)

@@ -27,8 +27,9 @@ def train_structure(
     """A ControlNet for a checkpoint, from pictures with maps; where it is."""
     from underdraw.cli.loading import load_pipeline
     from underdraw.networks.controlnet.config import HINT_CHANNELS
+    from underdraw.training.config import TrainingConfig, shorter
     from underdraw.training.data import CaptionedFolder, check_pictures
-    from underdraw.training.loop import TrainingConfig, shorter, train as run
+    from underdraw.training.loop import train as run
     from underdraw.training.mapped import FolderMaps
     from underdraw.training.structure import (
         HINT,

@@ -36,7 +36,7 @@ def finetune(
     """One subject, learned from a folder of pictures; the file it is in."""
     from underdraw.cli.loading import load_pipeline
     from underdraw.cli.subjects import check_weights
-    from underdraw.training.loop import TrainingConfig, shorter
+    from underdraw.training.config import TrainingConfig, shorter
     from underdraw.training.subject_folder import read_pictures
     from underdraw.training.subject_tuning import RUN, TuningConfig, tune_subject
 
@@ -67,8 +67,9 @@ def train_encoder(
     """A subject encoder trained on a folder of pictures; where it is."""
     from underdraw.cli.loading import load_pipeline
     from underdraw.models.overlay import Overlay
+    from underdraw.training.config import TrainingConfig, shorter
     from underdraw.training.data import check_pictures
-    from underdraw.training.loop import TrainingConfig, shorter, train as run
+    from underdraw.training.loop import train as run
     from underdraw.training.subject_encoder import new_encoder
     from underdraw.training.subject_folder import SubjectFolder
     from underdraw.training.subjects import SubjectTask, SubjectTrainingConfig

@@ -72,7 +72,9 @@ def lanes_for(config: TrainingConfig, least: int = 4) -> int:
     """How many threads suit a training on this processor: as PyTorch would use, where each gets the
     same number of examples, `least` or more; 0 where that is one."""
     share = config.batch // config.accumulate
-    fit = [n for n in range(2, torch.get_num_threads() + 1) if share % n == 0 and share >= n * least]
+    fit = [
+        n for n in range(2, torch.get_num_threads() + 1) if share % n == 0 and share >= n * least
+    ]
     return max(fit, default=0)
 
 

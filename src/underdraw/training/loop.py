@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
-from underdraw.training.config import TrainingConfig, shorter
+from underdraw.training.config import TrainingConfig
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
 from underdraw.training.lanes import Lanes, check_lanes

@@ -1,9 +1,10 @@
-"""What moves the weights: AdamW, or Muon for the matrices inside of networks and AdamW for the rest.
+"""What moves the weights: AdamW, or Muon for matrices inside of networks and AdamW for the rest.
 
-Muon (Jordan et al. 2024) takes of the average gradient of a matrix the nearest one with all singular
-values alike, so that rare directions move as far as frequent ones. PyTorch's own takes tensors of
-two dimensions only, and computes in bfloat16, which takes longer than all else on processors that
-emulate it; here weights of convolutions count as matrices `(out, in * height * width)`.
+Muon (Jordan et al. 2024) takes of the average gradient of a matrix the nearest one with all
+singular values alike, so that rare directions move as far as frequent ones. PyTorch's own takes
+tensors of two dimensions only, and computes in bfloat16, which takes longer than all else on
+processors that emulate it; here weights of convolutions count as matrices
+`(out, in * height * width)`.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ class Optimizers:
     def __init__(
         self, named: Mapping[str, Tensor], config: TrainingConfig, device: torch.device, each: Map
     ) -> None:
-        inner = {name for name, p in named.items() if config.optimizer == "muon" and inside(name, p)}
+        inner = {
+            name for name, p in named.items() if config.optimizer == "muon" and inside(name, p)
+        }
         rest = [p for name, p in named.items() if name not in inner]
         self.all: dict[str, tuple[torch.optim.Optimizer, float]] = {}
         if rest:
@@ -155,7 +158,9 @@ class Optimizers:
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
         """Take over saved states; how a device steps is not among them."""
         for name, (optimizer, _) in self.all.items():
-            kinds = {k: optimizer.defaults[k] for k in ("foreach", "fused") if k in optimizer.defaults}
+            kinds = {
+                k: optimizer.defaults[k] for k in ("foreach", "fused") if k in optimizer.defaults
+            }
             for group in states[name]["param_groups"]:
                 group.update(kinds)
             optimizer.load_state_dict(states[name])

@@ -36,11 +36,12 @@ from underdraw.training.autoencoder import (
     scaling_factor,
 )
 from underdraw.training.clip import ContrastiveTask
+from underdraw.training.config import shorter
 from underdraw.training.data import render_cache
 from underdraw.training.grounding import GroundingTask
-from underdraw.training.layouts import GroundedScenes
 from underdraw.training.lanes import lanes_for
-from underdraw.training.loop import shorter, train
+from underdraw.training.layouts import GroundedScenes
+from underdraw.training.loop import train
 from underdraw.training.maps import KINDS, map_all
 from underdraw.training.spoken import Spoken, read_captions
 from underdraw.training.structure import StructureTask, louder
