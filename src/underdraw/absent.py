@@ -118,7 +118,7 @@ METHODS = (
         "LoRAs belong to a pipeline: load_lora_weights, set_adapters, fuse_lora, save_lora_weights",
     ),
     (r"\w*ip_adapter\w*|encode_image", "IP-Adapter comes with a later release"),
-    (r"(enable|disable)_freeu", "FreeU comes with a later release"),
+    (r"(enable|disable)_freeu", "FreeU is a setting of a pipeline: pipe.enable_freeu"),
     (
         r"(un)?fuse_qkv_projections|enable_group_offload|enable_layerwise_casting|dequantize",
         "it comes with a later release; enable_model_cpu_offload(), enable_attention_slicing(), "

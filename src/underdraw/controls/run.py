@@ -14,6 +14,7 @@ from underdraw.controls.planned import Planned
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question
 from underdraw.networks.program import Program
+from underdraw.networks.sites import NO_SITES, Sites
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Run:
     leaves: Deltas = field(default_factory=dict)
     """Differences that lie over the UNet in all calls of the run, by the paths of its layers: the
     pipeline's active LoRAs."""
+    sites: Sites = NO_SITES
+    """What acts in all calls of the run besides, because the pipeline's settings say so."""
     interrupted: bool = False
     """Set by callbacks: the run ends after the current step, unless they take it back."""
     ended: bool = False

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar
 
 from underdraw.arguments import checked
 from underdraw.backends.contract import Array, Operations
 from underdraw.models.attention import FamiliarAttention
 from underdraw.models.outputs import Posterior
+from underdraw.networks.bands import in_bands
 from underdraw.networks.program import Ask, Program, directly
+
+BEYOND = 4
+"""Times the usual side of a tile, up to which bands do without tiles."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Tiling:
 
     side: int
     overlap: float = 0.25
+    seamless: bool = False
+    """Each square, or the whole picture where it is no larger, in bands (`networks.bands`)."""
 
 
 class Autoencoder(FamiliarAttention):
@@ -41,9 +48,11 @@ class Autoencoder(FamiliarAttention):
         self.use_slicing = False
 
     @checked
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Overlapping tiles of the trained size: memory no longer grows with the image."""
-        self.tiling = self.default_tiling() if use_tiling else None
+    def enable_tiling(self, use_tiling: bool = True, seamless: bool = False) -> None:
+        """Overlapping tiles of the trained size, or bands without seams; `seamless` as of
+        `pipe.enable_vae_tiling`."""
+        tiling = self.seamless_tiling() if seamless else self.default_tiling()
+        self.tiling = tiling if use_tiling else None
 
     def disable_tiling(self) -> None:
         """Whole images again."""
@@ -52,6 +61,11 @@ class Autoencoder(FamiliarAttention):
     def default_tiling(self) -> Tiling:
         """Tiles that suit it."""
         raise NotImplementedError(f"{type(self).__name__} must say which tiles suit it")
+
+    def seamless_tiling(self) -> Tiling:
+        """Bands, and tiles of four times the usual side where pictures are still larger."""
+        usual = self.default_tiling()
+        return replace(usual, side=BEYOND * usual.side, seamless=True)
 
     @property
     def use_tiling(self) -> bool:
@@ -118,18 +132,31 @@ class Autoencoder(FamiliarAttention):
     ) -> Array:
         """`program`, which grows or shrinks images by `scale` (up, down), on slices and tiles."""
 
+        framework = self._framework
+
         def asked(part: Array) -> Array:
-            return ask(program, self, part)
+            if tiling is None or not tiling.seamless:
+                return ask(program, self, part)
+            half = None
+            if part.dtype == framework.float32:
+                where = getattr(part, "device", None)
+                half = framework.array([0.0], framework.resolve_dtype("float16"), where)
+            return ask(_banded(program), self, part, half)
 
         def whole(part: Array) -> Array:
             if tiling is None or max(part.shape[2:]) <= tiling.side // scale[0]:
                 return asked(part)
-            return tiled(self.nn, asked, part, tiling, scale, self._framework.array)
+            return tiled(self.nn, asked, part, tiling, scale, framework.array)
 
         if slicing and x.shape[0] > 1:
             rows = [whole(x[i : i + 1]) for i in range(x.shape[0])]
             return self.nn.concat(rows, 0)
         return whole(x)
+
+
+@cache
+def _banded(program: Program) -> Program:
+    return Program(f"{program.name}.bands", in_bands(program.function))
 
 
 def tiled(

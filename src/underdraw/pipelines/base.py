@@ -27,7 +27,7 @@ from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
 from underdraw.pipelines.components.registry import Names, listed_class
-from underdraw.pipelines.components.settings import MOST_SLICES, Settings
+from underdraw.pipelines.components.settings import MOST_SLICES, SEAMLESS, Settings
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.components.telling import tell
 from underdraw.schedulers.named import name_of, named_scheduler
@@ -465,13 +465,36 @@ class DiffusionPipeline(Pushable):
         """Encode and decode whole batches."""
         self.settings = replace(self.settings, vae_slicing=False)
 
-    def enable_vae_tiling(self) -> None:
-        """Encode and decode in overlapping tiles: memory no longer grows with the image."""
-        self.settings = replace(self.settings, vae_tiling=True)
+    @checked
+    def enable_vae_tiling(self, seamless: bool = False) -> None:
+        """Encode and decode large pictures in parts.
+
+        Args:
+            seamless: False, as in diffusers: overlapping tiles, each with statistics of its own,
+                blended over the overlap; memory no longer grows with the picture, but colours
+                differ from tile to tile. True: bands of rows with the statistics of the whole
+                picture, a third of the memory and no seams; only pictures of more than four times
+                the trained size are tiled besides.
+        """
+        self.settings = replace(self.settings, vae_tiling=SEAMLESS if seamless else True)
 
     def disable_vae_tiling(self) -> None:
         """Encode and decode whole images."""
         self.settings = replace(self.settings, vae_tiling=False)
+
+    @checked
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU (Si et al. 2023), in calls of this pipeline: `s1` and `s2` scale the lowest
+        frequencies of the skip connections in the first and second block on the way up, `b1` and
+        `b2` half of the channels they meet. For Stable Diffusion 1.5 its authors take 0.9, 0.2,
+        1.5, 1.6. 1 changes nothing."""
+        given = {"s1": s1, "s2": s2, "b1": b1, "b2": b2}
+        amounts = [checks.number(name, value, 0.0, 1000.0) for name, value in given.items()]
+        self.settings = replace(self.settings, freeu=tuple(amounts))
+
+    def disable_freeu(self) -> None:
+        """Without it again."""
+        self.settings = replace(self.settings, freeu=None)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""

@@ -50,6 +50,8 @@ class Denoiser:
     def question(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Question:
         """The call of the UNet for `latents (batch, ...)`, already scaled for the solver."""
         run = self.run
+        if run.sites is not NO_SITES:
+            sites = run.sites + sites
         if run.leaves:
             sites = sites + Sites(leaves=run.leaves)
         x, context = self.rows(latents)

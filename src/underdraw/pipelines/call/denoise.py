@@ -49,6 +49,7 @@ def begin(
         encode=None if plan.prompts is None else partial(again, components, plan),
         checked=planned is not None,
         leaves=standing(components, "unet", plan.request.lora_scale),
+        sites=components.sites,
     )
 
 

@@ -21,7 +21,7 @@ from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.lora_mix import LORA
 from underdraw.pipelines.components.registry import scheduler_class
-from underdraw.pipelines.components.settings import Settings
+from underdraw.pipelines.components.settings import SEAMLESS, Settings
 from underdraw.schema import Length, OneOf, Range, Schema, read, shown, within
 from underdraw.weights.lora.scales import Scales
 
@@ -190,8 +190,8 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
             "channels_last": _channels_last(components),
             "compat": components.compat,
             "settings": {
-                **asdict(components.settings),
-                "vae_tiling": components.tiling is not None,
+                **components.settings.recorded(),
+                "vae_tiling": _tiling(components),
             },
             "scheduler": {
                 **_plain(dict(getattr(scheduler, "config", {}))),
@@ -207,6 +207,11 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
         },
         sort_keys=True,
     )
+
+
+def _tiling(components: Components) -> bool | str:
+    tiling = components.tiling
+    return SEAMLESS if tiling is not None and tiling.seamless else tiling is not None
 
 
 def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:

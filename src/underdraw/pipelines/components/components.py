@@ -16,7 +16,9 @@ from underdraw.errors import NonFiniteError
 from underdraw.models.autoencoder import Tiling
 from underdraw.models.base import Model
 from underdraw.models.outputs import Posterior
+from underdraw.networks.freeu import FreeU
 from underdraw.networks.program import Program
+from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
@@ -24,7 +26,7 @@ from underdraw.pipelines.components.lora_mix import Mix
 from underdraw.pipelines.components.offload import Offload
 from underdraw.pipelines.components.preview import preview_decoder
 from underdraw.pipelines.components.registry import networks_among, uncompiled
-from underdraw.pipelines.components.settings import Settings
+from underdraw.pipelines.components.settings import SEAMLESS, Settings
 from underdraw.pipelines.components.subjects import subject_processor, subjects
 from underdraw.text.learned import Learned, LearnedTokenizer
 
@@ -210,7 +212,15 @@ class Components:
     @property
     def tiling(self) -> Tiling | None:
         """The tiles on which pictures are worked on; None for whole pictures."""
+        if self.settings.vae_tiling == SEAMLESS:
+            return self.vae.seamless_tiling()
         return self.vae.default_tiling() if self.settings.vae_tiling else self.vae.tiling
+
+    @property
+    def sites(self) -> Sites:
+        """What acts in every call of the UNet because the settings say so."""
+        freeu = self.settings.freeu
+        return NO_SITES if freeu is None else Sites(join=(FreeU(*freeu),))
 
     @property
     def _slicing(self) -> bool:

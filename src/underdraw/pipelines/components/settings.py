@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from underdraw.schema import OneOf, Range, Schema
 
+SEAMLESS = "seamless"
+LATER = ("freeu",)
+Amount = Annotated[float, Range(0, 1000)]
 MOST_SLICES = 2**16
 """Heads that are attended at a time, more than any network has."""
 
@@ -21,4 +24,11 @@ class Settings(Schema):
         Annotated[int, Range(1, MOST_SLICES)] | Annotated[str, OneOf("auto", "max")] | None
     ) = None
     vae_slicing: bool = False
-    vae_tiling: bool = False
+    vae_tiling: bool | Annotated[str, OneOf(SEAMLESS)] = False
+    freeu: tuple[Amount, Amount, Amount, Amount] | None = None
+    """`s1, s2, b1, b2` of FreeU."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What a picture holds of them: of those that came later only what is on."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if value or name not in LATER}

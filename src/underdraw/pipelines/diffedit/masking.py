@@ -153,6 +153,7 @@ def predictions(
                 guidance=scale,
                 components=components,
                 engine=components.engine,
+                sites=components.sites,
             )
             out = Denoiser(run)(nn.concat([x] * many, 0), 0)
             bar.update()
