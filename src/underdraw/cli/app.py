@@ -16,6 +16,7 @@ from underdraw.cli.info import info
 from underdraw.cli.numbers import Command, OfSeveral
 from underdraw.cli.scenes import scenes
 from underdraw.cli.train import train
+from underdraw.cli.train_adapters import train_dreambooth, train_lora, train_textual_inversion
 
 EXAMPLES = """Examples:
 
@@ -70,6 +71,14 @@ def show_version(wanted: bool) -> None:
 
         typer.echo(f"underdraw {__version__}")
         raise typer.Exit
+
+
+for name, command in (
+    ("train lora", train_lora),
+    ("train textual-inversion", train_textual_inversion),
+    ("train dreambooth", train_dreambooth),
+):
+    app.command(name, cls=Command, epilog=getattr(command, "examples", None))(command)
 
 
 @app.callback()

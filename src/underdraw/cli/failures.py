@@ -78,6 +78,11 @@ class Group(TyperGroup):
             sys.exit(code)
         return code
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if len(args) > 1 and " ".join(args[:2]) in self.commands:  # such as "train lora"
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():
             if not self.debug:

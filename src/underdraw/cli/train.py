@@ -157,7 +157,8 @@ def train(
     further (autoencoder, text-to-image), and the result written to OUT/model; or it gets grounding
     layers (OUT/grounding), a ControlNet (OUT/structure) or a subject encoder (OUT/qformer), or
     learns one subject from a few pictures (subject-finetune, OUT/subject.safetensors), and stays as
-    it is.
+    it is. `train lora`, `train textual-inversion` and `train dreambooth` have options of their own:
+    `underdraw train lora --help`.
     """
     changes = {
         "steps": steps,

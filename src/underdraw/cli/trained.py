@@ -25,9 +25,6 @@ def side_of(pipe: Any, size: int | None) -> int:
 
 def schedule(pipe: Any) -> Any:
     """The noise levels and the prediction type that a checkpoint was trained with."""
-    from dataclasses import fields
-
     from underdraw.training.objectives import ObjectiveConfig
 
-    names = {field.name for field in fields(ObjectiveConfig)}
-    return ObjectiveConfig(**{k: v for k, v in pipe.scheduler.config.items() if k in names})
+    return ObjectiveConfig.of(pipe.scheduler.config)

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
         judge as judge,
         score_captions as score_captions,
     )
+    from .materials import (
+        MaterialEvaluator as MaterialEvaluator,
+    )
     from .rates import (
         Rate as Rate,
     )
@@ -120,6 +123,7 @@ MODULES = {
         "judge",
         "score_captions",
     ),
+    "materials": ("MaterialEvaluator",),
     "rates": ("Rate",),
     "staging": (
         "held_out_captions",

@@ -219,7 +219,7 @@ def _material_word(
     other = rng.random() < 0.25  # always drawn, so that the stream does not depend on the mention
     if mention is None or mention.material is None:
         return None
-    return _MATERIAL_SYNONYM[obj.material] if other else None
+    return _MATERIAL_SYNONYM.get(obj.material) if other else None
 
 
 def _related(scene: Scene, mentions: list[Mention], a: int, b: int) -> tuple[str, ...]:

@@ -240,6 +240,8 @@ def _paint(
         albedo = surfaces.LINEAR[obj.colour][:, None]
     else:
         albedo = surfaces.texture_albedo(obj.texture, obj.colour, own, sharp)
+    if obj.material == "frosted":
+        albedo = surfaces.frosted(albedo, points[2] / np.float32(2 * centre(obj)[2]))
     lit = np.ones(row.size, np.float32)
     for other in scene.objects:
         if other is not obj and _may_shadow(other, obj, scene):

@@ -101,6 +101,11 @@ def shade(
     mean colour, which comes back from below; `mirrored(which, directions)` is the colour
     (3, k) of the table where mirror `directions` (3, k) of the points `which` (k,) meet it.
     """
+    if material == "satin":
+        return sum(
+            shade(one, albedo, normals, views, heights, lit, light, floor, mirrored)
+            for one in ("rubber", "metal")
+        ) * np.float32(0.5)
     towards = light.direction
     lamp = lamp_colour(light)
     facing = towards @ normals
@@ -114,7 +119,7 @@ def shade(
     half = towards[:, None] + views
     half /= np.sqrt((half * half).sum(0))
     glint = np.maximum((half * normals).sum(0), 0)
-    if material == "rubber":
+    if material != "metal":
         broad = glint**2
         broad = broad * broad
         broad = broad * broad

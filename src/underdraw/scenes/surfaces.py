@@ -137,3 +137,9 @@ def texture_albedo(
         amount = edge_square(angle * turns + points[2] * f * 0.5 + shift[0], 0.05 * f)
     amount = amount.astype(np.float32)
     return LINEAR[first][:, None] * (1 - amount) + LINEAR[texture.second][:, None] * amount
+
+
+def frosted(albedo: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Colour (3, n) of things with snow on their upper third; `height` (n,) is 1 at their top."""
+    snow = np.clip((height - np.float32(0.62)) * 12, 0, 1)
+    return albedo * (1 - snow) + np.float32(0.9) * snow

@@ -8,6 +8,9 @@ from underdraw.errors import InputError
 
 SHAPES = ("sphere", "cube", "cylinder", "cone", "torus")
 MATERIALS = ("rubber", "metal")
+UNSEEN_MATERIALS = ("frosted", "satin")
+"""Materials that no sampled scene has, so that neither the family nor the evaluator has met them:
+what adapters are tried on. Captions name them; `parse` does not know them."""
 SIZES = ("small", "large")
 FLOORS = ("plain", "checkered", "wooden", "striped", "tiled", "marble")
 LIGHTS = ("neutral", "warm", "cool")

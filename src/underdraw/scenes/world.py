@@ -60,7 +60,8 @@ class SceneObject:
     def __post_init__(self) -> None:
         check_choice("SceneObject.shape", self.shape, vocabulary.SHAPES)
         check_choice("SceneObject.colour", self.colour, vocabulary.COLOURS)
-        check_choice("SceneObject.material", self.material, vocabulary.MATERIALS)
+        allowed = vocabulary.MATERIALS + vocabulary.UNSEEN_MATERIALS
+        check_choice("SceneObject.material", self.material, allowed)
         check_choice("SceneObject.size", self.size, vocabulary.SIZES)
         numbers = (*self.position, self.rotation)
         if len(self.position) != 2 or not all(math.isfinite(n) for n in numbers):

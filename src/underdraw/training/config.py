@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from underdraw.errors import InputError
+from underdraw.training.eight_bit import EIGHT_BIT, eight_bit
 
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon", EIGHT_BIT)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class TrainingConfig:
     thread (`training.lanes`); 0 leaves it to PyTorch to share each operation among threads.
 
     `optimizer`: "adamw", or "muon" (`training.optimizers`), which takes `muon_rate` for matrices
-    inside of networks and AdamW with `learning_rate` for all else; both follow the same schedule.
+    inside of networks and AdamW with `learning_rate` for all else; both follow the same schedule;
+    or "adamw8bit", which keeps AdamW's state in 8 bits (bitsandbytes).
     """
 
     steps: int
@@ -82,6 +84,8 @@ class TrainingConfig:
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"ema={self.ema} must be in [0, 1)")
+        if self.optimizer == EIGHT_BIT:
+            eight_bit()  # which may not be installed
         for name in ("learning_rate", "muon_rate"):
             rate = getattr(self, name)
             if not (math.isfinite(rate) and rate > 0):

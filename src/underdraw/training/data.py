@@ -304,17 +304,17 @@ class CaptionedFolder:
         if size < 8 or size % 8:
             raise InputError(f"size={size} must be a multiple of 8 and at least 8")
         self.folder, self.size = Path(folder), size
-        path = self.folder / "metadata.jsonl"
+        path = self.folder / METADATA
         if not path.is_file():
-            raise NotFoundError(f"{path} is not there; each line: {_LINE}")
+            raise NotFoundError(f"{path} is not there; each line: {LINE}")
         self._entries: list[tuple[str, tuple[str, ...]]] = []
         for number, line in read_lines(path, fault=InputError):
-            name, texts = _entry(line, f"{path}:{number}")
+            name, texts = entry(line, f"{path}:{number}")
             if not is_regular(self.folder / name):
                 raise NotFoundError(f"{path}:{number}: there is no image {self.folder / name}")
             self._entries.append((name, texts))
         if not self._entries:
-            raise InputError(f"{path} names no image; each line: {_LINE}")
+            raise InputError(f"{path} names no image; each line: {LINE}")
 
     @property
     def paths(self) -> list[Path]:
@@ -343,14 +343,20 @@ class CaptionedFolder:
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
 
-_LINE = '{"file_name": "cat.png", "text": "a cat"}'
+METADATA = "metadata.jsonl"
+LINE = '{"file_name": "cat.png", "text": "a cat"}'
 
 
-def _entry(line: str, where: str) -> tuple[str, tuple[str, ...]]:
-    raw = json_text.parse(line, where, fault=InputError, told=f" is not JSON; each line: {_LINE}")
+def entry(line: str, where: str) -> tuple[str, tuple[str, ...]]:
+    """The name of a picture's file and its texts, from a line; `where` says which line it is.
+
+    Raises:
+        InputError: it is not such an object.
+    """
+    raw = json_text.parse(line, where, fault=InputError, told=f" is not JSON; each line: {LINE}")
     name, text = (raw.get(k) if isinstance(raw, dict) else None for k in ("file_name", "text"))
     listed = text if isinstance(text, list) else [text]
     texts = tuple(one for one in listed if isinstance(one, str))
     if not isinstance(name, str) or not texts or len(texts) < len(listed):
-        raise InputError(f"{where} lacks a file_name or a text; each line: {_LINE}")
+        raise InputError(f"{where} lacks a file_name or a text; each line: {LINE}")
     return name, texts

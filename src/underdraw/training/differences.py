@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from underdraw.backends.deltas import Delta, Deltas, Full, LowRank
 from underdraw.backends.layout import Leaf
+from underdraw.backends.lycoris import Decomposed
 from underdraw.backends.node import at
 from underdraw.errors import InputError
 
@@ -42,6 +43,9 @@ class Differences(nn.Module):
         chosen: which leaves get one.
         begin: differences to go on with; where new ones meet them, ranks add up.
         seed: of the starting weights.
+        scale: a factor for all of them, alpha over rank.
+        decomposed: also train the length of each channel's weights (DoRA, Liu et al. 2024).
+        ranks: of paths that have another rank than `rank`.
 
     Raises:
         InputError: there is nothing to train, or `begin` has differences of another kind.
@@ -54,8 +58,13 @@ class Differences(nn.Module):
         chosen: Chosen = inside_blocks,
         begin: Deltas | None = None,
         seed: int = 0,
+        *,
+        scale: float = 1.0,
+        decomposed: bool = False,
+        ranks: Callable[[str], int] | None = None,
     ) -> None:
         super().__init__()
+        self.scale, self.decomposed = scale, decomposed
         leaves, begin = type(model).layout(model.config).leaves, begin or {}
         paths = [
             path
@@ -76,34 +85,37 @@ class Differences(nn.Module):
                 downs, ups = [_tensor(known.down)], [_tensor(known.up)]
             if rank and chosen(path, leaves[path]):
                 out, *rest = leaves[path].shape
-                least = min(rank, out, math.prod(rest))
+                least = min(rank if ranks is None else ranks(path), out, math.prod(rest))
                 down = torch.empty(least, *rest)
                 downs.append(down.normal_(0, math.prod(rest) ** -0.5, generator=generator))
                 ups.append(torch.zeros(out, least, *[1] * (len(rest) - 1)))
             self._put(path, "down", torch.cat(downs))
             self._put(path, "up", torch.cat(ups, 1))
+            if decomposed:
+                weight = at(model, path).weight.detach().float()
+                self._put(path, "magnitude", weight.flatten(1).norm(dim=1).cpu())
 
     def _put(self, path: str, name: str, value: Tensor) -> None:
         self.parts[f"{path}.{name}".replace(".", "/")] = nn.Parameter(value)
 
     def deltas(self) -> dict[str, Delta]:
         """They as they stand, sharing their parameters."""
-
-        def part(path: str, name: str) -> Any:
-            return self.parts[f"{path}.{name}".replace(".", "/")]
-
-        return {path: LowRank(part(path, "down"), part(path, "up")) for path in self.paths}
+        return self._made(lambda path, name: self.parts[f"{path}.{name}".replace(".", "/")])
 
     def forward(self) -> dict[str, Delta]:
         return self.deltas()
 
     def arrays(self) -> dict[str, Delta]:
-        """They as numpy arrays, for an `Overlay`."""
-        return {
-            path: LowRank(_array(delta.down), _array(delta.up))
-            for path, delta in self.deltas().items()
-            if isinstance(delta, LowRank)
-        }
+        """They as numpy arrays, for an `Overlay` or a file."""
+        return self._made(lambda path, name: _array(self.parts[f"{path}.{name}".replace(".", "/")]))
+
+    def _made(self, part: Callable[[str, str], Any]) -> dict[str, Delta]:
+        made: dict[str, Delta] = {}
+        for path in self.paths:
+            made[path] = LowRank(part(path, "down"), part(path, "up"), self.scale)
+            if self.decomposed:
+                made[path] = Decomposed(made[path], part(path, "magnitude"))
+        return made
 
 
 def copy_with(model: Any, begin: Deltas) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,13 @@ class ObjectiveConfig:
                 )
         if not self.gamma > 0:
             raise InputError(f"gamma={self.gamma} must be positive")
+
+    @classmethod
+    def of(cls, scheduler: Mapping[str, Any], **changes: Any) -> ObjectiveConfig:
+        """What a checkpoint was trained with, from its scheduler's config; `changes` are fields
+        that it does not say."""
+        told = {f.name: scheduler[f.name] for f in fields(cls) if f.name in scheduler}
+        return cls(**{**told, **changes})
 
     def schedule(self) -> NoiseSchedule:
         """The schedule of these fields."""

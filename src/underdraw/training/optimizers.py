@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from underdraw.training.config import TrainingConfig
+from underdraw.training.eight_bit import EIGHT_BIT, eight_bit
 
 OUTSIDE = ("conv_in", "conv_out", "time_emb", "embedding", "heads")
 """Parts of names of matrices that are no inner layers: what reads and what answers, tables, times.
@@ -120,14 +121,16 @@ class Optimizers:
         rest = [p for name, p in named.items() if name not in inner]
         self.all: dict[str, tuple[torch.optim.Optimizer, float]] = {}
         if rest:
-            adamw = torch.optim.AdamW(
-                rest,
-                lr=config.learning_rate,
-                betas=config.betas,
-                weight_decay=config.weight_decay,
-                foreach=device.type != "cuda",
-                fused=device.type == "cuda",
-            )
+            how: dict[str, Any] = {
+                "lr": config.learning_rate,
+                "betas": config.betas,
+                "weight_decay": config.weight_decay,
+            }
+            if config.optimizer == EIGHT_BIT:
+                adamw = eight_bit()(rest, **how)
+            else:
+                fused = device.type == "cuda"
+                adamw = torch.optim.AdamW(rest, foreach=not fused, fused=fused, **how)
             self.all["optimizer"] = adamw, config.learning_rate
         if inner:
             matrices = [named[name] for name in named if name in inner]

@@ -12,6 +12,7 @@ from underdraw.errors import WeightError
 from underdraw.formats.stored import Checkpoint, StoredTensor, check_sizes
 from underdraw.weights.files import open_checkpoint
 from underdraw.weights.quantised import numbers
+from underdraw.weights.save import save_tensors
 
 NAMELESS = ("emb_params", "")
 """What A1111 and kohya call the only tensor of a file; its name is the word."""
@@ -50,6 +51,16 @@ def read_inversions(
         return _read(checkpoint, width, name, stem)
     except WeightError as error:
         raise WeightError(f"{where}: {error}") from error
+
+
+def write_inversion(
+    vectors: np.ndarray, target: str | os.PathLike[str], word: str, spelling: str = "diffusers"
+) -> None:
+    """Write the vectors `(count, width)` of a word as `read_inversions` reads them: under the word,
+    or, with `spelling` "kohya", as A1111 and sd-scripts look for them, under a name that all words
+    have; the name of the file is then the word."""
+    name = word if spelling == "diffusers" else NAMELESS[0]
+    save_tensors(target, {name: np.asarray(vectors, np.float32)}, {"format": "pt", "name": word})
 
 
 def _read(

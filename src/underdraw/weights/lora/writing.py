@@ -29,21 +29,24 @@ from underdraw.weights.save import save_tensors
 FILE = "pytorch_lora_weights.safetensors"
 FILES = (FILE, "pytorch_lora_weights.bin")
 """Names that the file of a folder has where nobody says."""
+SPELLINGS = ("diffusers", "kohya")
 Named = Iterator[tuple[str, Any]]
 
 
-def write_lora(weights: LoraWeights, target: Any) -> None:
+def write_lora(weights: LoraWeights, target: Any, spelling: str = "diffusers") -> None:
     """Write LoRA weights as `read_lora` reads them; `target` is a file or a folder.
 
     Low-rank differences (and DoRA over them) are written as diffusers reads them, with their scale
-    in `lora_B`; a file with any other kind is spelt as LyCORIS does.
+    in `lora_B`; a file with any other kind is spelt as LyCORIS does. With `spelling` "kohya" all
+    are, each with an alpha of its own, which sd-scripts, A1111 and ComfyUI read.
 
     Raises:
-        InputError: a difference is of a kind that no file has.
+        InputError: a difference is of a kind that no file has, or there is no such spelling.
     """
+    checks.choice("spelling", spelling, SPELLINGS)
     named: dict[str, StoredTensor] = {}
     whole = (*weights.unet.values(), *weights.text_encoder.values())
-    plain = all(_is_plain(delta) for delta in whole)
+    plain = spelling == "diffusers" and all(_is_plain(delta) for delta in whole)
     for component, start in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")):
         for path, delta in getattr(weights, component).items():
             module = f"{component}.{path}" if plain else start + path.replace(".", "_")
@@ -127,8 +130,11 @@ def _lycoris(path: str, delta: Delta) -> Named:
     match delta:
         case Decomposed():
             yield from _lycoris(path, delta.inner)
+            # With the axes of the weight, along which readers lay it over the weight.
+            inner = delta.inner
+            ones = len(inner.down.shape) - 2 if isinstance(inner, LowRank) else 0
             sides = (1, -1) if delta.on_input else (-1, 1)
-            yield "dora_scale", delta.magnitude.reshape(*sides)
+            yield "dora_scale", delta.magnitude.reshape(*sides, *[1] * ones)
         case LowRank():
             yield from _with_alpha(delta, delta.down.shape[0], up=delta.up, down=delta.down)
             if delta.mid is not None:
@@ -206,5 +212,5 @@ def _number(value: Any) -> np.ndarray:
 
 def _host(values: Any, where: str) -> StoredTensor:
     if isinstance(values, np.ndarray):
-        return stored(np.ascontiguousarray(values))
+        return stored(np.asarray(values, order="C"))  # which keeps single numbers as they are
     return on_host(values, where)
