@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,7 +117,7 @@ def train_dreambooth(
         learner = WholeLearner(pipe.parts, config.text_encoder)
     else:
         learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
-    task = PictureTask(pipe, pictures, learner, looking, beside, run.seed)
+    task = PictureTask(pipe, pictures, learner, looking, beside, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
     if isinstance(learner, LoraLearner):
         with average.applied():
@@ -128,6 +128,8 @@ def train_dreambooth(
     path = Path(folder) / MODEL
     with average.applied():
         tuned = learner.pipeline(pipe)
+        # Of the captions nobody says what words they have.
+        tuned.advice = replace(tuned.advice, words=())
         tuned.save_pretrained(path)
     return tuned, path
 

@@ -16,6 +16,7 @@ from underdraw.backends.node import at
 from underdraw.errors import InputError
 from underdraw.networks import clip, unet
 from underdraw.pipelines.base import DiffusionPipeline
+from underdraw.pipelines.components.registry import uncompiled
 from underdraw.schema import Range, Schema
 from underdraw.text.learned import FIRST, Learned, LearnedTokenizer
 from underdraw.training.differences import Differences, copy_with
@@ -76,23 +77,24 @@ class Plain:
     """What all have in common: the pipeline's own networks, which read texts without a gradient."""
 
     def __init__(self, parts: Any) -> None:
-        self.parts = parts
+        # What is compiled for calls is not compiled for gradients.
+        self.own_unet, self.own_texts = uncompiled(parts.unet), uncompiled(parts.text_encoder)
         self.tokenizer = parts.named["tokenizer"]
         self.modules: Mapping[str, nn.Module] = {}
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """Tokens of texts."""
-        length = self.parts.text_encoder.config.max_position_embeddings
+        length = self.own_texts.config.max_position_embeddings
         return torch.from_numpy(tokenize(self.tokenizer, length, texts))
 
     def context(self, ids: Tensor) -> Tensor:
         """What the UNet reads."""
         with torch.no_grad():
-            return read(self.parts.text_encoder, ids)
+            return read(self.own_texts, ids)
 
     def unet(self) -> tuple[Any, Deltas]:
         """The pipeline's own."""
-        return self.parts.unet, {}
+        return self.own_unet, {}
 
 
 def read(encoder: Any, ids: Tensor, embeddings: Any = None, leaves: Deltas | None = None) -> Tensor:
@@ -106,7 +108,7 @@ class LoraLearner(Plain):
     def __init__(self, parts: Any, config: LoraConfig, seed: int = 0) -> None:
         super().__init__(parts)
         self.config = config
-        own = unet.layout(parts.unet.config).leaves
+        own = unet.layout(self.own_unet.config).leaves
         how: dict[str, Any] = {"scale": config.scale, "decomposed": config.dora, "seed": seed}
 
         def chosen(path: str, leaf: Leaf) -> bool:
@@ -116,18 +118,18 @@ class LoraLearner(Plain):
             large = own[path].kind == "conv2d" and own[path].shape[2] > 1
             return (config.conv_rank or config.rank) if large else config.rank
 
-        made = {"unet": Differences(parts.unet, config.rank, chosen, ranks=ranks, **how)}
+        made = {"unet": Differences(self.own_unet, config.rank, chosen, ranks=ranks, **how)}
         if config.text_encoder:
-            made["text_encoder"] = Differences(parts.text_encoder, config.rank, reads_texts, **how)
+            made["text_encoder"] = Differences(self.own_texts, config.rank, reads_texts, **how)
         self.modules: Mapping[str, nn.Module] = dict(made)
 
     def context(self, ids: Tensor) -> Tensor:
         if not self.config.text_encoder:
             return super().context(ids)
-        return read(self.parts.text_encoder, ids, leaves=self._deltas("text_encoder"))
+        return read(self.own_texts, ids, leaves=self._deltas("text_encoder"))
 
     def unet(self) -> tuple[Any, Deltas]:
-        return self.parts.unet, self._deltas("unet")
+        return self.own_unet, self._deltas("unet")
 
     def _deltas(self, name: str) -> Deltas:
         made: Any = self.modules[name]
@@ -165,13 +167,13 @@ class WholeLearner(Plain):
 
     def __init__(self, parts: Any, text_encoder: bool = False) -> None:
         super().__init__(parts)
-        made = copy_with(parts.unet, {})
-        own = unet.layout(parts.unet.config).leaves
+        made = copy_with(self.own_unet, {})
+        own = unet.layout(self.own_unet.config).leaves
         for path in set(type(made).layout(made.config).leaves) - set(own):
             at(made, path).requires_grad_(False)  # grounding layers, which do not act here
         whole = {"unet": made}
         if text_encoder:
-            whole["text_encoder"] = copy_with(parts.text_encoder, {})
+            whole["text_encoder"] = copy_with(self.own_texts, {})
         self.modules: Mapping[str, nn.Module] = dict(whole)
 
     def context(self, ids: Tensor) -> Tensor:
@@ -216,7 +218,7 @@ class WordLearner(Plain):
     def __init__(self, parts: Any, word: Word) -> None:
         super().__init__(parts)
         self.word = word
-        encoder = parts.text_encoder
+        encoder = self.own_texts
         table = encoder.text_model.embeddings.token_embedding.weight.detach().float().cpu()
         if word.initialiser is None:
             rows = table.mean(0, keepdim=True)
@@ -234,7 +236,7 @@ class WordLearner(Plain):
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """Tokens; those of the word are below 0."""
-        length = self.parts.text_encoder.config.max_position_embeddings
+        length = self.own_texts.config.max_position_embeddings
         plain = tokenize(self.tokenizer, length, [""] * len(texts))
         for row, text in zip(plain, texts, strict=True):
             inside = self.knowing(text, add_special_tokens=False).input_ids[: length - 2]
@@ -244,7 +246,7 @@ class WordLearner(Plain):
         return torch.from_numpy(plain)
 
     def context(self, ids: Tensor) -> Tensor:
-        encoder = self.parts.text_encoder
+        encoder = self.own_texts
         known = encoder.text_model.embeddings.token_embedding.weight[ids.clamp(min=0)]
         own = self.vectors.values[(FIRST - ids).clamp(0, self.word.vectors - 1)]
         made = torch.where((ids <= FIRST)[..., None], own.to(known), known)

@@ -52,7 +52,7 @@ def train_lora(
     check_pipeline(pipe)
     run = training or RUN
     learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
-    task = PictureTask(pipe, pictures, learner, looking, seed=run.seed)
+    task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
     with average.applied():
         made = learner.result()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from underdraw.errors import InputError
 from underdraw.networks.sites import Sites
@@ -87,6 +88,8 @@ class PictureTask:
 
     Args:
         pipe: any pipeline of ours on PyTorch; its networks stay as they are.
+        prior: pictures of a class of which as many are learned from.
+        progress: of encoding the pictures; a bar, none, or, None, one in a terminal.
 
     Raises:
         InputError: the pipeline lacks a network, or is on another backend, or its UNet sees more
@@ -101,6 +104,7 @@ class PictureTask:
         config: PicturesConfig | None = None,
         prior: Prior | None = None,
         seed: int = 0,
+        progress: bool | None = False,
     ) -> None:
         self.pipe, self.learner, self.config = pipe, learner, config or PicturesConfig()
         self.prior, self.seed, c = prior, seed, self.config
@@ -111,8 +115,8 @@ class PictureTask:
         self.vae = pipe.parts.vae
         scale: float = self.vae.config.scaling_factor
         self.scale = scale
-        self.shown = _Shown(self, pictures)
-        self.kept = None if prior is None else _Shown(self, prior.pictures)
+        self.shown = _Shown(self, pictures, progress)
+        self.kept = None if prior is None else _Shown(self, prior.pictures, progress)
 
     # -- what a step sees
     def draw(self, draw: Draw) -> Batch:
@@ -203,7 +207,9 @@ class PictureTask:
 class _Shown:
     """Pictures brought to their sizes and encoded ahead."""
 
-    def __init__(self, task: PictureTask, pictures: TrainingPictures) -> None:
+    def __init__(
+        self, task: PictureTask, pictures: TrainingPictures, progress: bool | None
+    ) -> None:
         self.pictures, self.seed = pictures, task.seed
         c, side = task.config, side_of(task.pipe, task.config)
         levels = len(task.own.block_out_channels)
@@ -212,7 +218,10 @@ class _Shown:
         # What is nearest to the proportions of a picture, of those sizes that it can fill.
         own = [nearest(pictures.size(i), sizes) for i in range(len(pictures))]
         self.groups = [sizes.index(size) for size in own]
-        self.encoded = [self._encode(task, i, *size) for i, size in enumerate(own)]
+        shown = tqdm(
+            own, desc="encoding", unit="picture", disable=None if progress is None else not progress
+        )
+        self.encoded = [self._encode(task, i, *size) for i, size in enumerate(shown)]
 
     def order(self, first: int, count: int, batch: int) -> list[int]:
         """Numbers of pictures in the endless stream."""

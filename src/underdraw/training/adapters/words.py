@@ -90,7 +90,7 @@ def train_textual_inversion(
         lacking = [one for one in pictures.texts(i) if not learner.learned.pattern.search(one)]
         if lacking:
             raise InputError(f"captions[{i}]={lacking[0]!r:.80} lacks the word {word.text!r}")
-    task = PictureTask(pipe, pictures, learner, looking, seed=run.seed)
+    task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
     with average.applied():
         made = learner.result()
