@@ -40,7 +40,6 @@ TYPOS = {
 METHODS = {
     "load_lora_adapter load_attn_procs hotswap_lora": "load_lora_weights",
     "load_ip_adapter set_ip_adapter_scale unload_ip_adapter": "IP-Adapter",
-    "enable_freeu disable_freeu": "FreeU",
     "fuse_qkv_projections enable_group_offload": "later release",
     "enable_shortcuts": "shortcuts",
     "enable_vae_tilling": "did you mean 'enable_vae_tiling'",
