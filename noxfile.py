@@ -57,7 +57,7 @@ cli/test_info.py
 @nox.session
 def environment(session: nox.Session) -> None:
     """The packages of lint, tests and quick: PyTorch is installed once for all three."""
-    extras = ".[jax,canny,transformers,train,test]"
+    extras = ".[jax,canny,openvino,transformers,train,test]"
     tools = ("ruff", "pyright[nodejs]", "import-linter")
     session.install(*INSTALL, "constraints/tests.txt", extras, *ORACLES, "scipy", *tools)
 

@@ -18,6 +18,7 @@ if cache := os.environ.get("UNDERDRAW_JAX_CACHE"):
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["UNDERDRAW_CACHE"] = ""  # compiled graphs of tests are kept where tests say
 
 if find_spec("torch"):
     import torch
@@ -32,8 +33,10 @@ if find_spec("torch"):
 # expects (UNDERDRAW_EXPECT, tests/backends/test_installed.py), so nothing is left out unnoticed.
 collect_ignore_glob = [] if find_spec("diffusers") else ["**/peer/*"]
 collect_ignore_glob += [
-    f"**/test_{name}.py" for name in ("jax", "mindspore") if find_spec(name) is None
+    f"**/test_{name}.py" for name in ("jax", "mindspore", "openvino") if find_spec(name) is None
 ]
+if not find_spec("openvino"):
+    collect_ignore_glob += ["**/engines/test_kept.py", "**/test_openvino_calls.py"]
 
 gc.disable()  # while ten thousand tests are collected, which stay
 

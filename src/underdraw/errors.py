@@ -27,3 +27,7 @@ class NotFoundError(UnderdrawError, FileNotFoundError):
 
 class NonFiniteError(UnderdrawError, ArithmeticError):
     """NaN or infinity came out of a network; a black picture is never returned instead."""
+
+
+class NotExpressibleError(InputError):
+    """A program asks for numbers where there are none yet, so no graph can be made of it."""

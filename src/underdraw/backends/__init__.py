@@ -35,6 +35,24 @@ def get(name: str = "torch") -> Framework:
     return cast(Framework, importlib.import_module(f"underdraw.backends.{name}"))
 
 
+def graphs_installed() -> bool:
+    """Whether `graphs` can be had here."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def graphs() -> Any:
+    """The operations that build graphs, and what compiles these (`backends.openvino`).
+
+    Raises:
+        InputError: the package openvino is not installed.
+    """
+    if not graphs_installed():
+        raise InputError(
+            "engine='openvino' needs the package openvino: pip install 'underdraw[openvino]'"
+        )
+    return importlib.import_module("underdraw.backends.openvino")
+
+
 def of(array: Any, name: str = "sample") -> Framework:
     """The module of the backend that an array belongs to; `name` is the argument's, for errors.
 

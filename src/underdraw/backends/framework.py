@@ -24,8 +24,9 @@ Device = Any
 """A device of the framework or its name; None leaves an array where the framework puts it."""
 
 EXTRAS: Mapping[str, frozenset[str]] = {
-    # Keeps less for a gradient; `torch.compile`, and what a network was compiled by.
-    "torch": frozenset({"recomputed", "compiled", "compiler_of"}),
+    # Keeps less for a gradient; `torch.compile`, and what a network was compiled by; whether
+    # parameters are what they were, and whether a call is recorded for a gradient.
+    "torch": frozenset({"recomputed", "compiled", "compiler_of", "Watch", "recording"}),
     # Trees without a model class; `jax.jit`, which takes networks as arguments.
     "jax": frozenset({"build", "load", "compiled", "networks_are_values"}),
     "mindspore": frozenset({"build", "load"}),

@@ -11,6 +11,7 @@ from underdraw.backends.torch_operations import (
     operations,
     with_settings,
 )
+from underdraw.backends.torch_watch import Watch, recording
 from underdraw.backends.torch_weights import (
     Root,
     build_root,
@@ -37,6 +38,7 @@ from underdraw.backends.torch_weights import (
 
 __all__ = [
     "Root",
+    "Watch",
     "array",
     "build_root",
     "compiled",
@@ -58,6 +60,7 @@ __all__ = [
     "no_grad",
     "operations",
     "recomputed",
+    "recording",
     "register_output",
     "replace_rows",
     "resolve_dtype",

@@ -31,7 +31,7 @@ class Torch:
     name: str = "torch"
 
     def linear(self, p: Any, x: Tensor, width: int, bias: bool = True) -> Tensor:
-        w = _plain(p, nn.Linear)
+        w = plain_layer(p, nn.Linear)
         if w:
             return _compute(F.linear, x, w)
         if isinstance(p, AdaptedLeaf):
@@ -49,7 +49,7 @@ class Torch:
         bias: bool = True,
         groups: int = 1,
     ) -> Tensor:
-        w = _plain(p, nn.Conv2d)
+        w = plain_layer(p, nn.Conv2d)
         if w and p.padding_mode == "zeros":
             return _compute(F.conv2d, x, w, p.stride, p.padding, p.dilation, p.groups)
         side = kernel // 2 if padding is None else padding
@@ -63,7 +63,7 @@ class Torch:
         return _compute(F.conv2d, x, vars(p), stride, side, 1, groups)
 
     def group_norm(self, p: Any, x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-        w = _plain(p, nn.GroupNorm)
+        w = plain_layer(p, nn.GroupNorm)
         if w:
             return torch.group_norm(x, p.num_groups, w["weight"], w["bias"], p.eps)
         if isinstance(p, AdaptedLeaf):
@@ -71,7 +71,7 @@ class Torch:
         return F.group_norm(x, groups, p.weight, p.bias, eps) if isinstance(p, Arrays) else p(x)
 
     def layer_norm(self, p: Any, x: Tensor, eps: float = 1e-5) -> Tensor:
-        w = _plain(p, nn.LayerNorm)
+        w = plain_layer(p, nn.LayerNorm)
         if w:
             return torch.layer_norm(x, p.normalized_shape, w["weight"], w["bias"], p.eps)
         if isinstance(p, AdaptedLeaf):
@@ -181,7 +181,7 @@ class Torch:
         return x.to(like.dtype)
 
 
-def _plain(p: nn.Module, kind: type[nn.Module]) -> dict[str, Any] | None:
+def plain_layer(p: nn.Module, kind: type[nn.Module]) -> dict[str, Any] | None:
     """The parameters of a layer which nothing watches or replaces, else None.
 
     Its operation is then called as it is: what `nn.Module.__call__` does around it takes a fifth of

@@ -10,7 +10,7 @@ from underdraw.cli.options import SCENES
 from underdraw.errors import InputError, NotFoundError
 from underdraw.weights.files import SUFFIXES
 
-BACKENDS = {"compiled": ("torch",), "jit": ("torch", "jax")}
+BACKENDS = {"compiled": ("torch",), "jit": ("torch", "jax"), "openvino": ("torch",)}
 """Engine -> the backends it runs on; all others run on every one."""
 
 
@@ -80,6 +80,10 @@ def load_pipeline(
 def summary(pipe: Any, engine: str | None = None) -> str:
     """What was loaded, where it computes, and how where that is said."""
     how = "" if engine in (None, "eager") else f", {engine}"
+    if engine == "auto":
+        from underdraw.engines.auto import choice
+
+        how = ", auto: {}, for {}".format(*choice(pipe.unet))
     return f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}{how}"
 
 
@@ -96,6 +100,10 @@ def check_engine(engine: str, backend: str) -> None:
             f"--engine {engine} runs on {' and '.join(able)}, not on {backend}; allowed there: "
             f"{', '.join(others)}"
         )
+    if engine == "openvino":
+        from underdraw import backends
+
+        backends.graphs()
 
 
 def resolve_device(name: str | None, backend: str) -> str | None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from underdraw import backends
 from underdraw.checks import shown
+from underdraw.engines.auto import Auto
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine
+from underdraw.engines.openvino import OpenVino
 from underdraw.errors import InputError, InputTypeError
 
 NAMES: Mapping[str, Callable[[], Engine]] = {
     "eager": lambda: EAGER,
     "compiled": Regional,
     "jit": Compiled,
+    "openvino": OpenVino,
+    "auto": Auto,
 }
 """By name what makes an engine: each pipeline that asks gets one of its own, but for eager."""
 
@@ -23,7 +28,8 @@ def get(engine: Any = None) -> Engine:
     """An engine by its name, or itself; None is the eager one.
 
     Raises:
-        InputError, InputTypeError: there is none of this name, or it has no method `run`.
+        InputError, InputTypeError: there is none of this name, its package is not installed, or it
+            has no method `run`.
     """
     names = ", ".join(map(repr, NAMES))
     if engine is None:
@@ -31,9 +37,23 @@ def get(engine: Any = None) -> Engine:
     if isinstance(engine, str):
         if engine not in NAMES:
             raise InputError(f"engine={shown(engine)} is not known; allowed: {names}, or an engine")
+        if engine == "openvino":
+            backends.graphs()
         return NAMES[engine]()
     if isinstance(engine, type) or not isinstance(engine, Engine):
         raise InputTypeError(
             f"engine={shown(engine)} has no method `run`; allowed: {names}, or an engine"
         )
     return engine
+
+
+def name_of(engine: Engine) -> str | None:
+    """The name under which `get` makes such an engine; None where there is none, as for one with
+    settings of its own. Of `auto` that of its choice, once it has chosen."""
+    if getattr(engine, "compiler", None) is not None:
+        return None
+    if isinstance(engine, OpenVino) and engine.precision != "auto":
+        return None
+    if isinstance(engine, Auto) and engine.chosen is not None:
+        return engine.chosen
+    return next((name for name, make in NAMES.items() if type(make()) is type(engine)), None)

@@ -260,5 +260,5 @@ class Fusers:
         return f"Fusers({self.config.kind})"
 
 
-BOX_TOKENS = Program("gligen.box_tokens", box_tokens)
-CONSTANTS = Program("gligen.constants", constants)
+BOX_TOKENS = Program("gligen.box_tokens", box_tokens, once=True)
+CONSTANTS = Program("gligen.constants", constants, once=True)

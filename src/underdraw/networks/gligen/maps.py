@@ -169,6 +169,6 @@ class FirstConvolution:
         return f"FirstConvolution({self.config.kind})"
 
 
-KEYPOINT_TOKENS = Program("gligen.keypoint_tokens", keypoint_tokens)
+KEYPOINT_TOKENS = Program("gligen.keypoint_tokens", keypoint_tokens, once=True)
 MAP_TOKENS = Program("gligen.map_tokens", map_tokens)
 MAP_CHANNELS = Program("gligen.map_channels", map_channels)

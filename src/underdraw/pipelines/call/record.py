@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from underdraw import engines
 from underdraw.backends.hardware import has_channels_last
 from underdraw.controls.run import Run
-from underdraw.engines.engine import Engine
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats.json_text import parse
 from underdraw.names import __version__
@@ -163,7 +162,7 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     altered = altered or run.interrupted or run.ended or run.guidance is not scale
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
     given |= {"controls": request.controls or None, **own}
-    engine = name_of(components.engine)
+    engine = engines.name_of(components.engine)
     given |= {"engine": () if engine is None else None}
     given |= {"fuse_lora": () if components.mix.merged else None}
     given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
@@ -242,7 +241,7 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
         raise InputError(f"metadata lacks {', '.join(lacking)}; give them as arguments")
     # Pictures of before there were engines say nothing: it was the eager one.
     engine = changes.pop("engine", None) or record.engine or "eager"
-    if engine == name_of(pipe.engine):
+    if engine == engines.name_of(pipe.engine):
         engine = pipe.engine  # with what it has compiled
     made = copy(pipe)  # not made anew, which would mend what the picture was drawn with
     made.scheduler, made.engine = record.chosen_scheduler, engine
@@ -253,16 +252,6 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
     made.set_progress_bar_config(**pipe.progress_bar_options)
     call = {name: value for name, value in record.call.items() if value is not None}
     return made(**{**call, **changes}).images[0]
-
-
-def name_of(engine: Engine) -> str | None:
-    """The name under which `engines.get` makes such an engine; None where there is none, as for one
-    with a compiler of its own."""
-    if getattr(engine, "compiler", None) is not None:
-        return None
-    return next(
-        (name for name, make in engines.NAMES.items() if type(make()) is type(engine)), None
-    )
 
 
 def _channels_last(components: Components) -> list[str]:

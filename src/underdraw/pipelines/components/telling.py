@@ -65,6 +65,4 @@ def _attached(parts: Components) -> Iterator[str]:
 
 
 def _engine(engine: Any) -> str:
-    kind = type(engine)
-    named = (name for name, make in engines.NAMES.items() if type(make()) is kind)
-    return next(named, kind.__name__)
+    return engines.name_of(engine) or type(engine).__name__

@@ -1,0 +1,138 @@
+"""A graph of values compiled for the CPU, called with arrays, kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from underdraw.backends.once import once
+from underdraw.backends.openvino_values import WEIGHT, Value
+
+MAGIC = b"RR_UPCVO"
+"""How a compiled graph begins; in files that OpenVINO writes a line of text stands before it."""
+HEADER = 4096
+"""Bytes in which that line ends."""
+
+Settings = Mapping[str, Any]
+"""Properties of the CPU plugin."""
+
+
+@once
+def core() -> Any:
+    """What compiles; it holds threads, so there is one."""
+    return ov.Core()
+
+
+def version() -> str:
+    """Of OpenVINO, the build included."""
+    return str(ov.__version__)
+
+
+def capabilities() -> list[str]:
+    """What the processor computes in by itself, such as "FP32" and "BF16"."""
+    return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def processor() -> str:
+    """What is compiled for: its name and what it computes in."""
+    return f"{core().get_property('CPU', 'FULL_DEVICE_NAME')} {capabilities()}"
+
+
+def settings(bfloat16: bool, threads: int) -> dict[str, Any]:
+    """Properties for calls one after another: exact products in float32, or those of bfloat16."""
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "EXECUTION_MODE_HINT": "PERFORMANCE" if bfloat16 else "ACCURACY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # two graphs at work in two threads would share one core
+    }
+
+
+def model(inputs: Sequence[Value], outputs: Sequence[Value]) -> Any:
+    """The graph between values."""
+    return ov.Model([value.node for value in outputs], [value.node.get_node() for value in inputs])
+
+
+def described(graph: Any) -> str:
+    """A hash of operations, their attributes, connections and constants. Of weights, names and
+    shapes; their numbers are the caller's to tell apart."""
+    order = graph.get_ordered_ops()
+    numbers = {node.get_name(): str(i) for i, node in enumerate(order)}
+    seen = blake2b(digest_size=20)
+    for node in order:
+        sources = [
+            f"{numbers[port.get_node().get_name()]}.{port.get_index()}"
+            for port in node.input_values()
+        ]
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        seen.update(f"{kind} {sorted(node.get_attributes().items())} {sources}\n".encode())
+        if kind == "Constant":
+            weight = name.startswith(WEIGHT)
+            seen.update(
+                name.encode() if weight else np.ascontiguousarray(node.get_data()).tobytes()
+            )
+    for port in graph.inputs:
+        seen.update(numbers[port.get_node().get_name()].encode())
+    return seen.hexdigest()
+
+
+class Compiled:
+    """A compiled graph. Threads may call it at the same time."""
+
+    def __init__(self, compiled: Any, holds: Any = None) -> None:
+        self._compiled, self._holds = compiled, holds
+        """What the graph computes with and must outlive it: weights, or a mapped file."""
+        self._free: list[Any] = []
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in memory of their own, for inputs in the order of the graph's."""
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        for i, array in enumerate(arrays):
+            request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
+        request.infer()
+        made = [tensor.data.copy() for tensor in request.output_tensors]
+        self._free.append(request)
+        return made
+
+
+def compiled(graph: Any, how: Settings, holds: Any) -> Compiled:
+    """The graph compiled; `holds` is what its constants share memory with."""
+    return Compiled(core().compile_model(graph, "CPU", dict(how)), holds)
+
+
+def compiled_into(
+    graph: Any, how: Settings, holds: Any, folder: Path
+) -> tuple[Compiled, Path | None]:
+    """The same, and the file in `folder`, where there was none before, that holds what was
+    compiled."""
+    made = compiled(graph, {**how, "CACHE_DIR": str(folder)}, holds)
+    written = sorted(folder.glob("*.blob"))
+    return made, written[0] if len(written) == 1 else None
+
+
+def loaded(mapped: Any, how: Settings) -> Compiled:
+    """What was compiled into a file, from its mapping (copy-on-write); weights stay in it.
+
+    Raises:
+        ValueError: it is not such a file, or one of another processor or version.
+    """
+    start = mapped[:HEADER].find(MAGIC)
+    if start < 0:
+        raise ValueError("not a compiled graph")
+    # Not a read-only view: OpenVINO takes writable memory alone. It does not write into it.
+    view = np.frombuffer(mapped, np.uint8)[start:]
+    try:
+        made = core().import_model(ov.Tensor(view, shared_memory=True), "CPU", dict(how))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return Compiled(made, mapped)

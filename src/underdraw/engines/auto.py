@@ -1,0 +1,53 @@
+"""The engine `auto`: whichever was measured to be faster where a network is."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+from underdraw import backends
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Question
+from underdraw.engines.openvino import OpenVino
+
+LOG = logging.getLogger(__name__)
+MEASURED = ("x86_64", "amd64")
+"""Processors on which graphs were measured to win."""
+
+
+@dataclass
+class Auto:
+    """`openvino` for networks of PyTorch on the CPU, where it is installed and was measured to be
+    faster; `eager` for all others. What was chosen is in `chosen`, and why in `why`."""
+
+    chosen: str | None = field(default=None, init=False)
+    """The engine of the last question; None before the first."""
+    why: str = field(default="", init=False)
+    _openvino: OpenVino = field(default_factory=OpenVino, init=False, repr=False)
+
+    def run(self, question: Question) -> Any:
+        """The outputs, by the engine of choice."""
+        name, why = choice(question.model)
+        if (name, why) != (self.chosen, self.why):
+            self.chosen, self.why = name, why
+            LOG.info("engine 'auto': %s, %s", name, why)
+        return (self._openvino if name == "openvino" else EAGER).run(question)
+
+    def __reduce__(self) -> Any:
+        """For copies and pickles: what was compiled stays here."""
+        return type(self), ()
+
+
+def choice(model: Any) -> tuple[str, str]:
+    """The engine for a network, and why it is this one."""
+    if model.nn.name != "torch":
+        return "eager", f"the network is one of {model.nn.name}"
+    if model.device.type != "cpu":
+        return "eager", f"the network is on {model.device}"
+    if platform.machine().lower() not in MEASURED:
+        return "eager", f"nothing was measured on {platform.machine()}"
+    if not backends.graphs_installed():
+        return "eager", "openvino is not installed"
+    return "openvino", "compiled graphs are faster on this processor"

@@ -1,0 +1,150 @@
+"""Compiled graphs on disk, so that the next process need not compile them: a folder within a size.
+
+Two files for each: what OpenVINO wrote, mapped when it is loaded, and a few words about it. A
+graph holds the weights as they were prepared, so those of a whole Stable Diffusion have three
+gigabytes. Its key tells of everything it was made of; one that does not load is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from underdraw.errors import InputError, UnderdrawError
+from underdraw.formats import json_text, leftovers, opening
+from underdraw.formats.writing import write_file
+
+FOLDER, SIZE = "UNDERDRAW_CACHE", "UNDERDRAW_CACHE_SIZE"
+"""Variables of the environment: where (empty: nothing is kept), and gigabytes at most."""
+GIGABYTES = 12.0
+BLOB, ABOUT = ".blob", ".json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled graph that is kept."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    used: float
+    """When it was last loaded or written, seconds since 1970."""
+    about: Mapping[str, Any]
+    """`program`, `network`, `inputs`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of compiled graphs; the longest unused go when it grows over `most` bytes."""
+
+    folder: Path
+    most: int
+
+    def entries(self) -> list[Entry]:
+        """What is there, last used first; what is not whole is passed over."""
+        found = []
+        with suppress(OSError):
+            for path in self.folder.glob(f"*{BLOB}"):
+                with suppress(OSError, UnderdrawError):
+                    status = path.stat()
+                    about = json_text.read_object(path.with_suffix(ABOUT))
+                    if about.get("size") == status.st_size:
+                        found.append(Entry(path, status.st_size, status.st_mtime, about))
+        return sorted(found, key=lambda entry: -entry.used)
+
+    def find(self, key: str) -> Any:
+        """A mapping of the graph under a key, or None; it counts as used."""
+        path = self.folder / f"{key}{BLOB}"
+        try:
+            about = json_text.read_object(path.with_suffix(ABOUT))
+            mapped = opening.map_file(path)
+        except UnderdrawError:
+            return None
+        if about.get("size") != len(mapped):
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return mapped
+
+    @contextmanager
+    def making(self, key: str) -> Iterator[Path]:
+        """An empty folder to compile into; it goes with the block."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        leftovers.clear(self.folder)
+        with leftovers.held_folder(self.folder, key) as place:
+            inside = place / "new"
+            inside.mkdir()
+            yield inside
+
+    def put(self, key: str, made: Path, about: Mapping[str, Any]) -> None:
+        """Keep a file that was made in `making`, and remove what is then too much."""
+        size = made.stat().st_size
+        self.make_room(size)
+        path = self.folder / f"{key}{BLOB}"
+        text = json.dumps({**about, "size": size}, indent=1)
+        write_file(path.with_suffix(ABOUT), text.encode())
+        made.chmod(0o600)
+        os.replace(made, path)
+
+    def fits(self, size: int) -> bool:
+        """Whether something of about this size may be kept, and the disk has twice the room."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return size <= self.most and 2 * size <= shutil.disk_usage(self.folder).free
+        except OSError:
+            return False
+
+    def make_room(self, size: int = 0) -> None:
+        """Remove the longest unused until `size` more bytes fit."""
+        entries = self.entries()
+        total = sum(entry.size for entry in entries) + size
+        for entry in reversed(entries):
+            if total <= self.most:
+                return
+            self.remove(entry.path)
+            total -= entry.size
+
+    def remove(self, path: Path) -> None:
+        """Remove a graph; processes that have it loaded go on with it."""
+        with suppress(OSError):
+            path.with_suffix(ABOUT).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    def discard(self, key: str) -> None:
+        """Remove the graph under a key."""
+        self.remove(self.folder / f"{key}{BLOB}")
+
+    def clear(self) -> int:
+        """Remove everything; how many bytes that were."""
+        entries = self.entries()
+        with suppress(OSError):
+            for path in [*self.folder.glob(f"*{BLOB}"), *self.folder.glob(f"*{ABOUT}")]:
+                path.unlink(missing_ok=True)
+        leftovers.clear(self.folder)
+        return sum(entry.size for entry in entries)
+
+
+def default() -> Kept | None:
+    """The folder that the environment names, or that of the user; None where nothing is kept.
+
+    Raises:
+        InputError: `UNDERDRAW_CACHE_SIZE` is no number of gigabytes.
+    """
+    named = os.environ.get(FOLDER)
+    if named == "":
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    size = os.environ.get(SIZE) or str(GIGABYTES)
+    try:
+        most = float(size)
+    except ValueError:
+        most = -1.0
+    if not 0 <= most < 1e6:
+        raise InputError(f"{SIZE}={size!r} is no number of gigabytes; allowed: 0 .. 1000000")
+    return Kept(Path(named or Path(home, "underdraw", "graphs")).expanduser(), int(most * 1e9))

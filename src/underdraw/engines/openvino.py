@@ -1,0 +1,312 @@
+"""The engine `openvino`: network programs as graphs that OpenVINO compiles for the processor.
+
+The program builds the graph: it runs on values instead of arrays, and its parameters are constants
+that share memory with the network's. Everything that a call brings is an input: latents, times,
+context, and what controls bring as data. So one graph serves all calls of one structure, and the
+network's own program stays the only one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import count
+from threading import RLock
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from underdraw import backends
+from underdraw.backends import hardware
+from underdraw.backends.tree import Structure, flatten, is_parameters, unflatten
+from underdraw.checks import shown
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import Question
+from underdraw.engines.graph import Built, arrays_of, as_given, build, no_data, signature
+from underdraw.engines.kept import Kept, default
+from underdraw.errors import InputError, NotExpressibleError, UnderdrawError
+from underdraw.names import __version__
+from underdraw.networks.program import Program
+
+LOG = logging.getLogger(__name__)
+LAYERS = 6
+"""Programs of fewer layers are over before a graph of them is compiled."""
+SHARE = 0.4
+"""Of the machine's memory that compiled graphs may hold if not told otherwise."""
+REMEMBERED = 256
+"""Structures of a network of which it is known that they run as they are written."""
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass
+class Graph:
+    """A compiled graph and what its outputs are."""
+
+    compiled: Any
+    outputs: Structure
+    dtypes: tuple[str, ...]
+    size: int
+    """Bytes of its weights, prepared."""
+    used: int = 0
+
+
+@dataclass
+class _Network:
+    """What is known of one network."""
+
+    graphs: OrderedDict[Hashable, Graph | None] = field(default_factory=OrderedDict)
+    """By structure and state of the weights; None runs as it is written."""
+
+
+@dataclass
+class OpenVino:
+    """Runs programs as compiled graphs on the CPU. What no graph can hold runs as it is written,
+    which a line of the log tells once.
+
+    Args:
+        precision: in which products are computed. "auto": bfloat16 for networks in bfloat16 where
+            the processor is faster by it, float32 otherwise, also for networks in float16.
+        memory: bytes that compiled graphs may hold together, their weights prepared for the
+            processor; the longest unused go first. None: 0.4 of the machine's memory.
+        kept: where compiled graphs are kept between processes; None: nowhere. By default in
+            `~/.cache/underdraw/graphs`, or the folder that the variable `UNDERDRAW_CACHE` names.
+
+    Raises:
+        InputError: an argument is none of those; at the first call, the package openvino is not
+            installed.
+    """
+
+    precision: Precision = "auto"
+    memory: int | None = None
+    kept: Kept | None = field(default_factory=default)
+    compiled: list[tuple[Program, Structure]] = field(default_factory=list, init=False, repr=False)
+    """What was compiled or loaded, in order."""
+    loaded: int = field(default=0, init=False, repr=False)
+    """How many of these came from disk."""
+    _networks: WeakKeyDictionary[Any, _Network] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
+    _watches: WeakKeyDictionary[Any, Any] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
+    _tables: set[Program] = field(default_factory=set, init=False, repr=False)
+    """What is asked once and is but products whose sizes change from call to call."""
+    _told: set[str] = field(default_factory=set, init=False, repr=False)
+    _clock: Any = field(default_factory=count, init=False, repr=False)
+    _lock: Any = field(default_factory=RLock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(
+                f"precision={shown(self.precision)} is not known; allowed: 'auto', 'float32', "
+                "'bfloat16'"
+            )
+
+    def run(self, question: Question) -> Any:
+        """The outputs of the graph that was compiled for such inputs."""
+        leaves, structure = flatten(question.inputs)
+        check(question)
+        with self._lock:
+            graph = self._graph(question, leaves, structure)
+        if graph is None:
+            return EAGER.run(question)
+        framework = question.model._framework
+        made = graph.compiled([as_given(framework, leaf) for leaf in arrays_of(leaves)])
+        arrays = [
+            framework.array(one, framework.resolve_dtype(dtype) if "float" in dtype else None)
+            for one, dtype in zip(made, graph.dtypes, strict=True)
+        ]
+        return unflatten(graph.outputs, arrays)
+
+    # -- which graph
+    def _graph(
+        self, question: Question, leaves: Sequence[Any], structure: Structure
+    ) -> Graph | None:
+        """That of a question; None: it runs as it is written."""
+        program, model = question.program, question.model
+        trees = [model, *(leaf for leaf in leaves if is_parameters(leaf))]
+        if program in self._tables:
+            self._watch(model, model._framework).due = True
+            return None
+        reason = self._unfit(question, leaves, structure) or self._look(program, trees)
+        if reason is not None:
+            return self._tell(program, reason)
+        watches = [self._watches[tree] for tree in trees]
+        state = tuple(watch.state for watch in watches)
+        network = self._networks.setdefault(model, _Network())
+        key = (program, structure, signature(leaves), state)
+        if key not in network.graphs:
+            self._forget(network, key)
+            network.graphs[key] = self._made(question, leaves, structure, watches)
+        graph = network.graphs[key]
+        network.graphs.move_to_end(key)
+        if graph is not None:
+            graph.used = next(self._clock)
+            self._make_room(graph)
+        return graph
+
+    def _unfit(self, question: Question, leaves: Sequence[Any], structure: Structure) -> str | None:
+        """Why a question is none for a graph, whatever the weights are; None where it may be."""
+        model = question.model
+        framework = model._framework
+        if framework.compiler_of(model) is not None:
+            return "the network was wrapped by torch.compile"
+        if str(model.dtype).removeprefix("torch.") not in backends.graphs().FLOATS[1:]:
+            return f"the network is in {model.dtype}"
+        if framework.recording(model, leaves):
+            return "a gradient is recorded"
+        odd = no_data(structure)
+        if odd is not None:
+            return f"{shown(odd)} is no data, and could change unseen"
+        return None
+
+    def _look(self, program: Program, trees: Sequence[Any]) -> str | None:
+        """Look whether the weights are as they were; what of them no graph can hold, or None."""
+        watches = [self._watch(tree, trees[0]._framework) for tree in trees]
+        # What is asked once begins a run; the calls that follow look at some of the numbers.
+        whole = not program.in_blocks or any(watch.due for watch in watches)
+        for watch in watches:
+            if (odd := watch.look(whole)) is not None:
+                return odd
+            watch.due = not program.in_blocks
+        return None
+
+    def _watch(self, tree: Any, framework: Any) -> Any:
+        if tree not in self._watches:
+            self._watches[tree] = framework.Watch(tree)
+        return self._watches[tree]
+
+    def _tell(self, program: Program, reason: str) -> None:
+        """Tell once that a program runs as it is written."""
+        text = f"engine 'openvino': {program.name} runs as it is written: {reason}"
+        if text not in self._told:
+            self._told.add(text)
+            LOG.warning(text)
+
+    # -- made, kept and forgotten
+    def _made(
+        self,
+        question: Question,
+        leaves: Sequence[Any],
+        structure: Structure,
+        watches: Sequence[Any],
+    ) -> Graph | None:
+        program = question.program
+        try:
+            built = build(question, leaves, structure)
+        except Exception as error:
+            # What breaks a contract does so as it is written, too, and says it better there.
+            if isinstance(error, NotExpressibleError) or not isinstance(error, UnderdrawError):
+                self._tell(program, f"{type(error).__name__}: {str(error)[:200]}")
+            return None
+        if built.weights.layers < LAYERS:
+            return None
+        if program.once and not built.weights.convolves:
+            self._tables.add(program)
+            return None
+        about = {
+            "program": program.name,
+            "network": type(question.model).__name__,
+            "inputs": [list(one.shape) for one in leaves if hasattr(one, "shape")][:1],
+        }
+        try:
+            compiled = self._compiled(built, self._settings(question.model), watches, about)
+        except RuntimeError as error:
+            self._tell(program, f"OpenVINO: {str(error)[:200]}")
+            return None
+        self.compiled.append((program, structure))
+        # Prepared they are in float32, or in half of it.
+        size = 4 * sum(array.size for array in built.weights.holds)
+        return Graph(compiled, built.outputs, built.dtypes, size)
+
+    def _settings(self, model: Any) -> dict[str, Any]:
+        half = self.precision == "bfloat16"
+        if self.precision == "auto" and "bfloat16" in str(model.dtype):
+            half = hardware.bfloat16_pays()
+        return backends.graphs().settings(half, hardware.threads())
+
+    def _compiled(
+        self, built: Built, how: Mapping[str, Any], watches: Sequence[Any], about: Any
+    ) -> Any:
+        """The graph from disk, or compiled and kept there."""
+        ov, kept, holds = backends.graphs(), self.kept, built.weights.holds
+        size = sum(4 * array.size for array in holds)
+        if kept is None or not kept.fits(size):
+            return ov.compiled(built.graph, how, holds)
+        made_of = (__version__, ov.version(), ov.processor(), sorted(how.items()))
+        seen = blake2b(repr(made_of).encode(), digest_size=20)
+        for part in (ov.described(built.graph), *(watch.fingerprint for watch in watches)):
+            seen.update(part.encode())
+        key = seen.hexdigest()
+        mapped = kept.find(key)
+        if mapped is not None:
+            try:
+                made = ov.loaded(mapped, how)
+            except ValueError as error:
+                LOG.debug("a compiled graph is made again: %s", error)
+                kept.discard(key)
+            else:
+                self.loaded += 1
+                return made
+        try:
+            with kept.making(key) as folder:
+                compiled, file = ov.compiled_into(built.graph, how, holds, folder)
+                if file is not None:
+                    kept.put(key, file, about)
+        except OSError as error:
+            LOG.warning("%s: compiled graphs cannot be kept: %s", kept.folder, error)
+            return ov.compiled(built.graph, how, holds)
+        return compiled
+
+    def _forget(self, network: _Network, key: Any) -> None:
+        """Drop what was made of weights that are no more, and the oldest of too many."""
+        *_, state = key
+        for other in [known for known in network.graphs if known[-1][0] != state[0]]:
+            del network.graphs[other]
+        while len(network.graphs) >= REMEMBERED:
+            network.graphs.popitem(last=False)
+
+    def _make_room(self, latest: Graph) -> None:
+        """Drop the graphs unused for longest until the others fit into `memory`."""
+        most = hardware.memory() * SHARE if self.memory is None else self.memory
+        graphs = [
+            (graph.used, graph.size, network.graphs, key)
+            for network in self._networks.values()
+            for key, graph in network.graphs.items()
+            if graph is not None
+        ]
+        total = sum(size for _, size, _, _ in graphs)
+        for used, size, owner, key in sorted(graphs, key=lambda each: each[0]):
+            if total <= most or used == latest.used:
+                return
+            del owner[key]
+            total -= size
+
+    def __reduce__(self) -> Any:
+        """For copies and pickles: what was compiled stays here."""
+        return type(self), (self.precision, self.memory, self.kept)
+
+    def __repr__(self) -> str:
+        return f"OpenVino(precision={self.precision!r})"
+
+
+def check(question: Question) -> None:
+    """Refuse what this engine is not for.
+
+    Raises:
+        InputError: the network is none of PyTorch's, or is not on the CPU.
+    """
+    model = question.model
+    if not hasattr(model._framework, "Watch"):
+        raise InputError(
+            f"engine='openvino' runs networks of the backend 'torch', not of {question.nn.name!r}; "
+            "allowed there: 'eager', 'jit'"
+        )
+    if model.device.type != "cpu":
+        raise InputError(
+            f"engine='openvino' computes on the CPU; {type(model).__name__} is on {model.device}; "
+            "allowed there: 'eager', 'compiled', 'jit'"
+        )

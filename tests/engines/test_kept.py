@@ -1,0 +1,154 @@
+"""Compiled graphs on disk: found by the next process, never for other weights, within a size."""
+
+import os
+
+import pytest
+from engines.test_openvino import asked, equal, off, writes, x
+from pipelines import tiny
+
+from underdraw.engines import kept
+from underdraw.engines.eager import EAGER
+from underdraw.engines.engine import answer
+from underdraw.engines.kept import Kept
+from underdraw.engines.openvino import OpenVino
+from underdraw.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a graph, and the tower it is of."""
+    folder = Kept(tmp_path_factory.mktemp("cache") / "graphs", 1 << 30)
+    tower = tiny.components()["text_encoder"].requires_grad_(False)
+    engine = OpenVino(kept=folder)
+    assert equal(engine, asked(tower, x())) and engine.loaded == 0
+    return folder, tower
+
+
+@pytest.fixture
+def tower(made):
+    return made[1]
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of it."""
+    copied = Kept(tmp_path / "graphs", 1 << 30)
+    copied.folder.mkdir()
+    for path in made[0].folder.iterdir():
+        (copied.folder / path.name).write_bytes(path.read_bytes())
+    return copied
+
+
+def test_what_is_kept(made):
+    folder, _ = made
+    (entry,) = folder.entries()
+    names = sorted(path.name for path in folder.folder.iterdir())
+    assert names == [entry.path.with_suffix(end).name for end in (".blob", ".json")]
+    assert entry.size == entry.path.stat().st_size > 4 * 32 * 32 * 4
+    assert entry.about["program"] == "layers" and entry.about["network"] == "CLIPTextModel"
+    assert entry.path.stat().st_mode & 0o077 == folder.folder.stat().st_mode & 0o077 == 0
+
+
+def test_another_process_loads_it(folder, tower):
+    engine = OpenVino(kept=folder)
+    os.utime(folder.entries()[0].path, (1, 1))
+    same = tiny.components()["text_encoder"].requires_grad_(False)
+    for seed in (0, 1):
+        given = asked(same, x(seed=seed))
+        assert off(answer(engine, given)["sum"], answer(EAGER, given)["sum"]) <= 1e-5
+    assert (engine.loaded, len(engine.compiled)) == (1, 1)
+    assert folder.entries()[0].used > 1  # it counts as used
+    folder.clear()
+    assert equal(engine, asked(same, x(seed=2)))  # what is loaded is not lost with its file
+
+
+@pytest.mark.parametrize("what", ["weights", "size", "precision", "version"])
+def test_what_was_made_of_something_else_is_not(folder, what, monkeypatch):
+    tower = tiny.components()["text_encoder"].requires_grad_(False)
+    engine = OpenVino(kept=folder)
+    if what == "weights":
+        writes(tower)["one_number"]()
+    if what == "precision":
+        how = engine._settings(tower) | {"INFERENCE_NUM_THREADS": 2}
+        monkeypatch.setattr(OpenVino, "_settings", lambda self, model: how)
+    if what == "version":
+        monkeypatch.setattr("underdraw.engines.openvino.__version__", "0.0.7")
+    assert equal(engine, asked(tower, x(3 if what == "size" else 2)))
+    assert engine.loaded == 0 and len(folder.entries()) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "header", "about", "alone", "pipe"])
+def test_damaged_files_are_made_again(folder, tower, damage):
+    (entry,) = folder.entries()
+    about, blob = entry.path.with_suffix(".json"), entry.path.read_bytes()
+    if damage == "cut":
+        entry.path.write_bytes(blob[:-100])
+    elif damage == "text":
+        entry.path.write_bytes(b"x" * len(blob))
+    elif damage == "header":
+        entry.path.write_bytes(blob[:300] + b"\0" * 300 + blob[600:])
+    elif damage == "about":
+        about.write_text("{" * 1000)
+    elif damage == "alone":
+        about.unlink()
+    else:
+        entry.path.unlink()
+        os.mkfifo(entry.path)
+    engine = OpenVino(kept=folder)
+    assert equal(engine, asked(tower, x())) and engine.loaded == 0
+    assert len(folder.entries()) == 1
+
+
+def test_the_longest_unused_goes(folder, tower):
+    (first,) = folder.entries()
+    os.utime(first.path, (1, 1))
+    small = Kept(folder.folder, first.size * 5 // 2)
+    engine = OpenVino(kept=small)
+    for rows in (3, 4):
+        assert equal(engine, asked(tower, x(rows)))
+    assert len(small.entries()) == 2 and first.path not in {e.path for e in small.entries()}
+    tiny_one = OpenVino(kept=Kept(folder.folder, 100))
+    assert equal(tiny_one, asked(tower, x(5)))  # nothing that does not fit at all
+    assert len(small.entries()) == 2
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, tower, caplog):
+    file = tmp_path / "file"
+    file.write_text("")
+    engine = OpenVino(kept=Kept(file / "graphs", 1 << 30))
+    assert equal(engine, asked(tower, x()))
+
+
+def test_clearing(folder):
+    size = folder.entries()[0].size
+    (folder.folder / "stranger.txt").write_text("")
+    assert folder.clear() == size and folder.entries() == []
+    assert [path.name for path in folder.folder.iterdir()] == ["stranger.txt"]
+    assert Kept(folder.folder / "nowhere", 1).clear() == 0
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.delenv(kept.FOLDER, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kept.default() == Kept(tmp_path / "underdraw" / "graphs", 12_000_000_000)
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path / "mine"))
+    monkeypatch.setenv(kept.SIZE, "0.5")
+    assert kept.default() == Kept(tmp_path / "mine", 500_000_000)
+    monkeypatch.setenv(kept.FOLDER, "")
+    assert kept.default() is None
+    for wrong in ("much", "nan", "-1", "1e9"):
+        monkeypatch.setenv(kept.FOLDER, "x")
+        monkeypatch.setenv(kept.SIZE, wrong)
+        with pytest.raises(
+            InputError, match=r"UNDERDRAW_CACHE_SIZE='.*' is no number of gigabytes"
+        ):
+            kept.default()
+
+
+def test_killed_while_compiling(folder, tower):
+    """What a killed process has left of a graph in the making goes."""
+    left = folder.folder / ".abc.saving-01234567"
+    (left / "new").mkdir(parents=True)
+    (left / "new" / "1.blob").write_bytes(b"half")
+    assert equal(OpenVino(kept=folder), asked(tower, x(6)))
+    assert not left.exists()
