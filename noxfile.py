@@ -35,7 +35,7 @@ ENVIRONMENT = {
 WORKERS = ("-n", "2", "--dist", "worksteal")
 # What a session must find importable, so that a backend or diffusers, had it failed to install,
 # cannot leave its tests out in silence.
-EXPECTED = {"UNDERDRAW_EXPECT": "torch,jax,diffusers,transformers"}
+EXPECTED = {"UNDERDRAW_EXPECT": "torch,jax,openvino,diffusers,transformers"}
 # What numbers are held against, and never a run-time dependency.
 ORACLES = ("diffusers", "peft", "lycoris-lora")
 # Most files that an installation would compile are never imported.

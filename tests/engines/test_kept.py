@@ -45,7 +45,8 @@ def test_what_is_kept(made):
     names = sorted(path.name for path in folder.folder.iterdir())
     assert names == [entry.path.with_suffix(end).name for end in (".blob", ".json")]
     assert entry.size == entry.path.stat().st_size > 4 * 32 * 32 * 4
-    assert entry.about["program"] == "layers" and entry.about["network"] == "CLIPTextModel"
+    assert (entry.program, entry.network) == ("layers", "CLIPTextModel")
+    assert entry.shapes == ((2, 5, 32),)
     assert entry.path.stat().st_mode & 0o077 == folder.folder.stat().st_mode & 0o077 == 0
 
 

@@ -57,7 +57,8 @@ def settings(bfloat16: bool, threads: int) -> dict[str, Any]:
 
 def model(inputs: Sequence[Value], outputs: Sequence[Value]) -> Any:
     """The graph between values."""
-    return ov.Model([value.node for value in outputs], [value.node.get_node() for value in inputs])
+    build: Any = ov.Model  # whose types are wrong in its stubs
+    return build([value.node for value in outputs], [value.node.get_node() for value in inputs])
 
 
 def described(graph: Any) -> str:

@@ -176,7 +176,7 @@ def _sums(view: np.ndarray) -> bytes:
     """A few bytes that depend on all numbers and their places."""
     bits = view.view(np.uint8)
     rest = len(bits) % (8 * COLUMNS)
-    seen = blake2b(bits[len(bits) - rest :], digest_size=16)
+    seen = blake2b(bits[len(bits) - rest :].tobytes(), digest_size=16)
     if len(bits) > rest:
         table = bits[: len(bits) - rest].view(np.uint64).reshape(-1, COLUMNS)
         seen.update(np.add.reduce(table, axis=0, dtype=np.uint64).tobytes())

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from underdraw.cli import boxes, logs, structure, subjects
+from underdraw.cli.cache import cache
 from underdraw.cli.convert import convert
 from underdraw.cli.edit import edit
 from underdraw.cli.evaluate import evaluate
@@ -60,7 +61,7 @@ class GenerateCommand(OfSeveral):
 
 
 OWN = {generate: GenerateCommand, edit: EditCommand}
-for command in (generate, edit, info, convert, scenes, train, evaluate):
+for command in (generate, edit, info, convert, scenes, train, evaluate, cache):
     cls = OWN.get(command, Command)
     app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 

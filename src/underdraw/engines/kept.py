@@ -35,8 +35,10 @@ class Entry:
     """Bytes."""
     used: float
     """When it was last loaded or written, seconds since 1970."""
-    about: Mapping[str, Any]
-    """`program`, `network`, `inputs`."""
+    network: str
+    program: str
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the first inputs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Kept:
                     status = path.stat()
                     about = json_text.read_object(path.with_suffix(ABOUT))
                     if about.get("size") == status.st_size:
-                        found.append(Entry(path, status.st_size, status.st_mtime, about))
+                        found.append(Entry(path, status.st_size, status.st_mtime, *_told(about)))
         return sorted(found, key=lambda entry: -entry.used)
 
     def find(self, key: str) -> Any:
@@ -128,6 +130,16 @@ class Kept:
                 path.unlink(missing_ok=True)
         leftovers.clear(self.folder)
         return sum(entry.size for entry in entries)
+
+
+def _told(about: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[int, ...], ...]]:
+    """What a file tells of a graph, as far as it is what was written; it is for people only."""
+    names = (about.get(name) for name in ("network", "program"))
+    network, program = (name if isinstance(name, str) else "?" for name in names)
+    shapes = about.get("inputs")
+    lists = [one for one in shapes if isinstance(one, list)] if isinstance(shapes, list) else []
+    whole = tuple(tuple(n for n in one if isinstance(n, int)) for one in lists)
+    return network[:80], program[:80], whole
 
 
 def default() -> Kept | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
@@ -41,6 +41,10 @@ REMEMBERED = 256
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+Key = tuple[Program, Structure, tuple[Any, ...], tuple[tuple[int, int], ...]]
+"""Program, structure and shapes of inputs, and the state of the weights."""
+
+
 @dataclass
 class Graph:
     """A compiled graph and what its outputs are."""
@@ -57,8 +61,8 @@ class Graph:
 class _Network:
     """What is known of one network."""
 
-    graphs: OrderedDict[Hashable, Graph | None] = field(default_factory=OrderedDict)
-    """By structure and state of the weights; None runs as it is written."""
+    graphs: OrderedDict[Key, Graph | None] = field(default_factory=OrderedDict)
+    """None runs as it is written."""
 
 
 @dataclass
@@ -261,7 +265,7 @@ class OpenVino:
             return ov.compiled(built.graph, how, holds)
         return compiled
 
-    def _forget(self, network: _Network, key: Any) -> None:
+    def _forget(self, network: _Network, key: Key) -> None:
         """Drop what was made of weights that are no more, and the oldest of too many."""
         *_, state = key
         for other in [known for known in network.graphs if known[-1][0] != state[0]]:
