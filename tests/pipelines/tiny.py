@@ -89,17 +89,47 @@ def shake(module: torch.nn.Module) -> Any:
 def components(**changes: Any) -> dict[str, Any]:
     """New random networks, always the same ones; `unet`, `vae`, `text` change their configs."""
     tokens = changes.get("tokenizer") or tokenizer()
+    configs = {
+        "unet": {**UNET, **changes.get("unet", {})},
+        "vae": {**VAE, **changes.get("vae", {})},
+        "text_encoder": text_config(len(tokens), **changes.get("text", {})),
+    }
+    key = repr(configs)
+    if key not in _DRAWN:
+        _DRAWN[key] = _drawn(configs)
+    return {
+        **{name: twin(network) for name, network in _DRAWN[key].items()},
+        "tokenizer": tokens,
+        "scheduler": changes.get("scheduler") or schedulers.EulerDiscreteScheduler(**SCHEDULE),
+    }
+
+
+_DRAWN: dict[str, dict[str, Any]] = {}
+"""Networks by their configs. To make them takes longer than most calls that tests make of them, and
+eight times as long as to copy them."""
+
+
+def _drawn(configs: dict[str, Any]) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return {
-            "unet": shake(UNet2DConditionModel(**{**UNET, **changes.get("unet", {})})),
-            "vae": shake(AutoencoderKL(**{**VAE, **changes.get("vae", {})})),
-            "text_encoder": shake(
-                CLIPTextModel(**text_config(len(tokens), **changes.get("text", {})))
-            ),
-            "tokenizer": tokens,
-            "scheduler": changes.get("scheduler") or schedulers.EulerDiscreteScheduler(**SCHEDULE),
+            "unet": shake(UNet2DConditionModel(**configs["unet"])),
+            "vae": shake(AutoencoderKL(**configs["vae"])),
+            "text_encoder": shake(CLIPTextModel(**configs["text_encoder"])),
         }
+
+
+def twin(module: Any) -> Any:
+    """A module with numbers of its own, for which no layer is initialised."""
+    made = object.__new__(type(module))
+    for name, value in vars(module).items():
+        made.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
+    for name, value in module._parameters.items():
+        fresh = None if value is None else torch.nn.Parameter(value.detach().clone())
+        made._parameters[name] = fresh
+    for name, child in module._modules.items():
+        made._modules[name] = twin(child)
+    return made
 
 
 def pipeline(compat: str | None = None, **changes: Any) -> StableDiffusionPipeline:
