@@ -100,8 +100,8 @@ MODULES = {
 }
 SUBMODULES = tuple(
     """
-    absent arguments backends checks cli controls engines errors evaluation formats limits
-    models names networks pictures pipelines preprocessors sampling scenes schedulers schema
+    absent arguments backends checkpoints checks cli controls engines errors evaluation formats
+    limits models names networks pictures pipelines preprocessors sampling scenes schedulers schema
     shown solvers text training utils weights
     """.split()
 )

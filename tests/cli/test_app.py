@@ -10,7 +10,10 @@ import pytest
 import underdraw
 from underdraw.errors import InputError, NonFiniteError, WeightError
 
-COMMANDS = ("generate", "info", "convert", "scenes", "train", "evaluate")
+COMMANDS = (
+    *("generate", "info", "convert", "merge", "extract-lora"),
+    *("scenes", "train", "evaluate"),
+)
 HEAVY = ("torch", "jax", "mindspore", "numpy", "PIL", "huggingface_hub", "tokenizers", "tqdm")
 
 
@@ -100,7 +103,7 @@ def test_exit_codes(run, monkeypatch, error, code, line):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("underdraw.cli.sources.open_source", fail)
+    monkeypatch.setattr("underdraw.checkpoints.sources.open_source", fail)
     assert run("info", "x", code=code).stderr == line
 
 
@@ -111,7 +114,7 @@ def test_gpu_memory_running_out_is_no_traceback(run, monkeypatch):
     def fail(*_, **__):
         raise OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("underdraw.cli.sources.open_source", fail)
+    monkeypatch.setattr("underdraw.checkpoints.sources.open_source", fail)
     assert run("info", "x", code=1).stderr == "error: out of memory: CUDA out of memory\n"
 
 
@@ -119,7 +122,7 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("underdraw.cli.sources.open_source", fail)
+    monkeypatch.setattr("underdraw.checkpoints.sources.open_source", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         run("info", "x")
 
@@ -129,7 +132,7 @@ def test_debug_shows_where_an_error_comes_from(run, monkeypatch, place):
     def fail(*_, **__):
         raise InputError("wrong")
 
-    monkeypatch.setattr("underdraw.cli.sources.open_source", fail)
+    monkeypatch.setattr("underdraw.checkpoints.sources.open_source", fail)
     arguments = ["info", "x"]
     arguments.insert(place, "--debug")
     from typer.testing import CliRunner
@@ -154,7 +157,7 @@ def test_warnings_of_ours_are_notes_and_others_silent(run, monkeypatch):
         )
         raise InputError("end")
 
-    monkeypatch.setattr("underdraw.cli.sources.open_source", warn)
+    monkeypatch.setattr("underdraw.checkpoints.sources.open_source", warn)
     assert run("info", "x", code=2).stderr == "note: ours\nerror: end\n"
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from underdraw.cli.dtypes import cast, to_bfloat16, widened
 from underdraw.errors import WeightError
 from underdraw.formats.stored import stored
 from underdraw.weights import files, folders, hub, save, single_file
+from underdraw.weights.dtypes import cast, to_bfloat16, widened
 
 
 def tensors_of(folder):
@@ -183,7 +183,7 @@ def test_one_tensor_at_a_time(run, tiny, monkeypatch):
     """All that is loaded is dropped before the next is."""
     import weakref
 
-    from underdraw.cli import dtypes
+    from underdraw.weights import dtypes
 
     made, most = [], []
     original = dtypes.widened

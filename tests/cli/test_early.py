@@ -23,9 +23,11 @@ BASES = {
     "scenes": (),
     "info": ("photo.png",),
     "convert": ("photo.png", "out"),
+    "merge": ("photo.png", "photo.png", "--out", "out"),
+    "extract-lora": ("photo.png", "photo.png", "out.safetensors"),
 }
 COMMANDS = {
-    command.name or command.callback.__name__: command.callback
+    command.name or command.callback.__name__.replace("_", "-"): command.callback
     for command in app.registered_commands
 }
 # None of these is a number that any option takes.

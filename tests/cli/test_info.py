@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from underdraw.cli import sources
+from underdraw.checkpoints import sources
 from underdraw.cli.inspection import count_non_finite
 from underdraw.formats.stored import stored
 from underdraw.weights import files, save

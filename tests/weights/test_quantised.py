@@ -8,10 +8,10 @@ import torch
 from pipelines import tiny
 
 from underdraw import UNet2DConditionModel, backends
-from underdraw.cli.dtypes import cast
 from underdraw.errors import WeightError
 from underdraw.formats.stored import Checkpoint, stored
 from underdraw.weights import folders, single_file
+from underdraw.weights.dtypes import cast
 from underdraw.weights.quantised import as_floats, numbers, widened
 from underdraw.weights.save import save_tensors, write_json
 

@@ -14,6 +14,7 @@ from underdraw.cli.evaluate import evaluate
 from underdraw.cli.failures import Group
 from underdraw.cli.generate import generate
 from underdraw.cli.info import info
+from underdraw.cli.merge import extract_lora, merge
 from underdraw.cli.numbers import Command, OfSeveral
 from underdraw.cli.scenes import scenes
 from underdraw.cli.train import train
@@ -61,7 +62,11 @@ class GenerateCommand(OfSeveral):
 
 
 OWN = {generate: GenerateCommand, edit: EditCommand}
-for command in (generate, edit, info, convert, scenes, train, evaluate, cache):
+COMMANDS = (
+    *(generate, edit, info, convert, merge, extract_lora),
+    *(scenes, train, evaluate, cache),
+)
+for command in COMMANDS:
     cls = OWN.get(command, Command)
     app.command(cls=cls, epilog=getattr(command, "examples", None))(command)
 

@@ -35,8 +35,8 @@ def info(
     """
     from tqdm import tqdm
 
+    from underdraw.checkpoints.sources import open_source
     from underdraw.cli.inspection import inspect
-    from underdraw.cli.sources import open_source
     from underdraw.errors import WeightError
 
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from underdraw.cli.sources import NETWORKS, Source
+from underdraw.checkpoints.sources import NETWORKS, Source
 from underdraw.errors import UnderdrawError, WeightError
 from underdraw.formats.stored import NUMPY_DTYPES, StoredTensor, check_sizes
 from underdraw.networks.config import read

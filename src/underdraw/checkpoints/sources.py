@@ -1,10 +1,12 @@
-"""A checkpoint opened for a command that looks at it or rewrites it, whatever its form."""
+"""A checkpoint opened to be looked at or rewritten, whatever its form."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from underdraw import models
 from underdraw.errors import NotFoundError, UnderdrawError, WeightError
 from underdraw.formats.stored import StoredTensor
 from underdraw.models.base import Model
+from underdraw.names import HOMES
+from underdraw.networks.config import read
+from underdraw.pipelines.components.registry import scheduler_class
+from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.weights import files, folders, hub, single_file
 from underdraw.weights.vocabularies import Tokenizer
 
@@ -101,7 +107,7 @@ def _single(name: str, path: Path, prediction_type: str | None, extract_ema: boo
     checkpoint = files.open_checkpoint(path)
     source = Source(name, SINGLE, path, original=checkpoint.tensors)
     try:
-        read = single_file.read_single_file(
+        found = single_file.read_single_file(
             checkpoint, prediction_type=prediction_type, extract_ema=extract_ema
         )
     except WeightError as error:
@@ -112,15 +118,15 @@ def _single(name: str, path: Path, prediction_type: str | None, extract_ema: boo
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
     }
-    for part, (config, tensors) in read.components.items():
+    for part, (config, tensors) in found.components.items():
         source.networks[part] = (kinds[part], config, tensors)
         source.files[part] = (path.name,)
-    source.scheduler, source.tokenizer = dict(read.scheduler), read.tokenizer
-    source.notes += [f"Stable Diffusion {read.family[2:]}", *read.notes]
-    if "unet" in read.components:
+    source.scheduler, source.tokenizer = dict(found.scheduler), found.tokenizer
+    source.notes += [f"Stable Diffusion {found.family[2:]}", *found.notes]
+    if "unet" in found.components:
         _describe_scheduler(source, "scheduler")
-    if "text_encoder" in read.components:
-        place = read.tokenizer.repository or "whoever made the file"
+    if "text_encoder" in found.components:
+        place = found.tokenizer.repository or "whoever made the file"
         source.notes.append(f"the vocabulary is not inside; {place} has it")
     return source
 
@@ -152,13 +158,12 @@ def _pipeline(name: str, place: Path, variant: str | None, weights: bool) -> Sou
 
 
 def _check_pipeline(source: Source, listed: Mapping[str, Any]) -> None:
-    import underdraw
-
     kind = str(source.index.get("_class_name"))
-    cls = getattr(underdraw, kind, None) if kind.endswith("Pipeline") else None
-    if cls is None:
+    home = HOMES.get(kind) if kind.endswith("Pipeline") else None
+    if home is None:
         source.notes.append(f"underdraw has no {kind} in this version")
         return
+    cls = getattr(import_module(home), kind)
     for part in cls.components_needed:
         if part not in listed:
             source.problems.append(f"{kind} needs a {part}; the folder lists none")
@@ -214,17 +219,11 @@ def _facts(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     cls = NETWORKS.get(kind)
     if cls is None:
         return {}
-    from math import prod
-
-    from underdraw.networks.config import read
-
     layout = cls.layout(read(cls.config_class, cls.adapt_config(dict(config)))).shapes
     return {"parameters": sum(prod(shape) for shape in layout.values())}
 
 
 def _describe_scheduler(source: Source, part: str) -> None:
-    from underdraw.pipelines.components.registry import scheduler_class
-
     kind = str(source.scheduler.get("_class_name"))
     made = scheduler_class(kind).from_config(source.scheduler)
     wanted = ("prediction_type", "beta_schedule", "timestep_spacing", "num_train_timesteps")
@@ -233,8 +232,6 @@ def _describe_scheduler(source: Source, part: str) -> None:
 
 
 def _tokenizer_facts(folder: Path) -> dict[str, Any]:
-    from underdraw.text.tokenizer import CLIPTokenizer
-
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     return {
         "tokens": len(tokenizer),

@@ -52,3 +52,8 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
     quiet = np.uint16(0x7FC0)  # rounding up the bits of a NaN would make another number of it
     return np.where(np.isnan(array), quiet, rounded).reshape(array.shape)
+
+
+def numbers_of(tensor: StoredTensor) -> np.ndarray:
+    """The numbers of a tensor of any floating-point dtype as float32 (float64 as it is)."""
+    return widened(quantised.widened(tensor))
