@@ -75,8 +75,8 @@ def text_to_image(backend):
 def pictures(backend):
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
     pipe.enable_vae_tiling()
-    made = pipe(TWO[0], height=72, width=40, **{**CALL, "output_type": "pil"}).images
-    return np.asarray(made[0], np.float32)
+    made = pipe(TWO, **SIZE, **{**CALL, "output_type": "pil"}).images
+    return np.stack([np.asarray(one, np.float32) for one in made])
 
 
 def img2img(backend):

@@ -48,7 +48,7 @@ def test_pictures_are_diffusers(pipe, name):
 
 
 def test_compiled():
-    """On a shallow UNet: the deep one compiles for longer (`test_controlnet.py` does so on JAX)."""
+    """On a shallow UNet: the deep one compiles for longer."""
     torch.compiler.reset()
     shallow = underdraw.UNet2DConditionModel(**{**record.UNET, **tiny.ONE_LEVEL}).eval()
     pair = []
