@@ -50,7 +50,7 @@ networks/test_layouts.py models/test_pickling.py solvers/test_scheduler_errors.p
 sampling/test_loop.py controls/test_control_sites.py text/test_prompts.py weights/test_folders.py
 weights/test_match.py pipelines/test_bad_calls.py pipelines/test_stream.py pipelines/test_masks.py
 scenes/test_scene_changes.py evaluation/test_captioner.py training/test_objectives.py
-cli/test_info.py
+cli/test_info.py cli/test_merge.py
 """.split()
 
 

@@ -1,9 +1,9 @@
 """README and docs: every snippet, as it is written and in its order.
 
-Two things are made smaller, for all snippets alike (`cheaper`): a run has two steps, whatever it
-asks for, and `engine="compiled"` leaves the compiler out. What cannot run here stands in `NOT_RUN`
-with the reason; it is still compiled and compared with what the package has, or runs up to what is
-dear.
+Three things are made smaller, for all snippets alike (`cheaper`): a run has two steps, whatever it
+asks for, null text is sought once for each, and `engine="compiled"` leaves the compiler out. What
+cannot run here stands in `NOT_RUN` with the reason; it is still compiled and compared with what the
+package has, or runs up to what is dear.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from weights.fake_hub import FakeHub
 import underdraw
 from underdraw import checks, evaluation
 from underdraw.cli import app
+from underdraw.sampling.inversion import METHODS, NullTextInversion
 from underdraw.training import recipes
 from underdraw.weights import files
 from underdraw.weights.vocabularies import CLIP_TOKENS
@@ -160,6 +161,7 @@ def cheaper(monkeypatch):
 
     monkeypatch.setattr(checks, "whole", fewer)
     monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setitem(METHODS, "null-text", NullTextInversion(iterations=1))
 
 
 @pytest.fixture
