@@ -64,7 +64,7 @@ def merge(
     from underdraw import checkpoints
 
     shares = numbers("--weights", weights)
-    blocks = dict(parted(text) for text in block or ())
+    blocks = dict(parted(text) for text in block or ()) or None
     files = loras.read_loras(lora, None)
     check(target, force)
     with whole(target):
