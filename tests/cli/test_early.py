@@ -23,6 +23,7 @@ BASES = {
     "scenes": (),
     "info": ("photo.png",),
     "convert": ("photo.png", "out"),
+    "cache": (),
     "merge": ("photo.png", "photo.png", "--out", "out"),
     "extract-lora": ("photo.png", "photo.png", "out.safetensors"),
 }
