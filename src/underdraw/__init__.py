@@ -49,6 +49,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         PerImage as PerImage,
         Style as Style,
     )
+    from underdraw.controls.image_prompt import (
+        ImagePrompt as ImagePrompt,
+    )
     from underdraw.controls.lora import (
         Lora as Lora,
     )
@@ -123,6 +126,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         CLIPProcessor as CLIPProcessor,
     )
     from underdraw.pipelines.diffusers.image_processor import (
+        IPAdapterMaskProcessor as IPAdapterMaskProcessor,
         VaeImageProcessor as VaeImageProcessor,
     )
     from underdraw.pipelines.stable_diffusion import (

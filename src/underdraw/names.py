@@ -13,6 +13,7 @@ MODULES = {
         "NormalMap",
         "SemanticMap",
     ),
+    "underdraw.controls.image_prompt": ("ImagePrompt",),
     "underdraw.controls.lora": ("Lora",),
     "underdraw.controls.null_text": ("NullText",),
     "underdraw.controls.region": ("Region",),
@@ -55,7 +56,10 @@ MODULES = {
     "underdraw.pipelines.blip_diffusion_controlnet": ("BlipDiffusionControlNetPipeline",),
     "underdraw.pipelines.call.batched": ("batched",),
     "underdraw.pipelines.call.output": ("StableDiffusionPipelineOutput",),
-    "underdraw.pipelines.diffusers.image_processor": ("VaeImageProcessor",),
+    "underdraw.pipelines.diffusers.image_processor": (
+        "IPAdapterMaskProcessor",
+        "VaeImageProcessor",
+    ),
     "underdraw.pipelines.stable_diffusion_adapter": ("StableDiffusionAdapterPipeline",),
     "underdraw.pipelines.stable_diffusion_controlnet": ("StableDiffusionControlNetPipeline",),
     "underdraw.pipelines.stable_diffusion_controlnet_img2img": (

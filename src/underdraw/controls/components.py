@@ -100,6 +100,17 @@ class Components(Protocol):
         """What prepares pictures of subjects where the weights bring nothing, or None."""
         ...
 
+    @property
+    def feature_extractor(self) -> Any:
+        """What prepares pictures for CLIP (`CLIPImageProcessor`), or None."""
+        ...
+
+    @property
+    def towers(self) -> Sequence[Any]:
+        """Image towers (`CLIPVisionModelWithProjection`): what the weights of image prompts have
+        brought along, and the pipeline's own."""
+        ...
+
     def borrow(self, *networks: Any) -> AbstractContextManager[None]:
         """While it lasts these networks are on `device`; also those a control brings itself."""
         ...

@@ -48,6 +48,7 @@ class Strength:
         return max(0.0, (on + decay - 1 - call.index) / decay) if decay else 0.0
 
 
+ALWAYS = Strength(1.0, 0.0, 0.0)
 NEVER = Strength(0.0, 0.0, 1.0)
 
 

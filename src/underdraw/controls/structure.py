@@ -18,7 +18,7 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.control import Asked, Call, Control, Planned, Run
-from underdraw.controls.strength import Strength, as_strength
+from underdraw.controls.per_image import each_of, strengths_of, together
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.controlnet import ControlNetModel
 from underdraw.models.t2i_adapter import T2IAdapter
@@ -106,13 +106,13 @@ class Structure(Control):
             ("start", 0.0, 1.0),
             ("end", 0.0, 1.0),
         ):
-            values = _each(f"Structure({name})", getattr(self, name))
+            values = each_of(f"Structure({name})", getattr(self, name))
             kept = tuple(checks.number(f"Structure({name})", one, low, high) for one in values)
             object.__setattr__(self, name, kept)
         for start, end in _pairs("start", self.start, "end", self.end):
             if start >= end:
                 raise InputError(f"Structure(start={start}, end={end}); allowed: start before end")
-        object.__setattr__(self, "strength", _strengths(self.strength))
+        object.__setattr__(self, "strength", strengths_of(self.strength))
         object.__setattr__(self, "map", read_maps("Structure(map)", self.map))
 
     def networks(self, run: Run) -> Sequence[Any]:
@@ -213,7 +213,7 @@ class Structure(Control):
         it); None where not at all."""
         each = [
             scale * strength.at(call) * (start <= call.progress and call.over <= end)
-            for scale, start, end, strength in _together(
+            for scale, start, end, strength in together(
                 self.scale, self.start, self.end, self.strength
             )
         ]
@@ -227,35 +227,8 @@ class Structure(Control):
         return framework.array(values, carry.net.dtype, getattr(like, "device", None))
 
 
-ALWAYS = Strength(1.0, 0.0, 0.0)
-
-
 def _is_controlnet(net: Any) -> bool:
     return isinstance(net, ControlNetModel)
-
-
-def _each(name: str, value: Any) -> Sequence[Any]:
-    """One number for all images, or a list with one per image."""
-    if hasattr(value, "tolist") and getattr(value, "shape", ()) == ():
-        return (value.item(),) if hasattr(value, "item") else (value,)
-    if isinstance(value, list | tuple) or hasattr(value, "shape"):
-        return checks.numbers(name, value)
-    return (value,)
-
-
-def _strengths(value: Any) -> tuple[Strength, ...]:
-    if value is None:
-        return (ALWAYS,)
-    several = isinstance(value, list | tuple) and value
-    if several and all(isinstance(one, Strength | list | tuple) for one in value):
-        return tuple(as_strength(one) for one in value)
-    return (as_strength(value),)
-
-
-def _together(*lists: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Entries of lists of one length or of one entry, image by image."""
-    count = max(map(len, lists))
-    return [tuple(one[i % len(one)] for one in lists) for i in range(count)]
 
 
 def _pairs(one: str, a: Sequence[Any], other: str, b: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -264,7 +237,7 @@ def _pairs(one: str, a: Sequence[Any], other: str, b: Sequence[Any]) -> list[tup
             f"Structure: {one} has {len(a)} entries and {other} {len(b)}; allowed: one, or one per "
             "image in both"
         )
-    return _together(a, b)
+    return together(a, b)
 
 
 def _doubled(nn: Operations, x: Array) -> Array:

@@ -16,8 +16,8 @@ from typing import Any
 from underdraw import checks
 from underdraw.checks import shown
 from underdraw.controls.control import Control, Part
-from underdraw.controls.strength import Strength, as_strength
-from underdraw.controls.subject_run import ALWAYS, Subjects
+from underdraw.controls.strength import ALWAYS, Strength, as_strength
+from underdraw.controls.subject_run import Subjects
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import as_picture
 

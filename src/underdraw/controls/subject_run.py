@@ -13,7 +13,7 @@ import numpy as np
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Planned, Run
-from underdraw.controls.strength import Strength
+from underdraw.controls.strength import ALWAYS, Strength
 from underdraw.controls.subject_overlay import LaidOver, laid_over, text_leaves
 from underdraw.controls.subject_tokens import (
     embed,
@@ -32,7 +32,6 @@ from underdraw.text.words import Tokens, Words
 if TYPE_CHECKING:  # which makes this of several
     from underdraw.controls.subject import Subject
 
-ALWAYS = Strength(1.0, 0.0, 0.0)
 MOST_SUBJECTS = 64
 """Of one call."""
 APART = 2**16

@@ -13,6 +13,7 @@ from underdraw.models.grounding import Grounding
 from underdraw.models.grounding_files import load_grounding, save_grounding
 from underdraw.models.image_processor import CLIPImageProcessor
 from underdraw.models.image_projection import CLIPImageProjection
+from underdraw.models.ip_adapter import IPAdapter, save_ip_adapter
 from underdraw.models.safety import StableDiffusionSafetyChecker
 from underdraw.models.t2i_adapter import MultiAdapter, T2IAdapter
 from underdraw.models.tiny_vae import AutoencoderTiny
@@ -32,6 +33,7 @@ __all__ = [
     "ContextCLIPTextModel",
     "ControlNetModel",
     "Grounding",
+    "IPAdapter",
     "MultiAdapter",
     "MultiControlNetModel",
     "StableDiffusionSafetyChecker",
@@ -39,4 +41,5 @@ __all__ = [
     "UNet2DConditionModel",
     "load_grounding",
     "save_grounding",
+    "save_ip_adapter",
 ]

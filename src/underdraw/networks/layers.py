@@ -123,8 +123,9 @@ def attention(
         h = _attend(nn, q, kv, place, hooks, mask, extras)
     for hook in beside:
         extra = hook(nn, place, q)
-        check(hook, place, extra, h.shape)
-        h = h + extra
+        if extra is not None:  # nothing is added here
+            check(hook, place, extra, h.shape)
+            h = h + extra
     return nn.linear(p.to_out[0], merge_heads(nn, h), width)
 
 

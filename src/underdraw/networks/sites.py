@@ -102,8 +102,9 @@ class OnRows:
 class BesideOnRows(OnRows):
     """The same for `beside_cross_attention`: nothing is added to the other rows."""
 
-    def __call__(self, nn: Operations, place: str, x: Array) -> Array:
-        return self.put(nn, x * 0, self.hook(nn, place, self.of(x)))
+    def __call__(self, nn: Operations, place: str, x: Array) -> Array | None:
+        told = self.hook(nn, place, self.of(x))
+        return None if told is None else self.put(nn, x * 0, told)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class Sites:
     cross_attention: tuple[Hook, ...] = ()
     """Probabilities `(batch, heads, queries, keys)` of cross-attention."""
     beside_cross_attention: tuple[Hook, ...] = ()
-    """From queries `(batch, heads, tokens, d)` to what is added to the values (IP-Adapter)."""
+    """From queries `(batch, heads, tokens, d)` to what is added to the values (IP-Adapter), or None
+    where nothing is."""
     down: tuple[Hook, ...] = ()
     """Hidden `(batch, channels, height, width)` after each down block's layers (T2I-Adapter)."""
     join: tuple[Join, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -120,6 +120,22 @@ def begun(nn: Operations, x: Array, context: Context, sites: Sites) -> tuple[Arr
         check(extend, "model_input", extended, (x.shape[0], None, *x.shape[2:]))
         x = extended
     return x, context
+
+
+def sizes(config: UNetConfig, height: int, width: int) -> Callable[[str], tuple[int, int]]:
+    """What tells height and width of the hidden states at a place, for latents of this size."""
+    levels, padding = [(height, width)], config.downsample_padding
+    for _ in config.block_out_channels[1:]:
+        levels.append(tuple((side + padding) // 2 for side in levels[-1]))  # type: ignore[arg-type]
+
+    def of(place: str) -> tuple[int, int]:
+        kind, _, rest = place.partition(".")
+        if kind == "mid_block":
+            return levels[-1]
+        block = int(rest.partition(".")[0])
+        return levels[block if kind == "down_blocks" else -1 - block]
+
+    return of
 
 
 class Inputs(NamedTuple):

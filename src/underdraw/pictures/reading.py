@@ -125,6 +125,24 @@ def read_masks(
     return framework.array((nearest(x, height, width) >= 0.5).astype(np.float32))
 
 
+def read_soft_masks(name: str, mask: Any, framework: Any, height: int, width: int) -> Array:
+    """Masks of which each place says how much it counts, `(masks, 1, height, width)` in [0, 1],
+    float32: PIL pictures as `read_masks` has them, 0 or 1 and of this size, arrays as they are, in
+    their own.
+
+    Raises:
+        InputTypeError, InputError: as of `read_masks`.
+    """
+    parts = _listed(name, mask)
+    if all(isinstance(part, Image.Image) for part in parts):
+        return read_masks(name, mask, framework, height, width)
+    x = _stacked(name, parts, framework, colour=False)
+    lowest, highest = float(x.min()), float(x.max())
+    if not (lowest >= 0 and highest <= 1):  # false for NaN, too
+        raise InputError(f"{name} has values from {lowest:g} to {highest:g}; allowed: 0 to 1")
+    return framework.array(x.astype(np.float32))
+
+
 def read_mask(nn: Any, mask: Any, images: int, size: tuple[int, int], factor: int) -> Array:
     """A caller's masks as float32 `(images, 1, height, width)` of 0 and 1, 1 where to edit.
 

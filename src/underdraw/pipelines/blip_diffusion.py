@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from underdraw.backends.contract import Array
@@ -14,6 +14,7 @@ from underdraw.pipelines.blip.call import subject_call
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
+from underdraw.pipelines.diffusers import attention
 from underdraw.sampling.loop import Step
 
 
@@ -60,6 +61,9 @@ class BlipDiffusionPipeline(BlipPipeline):
         clip_skip: int | None = None,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[..., Any] | None = None,
@@ -94,6 +98,9 @@ class BlipDiffusionPipeline(BlipPipeline):
             prompt_strength,
             prompt_reps,
         )
+        beside = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=told.texts,
             negative_prompt=read_negative(self.parts, neg_prompt, negative_prompt),
@@ -114,5 +121,7 @@ class BlipDiffusionPipeline(BlipPipeline):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
+            lora_scale=beside.lora_scale,
+            own=beside.prompts,
         )
         return (yield from subject_call(self, request, told, height, width, latents))

@@ -17,6 +17,7 @@ from underdraw.pipelines.call.plan import check_prompts, count_images
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.accepting import check_widths
 from underdraw.pipelines.components.grounding import Groundable
+from underdraw.pipelines.components.image_prompting import Promptable
 from underdraw.pipelines.components.lora import Tunable
 from underdraw.pipelines.components.outdated import mend
 from underdraw.pipelines.components.preview import Previewing
@@ -35,6 +36,7 @@ class LatentPipeline(
     Structurable,
     Previewing,
     Subjective,
+    Promptable,
     DiffusionPipeline,
     Familiar,
     FamiliarRuns,

@@ -17,7 +17,7 @@ from underdraw.pipelines.call.output import Made, decode, hand_out
 from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
 
@@ -52,8 +52,8 @@ class StableDiffusionPipeline(LatentPipeline):
         latents: Array | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         output_type: str = "pil",
         return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -93,15 +93,24 @@ class StableDiffusionPipeline(LatentPipeline):
             callback_on_step_end: called as `f(pipe, step, timestep, tensors)` after each model
                 call; may return a dict with tensors to go on with.
             callback: the older form, `f(step, timestep, latents)` every `callback_steps`.
-            controls: what else steers the run; diffusers' `ip_adapter_image` and
-                `cross_attention_kwargs` keep their places and say so.
+            ip_adapter_image: pictures for the attached IP-Adapters, as much as
+                `set_ip_adapter_scale` says: a picture, or a list with a picture, a list of them or
+                None for each; or normalised pixels `(pictures, 3, side, side)`. The control
+                `ImagePrompt` can more.
+            ip_adapter_image_embeds: for each IP-Adapter what an image tower (or a face recogniser)
+                gives, `(rows, pictures, width)` or `(rows, pictures, tokens, width)`; rows are 1 or
+                one per image, and under guidance twice as many, the unconditional ones first, or as
+                many where these are zeros (or hidden states of a blank picture).
+            cross_attention_kwargs: `scale`, a factor for LoRAs; `ip_adapter_masks`, for each
+                IP-Adapter `(1, pictures, height, width)` in [0, 1], where each picture acts.
+            controls: what else steers the run.
 
         Raises:
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        lora_scale = compatible.lora_scale(
-            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
         )
         request = Request(
             prompt=prompt,
@@ -125,7 +134,8 @@ class StableDiffusionPipeline(LatentPipeline):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         own = {"height": height, "width": width, "latents": latents}
         return (yield from self._from_noise(request, own))

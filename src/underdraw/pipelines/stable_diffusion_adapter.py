@@ -11,7 +11,7 @@ from underdraw.engines.engine import Question
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import AdapterPipeline
@@ -61,6 +61,8 @@ class StableDiffusionAdapterPipeline(AdapterPipeline, StableDiffusionPipeline):
         guidance_rescale: float = 0.0,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Generator[Question | Step, Any, Made]:
@@ -78,7 +80,9 @@ class StableDiffusionAdapterPipeline(AdapterPipeline, StableDiffusionPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         structures = read_structures(
             self.adapter,
             "image",
@@ -113,7 +117,8 @@ class StableDiffusionAdapterPipeline(AdapterPipeline, StableDiffusionPipeline):
             callback_steps=callback_steps,
             controls=controls,
             pictures=structures.pictures,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         own = {
             "image": image,

@@ -11,7 +11,7 @@ from underdraw.engines.engine import Question
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import ControlNetPipeline
@@ -49,8 +49,8 @@ class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipel
         latents: Array | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         output_type: str = "pil",
         return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -85,8 +85,8 @@ class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipel
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        lora_scale = compatible.lora_scale(
-            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
         )
         structures = read_structures(
             self.controlnet,
@@ -124,7 +124,8 @@ class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipel
             callback_steps=callback_steps,
             controls=controls,
             pictures=structures.pictures,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         own = {
             "image": image,

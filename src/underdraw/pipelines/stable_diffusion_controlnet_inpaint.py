@@ -13,7 +13,7 @@ from underdraw.pipelines.call.inpainting import Painting
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import ControlNetPipeline
@@ -44,8 +44,8 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
         latents: Array | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         output_type: str = "pil",
         return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -80,8 +80,8 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
 
         The other arguments, and what is raised, are as in `StableDiffusionControlNetPipeline`.
         """
-        lora_scale = compatible.lora_scale(
-            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
         )
         structures = read_structures(
             self.controlnet,
@@ -120,7 +120,8 @@ class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusi
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         painting = Painting(
             image,

@@ -49,7 +49,7 @@ from underdraw.pipelines.diffedit.outputs import (
     DiffEditOutput as DiffEditOutput,
     remember,
 )
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.diffusers.latents import InvertedLatents
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
@@ -160,7 +160,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
+        told = attention.read(self.parts, None, None, cross_attention_kwargs)
         checks.choice("output_type", output_type, masks.OUTPUT_TYPES)
         how = Masking(
             num_maps_per_mask,
@@ -179,7 +179,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             pictures=pictures.shape[0],
             num_inference_steps=num_inference_steps,
             strength=how.noise,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
         )
         source = Request(
             source_prompt,
@@ -187,7 +187,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             source_prompt_embeds,
             source_negative_prompt_embeds,
             pictures=pictures.shape[0],
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
         )
         found = find_mask(self.parts, pictures, target, source, how, self.progress_bar)
         framework = self.parts.framework
@@ -218,6 +218,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         *,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         method: Any = "plain",
         done: Sequence[Array] = (),
     ) -> DiffEditInversionPipelineOutput | tuple[Array, Any]:
@@ -250,7 +252,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         part = checks.number("inpaint_strength", inpaint_strength, 0.0, 1.0)
         shown = checks.flag("decode_latents", decode_latents)
         whiten = Whitening(lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls)
@@ -276,7 +280,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             pictures=pictures.shape[0],
             strength=part if mirrored else 1.0,
             scheduler=self.inverse_scheduler,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         solver = upwards(parts, plan.solver, num_inference_steps, part)
@@ -333,6 +338,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
     ) -> Generator[Question | Step, Any, Made]:
         """Decode inverted latents anew inside a mask; outside they stay what they were.
 
@@ -352,7 +359,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
 
         The others are those of `StableDiffusionPipeline`, which tells what is raised.
         """
-        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         if mask_image is None:
             raise InputError("mask_image=None; draw one, or make it with generate_mask")
         if image_latents is None:
@@ -379,7 +388,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=part,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
         prompts = plan.count // num_images_per_prompt
@@ -427,6 +437,8 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         keep: str | os.PathLike[str] | None = None,
         callback: Callable[..., Any] | None = None,
         controls: Sequence[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
     ) -> DiffEditOutput:
         """Change a picture from what one text says to what another says.
 

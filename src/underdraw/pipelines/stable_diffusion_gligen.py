@@ -11,7 +11,7 @@ from underdraw.engines.engine import Question
 from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN
 from underdraw.pipelines.gligen.arguments import Arguments
 from underdraw.pipelines.gligen.call import grounded_call
@@ -65,6 +65,8 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
         *,
         seed: int | Sequence[int] | None = None,
         controls: Sequence[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         gligen_inpaint_mask: Any = None,
         paste_back: bool = False,
         callback_on_step_end: Callable[..., Any] | None = None,
@@ -94,7 +96,9 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
             InputError, InputTypeError: an argument cannot work; nothing has been computed by then.
             NonFiniteError: the network gave NaN or infinity.
         """
-        lora_scale = compatible.lora_scale(None, None, cross_attention_kwargs)
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        )
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -114,7 +118,8 @@ class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):
             callback=callback,
             callback_steps=callback_steps,
             controls=controls,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         arguments = Arguments(
             phrases=gligen_phrases,

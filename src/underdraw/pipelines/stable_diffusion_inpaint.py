@@ -44,7 +44,7 @@ from underdraw.pipelines.call.output import Made, decode, hand_out
 from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
-from underdraw.pipelines.diffusers import compatible
+from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.diffusers.latents import InpaintLatents
 from underdraw.pipelines.latent import LatentPipeline
 from underdraw.sampling.loop import Step
@@ -92,8 +92,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
         latents: Array | None = None,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         output_type: str = "pil",
         return_dict: Literal[True] = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -130,8 +130,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
 
         The other arguments, and what is raised, are as in `StableDiffusionPipeline`.
         """
-        lora_scale = compatible.lora_scale(
-            ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
+        told = attention.read(
+            self.parts, ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs
         )
         request = Request(
             prompt=prompt,
@@ -156,7 +156,8 @@ class StableDiffusionInpaintPipeline(InpaintLatents, LatentPipeline):
             callback_steps=callback_steps,
             controls=controls,
             strength=strength,
-            lora_scale=lora_scale,
+            lora_scale=told.lora_scale,
+            own=told.prompts,
         )
         painting = Painting(
             image,

@@ -164,3 +164,6 @@ SUBJECT_FILE: tuple[Known, ...] = (
     Known(r"ctx_embeddings_cache", "the embedding of one subject, of a fine-tuned model"),
     Known(r"(unet|vae|text_encoder|controlnet)\..*", "the other networks of the whole model"),
 )
+
+# Beside an IP-Adapter in the checkpoints of the original's training.
+IP_ADAPTER_FILE: tuple[Known, ...] = (Known(r"unet\..*", "the frozen UNet of the training run"),)

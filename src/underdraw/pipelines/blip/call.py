@@ -41,7 +41,7 @@ def subject_call(
     """
     parts = pipe.parts
     own = told.subjects(pipe.ctx_begin_pos)
-    request = replace(request, own=own, cut=True)
+    request = replace(request, own=(*own, *request.own), cut=True)
     plan = make_plan(parts, request, pipe)
     _check_room(parts, own, pipe.ctx_begin_pos)
     height, width = check_size(parts, height, width, latents)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from underdraw import engines
 from underdraw.backends.hardware import has_channels_last
+from underdraw.controls.image_prompt import ImagePrompt
 from underdraw.controls.run import Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats.json_text import parse
@@ -165,6 +166,8 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     engine = engines.name_of(components.engine)
     given |= {"engine": () if engine is None else None}
     given |= {"fuse_lora": () if components.mix.merged else None}
+    shown = any(isinstance(control, ImagePrompt) for control in request.own)
+    given |= {"ip_adapter_image": () if shown else None}
     given |= {"callback_on_step_end": () if altered else None, "seed": () if seed is None else seed}
 
     def of_image(texts: list[str] | None) -> str | None:

@@ -22,6 +22,7 @@ from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.pipelines.components.adapters import Attached, Networks
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.grounding import Sight, groundings, sight_of
+from underdraw.pipelines.components.ip_adapter import ImageScales, towers
 from underdraw.pipelines.components.lora_mix import Mix
 from underdraw.pipelines.components.offload import Offload
 from underdraw.pipelines.components.preview import preview_decoder
@@ -67,6 +68,8 @@ class Components:
     as `mix` is."""
     mix: Mix
     """Which of the attached LoRAs act in calls, and which are merged."""
+    image_scales: ImageScales
+    """By name of an IP-Adapter, how much of it acts where calls are given `ip_adapter_image`."""
     compat: str | None
     """"diffusers" brings its behaviour back where it differs."""
     source: str | None
@@ -81,7 +84,7 @@ class Components:
         self.named = {}
         self.settings, self.engine, self.offload = Settings(), EAGER, None
         self.attached, self.compat, self.source = Attached(), None, None
-        self.learned, self.mix = {}, Mix()
+        self.learned, self.mix, self.image_scales = {}, Mix(), {}
         self.advice, self.mean, self.std = Advice(), None, None
 
     unet = _named("unet", "`UNet2DConditionModel`")
@@ -116,6 +119,7 @@ class Components:
         self.settings, self.engine, self.offload = other.settings, other.engine, other.offload
         self.attached = copy(other.attached)
         self.learned, self.mix = other.learned, other.mix
+        self.image_scales = other.image_scales
         self.source, self.advice = other.source, other.advice
 
     @property
@@ -191,6 +195,12 @@ class Components:
     def sight(self) -> Sight:
         """What makes features of images in boxes: given with the weights, or components."""
         return sight_of(self)
+
+    @property
+    def towers(self) -> tuple[Any, ...]:
+        """Image towers: what the weights of image prompts have brought along, and the pipeline's
+        own."""
+        return towers(self)
 
     @property
     def subjects(self) -> Networks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from inspect import signature
 from os import PathLike
@@ -34,35 +33,6 @@ FUSED = "xformers: the framework's own fused attention is used already, and noth
 def note(text: str) -> None:
     """Say what a call written for diffusers cannot do here, where it need not stop a script."""
     logging.getLogger(__name__).warning(text)
-
-
-def lora_scale(image: Any, embeds: Any, attention: Any) -> float:
-    """The factor of LoRAs that diffusers' `cross_attention_kwargs` hold, 1 where they are empty;
-    arguments whose work controls do here must be None.
-
-    Raises:
-        InputError: one of them is something else.
-    """
-    scale = 1.0
-    if isinstance(attention, Mapping) and (not attention or _is_scale(attention)):
-        scale, attention = float(attention.get("scale", 1.0)), None
-    given = {
-        "ip_adapter_image": image,
-        "ip_adapter_image_embeds": embeds,
-        "cross_attention_kwargs": attention,
-    }
-    for name, value in given.items():
-        if value is not None:
-            raise InputError(
-                f"{name}={checks.shown(value)} is not taken; allowed: None. What acts on attention "
-                "is given as controls=[...]"
-            )
-    return checks.factor("cross_attention_kwargs['scale']", scale)
-
-
-def _is_scale(attention: Mapping[str, Any]) -> bool:
-    scale: Any = attention.get("scale") if len(attention) == 1 else None
-    return checks.is_number(scale) and math.isfinite(scale)
 
 
 class ImageProcessor:

@@ -249,3 +249,27 @@ class VaeImageProcessor(ImageProcessor):
                 "is needed without crop_coords"
             )
         return Image.composite(image.convert("RGB"), init_image.convert("RGB"), mask.convert("L"))
+
+
+class IPAdapterMaskProcessor(VaeImageProcessor):
+    """Masks for `cross_attention_kwargs={"ip_adapter_masks": [...]}`: 0 or 1, in grey. Arguments
+    are those of `VaeImageProcessor`."""
+
+    @checked
+    def __init__(
+        self,
+        do_resize: bool = True,
+        vae_scale_factor: int = 8,
+        resample: str = "lanczos",
+        do_normalize: bool = False,
+        do_binarize: bool = True,
+        do_convert_grayscale: bool = True,
+    ) -> None:
+        super().__init__(
+            do_resize=do_resize,
+            vae_scale_factor=vae_scale_factor,
+            resample=resample,
+            do_normalize=do_normalize,
+            do_binarize=do_binarize,
+            do_convert_grayscale=do_convert_grayscale,
+        )

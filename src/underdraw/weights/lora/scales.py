@@ -40,20 +40,21 @@ class Scales(Schema):
         """All of it multiplied."""
         return replace(self, unet=self.unet * factor, text_encoder=self.text_encoder * factor)
 
-    def of(self, component: str, path: str) -> float:
-        """The factor for a layer."""
+    def of(self, component: str, path: str, rest: float = 1.0) -> float:
+        """The factor for a layer; `rest` stands for parts of the UNet that are not there, where
+        there are any."""
         if component == "text_encoder":
             return self.text_encoder
         if not self.parts:
             return self.unet
         parts = dict(self.parts)
         if path.startswith("mid_block."):
-            return self.unet * parts.get("mid", 1.0)
+            return self.unet * parts.get("mid", rest)
         found = LEVEL.match(path)
         if found is None:
             return self.unet
         block = f"{found[1]}.{found[2]}"
-        own = parts.get(f"{block}.{found[3]}", parts.get(block, 1.0))
+        own = parts.get(f"{block}.{found[3]}", parts.get(block, rest))
         return self.unet * own
 
 
@@ -75,25 +76,36 @@ def as_scales(name: str, value: Any) -> Scales:
     inside = value.get("unet", 1.0)
     if not isinstance(inside, Mapping):
         return Scales(checks.factor(f"{name}['unet']", inside), text)
-    _known(f"{name}['unet']", inside, ("down", "mid", "up"))
+    return replace(by_block(f"{name}['unet']", inside), text_encoder=text)
+
+
+def by_block(name: str, value: Mapping[str, Any]) -> Scales:
+    """Diffusers' mapping of a UNet's blocks: `{"down": 0.9, "mid": 1.0, "up": {"block_0": 0.6,
+    "block_1": [0.4, 0.8, 1.0]}}`; see `as_scales`."""
+    _known(name, value, ("down", "mid", "up"))
     parts: dict[str, float] = {}
-    for part, told in inside.items():
-        where = f"{name}['unet'][{part!r}]"
+    for part, told in value.items():
+        where = f"{name}[{part!r}]"
         if part == "mid" or not isinstance(told, Mapping):
             # A level that no config has stands for all blocks of the side.
-            parts[part] = checks.factor(where, told)
+            parts[part] = checks.factor(where, _only(told))
             continue
         for block, own in told.items():
             number = re.fullmatch(r"block_(\d{1,3})", block) if isinstance(block, str) else None
             if number is None:
                 raise InputError(f"{where} has {checks.shown(block)}; allowed: 'block_0', ...")
             place = f"{part}.{int(number[1])}"
-            if isinstance(own, list | tuple):
+            if isinstance(own := _only(own), list | tuple):
                 for layer, one in enumerate(own):
                     parts[f"{place}.{layer}"] = checks.factor(where, one)
             else:
                 parts[place] = checks.factor(where, own)
-    return Scales(1.0, text, tuple(_spread(parts).items()))
+    return Scales(parts=tuple(_spread(parts).items()))
+
+
+def _only(value: Any) -> Any:
+    """What a list of one entry holds: it stands for all layers."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
 def _spread(parts: Mapping[str, float]) -> dict[str, float]:
