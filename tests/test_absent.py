@@ -16,7 +16,7 @@ LATER = {
     "FlaxDDIMScheduler FlaxStableDiffusionPipelineOutput": 'backend="jax"',
     "mindspore": 'backend="mindspore"',
     "StableDiffusionLoraLoaderMixin LoraConfig": "load_lora_weights",
-    "IPAdapterMaskProcessor": "later release",
+    "IPAdapterMixin IPAdapterAttnProcessor": "load_ip_adapter",
     "TextualInversionLoaderMixin": "load_textual_inversion",
     "BitsAndBytesConfig TorchAoConfig PipelineQuantizationConfig": "int8 and float8",
     "OnnxStableDiffusionPipeline": "engines",
@@ -39,7 +39,7 @@ TYPOS = {
 }
 METHODS = {
     "load_lora_adapter load_attn_procs hotswap_lora": "load_lora_weights",
-    "load_ip_adapter set_ip_adapter_scale unload_ip_adapter": "IP-Adapter",
+    "load_ip_adapters fuse_ip_adapter": "load_ip_adapter",
     "fuse_qkv_projections enable_group_offload": "later release",
     "enable_shortcuts": "shortcuts",
     "enable_vae_tilling": "did you mean 'enable_vae_tiling'",

@@ -38,7 +38,7 @@ NAMES = (
     ),
     (
         r"IPAdapter\w*",
-        "IP-Adapter comes with a later release",
+        "pipelines load IP-Adapters themselves (load_ip_adapter), and ImagePrompt is a control",
     ),
     (
         r"AsymmetricAutoencoderKL|ConsistencyDecoderVAE",
@@ -117,7 +117,10 @@ METHODS = (
         r"\w*lora\w*|(load|save)_attn_procs|(set|get|add|delete|enable|disable|active)_?\w*adapters?",
         "LoRAs belong to a pipeline: load_lora_weights, set_adapters, fuse_lora, save_lora_weights",
     ),
-    (r"\w*ip_adapter\w*|encode_image", "IP-Adapter comes with a later release"),
+    (
+        r"\w*ip_adapter\w*|encode_image",
+        "IP-Adapters belong to a pipeline: load_ip_adapter, set_ip_adapter_scale, ...",
+    ),
     (r"(enable|disable)_freeu", "FreeU is a setting of a pipeline: pipe.enable_freeu"),
     (
         r"(un)?fuse_qkv_projections|enable_group_offload|enable_layerwise_casting|dequantize",

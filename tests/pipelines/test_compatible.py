@@ -27,8 +27,6 @@ def test_arguments_stand_in_the_places_of_the_peer():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ip_adapter_image", torch.ones(2)),
-        ("ip_adapter_image_embeds", [torch.ones(2)]),
         ("cross_attention_kwargs", {"scale": 0.5, "gligen": {}}),
         ("cross_attention_kwargs", {"scale": float("nan")}),
         ("cross_attention_kwargs", {"scale": True}),
@@ -42,6 +40,12 @@ def test_what_controls_do_here_is_refused(pipe, name, value):
     assert torch.equal(run(pipe, **{name: None}), plain)
     with pytest.raises(InputError, match=rf"{name}=.* allowed: None.*controls="):
         run(pipe, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["ip_adapter_image", "ip_adapter_image_embeds"])
+def test_pictures_without_an_adapter_are_refused(pipe, name):
+    with pytest.raises(InputError, match=rf"{name}: no IP-Adapter is attached.*load_ip_adapter"):
+        run(pipe, **{name: [torch.ones(2)]})
 
 
 @pytest.mark.parametrize("scale", [0.5, 0, np.float32(-2)])

@@ -34,7 +34,7 @@ def calls(pipe: StableDiffusionPipeline, flag: bool) -> None:
     print(pipe("a cat").pictures)  # type: ignore
     print(pipe("a cat", return_dict=False).images)  # type: ignore
     print(pipe.unett)  # type: ignore
-    pipe.load_ip_adapter("file")  # type: ignore
+    pipe.load_ip_adaptor("file")  # type: ignore
     assert_type(pipe("a cat"), StableDiffusionPipelineOutput)
     assert_type(pipe("a cat", return_dict=True), StableDiffusionPipelineOutput)
     made = pipe("a cat", return_dict=flag)

@@ -41,7 +41,8 @@ def check_tower(components: Any, pooled: bool, width: int, what: str) -> Any:
 def seen(components: Any, tower: Any, pixels: Array, pooled: bool) -> Array:
     """What a tower gives for `(n, 3, side, side)`: embeddings `(n, width)`, or the hidden states
     before the last layer `(n, tokens, width)`."""
-    out, embeds = tower.encode(pixels, components.ask)
+    with components.borrow(tower):  # where it then is, if it is offloaded
+        out, embeds = tower.encode(placed(components, tower, pixels), components.ask)
     return embeds if pooled else out.hidden_states[-2]
 
 

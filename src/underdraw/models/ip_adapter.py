@@ -43,7 +43,7 @@ class IPAdapter(Model):
         self,
         features: Array | None = None,
         faces: Array | None = None,
-        structure: float = 1.0,
+        shortcut_scale: float = 1.0,
         pictures: int = 1,
         ask: Ask = directly,
     ) -> dict[str, KeysValues]:
@@ -53,7 +53,7 @@ class IPAdapter(Model):
             features: what the image tower gives, `(rows * pictures, feature_width)`, or hidden
                 states `(rows * pictures, tokens, feature_width)`; None for kind "face-id".
             faces: features of faces `(rows * pictures, face_width)`; None for kinds without.
-            structure: how much of what the picture shows is added to the face, with a shortcut.
+            shortcut_scale: with a shortcut, how much of what the picture shows is added.
             pictures: how many make a row together.
 
         Raises:
@@ -62,18 +62,16 @@ class IPAdapter(Model):
         c, rows = self.config, None
         if c.sees:
             between = [] if c.pooled else [None]
-            features = self._take("features", features, None, *between, c.feature_width)
-            rows = features.shape[0]
+            rows = self._take("features", features, None, *between, c.feature_width).shape[0]
         elif features is not None:
             raise InputError(f"features are given; kind {c.kind!r} reads faces alone")
         if c.reads_faces:
-            faces = self._take("faces", faces, rows, c.face_width)
-            rows = faces.shape[0]
+            rows = self._take("faces", faces, rows, c.face_width).shape[0]
         elif faces is not None:
             raise InputError(f"faces are given; kind {c.kind!r} reads pictures alone")
         if pictures < 1 or rows is None or rows % pictures:
             raise InputError(f"pictures={pictures}; allowed: divisors of {rows}")
-        return ask(program.CONSTANTS, self, features, faces, float(structure), pictures)
+        return ask(program.CONSTANTS, self, features, faces, float(shortcut_scale), pictures)
 
     if TYPE_CHECKING:  # the backend's root calls it
         __call__ = forward

@@ -68,8 +68,10 @@ def apart(pair, **arguments):
     return float((one - other).abs().max() / other.abs().max())
 
 
-@pytest.mark.parametrize(("guidance", "count"), [(5.0, 2), (1.0, 1)])
-@pytest.mark.parametrize("kind", ip_adapters.KINDS)
+@pytest.mark.parametrize(
+    ("kind", "guidance", "count"),
+    [*((kind, 5.0, 2) for kind in ip_adapters.KINDS), ("plus", 1.0, 1), ("face-id-plus", 1.0, 1)],
+)
 def test_each_kind(pair, kind, guidance, count):
     """Batch 3, odd sizes, three levels, with guidance and without, one picture and several."""
     ours, theirs = pair

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.backends.layout import Layout
@@ -20,18 +21,18 @@ def tokens(
     nn: Operations,
     p: Node,
     config: IPAdapterConfig,
-    features: Array | None,
-    faces: Array | None,
-    structure: float = 1.0,
+    features: Any,
+    faces: Any,
+    shortcut_scale: float = 1.0,
 ) -> Array:
     """Tokens `(pictures, n, token_width)` that stand beside those of a text.
 
     Args:
         p: the root; `p.image_proj` is read.
         features: of the image tower, for kinds that see: projected embeddings `(pictures,
-            feature_width)`, or hidden states `(pictures, tokens, feature_width)`.
-        faces: of a face recogniser, for kinds that read faces: `(pictures, face_width)`.
-        structure: kind "face-id-plus" with a shortcut: how much of what the picture adds.
+            feature_width)`, or hidden states `(pictures, tokens, feature_width)`; else None.
+        faces: of a face recogniser, for kinds that read faces: `(pictures, face_width)`; else None.
+        shortcut_scale: kind "face-id-plus" with a shortcut: how much of what the picture adds.
     """
     c, net = config, p.image_proj
     if c.kind == "plain":
@@ -50,7 +51,7 @@ def tokens(
     x = _perceptron(nn, net.proj, faces, c.face_hidden_width, c.tokens * c.hidden_width)
     known = nn.layer_norm(net.norm, x.reshape(-1, c.tokens, c.hidden_width))
     seen = _resampled(nn, net.perceiver_resampler, c, features, known)
-    return known + structure * seen if c.shortcut else seen
+    return known + shortcut_scale * seen if c.shortcut else seen
 
 
 def _perceptron(nn: Operations, p: Node, x: Array, inner: int, width: int) -> Array:
@@ -80,19 +81,19 @@ def constants(
     nn: Operations,
     p: Node,
     config: IPAdapterConfig,
-    features: Array | None,
-    faces: Array | None,
-    structure: float,
+    features: Any,
+    faces: Any,
+    shortcut_scale: float,
     pictures: int,
 ) -> dict[str, KeysValues]:
     """Keys and values `(rows, heads, pictures * n, d)` by place of each cross-attention: they do
     not change in a run.
 
     Args:
-        features, faces, structure: as of `tokens`, of the pictures of all rows.
+        features, faces, shortcut_scale: as of `tokens`, of the pictures of all rows.
         pictures: how many of them make one row.
     """
-    x = tokens(nn, p, config, features, faces, structure)
+    x = tokens(nn, p, config, features, faces, shortcut_scale)
     x = x.reshape(x.shape[0] // pictures, pictures * x.shape[1], config.token_width)
     return keys_values(nn, p, config, x)
 

@@ -36,6 +36,7 @@ class Promptable:
         image_encoder_folder: str | None = ENCODER,
         *,
         adapter_name: str | Sequence[Any] | None = None,
+        image_encoder: Any = None,
         shortcut: bool | None = None,
         **hub: Any,
     ) -> None:
@@ -50,6 +51,7 @@ class Promptable:
             subfolder, weight_name: the file in a folder or repository; lists for several.
             image_encoder_folder: where the image tower is, which is read if the pipeline has none
                 that serves: in the subfolder, or with a "/" in the repository. None: nowhere.
+            image_encoder: the image tower itself.
             adapter_name: under which controls find it, by default the file's own; one for each.
             shortcut: whether a FaceID-plus file is of version 2; None: if its name says so.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, and
@@ -81,7 +83,8 @@ class Promptable:
                 if given is not None and not isinstance(given, str):
                     raise InputTypeError(f"{argument}={checks.shown(given)} is not a text")
             options = {"weight_name": file, "subfolder": folder or "", "shortcut": shortcut}
-            options |= {"name": own, "image_encoder_folder": image_encoder_folder, **hub}
+            options |= {"name": own, "image_encoder_folder": image_encoder_folder}
+            options |= {"image_encoder": image_encoder, **hub}
             found.append(open_ip_adapter(self.parts, source, **options))
         self.unload_ip_adapter()
         for one in found:

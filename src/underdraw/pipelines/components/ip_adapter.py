@@ -15,6 +15,7 @@ from underdraw.controls.seeing import width_of
 from underdraw.errors import InputError, NotFoundError
 from underdraw.models import CLIPVisionModelWithProjection, IPAdapter, save_ip_adapter
 from underdraw.models.keywords import drop_neutral
+from underdraw.pipelines.components.accepting import accepted
 from underdraw.pipelines.components.adapters import AdapterKind, register_adapter
 from underdraw.pipelines.components.lora_mix import NEUTRAL
 from underdraw.pipelines.components.registry import uncompiled
@@ -97,8 +98,8 @@ def open_ip_adapter(
         root = (Path(source).parent, "") if whole else (source, subfolder)
     if image_encoder is None:
         image_encoder = _beside(components, adapter, root, image_encoder_folder, like, access)
-    elif not isinstance(image_encoder, CLIPVisionModelWithProjection):
-        image_encoder = CLIPVisionModelWithProjection.adopt(image_encoder)
+    else:
+        image_encoder = accepted(ENCODER, image_encoder)
     return Opened(name or own, adapter, image_encoder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,13 +39,15 @@ def read(components: Any, image: Any, embeds: Any, attention: Any) -> Attention:
         InputError, InputTypeError: one of them cannot work.
     """
     told: Any = {} if attention is None else attention
-    if not isinstance(told, Mapping) or not set(told) <= {SCALE, MASKS}:
+    known = isinstance(told, Mapping) and set(told) <= {SCALE, MASKS}
+    scale: Any = told.get(SCALE, 1.0) if known else None
+    if not checks.is_number(scale) or not math.isfinite(scale):
         raise InputError(
             f"cross_attention_kwargs={checks.shown(attention)} is not taken; allowed: None, "
             f"{{{SCALE!r}: of LoRAs, {MASKS!r}: of pictures}}. What else acts on attention is "
             "given as controls=[...]"
         )
-    scale = checks.factor("cross_attention_kwargs['scale']", told.get(SCALE, 1.0))
+    scale = checks.factor("cross_attention_kwargs['scale']", scale)
     masks = told.get(MASKS)
     if image is None and embeds is None:
         if masks is not None:
