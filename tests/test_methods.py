@@ -57,6 +57,8 @@ MAKING: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         blip.pipeline().prepare_latents,
         {"batch_size": 1, "num_channels": 4, "height": 6, "width": 9},
     ),
+    "ImagePrompt": (underdraw.ImagePrompt, {"image": PICTURE}),
+    "IPAdapterMaskProcessor": (underdraw.IPAdapterMaskProcessor, {}),
     "Structure": (underdraw.Structure, {"net": tiny.adapter(), "map": PICTURE}),
     "masked_map": (masked_map, {"image": PICTURE, "mask": PICTURE}),
     "engines.get": (engines.get, {}),

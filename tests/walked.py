@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pipelines import test_gligen as gligen, tiny
+from pipelines import ip_adapters, test_gligen as gligen, tiny
 from pipelines.blip import recorded as blip
 from pipelines.loras import lora
 from pipelines.test_from_single_file import write as write_single_file
@@ -51,7 +51,7 @@ TABLES = "build"
 """Of schedulers: what writes their rows."""
 CALLS = "encode_prompt generate_mask invert edit generate_then_edit get_query_embeddings"
 """Of pipelines: `tests/pipelines/test_arguments.py` and `tests/test_methods.py` have them."""
-OF_CLASSES = "Blip2QFormerModel.encode Blip2QFormerModel.read"
+OF_CLASSES = "Blip2QFormerModel.encode Blip2QFormerModel.read ImagePrompt.given ImagePrompt.read"
 """Of the classes that are named; in others a method of this name is public."""
 INSIDE = frozenset(" ".join((MOMENTS, PROGRAMS, TABLES, CALLS, OF_CLASSES)).split())
 LATER = ("Inverse", "Blip", "Context", "ControlNet", "Adapter")
@@ -183,7 +183,9 @@ def instance(name: str) -> Any:
 
 def inverting() -> Any:
     parts = {name: scheduler(f"{kind}Scheduler") for name, kind in INVERSE.items()}
-    return underdraw.StableDiffusionDiffEditPipeline.from_pipe(tiny.pipeline(), **parts)
+    pipe = ip_adapters.pipeline()
+    pipe.load_ip_adapter(ip_adapters.adapter(pipe.unet))
+    return underdraw.StableDiffusionDiffEditPipeline.from_pipe(pipe, **parts)
 
 
 INVERSE = {"scheduler": "DDIM", "inverse_scheduler": "DDIMInverse"}
@@ -206,6 +208,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     ),
     "CLIPTokenizer": tiny.tokenizer,
     "CLIPVisionModelWithProjection": lambda: grounded().parts.named["image_encoder"],
+    "IPAdapterMaskProcessor": underdraw.IPAdapterMaskProcessor,
     "StableDiffusionSafetyChecker": checker,
     "UNet2DConditionModel": lambda: tiny.pipeline().unet,
     "VaeImageProcessor": underdraw.VaeImageProcessor,
@@ -256,6 +259,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "input_ids": lambda: torch.ones(1, 77, dtype=torch.int64),
     "input_images_mask": lambda: None,
     "input_phrases_mask": lambda: None,
+    "ip_adapter_image": lambda: PICTURE,
     "kind": lambda: "grounding",
     "latents": lambda: LATENTS,
     "maps": lambda: torch.ones(1, 3, 64, 64),
@@ -379,6 +383,10 @@ WORKS: dict[str, Callable[[str], dict[str, Any]]] = {
         "pretrained_model_name_or_path_or_dict": str(shelf() / "lora.safetensors"),
         "adapter_name": "clay",
     },
+    "load_ip_adapter": lambda _: {
+        "pretrained_model_name_or_path_or_dict": ip_adapters.adapter(tiny.pipeline().unet)
+    },
+    "set_ip_adapter_scale": lambda _: {"scale": 0.5},
     "load_textual_inversion": lambda _: {
         "pretrained_model_name_or_path": str(shelf() / "word.safetensors"),
         "token": f"word{next(NUMBERS)}",

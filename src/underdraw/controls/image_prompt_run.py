@@ -80,20 +80,22 @@ class Ready(NamedTuple):
 
         hook = ImageAttention(
             {place: (kept(k), kept(v)) for place, (k, v) in self.keys.items() if place in acting},
-            {place: self._factor(one, guided, (-1, 1, 1, 1)) for place, one in acting.items()},
+            {place: self._scale(one, guided) for place, one in acting.items()},
             {place: doubled(mask) for place, mask in self.masks.items() if place in acting},
         )
         leaves: Deltas = {}
         if self.lora:
             on = [weight * any(one[i] for one in acting.values()) for i, weight in enumerate(each)]
-            leaves = weighed(self.lora, "unet", Scales(), self._factor(on, guided, (-1,)))
+            factor: Any = float(on[0])
+            if len(set(on)) > 1:
+                factor = self._scale(on, guided).reshape(-1)
+            leaves = weighed(self.lora, "unet", Scales(), factor)
         return Sites(beside_cross_attention=(hook,), leaves=leaves)
 
-    def _factor(self, each: Sequence[float], guided: bool, shape: tuple[int, ...]) -> Any:
-        """A number where all images have the same, else one for each row."""
-        if len(set(each)) == 1:
-            return float(each[0])
-        rows = np.array([*each] * (2 if guided else 1), np.float32).reshape(shape)
+    def _scale(self, each: Sequence[float], guided: bool) -> Array:
+        """One for all rows where all images have the same, `(1 or rows, 1, 1, 1)`."""
+        told = each[:1] if len(set(each)) == 1 else [*each] * (2 if guided else 1)
+        rows = np.array(told, np.float32)[:, None, None, None]
         return self.framework.array(rows, device=self.device)
 
 

@@ -17,8 +17,8 @@ class ImageAttention:
 
     keys: Mapping[str, KeysValues]
     """By place, keys and values `(1 or rows, heads, n, d)`; nothing is added elsewhere."""
-    scales: Mapping[str, Any]
-    """By place how much is added, a number or `(rows, 1, 1, 1)`."""
+    scales: Mapping[str, Array]
+    """By place how much is added, `(1 or rows, 1, 1, 1)`."""
     masks: Mapping[str, Array] = field(default_factory=dict)
     """By place where, `(1 or rows, 1, positions, 1)`; everywhere where it is empty."""
 
@@ -29,8 +29,7 @@ class ImageAttention:
         found = nn.attention(q, k, v)
         if place in self.masks:
             found = found * nn.cast(self.masks[place], found)
-        scale = self.scales[place]
-        return found * (nn.cast(scale, found) if hasattr(scale, "shape") else scale)
+        return found * nn.cast(self.scales[place], found)
 
     def together(self, nn: Operations, other: Any, rows: tuple[int, int]) -> ImageAttention | None:
         """One hook for the rows of two runs, this one's first; None where they act at other places,
@@ -50,19 +49,12 @@ class ImageAttention:
             pairs = zip((a, b), rows, strict=True)
             return nn.concat([nn.expand(x, (count, *x.shape[1:])) for x, count in pairs], 0)
 
-        def scaled(at: str) -> Any:
-            one, two = self.scales[at], other.scales[at]
-            if not (hasattr(one, "shape") or hasattr(two, "shape")) and one == two:
-                return one
-            zero = self.keys[at][0][:1, :1, :1, :1] * 0
-            return joined(zero + one, zero + two)
-
         return ImageAttention(
             {
                 at: (joined(k, other.keys[at][0]), joined(v, other.keys[at][1]))
                 for at, (k, v) in self.keys.items()
             },
-            {at: scaled(at) for at in self.keys},
+            {at: joined(scale, other.scales[at]) for at, scale in self.scales.items()},
             {at: joined(mask, other.masks[at]) for at, mask in self.masks.items()},
         )
 
