@@ -40,6 +40,7 @@ STEPS = 2
 LATENTS = torch.ones(1, 4, 8, 8)
 NOT_RUN = {
     "Salesforce/blipdiffusion": "downloads 5 GB; small ones are run in tests/pipelines/blip",
+    "h94/IP-Adapter": "downloads 3 GB; small ones are run in tests/pipelines/test_image_prompts.py",
     "pipe.qformer.tokenizer": "needs a published vocabulary",
     "generate_then_edit": "needs the pipeline that was not downloaded",
     "--subject photo.png": "needs weights of a subject",
@@ -252,7 +253,11 @@ def test_docstrings(snippet, desk, cheaper):
     names |= {"photo": photo(), "mask": mask(), "inside": LATENTS[:, :1], "clean": LATENTS}
     names |= {"unet": pipe.unet, "prompt": "a", "dog": photo(), "edges": photo(), "cat": photo()}
     names |= {"noise": LATENTS, "inverted": [LATENTS, LATENTS]}
-    if snippet.place in ("ControlNetModel", "Subject"):  # weights that nobody has here
+    if snippet.place in (
+        "ControlNetModel",
+        "ImagePrompt",
+        "Subject",
+    ):  # weights that nobody has here
         examine(snippet, names)
     else:
         exec(compile(snippet.text, snippet.place, "exec"), names)

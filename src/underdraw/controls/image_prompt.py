@@ -38,7 +38,7 @@ MOST_PICTURES = 64
 class ImagePrompt(Control):
     """What pictures show acts beside the prompt: `ImagePrompt(photo, 0.7)`.
 
-        pipe.load_ip_adapter("owner/IP-Adapter", "models", "ip-adapter_sd15.bin")
+        pipe.load_ip_adapter("h94/IP-Adapter", "models", "ip-adapter_sd15.bin")
         pipe("a cube on a table", controls=[ImagePrompt(photo, 0.6)])
 
     Args:
