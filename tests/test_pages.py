@@ -41,6 +41,7 @@ LATENTS = torch.ones(1, 4, 8, 8)
 NOT_RUN = {
     "Salesforce/blipdiffusion": "downloads 5 GB; small ones are run in tests/pipelines/blip",
     "h94/IP-Adapter": "downloads 3 GB; small ones are run in tests/pipelines/test_image_prompts.py",
+    "--ip-adapter": "needs a published file",
     "pipe.qformer.tokenizer": "needs a published vocabulary",
     "generate_then_edit": "needs the pipeline that was not downloaded",
     "--subject photo.png": "needs weights of a subject",

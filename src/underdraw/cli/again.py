@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from underdraw.cli import boxes, embedded, loras, structure, subjects
+from underdraw.cli import boxes, embedded, image_prompts, loras, structure, subjects
 from underdraw.cli.options import MOST_SIDE, SCENES
 from underdraw.errors import InputError
 from underdraw.schema import read, within
@@ -17,7 +17,7 @@ TEXTS = ("model", "variant", "tokenizer", "grounding", "subject", "backend", "en
 OPTIONS = {
     "image": "--image",
     "mask_image": "--mask",
-    "controls": "--box or --layout (or --structure, --subject)",
+    "controls": "--box or --layout (or --structure, --subject, --image-prompt)",
     "seed": "--seed",
     "engine": "--engine",
 }
@@ -55,6 +55,10 @@ class Request:
     """Nets and their maps, as `structure.Entry` tells."""
     subjects: list[dict[str, Any]] | None = None
     """What pictures show, as `subjects.Entry` tells."""
+    image_prompts: list[dict[str, Any]] | None = None
+    """Pictures beside the prompt, as `image_prompts.Entry` tells."""
+    ip_adapter: str | None = None
+    """Weights that these need, of the command."""
     loras: loras.Loras = loras.NOTHING
     """LoRAs and learned words of the command."""
     scales: dict[str, float] = field(default_factory=dict)
@@ -107,6 +111,9 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
     shown = None if record.subjects is None else [*record.subjects]
     if shown is not None and subjects.SUBJECT not in given:
         subjects.check_recorded(path, shown)
+    beside = None if record.image_prompts is None else [*record.image_prompts]
+    if beside is not None and image_prompts.OPTION not in given:
+        image_prompts.check_recorded(path, beside, image_prompts.WEIGHTS in given)
     if loras.OPTION not in given:
         loras.check_recorded(path, record.loras)
     call = {name: value for name, value in record.call.items() if value is not None}
@@ -116,8 +123,9 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         picture = embedded.restored(inputs[name], f"{path}: its {name}")
         if picture is not None:
             call[name] = picture
-    placed = layout is not None or structures is not None or shown is not None
-    placed = placed or not {structure.OPTION, subjects.SUBJECT}.isdisjoint(given)
+    placed = any(one is not None for one in (layout, structures, shown, beside))
+    ways = {structure.OPTION, subjects.SUBJECT, image_prompts.OPTION}
+    placed = placed or not ways.isdisjoint(given)
     held = {*given, *call, *(["controls"] if placed else [])}
     needed = dict.fromkeys((*record.missing, *PICTURES.get(record.pipeline, ())))
     if missing := [name for name in needed if name not in held]:
@@ -142,6 +150,7 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         layout,
         structures,
         shown,
+        image_prompts=beside,
         scales={name: scales.unet for name, scales in record.chosen_loras.items()},
         inputs=inputs,
     )

@@ -12,6 +12,7 @@ from underdraw.cli import (
     again as records,
     boxes,
     early,
+    image_prompts,
     loras,
     options,
     outputs,
@@ -157,6 +158,24 @@ def generate(
             help="Learned words (textual inversion), which prompts may then use; may be repeated.",
         ),
     ] = None,
+    image_prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            image_prompts.OPTION,
+            metavar="PICTURE[:SCALE]",
+            help="Let a picture act beside the prompt, and how much, 1 as in training; needs "
+            "--ip-adapter; may be repeated.",
+        ),
+    ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            image_prompts.WEIGHTS,
+            metavar="FILE",
+            help="The IP-Adapter that --image-prompt needs: a file, a folder, or a file of the "
+            "Hub (owner/name/folder/file.bin).",
+        ),
+    ] = None,
     again: Annotated[
         Path | None,
         typer.Option(
@@ -192,7 +211,8 @@ def generate(
         named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
         named |= {"num_inference_steps": steps, "solver": solver}
-        named |= {loras.OPTION: lora}
+        named |= {loras.OPTION: lora, image_prompts.OPTION: image_prompt}
+        named |= {image_prompts.WEIGHTS: ip_adapter}
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held, as_recorded)
     request.loras = loras.read_loras(lora, embedding, request.scales)
@@ -207,6 +227,10 @@ def generate(
         request.subjects = shown
     if preview_decoder is not None and preview is None:
         raise InputError(f"--preview-decoder {preview_decoder:.200} needs --preview N")
+    if (beside := image_prompts.read_prompts(image_prompt)) is not None:
+        request.image_prompts = beside
+    request.ip_adapter = ip_adapter
+    image_prompts.check(request.image_prompts, ip_adapter)
     if draw_boxes and request.layout is None:
         raise InputError("--draw-boxes needs --box or --layout")
     if not prompts and request.layout is not None and "prompt" in request.layout:
@@ -293,6 +317,7 @@ generate.examples = """Examples:
   underdraw generate "a red cube and a blue sphere" --edges photo.png
   underdraw generate "a castle" --model ./sd15 --structure ./canny-net edges.png 0.8
   underdraw generate "a clay cube" --model ./sd15 --lora clay.safetensors:0.8
+  underdraw generate "a cube" --model ./sd15 --ip-adapter ip.bin --image-prompt photo.png:0.6
   underdraw generate --again picture.png --steps 50"""  # type: ignore[attr-defined]
 
 
@@ -314,6 +339,10 @@ def read_files(
     files |= {f"the picture {path} of a box": Path(path) for path in shown}
     files |= structure.inputs_of(request.structures or [])
     files |= {f"the weights {path}": path for path in request.loras.every}
+    beside = image_prompts.files_of(request.image_prompts or [])
+    files |= {f"the picture {path} of {image_prompts.OPTION}": Path(path) for path in beside}
+    if request.ip_adapter is not None:
+        files[image_prompts.WEIGHTS] = Path(request.ip_adapter)
     known = subjects.files_of(request.subjects or ())
     return files | {f"the picture {path} of a subject": Path(path) for path in known}
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import typer
 
-from underdraw.cli import boxes, logs, options, outputs, progress, structure, subjects
+from underdraw.cli import (
+    boxes,
+    image_prompts,
+    logs,
+    options,
+    outputs,
+    progress,
+    structure,
+    subjects,
+)
 from underdraw.cli.again import Request
 from underdraw.cli.failures import Interrupted, note
 from underdraw.errors import InputError
@@ -46,6 +55,8 @@ def load(request: Request, solver: str | None) -> Any:
     subjects.attach(pipe, request.subjects or [])
     structure.attach(pipe, request.structures or [])
     request.loras.attach(pipe)
+    if request.ip_adapter is not None:
+        pipe.load_ip_adapter(request.ip_adapter)
     try:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:
@@ -102,6 +113,8 @@ def origin_of(request: Request) -> dict[str, Any]:
         origin["subjects"] = subjects.with_pictures(request.subjects)
     if request.structures is not None:
         origin["structures"] = structure.with_maps(request.structures)
+    if request.image_prompts is not None:
+        origin["image_prompts"] = image_prompts.with_pictures(request.image_prompts)
     if request.inputs:
         origin["inputs"] = request.inputs
     return origin
@@ -112,6 +125,7 @@ def controls_beside(request: Request, prompts: list[str]) -> dict[str, Any]:
     placed = [] if request.layout is None else boxes.controls_of(request.layout)
     placed += structure.controls_of(request.structures or [])
     placed += subjects.controls_of(request.subjects or [], prompts)
+    placed += image_prompts.controls_of(request.image_prompts or [])
     return {"controls": placed} if placed else {}
 
 

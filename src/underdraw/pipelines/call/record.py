@@ -86,6 +86,8 @@ class Record(Schema):
     inputs: Mapping[str, Any] | None = None
     structures: tuple[Any, ...] | None = None
     """Nets and maps of the command line."""
+    image_prompts: Annotated[tuple[Any, ...], Length(1, 64)] | None = None
+    """Pictures beside the prompt, of the command line."""
     loras: Mapping[str, Any] | None = None
     """How much of each active LoRA, by name; `weights.lora.scales.Scales` tells the fields."""
 
