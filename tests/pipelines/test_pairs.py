@@ -19,12 +19,22 @@ import pytest
 import torch
 from controls.test_grounding import EVER
 from controls.test_structure import close
-from pipelines import tiny
+from pipelines import ip_adapters, tiny
 from pipelines.loras import loha, lora
 from pipelines.test_beginnings import picture
 
 import underdraw
-from underdraw import AttentionEdit, Box, Layout, Lora, PerImage, Region, Structure, Subject
+from underdraw import (
+    AttentionEdit,
+    Box,
+    ImagePrompt,
+    Layout,
+    Lora,
+    PerImage,
+    Region,
+    Structure,
+    Subject,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "combining.md"
 SIZE = {"height": 32, "width": 40, "num_inference_steps": 1}
@@ -73,6 +83,12 @@ def subject(images: list[int]) -> Any:
     return [Subject(picture(48, 48, seed=i), "cube", prompts=(at,)) for at, i in enumerate(images)]
 
 
+def shown(images: list[int]) -> Any:
+    random = torch.Generator().manual_seed(4)
+    features = torch.randn(2, 1, ip_adapters.EMBEDDING, generator=random)
+    return ImagePrompt(scale=of([1.0, -0.7], images), embedding=features[images])
+
+
 ELEMENTS = {
     "LoRA": Element(lambda images: Lora("clay", of([0.6, -0.9], images))),
     "LyCORIS (LoHa)": Element(lambda images: Lora("haze", of([1.0, -0.5], images))),
@@ -81,6 +97,7 @@ ELEMENTS = {
     "boxes": Element(boxes),
     "subject": Element(subject),
     "mask": Element(mask),
+    "IP-Adapter": Element(shown),
     "attention edit": Element(lambda images: AttentionEdit(), alone=False),
 }
 
@@ -92,6 +109,7 @@ def attach(pipe: Any) -> None:
     width = pipe.text_encoder.config.hidden_size
     vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(3))
     pipe.load_textual_inversion({"<toy>": vectors})
+    pipe.load_ip_adapter(ip_adapters.adapter(pipe.unet))
 
 
 @cache
@@ -170,4 +188,5 @@ def test_without_them_the_bits_are_those_from_before():
     attach(fresh)
     fresh.unload_lora_weights()
     fresh.unload_textual_inversion()
+    fresh.unload_ip_adapter()
     assert torch.equal(tiny.run(fresh, **arguments((), [0, 1])), before)
