@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pipelines.loras import lora
+from safetensors.torch import save_file
+
+import underdraw
 
 FROM, TO = "a red sphere", "a blue cube"
 SHORT = ("--steps", "5", "--maps", "2", "--threshold", "2", "--dtype", "float32")
@@ -110,9 +115,28 @@ def test_an_edit_says_how_it_is_made_again(run, tiny, photo):
         assert says in run("generate", "--again", name, code=2).stderr
 
 
+def test_an_edit_with_loras_and_words(run, tiny, photo, tmp_path):
+    """They act, its record names their files, and what was kept with one is of no use without."""
+    pipe = underdraw.StableDiffusionPipeline.from_pretrained(tiny)
+    save_file(lora(pipe, 1, texts=()), tmp_path / "clay.safetensors")
+    width = pipe.text_encoder.config.hidden_size
+    save_file({"<toy>": torch.ones(2, width)}, tmp_path / "toy.safetensors")
+    tuned = ("--lora", "clay.safetensors:0.5", "--embedding", "toy.safetensors")
+    kept = ("--keep-latents", "kept.safetensors")
+    call(run, tiny, photo, "-o", "plain.png")
+    call(run, tiny, photo, "-o", "tuned.png", *tuned, *kept)
+    plain, made = (np.asarray(Image.open(f"{name}.png")) for name in ("plain", "tuned"))
+    assert (plain != made).any()
+    says = run("generate", "--again", "tuned.png", code=2).stderr
+    assert "clay.safetensors:0.5" in says and "toy.safetensors" in says
+    other = call(run, tiny, photo, "-o", "other.png", *kept, code=2)
+    assert "another loras" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (("--lora", "none.safetensors"), "no such file"),
         (("--keep-latents", "x.png"), "must end with .safetensors"),
         (("--mask", "nothing.png"), "there is no file 'nothing.png'"),
         (("--solver", "best"), "best"),

@@ -10,6 +10,7 @@ import typer
 from underdraw.cli import (
     early,
     embedded,
+    loras,
     options,
     outputs,
     pictures,
@@ -65,6 +66,8 @@ def edit(
     structures: options.Structures = None,
     edges: options.Edges = None,
     depth: options.Depth = None,
+    lora: options.Loras = None,
+    embedding: options.Embeddings = None,
     size: options.Size = None,
     height: options.Height = None,
     width: options.Width = None,
@@ -93,6 +96,7 @@ def edit(
     wanted = sizes.wanted_size(size, height, width)
     given = None if mask is None else read(mask)
     lines = structure.read_maps(structures, edges, depth) or []
+    tuned = loras.read_loras(lora, embedding)
     target_file = outputs.Target(
         out,
         [target],
@@ -101,6 +105,7 @@ def edit(
             "the picture to edit": picture,
             "--mask": mask,
             **structure.inputs_of(lines),
+            **{f"the weights {path}": path for path in tuned.every},
         },
         force=force,
         suffix=format and f".{format.value}",
@@ -138,6 +143,7 @@ def edit(
         prediction_type=prediction_type and prediction_type.value,
     )
     structure.attach(pipe, lines)
+    tuned.attach(pipe)
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(**progress.bar_options())
@@ -192,6 +198,7 @@ def edit(
         "threshold": threshold,
         "maps": maps,
         **structure.options_of(lines),
+        **tuned.options_of(),
         "size": f"{fit[1]}x{fit[0]}" if wanted.given else None,
         "steps": steps,
         "guidance": guidance,

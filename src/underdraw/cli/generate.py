@@ -142,22 +142,8 @@ def generate(
             "id) that makes previews in a fraction of the time.",
         ),
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lora",
-            metavar="FILE[:SCALE]",
-            help="A LoRA, or one of its relatives, and how much of it; may be repeated.",
-        ),
-    ] = None,
-    embedding: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--embedding",
-            metavar="FILE",
-            help="Learned words (textual inversion), which prompts may then use; may be repeated.",
-        ),
-    ] = None,
+    lora: options.Loras = None,
+    embedding: options.Embeddings = None,
     image_prompt: Annotated[
         list[str] | None,
         typer.Option(

@@ -31,6 +31,13 @@ class Loras:
         """All files."""
         return (*self.files, *self.embeddings)
 
+    def options_of(self) -> dict[str, Any]:
+        """What would say the same on the command line: values by option."""
+        pairs = zip(self.files, self.scales, strict=True)
+        told = {"lora": [f"{path}:{scale:g}" for path, scale in pairs]}
+        told["embedding"] = [str(path) for path in self.embeddings]
+        return {name: values for name, values in told.items() if values}
+
     def attach(self, pipe: Any) -> None:
         """Load all of it into a pipeline, and make the LoRAs active."""
         for path in self.embeddings:

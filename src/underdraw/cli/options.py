@@ -124,6 +124,22 @@ Seed = Annotated[
     int | None,
     typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same pictures."),
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="A LoRA, or one of its relatives, and how much of it; may be repeated.",
+    ),
+]
+Embeddings = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE",
+        help="Learned words (textual inversion), which prompts may then use; may be repeated.",
+    ),
+]
 Structures = Annotated[
     list[str] | None,
     typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
-from underdraw.pipelines.components.lora_mix import LORA
+from underdraw.pipelines.components.lora_mix import LORA, amounts
 from underdraw.pipelines.components.registry import scheduler_class
 from underdraw.pipelines.components.settings import SEAMLESS, Settings
 from underdraw.schema import Length, OneOf, Range, Schema, read, shown, within
@@ -201,11 +201,7 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
                 **_plain(dict(getattr(scheduler, "config", {}))),
                 "_class_name": type(scheduler).__name__,
             },
-            "loras": {
-                name: asdict(scales.times(request.lora_scale))
-                for name, scales in components.mix.acting(components.adapters(LORA.name)).items()
-            }
-            or None,
+            "loras": amounts(components, request.lora_scale) or None,
             "call": {name: value for name, value in call.items() if value is not None},
             "missing": missing,
         },

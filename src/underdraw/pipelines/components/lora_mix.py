@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,17 @@ class Mix:
             for name, scales in self.active.items()
             if name in there and name not in self.merged
         }
+
+
+def amounts(components: Any, factor: float = 1.0) -> dict[str, dict[str, Any]]:
+    """How much of each LoRA acts in calls, by name, as records hold it.
+
+    Args:
+        factor: of the call, for all of them.
+    """
+    mix: Mix = components.mix
+    there = components.attached.of(components, KIND)
+    return {name: asdict(scales.times(factor)) for name, scales in mix.acting(there).items()}
 
 
 def standing(components: Any, component: str, factor: float = 1.0) -> Deltas:

@@ -25,6 +25,7 @@ from underdraw.pipelines.call.conditioning import encode_texts
 from underdraw.pipelines.call.plan import check_prompts, make_plan, make_solver
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import amounts
 from underdraw.pipelines.diffedit.latents import encode_image, latent_sides, read_image
 from underdraw.pipelines.diffedit.masking import Masking
 from underdraw.pipelines.diffedit.outputs import DiffEditOutput
@@ -129,7 +130,8 @@ def _difference(written: str, wanted: str) -> str:
     """In what two descriptions of edits differ, in words."""
     try:
         old, new = parse(written, LEVELS), json.loads(wanted)
-        names = [name for name in new if old.get(name) != new[name]]
+        every = dict.fromkeys((*new, *old))
+        names = [name for name in every if old.get(name) != new.get(name)]
     except (ValueError, AttributeError):
         names = []
     return f"an edit with another {', '.join(names)}" if names else "another edit"
@@ -232,6 +234,7 @@ def edit(
             },
             "seed": list(seed) if isinstance(seed, Sequence) else seed,
             "mask": "found" if mask_image is None else "given",
+            **({"loras": tuned} if (tuned := amounts(parts)) else {}),
         },
     )
     way: dict[str, Any] = {"num_inference_steps": settings.steps}
