@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20)
     parser.add_argument("--captions", type=int, default=32, help="of either sort")
     parser.add_argument("--drawn", type=int, default=15, help="solver steps of a picture")
-    parser.add_argument("--steps", type=int, default=110)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--rank", type=int, default=16)
@@ -157,7 +157,7 @@ def written(material: str, bound: Rate, before: dict[str, Any], after: dict[str,
         named = [(before[sort], "scores"), (after[sort], "scores"), (after[sort], "upper_bound")]
         if sort == "with":
             told = [_told(one.judgements, material) for one, _ in named[:2]]
-            rows.append((f"{material}, where told and found", *told, bound))
+            rows.append((f"looks {material}, where its shape was found", *told, bound))
         for name, text in words.items():
             if sort == "with" and name == "material":
                 continue
@@ -167,13 +167,16 @@ def written(material: str, bound: Rate, before: dict[str, Any], after: dict[str,
 
 
 def _told(judgements: Any, material: str) -> Rate:
-    """How many of the things that a caption calls by the material were found and look it."""
-    return Rate.count(
-        one.detections[place].material == material
-        for one in judgements
-        for mention, place in zip(one.caption.mentions, one.found, strict=True)
-        if place is not None and mention.material == material
-    )
+    """Of the things that a caption calls by the material, and of which one of that shape is there,
+    those that look it; whatever their colour, which the evaluator reads badly in things that are
+    white in part."""
+    looks = []
+    for judged in judgements:
+        for mention in judged.caption.mentions:
+            alike = [one.material for one in judged.detections if one.shape == mention.shape]
+            if mention.material == material and alike:
+                looks.append(material in alike)
+    return Rate.count(looks)
 
 
 if __name__ == "__main__":

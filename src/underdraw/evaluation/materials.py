@@ -63,7 +63,7 @@ class MaterialEvaluator(Evaluator):
 
     def _seen(self, pictures: np.ndarray, batch: int) -> Iterator[tuple[Any, np.ndarray]]:
         """For each picture the things in it, and what the network sees of each, `(things,
-        features)`: in the upper and the lower half of its box, and a one."""
+        features)`: in the upper third of its box, in the rest of it, and a one."""
         seen: list[Any] = []
         hook = self.network.merge.register_forward_hook(lambda *told: seen.append(told[-1]))
         try:
@@ -73,7 +73,7 @@ class MaterialEvaluator(Evaluator):
         sides = np.array(pictures.shape[1:3]) * SIDE / min(pictures.shape[1:3]) / STRIDE
         maps = np.concatenate([one.numpy() for one in seen])
         for things, own in zip(found, maps, strict=True):
-            rows = [_halves(own, thing, sides) for thing in things]
+            rows = [_parts(own, thing, sides) for thing in things]
             yield things, np.array(rows).reshape(len(rows), 2 * own.shape[0] + 1)
 
     def _fitted(self, count: int) -> np.ndarray:
@@ -103,13 +103,14 @@ class MaterialEvaluator(Evaluator):
         return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
 
 
-def _halves(maps: np.ndarray, thing: Detection, sides: np.ndarray) -> np.ndarray:
-    """Means of maps `(channels, rows, columns)` over the halves of a thing's box; the picture has
-    `sides` rows and columns of them."""
+def _parts(maps: np.ndarray, thing: Detection, sides: np.ndarray) -> np.ndarray:
+    """Means of maps `(channels, rows, columns)` over the upper third of a thing's box and over the
+    rest; the picture has `sides` rows and columns of them."""
     left, top, right, bottom = thing.box
     x0, x1 = _cells(left * sides[1], right * sides[1], maps.shape[2])
     parts = []
-    for low, high in ((top, (top + bottom) / 2), ((top + bottom) / 2, bottom)):
+    third = top + (bottom - top) / 3
+    for low, high in ((top, third), (third, bottom)):
         y0, y1 = _cells(low * sides[0], high * sides[0], maps.shape[1])
         parts.append(maps[:, y0:y1, x0:x1].mean((1, 2)))
     return np.concatenate([*parts, [1.0]])

@@ -141,5 +141,5 @@ def texture_albedo(
 
 def frosted(albedo: np.ndarray, height: np.ndarray) -> np.ndarray:
     """Colour (3, n) of things with snow on their upper third; `height` (n,) is 1 at their top."""
-    snow = np.clip((height - np.float32(0.62)) * 12, 0, 1)
+    snow = np.clip((height - np.float32(0.66)) * 12, 0, 1)
     return albedo * (1 - snow) + np.float32(0.9) * snow
