@@ -7,6 +7,7 @@ import pytest
 from controls.test_subject import encoder
 from PIL import Image
 
+from underdraw.cli import train_family
 from underdraw.training import recipes
 from underdraw.weights import folders
 
@@ -295,3 +296,44 @@ def test_a_subject_encoder_on_a_folder(run, tiny, pictures, tmp_path, monkeypatc
 def test_mistakes(run, tiny, pictures, arguments, says):
     model = ("--model", tiny) if "pictures" in arguments else ()
     assert says in run("train", *arguments, *model, "--out", "work", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"), [("10m", 600), ("1h30m", 5400), ("90s", 90), (" 2h1s ", 7201)]
+)
+def test_a_budget_is_a_time(budget, seconds):
+    assert train_family.seconds_of(budget) == seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("family", "--budget", "10"), "--budget '10'; wanted a time such as 10m"),
+        (("family", "--budget", ""), "wanted a time"),
+        (("family", "--budget", "0m"), "wanted a time"),
+        (("family", "--budget", "9m", "--steps", "3"), "leave out --steps"),
+        (("family", "--budget", "9m", "--no-resume"), "leave out --no-resume"),
+        (("clip", "--budget", "9m"), "--budget is for family"),
+        (("family", "--start", "underdraw/scenes"), "--start is for family with --budget"),
+    ],
+)
+def test_budgets_that_cannot_be_kept_are_refused(run, tmp_path, arguments, told):
+    failed = run("train", *arguments, "--out", "work", code=2)
+    assert told in failed.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_budget_is_the_familys(run, monkeypatch):
+    from underdraw.training import family
+
+    asked = []
+
+    def train(out, budget, recipe, **how):
+        asked.append((str(out), budget, recipe.start, recipe.scenes, how["device"]))
+        return "a table"
+
+    monkeypatch.setattr(family, "train_family", train)
+    arguments = ("--budget", "2m", "--start", "underdraw/scenes", "--scenes", 99, "--device", "cpu")
+    done = run("train", "family", *arguments, "--out", "work")
+    assert done.stdout == "a table\n" and "family: work/export" in done.stderr
+    assert asked == [("work", 120, "underdraw/scenes", 99, "cpu")]

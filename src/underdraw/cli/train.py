@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from underdraw.cli import options, outputs, progress, train_subject
+from underdraw.cli import options, outputs, progress, train_family, train_subject
 from underdraw.cli.failures import tell
 from underdraw.cli.train_structure import train_structure
 from underdraw.cli.trained import check_model, schedule, side_of
@@ -145,6 +145,14 @@ def train(
         str | None,
         typer.Option(help="Subject weights (subject-finetune); by default the model's."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time for all stages together, such as 10m or 1h30m (family)."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="A family to go on from, such as underdraw/scenes (family --budget)."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,
@@ -153,7 +161,8 @@ def train(
     """Train networks; interrupted, the same command goes on where it stopped.
 
     With --data scenes the family underdraw/scenes is trained from nothing: every stage that the
-    recipe needs and --out lacks is run first. With a folder of pictures a checkpoint is trained
+    recipe needs and --out lacks is run first; with --budget all stages share a time and the family
+    is scored at the end. With a folder of pictures a checkpoint is trained
     further (autoencoder, text-to-image), and the result written to OUT/model; or it gets grounding
     layers (OUT/grounding), a ControlNet (OUT/structure) or a subject encoder (OUT/qformer), or
     learns one subject from a few pictures (subject-finetune, OUT/subject.safetensors), and stays as
@@ -182,6 +191,16 @@ def train(
         raise InputError(
             "--category, --rank, --no-embedding and --subject-weights are for subject-finetune"
         )
+    seconds = None if budget is None else train_family.seconds_of(budget)
+    if seconds is not None:
+        if recipe is not Recipe.family or data != SCENES_DATA:
+            raise InputError("--budget is for family with --data scenes")
+        others = [name for name, value in changes.items() if value is not None]
+        if others or not resume:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in others) or "--no-resume"
+            raise InputError(f"--budget decides how stages are trained; leave out {named}")
+    elif start is not None:
+        raise InputError("--start is for family with --budget")
     outputs.check_folder(out)
     from underdraw.backends.hardware import resolve_device
 
@@ -191,6 +210,9 @@ def train(
             raise InputError("--model, --size and --text are for --data FOLDER")
         if recipe is Recipe.subject_finetune:
             raise InputError("subject-finetune needs --data FOLDER: pictures of the subject")
+        if seconds is not None:
+            train_family.train_within(out, seconds, start, scenes, place)
+            return
         train_scenes(recipe, out, changes, scenes, resume, place)
     else:
         if scenes is not None:
@@ -219,6 +241,7 @@ train.examples = """Examples:
 \b
   underdraw train autoencoder --data scenes --out work --minutes 60
   underdraw train family --out work
+  underdraw train family --budget 10m --device cuda --out work
   underdraw train grounding --data scenes --out work
   underdraw train grounding --data ./pictures --model ./my-model --out boxes
   underdraw train structure --data ./pictures --maps edges --model ./my-model --out net

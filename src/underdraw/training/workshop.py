@@ -189,6 +189,7 @@ class ScenesRecipe:
             views=3 * self.views,
             subjects=8 * self.subjects,
             autoencoder=replace(self.autoencoder, crop=None, local=1.0),
+            denoiser=replace(self.denoiser, captions=0),
             runs={name: replace(self.runs[name], **ahead, **own) for name, own in larger.items()},
         )
 

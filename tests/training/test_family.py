@@ -1,0 +1,158 @@
+"""The whole family within a time: who gets how much, and a chain of tiny networks to its scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from underdraw.errors import InputError, WeightError
+from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
+from underdraw.training import family
+from underdraw.training.data import RenderedScenes
+from underdraw.training.family import PLAN, SHARES, Ledger, sized, stages_of, train_family
+from underdraw.training.loop import Stopped
+from underdraw.training.recipes import STAGES, ScenesRecipe, train_stage
+from underdraw.training.subject_encoder import EncoderConfig
+from underdraw.training.subject_scenes import SubjectScenes
+
+LEVELS = ("DownBlock2D", "UpBlock2D")
+
+
+def tiny() -> ScenesRecipe:
+    """The recipe with networks as small as they go, of a step for each stage."""
+    wide = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    recipe = ScenesRecipe(
+        scenes=10,
+        views=8,
+        subjects=6,
+        vae=VAEConfig(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=2,
+            sample_size=128,
+        ),
+        text=CLIPTextConfig(**wide, **heads),
+        unet=UNetConfig(
+            sample_size=16,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+        ),
+        vision=CLIPVisionConfig(**wide, **heads, image_size=32, patch_size=16),
+        encoder=EncoderConfig(2, 1, 1, 2, 32),
+    )
+    short = {"steps": 1, "batch": 2, "log_steps": 1, "precision": "float32"}
+    runs = {name: replace(run, **short) for name, run in recipe.runs.items()}
+    denoiser = replace(recipe.denoiser, prompts=(), captions=1)
+    return replace(recipe, runs=runs, denoiser=denoiser)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (4,))  # held back: 64
+    monkeypatch.setattr(SubjectScenes.__init__, "__defaults__", (2,))
+    for name, value in (("_LEAST", 1), ("_MOST", 1), ("_PROBED", 1)):
+        monkeypatch.setattr(family, name, value)
+
+
+def test_a_family_from_nothing_to_its_scores(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def stopped_once(stage: str, *arguments: Any, **how: Any) -> None:
+        if stage == "grounding" and "grounding" not in ran:
+            ran.append(stage)
+            raise Stopped("as by a signal")
+        train_stage(stage, *arguments, **how)
+        ran.append(stage)
+
+    monkeypatch.setattr(family, "train_stage", stopped_once)
+    told: list[str] = []
+    with pytest.raises(Stopped):
+        train_family(tmp_path, 30.0, tiny(), progress=False, tell=told.append)
+    table = train_family(tmp_path, 30.0, tiny(), progress=False, tell=told.append)
+    stages = [stage for stage in SHARES if stage != "scores"]
+    again = stages.index("grounding")
+    # What was done is not done again.
+    assert ran == [*stages[:again], "grounding", *stages[again:]]
+    assert [line.split(":")[0] for line in told] == ran
+    assert "right" in table
+    made = StableDiffusionPipeline.from_pretrained(tmp_path / "export", dtype="float32")
+    assert made.unet.config.block_out_channels == (8, 8, 16)
+    assert {*made.adapters["structure"]} == {"edges", "depth"}
+    assert made.subjects.keys() == {"subject"}
+    assert (tmp_path / "scores" / "report.json").exists()
+    kept = json.loads((tmp_path / PLAN).read_text())
+    assert kept["counts"] == {"scenes": 10, "views": 8, "subjects": 6, "scored": 1}
+    ran.clear()
+    assert train_family(tmp_path, 30.0, tiny(), progress=False) == table
+    assert ran == []
+
+
+def test_shares_are_of_what_is_left(tmp_path: Path) -> None:
+    assert list(STAGES) and {*SHARES} - {"scores"} == {*STAGES}
+    ledger, stages = Ledger(tmp_path / PLAN, None), list(SHARES)
+    whole = sum(SHARES.values())
+    assert ledger.allotted("renders", stages, 600) == pytest.approx(600 * 0.08 / whole)
+    ledger.seconds, ledger.done = {"renders": 200.0, "text": 17.0}, ["renders"]
+    left = whole - SHARES["renders"]  # renders took too long; text, interrupted, has its own time
+    assert ledger.allotted("text", stages, 600) == pytest.approx(400 * 0.02 / left)
+    ledger.done.append("text")
+    rest = sum(ledger.allotted(stage, stages, 600) for stage in stages[2:])
+    assert rest == pytest.approx(383)
+    ledger.seconds["text"] = 9999.0
+    assert ledger.allotted("clip", stages, 600) == 0.1
+
+
+def test_as_many_examples_as_there_is_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(family, "_seconds_of_a_scene", lambda recipe: 0.04)
+    recipe, ledger = (
+        ScenesRecipe(scenes=5000, views=500, subjects=700),
+        Ledger(tmp_path / PLAN, None),
+    )
+    made = sized(recipe, "renders", 10.6, ledger)
+    assert (made.scenes, made.views, made.subjects) == (1000, 256, 700)
+    assert sized(recipe, "denoiser", 1.0, ledger).scenes == 1000
+    assert sized(recipe, "subjects", 6.0, ledger).subjects == 256
+    assert sized(recipe, "subjects", 600.0, ledger).subjects == 256  # decided
+    again = Ledger.opened(tmp_path, None)
+    assert again.counts == {"scenes": 1000, "views": 256, "subjects": 256}
+    much = Ledger(tmp_path / "other.json", None)
+    assert sized(recipe, "renders", 1e6, much).scenes == 5000
+
+
+def test_a_family_to_start_from_has_stages_behind_it() -> None:
+    stages = stages_of(ScenesRecipe(start="underdraw/scenes"))
+    behind = {"text", "autoencoder", "decoder", "clip", "structure"}
+    assert {*SHARES} - {*stages} == behind
+    anew = stages_of(ScenesRecipe(start="underdraw/scenes", anew=("structure/edges",)))
+    assert "structure" in anew
+
+
+def test_folders_of_other_runs_are_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path / PLAN, "underdraw/scenes").write()
+    with pytest.raises(InputError, match=r"start=None.*'underdraw/scenes'"):
+        train_family(tmp_path, 60, ScenesRecipe())
+    with pytest.raises(InputError, match="budget=-1"):
+        train_family(tmp_path, -1)
+    for damaged in ('{"start": null}', '{"counts": {"scenes": "1"}, "seconds": {}, "done": []}'):
+        (tmp_path / PLAN).write_text(damaged)
+        with pytest.raises(WeightError, match=r"family\.json is damaged"):
+            train_family(tmp_path, 60)
