@@ -167,6 +167,8 @@ def train_family(
     if not 0 < budget < 1e9:
         raise InputError(f"budget={budget} must be a positive number of seconds")
     recipe, folder = recipe or ScenesRecipe(), Path(folder)
+    # Pictures of prompts are drawn in the end, with the weights that are kept.
+    recipe = replace(recipe, denoiser=replace(recipe.denoiser, prompts=()))
     folder.mkdir(parents=True, exist_ok=True)
     ledger, stages = Ledger.opened(folder, recipe.start), stages_of(recipe)
     for stage in stages:

@@ -110,9 +110,15 @@ def _on(device: str, family: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _workers(pictures: int) -> int:
+    """Processes that render; to start one takes as long as some hundred pictures."""
+    return max(1, min(os.cpu_count() or 1, pictures // 256))
+
+
 def _renders(shop: Workshop, minutes: float | None, where: dict) -> None:
     recipe = shop.recipe
-    how = {"seed": recipe.seed, "workers": os.cpu_count() or 1, "progress": where["progress"]}
+    workers = _workers(recipe.scenes)
+    how = {"seed": recipe.seed, "workers": workers, "progress": where["progress"]}
     render_views(shop.folder / "views", recipe.views, **how)
     render_cache(shop.folder / "renders", recipe.scenes, **how)
 
@@ -238,7 +244,7 @@ def _structure(stage: str, kinds: Sequence[str]) -> Run:
 
 def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
     recipe, bar = shop.recipe, where["progress"]
-    how = {"seed": recipe.seed + 6, "workers": os.cpu_count() or 1, "progress": bar}
+    how = {"seed": recipe.seed + 6, "workers": _workers(recipe.subjects), "progress": bar}
     render_subjects(shop.folder / "subjects", recipe.subjects, **how)
     vae = shop.vae().to(where["device"]).eval()
     batch = 32 if vae.device.type == "cpu" else 512
