@@ -69,6 +69,7 @@ class Objective:
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
         self.alphas_cumprod = torch.from_numpy(config.schedule().alphas_cumprod.copy())
+        self._on: dict[torch.device, Tensor] = {}
 
     def timesteps(self, count: int, generator: torch.Generator, early: float = 1.0) -> Tensor:
         """`(count,)`, together spread evenly over the levels, which makes the loss of a step less
@@ -79,8 +80,15 @@ class Objective:
         spread = (offset + torch.arange(count) / count) % 1.0
         return (spread ** (1 / early) * steps).long().clamp(max=steps - 1)
 
+    def _alphas(self, timesteps: Tensor) -> Tensor:
+        """ᾱ at timesteps; brought to their device once, for a copy waits for what runs there."""
+        device = timesteps.device
+        if device not in self._on:
+            self._on[device] = self.alphas_cumprod.to(device)
+        return self._on[device][timesteps]
+
     def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        alphas = self._alphas(timesteps)
         shape = (-1, 1, 1, 1)
         return alphas.sqrt().float().view(shape), (1 - alphas).sqrt().float().view(shape)
 
@@ -102,7 +110,7 @@ class Objective:
 
     def weights(self, timesteps: Tensor) -> Tensor:
         """Weight of the squared error of the network's output at each timestep, `(batch,)`."""
-        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        alphas = self._alphas(timesteps)
         snr = alphas / (1 - alphas)
         if self.config.weighting == "uniform":
             return torch.ones_like(snr).float()

@@ -76,6 +76,7 @@ class TruthHeads(nn.Module):
         super().__init__()
         self.kinds, self.finest, self.places = kinds, finest, tuple(widths)
         answers = sum(kinds) + 4 * len(WAVES)
+        self._where: dict[tuple[int, int, torch.device], Tensor] = {}
         self.heads = nn.ModuleDict(
             {
                 place.replace(".", "_"): nn.Conv2d(width, answers * finest**2, 1)
@@ -97,7 +98,10 @@ class TruthHeads(nn.Module):
         total = right = lost = torch.zeros((), device=truth.device)
         filled = truth[:, 0] > 0
         here, bare = filled.float(), (~filled).float()
-        where = places_of(*truth.shape[2:]).to(truth.device)
+        key = (truth.shape[2], truth.shape[3], truth.device)
+        if key not in self._where:  # a copy to a device waits for what runs there
+            self._where[key] = places_of(*truth.shape[2:]).to(truth.device)
+        where = self._where[key]
         for place, features in seen.items():
             told = F.pixel_shuffle(self.heads[place.replace(".", "_")](features), self.finest)
             rows, columns = truth.shape[2:]
