@@ -120,7 +120,7 @@ def test_mirrored_pictures_have_mirrored_truth(few):
 def test_training_repeats_and_goes_on(few, tmp_path, monkeypatch):
     # bfloat16 is emulated on many CPUs: the shipped widths are trained once, in `test_the_command`.
     monkeypatch.setattr(train_evaluator, "Network", partial(Network, (8, 8, 16, 16)))
-    config = TrainConfig((Phase(24, 2, 3e-3), Phase(40, 2, 1e-3, subjects=0.5)), batch=8)
+    config = TrainConfig((Phase(24, 2, 3e-3), Phase(40, 1, 1e-3, subjects=0.5)), batch=8)
     whole = train(few, config)
     again = train(few, config)
     state = tmp_path / "training.pt"
@@ -128,7 +128,7 @@ def test_training_repeats_and_goes_on(few, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    for _ in range(3):  # stopped after every epoch: inside a phase and between two
+    for _ in range(2):  # stopped after every epoch: inside a phase and between two
         with monkeypatch.context() as patch:
             kept = torch.save
 
