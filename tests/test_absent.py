@@ -18,7 +18,7 @@ LATER = {
     "StableDiffusionLoraLoaderMixin LoraConfig": "load_lora_weights",
     "IPAdapterMixin IPAdapterAttnProcessor": "load_ip_adapter",
     "TextualInversionLoaderMixin": "load_textual_inversion",
-    "BitsAndBytesConfig TorchAoConfig PipelineQuantizationConfig": "int8 and float8",
+    "BitsAndBytesConfig TorchAoConfig PipelineQuantizationConfig": "8 bits",
     "OnnxStableDiffusionPipeline": "engines",
     "StableDiffusionXLPipeline StableDiffusion3Pipeline FluxPipeline StableVideoDiffusionPipeline "
     "SD3Transformer2DModel UNet3DConditionModel FluxControlNetModel WanPipeline": "out of scope",
@@ -40,7 +40,7 @@ TYPOS = {
 METHODS = {
     "load_lora_adapter load_attn_procs hotswap_lora": "load_lora_weights",
     "load_ip_adapters fuse_ip_adapter": "load_ip_adapter",
-    "fuse_qkv_projections enable_group_offload": "later release",
+    "enable_layerwise_casting dequantize": "quantize",
     "enable_shortcuts": "shortcuts",
     "enable_vae_tilling": "did you mean 'enable_vae_tiling'",
 }

@@ -117,6 +117,7 @@ SAYS_OTHERWISE = {
     "gligen_images": "input",
     "is_image": "input",
     "torch_dtype": "dtype",
+    "onload_device": "device",
 }
 """Arguments that messages may call by another name."""
 

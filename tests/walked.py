@@ -228,6 +228,8 @@ OBJECTS: dict[str, Callable[[], Any]] = {
 NUMPY = np.zeros((1, 8, 8, 3), np.float32)
 SAMPLES: dict[str, Callable[[], Any]] = {
     "adapter_names": list,
+    "b1": lambda: 1.1,
+    "b2": lambda: 1.2,
     "base": lambda: str(shelf() / "folder"),
     "batch_size": lambda: 1,
     "boxes": lambda: gligen.BOXES,
@@ -290,6 +292,8 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "raw": dict,
     "repeat_batch": lambda: 1,
     "repo_id": lambda: "owner/name",
+    "s1": lambda: 0.9,
+    "s2": lambda: 0.2,
     "sample": lambda: LATENTS,
     "save_directory": lambda: "made",
     "size": lambda: (8, 8),

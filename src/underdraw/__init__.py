@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         InputTypeError as InputTypeError,
         NonFiniteError as NonFiniteError,
         NotFoundError as NotFoundError,
+        OutOfMemoryError as OutOfMemoryError,
         UnderdrawError as UnderdrawError,
         WeightError as WeightError,
     )

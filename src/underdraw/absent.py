@@ -55,7 +55,7 @@ NAMES = (
     ),
     (
         r"\w*Quant\w*Config|BitsAndBytesConfig|TorchAoConfig|QuantoConfig",
-        'weights in int8 and float8 come with a later release; dtype="float16" is there',
+        'pipe.quantize("int8") and pipe.quantize("float8") keep weights in 8 bits',
     ),
     (
         r"\w*AttnProcessor\w*|attention_processor",
@@ -124,8 +124,8 @@ METHODS = (
     (r"(enable|disable)_freeu", "FreeU is a setting of a pipeline: pipe.enable_freeu"),
     (
         r"(un)?fuse_qkv_projections|enable_group_offload|enable_layerwise_casting|dequantize",
-        "it comes with a later release; enable_model_cpu_offload(), enable_attention_slicing(), "
-        "enable_vae_tiling() and dtype='float16' save memory",
+        "pipe.enable_group_offload(), pipe.quantize('int8'), pipe.enable_vae_tiling(seamless=True) "
+        "and dtype='float16' save memory",
     ),
     (r"(enable|disable)_shortcuts", "shortcuts come with a later release"),
     (r"compile_repeated_blocks|compile", 'use engine="compiled" of the pipeline'),

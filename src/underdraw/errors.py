@@ -25,6 +25,10 @@ class NotFoundError(UnderdrawError, FileNotFoundError):
     """A folder, file or Hub repository is not there."""
 
 
+class OutOfMemoryError(UnderdrawError, MemoryError):
+    """Memory did not suffice; the message says what a call needs, and which settings need less."""
+
+
 class NonFiniteError(UnderdrawError, ArithmeticError):
     """NaN or infinity came out of a network; a black picture is never returned instead."""
 

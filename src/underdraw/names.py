@@ -25,6 +25,7 @@ MODULES = {
         "InputTypeError",
         "NonFiniteError",
         "NotFoundError",
+        "OutOfMemoryError",
         "UnderdrawError",
         "WeightError",
     ),

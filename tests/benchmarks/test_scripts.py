@@ -314,3 +314,20 @@ def test_what_engine_steps_measures_is_chosen(engine_steps, tmp_path, monkeypatc
     for wrong in (["--only", "speed"], ["--against", str(tmp_path)]):
         with pytest.raises(SystemExit):
             engine_steps.main(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_memory(tmp_path):
+    """Of one small case each, in this process."""
+    import memory
+
+    made = {}
+    for way in memory.WAYS:
+        row = memory.decode(way, 64, VAE, str(tmp_path / "made.pt"))
+        assert row["peak"] >= 0
+        made[way] = memory.torch.load(tmp_path / "made.pt")
+    assert memory.psnr(made["seamless"], made["whole"]) > 50
+    assert memory.psnr(made["diffusers, whole"], made["whole"]) > 50
+    kinds = {row["kind"]: row for row in memory.weights({**memory.SD15_UNET, **UNET})}
+    assert kinds["float32"]["loss"] == 0 < kinds["int8"]["loss"] < kinds["float8"]["loss"]
+    assert kinds["int8"]["bytes"] < kinds["float32"]["bytes"]

@@ -25,8 +25,13 @@ Device = Any
 
 EXTRAS: Mapping[str, frozenset[str]] = {
     # Keeps less for a gradient; `torch.compile`, and what a network was compiled by; whether
-    # parameters are what they were, and whether a call is recorded for a gradient.
-    "torch": frozenset({"recomputed", "compiled", "compiler_of", "Watch", "recording"}),
+    # parameters are what they were, and whether a call is recorded for a gradient; weights in 8
+    # bits, how much memory they take, and layers that come to a device while they are used.
+    "torch": frozenset(
+        (
+            "recomputed compiled compiler_of Watch recording quantised stored_bytes copies streamed"
+        ).split()
+    ),
     # Trees without a model class; `jax.jit`, which takes networks as arguments.
     "jax": frozenset({"build", "load", "compiled", "networks_are_values"}),
     "mindspore": frozenset({"build", "load"}),

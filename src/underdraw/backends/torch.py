@@ -1,5 +1,6 @@
 """PyTorch: leaves are its own layers, nodes are modules, so its ecosystem keeps working."""
 
+from underdraw.backends.torch_leaves import copies, quantised, stored_bytes, streamed
 from underdraw.backends.torch_operations import (
     array,
     device_of,
@@ -43,6 +44,7 @@ __all__ = [
     "build_root",
     "compiled",
     "compiler_of",
+    "copies",
     "device_of",
     "draw",
     "draw_like",
@@ -59,11 +61,14 @@ __all__ = [
     "named_tensors",
     "no_grad",
     "operations",
+    "quantised",
     "recomputed",
     "recording",
     "register_output",
     "replace_rows",
     "resolve_dtype",
+    "stored_bytes",
+    "streamed",
     "tensor",
     "to_bits",
     "to_numpy",

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from underdraw import absent
 from underdraw.backends import hardware
 from underdraw.backends.layout import Layout, Leaf
+from underdraw.backends.torch_leaves import Quantised
 from underdraw.backends.torch_operations import Node, draw
 from underdraw.errors import InputError, InputTypeError
 
@@ -115,8 +116,15 @@ def load_root(
 
 
 def named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by published name."""
-    return root.named_parameters()
+    """Parameters by published name; weights in 8 bits in floating point."""
+    if not any(isinstance(module, Quantised) for module in root.modules()):
+        yield from root.named_parameters()
+        return
+    for path, module in root.named_modules():
+        before = f"{path}." if path else ""
+        if isinstance(module, Quantised):
+            yield f"{before}weight", module.weight
+        yield from ((f"{before}{name}", p) for name, p in module.named_parameters(recurse=False))
 
 
 def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
@@ -128,6 +136,7 @@ def to_bits(value: Tensor) -> tuple[str, np.ndarray]:
 
 def with_values(layer: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     """A layer like another with other numbers."""
+    layer = layer.plain() if isinstance(layer, Quantised) else layer
     made = copy(layer)
     given = {"weight": weight, "bias": bias}
     new = {

@@ -9,6 +9,7 @@ import typer
 from underdraw.cli import boxes, logs, structure, subjects
 from underdraw.cli.cache import cache
 from underdraw.cli.convert import convert
+from underdraw.cli.doctor import doctor
 from underdraw.cli.edit import edit
 from underdraw.cli.evaluate import evaluate
 from underdraw.cli.failures import Group
@@ -64,7 +65,7 @@ class GenerateCommand(OfSeveral):
 OWN = {generate: GenerateCommand, edit: EditCommand}
 COMMANDS = (
     *(generate, edit, info, convert, merge, extract_lora),
-    *(scenes, train, evaluate, cache),
+    *(scenes, train, evaluate, cache, doctor),
 )
 for command in COMMANDS:
     cls = OWN.get(command, Command)

@@ -21,7 +21,7 @@ from underdraw import backends, checks
 from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.backends.layout import Layout
-from underdraw.backends.node import at
+from underdraw.backends.node import at, grow
 from underdraw.backends.once import once
 from underdraw.errors import InputError, InputTypeError, WeightError
 from underdraw.formats.stored import stored
@@ -33,6 +33,11 @@ from underdraw.weights import folders, hub as hubs, save
 from underdraw.weights.match import match_network
 from underdraw.weights.push import Pushable
 from underdraw.weights.quantised import widened
+
+QUANTISED = ("int8", "float8")
+"""Kinds of weights in 8 bits."""
+KEPT = ("conv_in", "conv_out", "decoder.conv_out", "encoder.conv_in")
+"""Layers that stay as they are: small, and next to what is seen."""
 
 
 class Model(Pushable):
@@ -343,8 +348,36 @@ class Model(Pushable):
 
     @checked
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the parameters; there are no buffers."""
+        """Bytes of the parameters as they are kept: of weights in 8 bits, too."""
+        if hasattr(self._framework, "stored_bytes"):
+            return self._framework.stored_bytes(self)
         return sum(one.nbytes for _, one in self._framework.named_tensors(self))
+
+    @checked
+    def quantized(self, kind: str = "int8") -> Self:
+        """This network with the weights of its linear layers and convolutions in 8 bits, each with
+        a scale for each output; all else is shared. It computes in the dtype it has now.
+
+        LoRAs and other differences act on it as before, `save_pretrained` writes floating point,
+        and where something is merged into a layer (`fuse_lora`) that layer is floating point again.
+
+        Args:
+            kind: "int8", or "float8" (e4m3).
+
+        Raises:
+            InputError: the kind is not known, this backend has none, or a weight is not finite.
+        """
+        checks.choice("kind", kind, QUANTISED)
+        framework = self._framework
+        if not hasattr(framework, "quantised"):
+            raise InputError(f"kind={kind!r}: weights in 8 bits are not there on {self.nn.name}")
+        layout, made = type(self).layout(self.config), {}
+        for path, leaf in layout.leaves.items():
+            if leaf.kind != "parameter":
+                made[path] = framework.quantised(at(self, path), None if path in KEPT else kind)
+        model = type(self).sharing(self.config, grow(made), self)
+        model.diffusers_version = self.diffusers_version
+        return model
 
     def __repr__(self) -> str:
         if "config" not in vars(self):  # not set up: copying and unpickling pass here

@@ -17,7 +17,10 @@ from typing import Any
 from underdraw.backends.contract import Array, Node, Operations
 
 PIXELS = 128 * 128
-"""Of a band, at least; pictures of at most so many stay arrays."""
+"""Pictures of at most so many stay arrays."""
+PARTS = 4
+"""A band has a part of so many pixels: what is made on the way costs as much as five of its layers'
+inputs, and rows beyond its borders are computed twice."""
 LEAST_ROWS = 8
 CHAINED = 3
 """Convolutions in a row that are computed again at the borders of bands instead of being kept."""
@@ -139,7 +142,7 @@ class Bands:
 
     def rows_of(self, x: Picture) -> int:
         """Rows of its bands."""
-        return max(LEAST_ROWS, self.pixels // x.shape[3])
+        return max(LEAST_ROWS, self.pixels // PARTS // x.shape[3])
 
     def stored(self, band: Array) -> Array:
         """A band as it is kept."""

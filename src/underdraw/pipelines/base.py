@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing_extensions import ParamSpec, Self
 from underdraw import absent, checks, engines
 from underdraw.arguments import checked
 from underdraw.engines.engine import Engine
+from underdraw.engines.streaming import Streaming, plain
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
+from underdraw.models.base import Model
 from underdraw.models.returning import Returning
 from underdraw.pipelines.call.stream import Stream
 from underdraw.pipelines.call.views import Views
@@ -26,7 +28,7 @@ from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
-from underdraw.pipelines.components.registry import Names, listed_class
+from underdraw.pipelines.components.registry import Names, listed_class, uncompiled
 from underdraw.pipelines.components.settings import MOST_SLICES, SEAMLESS, Settings
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.components.telling import tell
@@ -164,7 +166,10 @@ class DiffusionPipeline(Pushable):
 
     @engine.setter
     def engine(self, engine: Any) -> None:
-        self.parts.engine = engines.get(engine)
+        made, now = engines.get(engine), self.parts.engine
+        if isinstance(now, Streaming):  # goes on standing before whatever engine there is
+            made = Streaming(plain(made), now.device, now.blocks)
+        self.parts.engine = made
 
     @property
     def solver(self) -> str:
@@ -495,6 +500,28 @@ class DiffusionPipeline(Pushable):
     def disable_freeu(self) -> None:
         """Without it again."""
         self.settings = replace(self.settings, freeu=None)
+
+    @checked
+    def quantize(self, kind: str = "int8", components: Sequence[str] = ("unet",)) -> Self:
+        """Keep the weights of networks in 8 bits (`models.base.Model.quantized`): half the memory
+        of float16. Pipelines that share the networks go on with what they have.
+
+        Args:
+            kind: "int8", or "float8" (e4m3).
+            components: names of the networks.
+
+        Raises:
+            InputError: a component is no network, or its backend has no such weights.
+        """
+        made = {}
+        for name in checks.texts("components", components):
+            network = uncompiled(self.parts.named.get(name))
+            if not isinstance(network, Model):
+                raise InputError(f"components: {name!r:.100} is no network of this pipeline")
+            made[name] = network.quantized(kind)
+        for name, network in made.items():
+            setattr(self, name, network)
+        return self
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""

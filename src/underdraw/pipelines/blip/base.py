@@ -135,7 +135,8 @@ class BlipPipeline(SubjectEdits, LatentPipeline):
         pixels = network.check_pixels("input_image", input_image, len(ids))
         with self.parts.framework.no_grad(), self.parts.borrow(network):
             framework = network._framework
-            pixels = framework.array(pixels, dtype=network.dtype, device=network.device)
+            where = {"dtype": network.dtype, "device": self.parts.place(network)}
+            pixels = framework.array(pixels, **where)
             return network.encode(pixels, ids, keep, self.parts.ask)
 
     def encode_prompt(  # type: ignore[override]

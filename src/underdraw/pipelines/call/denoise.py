@@ -72,10 +72,11 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
 
         def ready() -> None:
             """The UNet comes after the networks that controls need to be prepared."""
-            beside = list(components.attached.beside) if controls else []
-            for control in controls:
-                beside += control.networks(run)
-            held.enter_context(components.borrow(run.model, *beside))
+            asked = [one for control in controls for one in control.networks(run)]
+            held.enter_context(components.borrow(run.model, *asked))
+            if controls:
+                hooked = (*components.attached.beside, components.own_grounding)
+                held.enter_context(components.borrow(*hooked, whole=True))
 
         loop = sample(run, latents, controls, ready, denoiser)
         latents = yield from _driven(loop, run, plan, latents)
@@ -90,6 +91,7 @@ def _driven(loop: Generator[Any, Any, Array], run: Run, plan: Plan, latents: Arr
     order = getattr(run.components.scheduler, "order", 1)
     reply: Any = None
     caller.views.leave(run, skip)
+    caller.views.begun(latents.shape)
     with closing(loop), caller.views.going(run), caller.progress_bar(total=plan.steps) as bar:
         while True:
             try:

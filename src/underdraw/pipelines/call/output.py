@@ -80,7 +80,7 @@ def check_safety(components: Components, images: Array) -> tuple[Array, Flags]:
     pictures = to_output(images, "pil", framework)
     pixels = components.feature_extractor(pictures, return_tensors="np")["pixel_values"]
     with components.borrow(checker):
-        pixels = framework.array(pixels, dtype=checker.dtype, device=checker.device)
+        pixels = framework.array(pixels, dtype=checker.dtype, device=components.place(checker))
         flags = checker.flags(pixels, components.ask)
     if any(flags):
         where = getattr(images, "device", None)

@@ -13,6 +13,7 @@ from underdraw import engines
 from underdraw.backends.hardware import has_channels_last
 from underdraw.controls.image_prompt import ImagePrompt
 from underdraw.controls.run import Run
+from underdraw.engines.streaming import plain
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats.json_text import parse
 from underdraw.names import __version__
@@ -165,7 +166,7 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
     altered = altered or run.interrupted or run.ended or run.guidance is not scale
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
     given |= {"controls": request.controls or None, **own}
-    engine = engines.name_of(components.engine)
+    engine = engines.name_of(plain(components.engine))
     given |= {"engine": () if engine is None else None}
     given |= {"fuse_lora": () if components.mix.merged else None}
     shown = any(isinstance(control, ImagePrompt) for control in request.own)

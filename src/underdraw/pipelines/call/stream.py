@@ -16,6 +16,7 @@ from underdraw.engines.engine import Engine, Question, answer, answered
 from underdraw.errors import InputTypeError
 from underdraw.models.returning import Returning, show
 from underdraw.pictures.writing import grid, to_output, to_pil
+from underdraw.pipelines.call.memory import telling_shortage
 from underdraw.pipelines.call.output import Flags, decode
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling.loop import Step
@@ -42,7 +43,8 @@ def streamed(
 
     @wraps(make)
     def call(pipe: Any, *args: Given.args, **kwargs: Given.kwargs) -> Any:
-        return ended(make(pipe, *args, **kwargs), pipe.engine)
+        with telling_shortage(pipe):
+            return ended(make(pipe, *args, **kwargs), pipe.engine)
 
     call.steps = make  # type: ignore[attr-defined]
     of_generator = get_args(get_type_hints(make).get("return"))
@@ -133,7 +135,8 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
             return self.asked
         reply, self._reply = self._reply, None
         try:
-            item = self._run.send(reply)
+            with telling_shortage(self.pipe):
+                item = self._run.send(reply)
         except StopIteration as end:
             self.output = end.value if self.output is None else self.output
             raise
@@ -158,7 +161,8 @@ class Stream(Generator[Progress, None, Made], Generic[Made]):
         """The next step; raises StopIteration, which holds the output, after the last one."""
         while isinstance(item := self.ask(), Question):
             try:
-                self.answer(answer(self.pipe.engine, item))
+                with telling_shortage(self.pipe):
+                    self.answer(answer(self.pipe.engine, item))
             except BaseException:
                 self.close()
                 raise

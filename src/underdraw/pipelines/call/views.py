@@ -8,7 +8,7 @@ thread has left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, local
@@ -60,6 +60,15 @@ class Views:
         """The run that this thread has gone on with last; None where it is gone."""
         known = getattr(self._thread, "last", None)
         return None if known is None else known()
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the latents of the run that began last in this thread."""
+        return getattr(self._thread, "shape", None)
+
+    def begun(self, shape: Sequence[int]) -> None:
+        """Note the shape of latents with which a run begins."""
+        self._thread.shape = tuple(shape)
 
     @contextmanager
     def inside(self, run: Any, skip: int | None) -> Iterator[None]:

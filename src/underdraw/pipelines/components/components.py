@@ -163,10 +163,15 @@ class Components:
         """All networks, those that were attached included."""
         return networks_among((*self.named.values(), *self.attached.parts))
 
-    def borrow(self, *networks: Any) -> AbstractContextManager[None]:
+    def borrow(self, *networks: Any, whole: bool = False) -> AbstractContextManager[None]:
         """While it lasts these networks are on `device`, which without offloading they always are;
-        what is no network is passed over."""
-        return nullcontext() if self.offload is None else self.offload.using(*networks)
+        what is no network is passed over. Where their layers pass through the device one by one,
+        they are moved only if they are needed as a `whole`: by a hook, and not by an engine."""
+        return nullcontext() if self.offload is None else self.offload.using(*networks, whole=whole)
+
+    def place(self, network: Any) -> Any:
+        """Where a network computes, once it is borrowed."""
+        return network.device if self.offload is None else self.offload.device
 
     def ask(self, program: Program, model: Any, *inputs: Any) -> Any:
         """What a program of a network gives for `inputs`, arrays on `device`, by the engine; a
@@ -190,6 +195,13 @@ class Components:
         """Grounding weights by kind ("text", "text-image", "keypoints", ...): those attached, and
         those which a gated UNet has in itself."""
         return groundings(self)
+
+    @property
+    def own_grounding(self) -> Any:
+        """The grounding layers inside of a gated UNet whose other layers are streamed, else
+        None."""
+        streams = self.offload is not None and self.offload.streams
+        return getattr(uncompiled(self.unet), "grounding", None) if streams else None
 
     @property
     def sight(self) -> Sight:
@@ -248,7 +260,7 @@ class Components:
         vae, framework = self.vae, self.framework
         with framework.no_grad(), self.borrow(vae):
             # The autoencoder may live in another dtype, or elsewhere, than the UNet.
-            pixels = framework.array(pixels, dtype=vae.dtype, device=vae.device)
+            pixels = framework.array(pixels, dtype=vae.dtype, device=self.place(vae))
             found = vae.encode_with(pixels, self._slicing, self.tiling, self.ask)
             if not (framework.is_finite(found.mean) and framework.is_finite(found.std)):
                 raise NonFiniteError(f"vae: encoding {NARROW}")
@@ -275,7 +287,7 @@ class Components:
     def _decoded(self, vae: Any, latents: Array, tiling: Tiling | None) -> Array:
         framework = self.framework
         with framework.no_grad(), self.borrow(vae):
-            z = framework.array(latents, dtype=vae.dtype, device=vae.device)
+            z = framework.array(latents, dtype=vae.dtype, device=self.place(vae))
             z = z / vae.config.scaling_factor
             decoded = vae.decode_with(z, self._slicing, tiling, self.ask)
             if not framework.is_finite(decoded):

@@ -9,6 +9,7 @@ from typing import Any
 
 from underdraw import checks
 from underdraw.backends.hardware import resolve_accelerator
+from underdraw.engines.streaming import Streaming, plain
 from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.pipelines.components.registry import networks_among, uncompiled
@@ -24,8 +25,11 @@ class Offload:
     layer stays for as long as any network that has it is used.
     """
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any, streams: bool = False) -> None:
         self.device = device
+        self.streams = streams
+        """Whether networks stay at home and their layers pass through the device, as
+        `engines.streaming` has it; then only what cannot be asked by an engine is moved."""
         # Reentrant, for a forgotten stream may be closed by the collector at any moment.
         self._lock = RLock()
         self._here: dict[int, tuple[Any, list[object]]] = {}
@@ -33,10 +37,10 @@ class Offload:
 
     def __getstate__(self) -> Any:
         """For copies and pickles: their networks are others, which nobody uses yet."""
-        return self.device
+        return self.device, self.streams
 
-    def __setstate__(self, device: Any) -> None:
-        Offload.__init__(self, device)
+    def __setstate__(self, state: Any) -> None:
+        Offload.__init__(self, *state)
 
     @property
     def busy(self) -> bool:
@@ -45,9 +49,10 @@ class Offload:
             return any(users for _, users in self._here.values())
 
     @contextmanager
-    def using(self, *networks: Any) -> Iterator[None]:
-        """While it lasts, these networks are on the device; what is no network is passed over."""
-        user = object()
+    def using(self, *networks: Any, whole: bool = False) -> Iterator[None]:
+        """While it lasts, these networks are on the device; what is no network is passed over.
+        Where layers are streamed, none is moved unless it is needed as a `whole`."""
+        user, networks = object(), networks if whole or not self.streams else ()
         try:
             for network in _models(networks):
                 with self._lock:
@@ -90,8 +95,11 @@ class Offload:
         return self._here.setdefault(id(network), (network, []))[1]
 
 
-def enable(components: Any, gpu_id: Any, device: Any) -> None:
-    """What `pipe.enable_model_cpu_offload` does, to its `Components`."""
+def enable(
+    components: Any, gpu_id: Any, device: Any, streams: bool = False, blocks: int | None = None
+) -> None:
+    """What `pipe.enable_model_cpu_offload` does, to its `Components`; with `streams` what
+    `enable_sequential_cpu_offload` does, or with `blocks` `enable_group_offload`."""
     for name, network in components.named.items():
         kind = uncompiled(network).nn.name if isinstance(uncompiled(network), Model) else "torch"
         if kind != "torch":
@@ -102,16 +110,26 @@ def enable(components: Any, gpu_id: Any, device: Any) -> None:
         None if gpu_id is None else checks.whole("gpu_id", gpu_id, 0, 1024),
         checks.device("device", device),
     )
-    if (before := components.offload) is not None and before.device != place:
+    before = components.offload
+    if before is not None and (before.device, before.streams) != (place, streams):
         if before.busy:
             raise InputError(
                 f"device={str(place)!r}: calls are in progress on {str(before.device)!r}; wait for "
                 "their end"
             )
         before = None
-    made = Offload(place) if before is None else before
+    made = Offload(place, streams) if before is None else before
     made.bring_home(*components.networks)
     components.offload = made
+    inner = plain(components.engine)
+    components.engine = Streaming(inner, place, blocks) if streams else inner
+
+
+def disable(components: Any) -> None:
+    """Networks stay in host memory from now on."""
+    if components.offload is not None:
+        components.offload.bring_home()
+    components.offload, components.engine = None, plain(components.engine)
 
 
 def _models(networks: Sequence[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from underdraw import engines
+from underdraw.engines.streaming import plain
 from underdraw.models.base import Model
 from underdraw.pipelines.components.adapters import KINDS, own_folder
 from underdraw.pipelines.components.components import Components
@@ -34,7 +35,8 @@ def _lines(parts: Components) -> Iterator[tuple[str, str]]:
     if on:
         yield "settings", ", ".join(on)
     if parts.offload is not None:
-        yield "offload", f"networks stay in host memory, and compute on {parts.offload.device}"
+        what = "layers" if parts.offload.streams else "networks"
+        yield "offload", f"{what} stay in host memory, and compute on {parts.offload.device}"
     if parts.compat is not None:
         yield "compat", parts.compat
     yield "attached", ", ".join(_attached(parts)) or "nothing"
@@ -65,4 +67,4 @@ def _attached(parts: Components) -> Iterator[str]:
 
 
 def _engine(engine: Any) -> str:
-    return engines.name_of(engine) or type(engine).__name__
+    return engines.name_of(plain(engine)) or type(plain(engine)).__name__

@@ -22,11 +22,18 @@ from underdraw.pictures import cropping, modes, reading as pictures, writing as 
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.call.latents import LONGEST_SIDE
 from underdraw.pipelines.components.components import Components
-from underdraw.pipelines.components.offload import enable
+from underdraw.pipelines.components.offload import disable, enable
 from underdraw.pipelines.components.registry import LIBRARIES, uncompiled
 from underdraw.pipelines.diffusers.latents import first_noise
 from underdraw.weights import folders, hub
 
+GROUPS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("use_stream", "non_blocking", "record_stream"), (None, False, True)),
+    "low_cpu_mem_usage": (None, False, True),
+    "offload_to_disk_path": (None,),
+    "exclude_modules": (None,),
+}
+"""Keywords of diffusers' `enable_group_offload`, and the values that change nothing here."""
 FUSED = "xformers: the framework's own fused attention is used already, and nothing changes"
 
 
@@ -223,8 +230,7 @@ class Familiar:
     def disable_model_cpu_offload(self) -> None:
         """No longer move networks: they stay in host memory, from where `pipe.to(device)` takes
         them. Pipelines that share them (`from_pipe`) are not changed."""
-        self.maybe_free_model_hooks()
-        self.parts.offload = None
+        disable(self.parts)
 
     remove_all_hooks = disable_model_cpu_offload
 
@@ -235,14 +241,59 @@ class Familiar:
             self.parts.offload.bring_home()
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
-        """Do as `enable_model_cpu_offload`, with a note: whole networks are moved, not single
-        layers. Where that cannot be done (without an accelerator, on other backends than PyTorch)
-        the note says so, and nothing changes."""
+        """Keep networks in host memory, and bring each layer to an accelerator for the moment it is
+        used: the least memory there, and the slowest. Nothing is moved back, for layers are copied;
+        weights that hooks use (grounding) are moved as a whole while a call with controls runs.
+        Networks of other engines than the default run as they are written. Where it cannot be done
+        (without an accelerator, on other backends than PyTorch) a note says so, and nothing
+        changes. Arguments and the way back are those of `enable_model_cpu_offload`."""
         try:
-            self.enable_model_cpu_offload(gpu_id, device)
-            note("enable_sequential_cpu_offload: whole networks are moved, not single layers")
+            enable(self.parts, gpu_id, device, streams=True)
         except InputError as error:
             note(f"enable_sequential_cpu_offload changes nothing: {error}")
+
+    @checked
+    def enable_group_offload(
+        self,
+        onload_device: Any = None,
+        offload_device: Any = "cpu",
+        offload_type: str = "block_level",
+        num_blocks_per_group: int | None = None,
+        **familiar: Any,
+    ) -> None:
+        """The same by groups of blocks: while one computes the next is fetched, on CUDA by a stream
+        of its own. The accelerator holds two groups at a time.
+
+        Args:
+            onload_device: such as "cuda:1"; by default the fastest accelerator.
+            offload_device: "cpu": host memory.
+            offload_type: "block_level", or "leaf_level", which does as
+                `enable_sequential_cpu_offload`.
+            num_blocks_per_group: 1 if not given.
+            familiar: diffusers' switches of how it does so (`use_stream`, `non_blocking`,
+                `record_stream`, `low_cpu_mem_usage`), which change nothing.
+
+        Raises:
+            InputError: there is no accelerator, or networks are not on PyTorch.
+        """
+        keywords.drop_neutral("enable_group_offload", familiar, GROUPS, ())
+        checks.choice("offload_type", offload_type, ("block_level", "leaf_level"))
+        checks.choice("offload_device", str(offload_device), ("cpu",))
+        blocks = num_blocks_per_group
+        if blocks is not None:
+            blocks = checks.whole("num_blocks_per_group", blocks, 1, 10_000)
+        blocks = None if offload_type == "leaf_level" else blocks or 1
+        enable(self.parts, None, onload_device, streams=True, blocks=blocks)
+
+    @checked
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Nothing but a note: the three products of an attention are computed one by one, with the
+        same numbers."""
+        note("fuse_qkv_projections: nothing changes, the numbers would be the same")
+
+    @checked
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Nothing: they are not fused."""
 
     def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
         """Nothing but a note: the framework's own fused attention is used already."""
