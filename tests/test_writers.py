@@ -41,6 +41,7 @@ from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.text.vocabulary import train_vocabulary
 from underdraw.training import autoencoder, checkpoints, recipes, views
 from underdraw.training.curve import Curve
+from underdraw.training.truth import read_heads
 from underdraw.weights import folders, hub, save
 from underdraw.weights.files import open_tensors
 from underdraw.weights.folders import read_json
@@ -176,7 +177,10 @@ def write_export(place: Path, value: int) -> None:
         recipe=SimpleNamespace(denoiser=SimpleNamespace(objective=None)),
         family=lambda: value,
         grounding=lambda: filled(Grounding, value),
+        heads=lambda: heads,
     )
+    heads = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(heads.weight, value)
     try:
         recipes.save_family = lambda family, _, folder: write_network(CLIPTextModel)(folder, family)  # type: ignore
         recipes._export(shop, None, {})
@@ -187,6 +191,7 @@ def write_export(place: Path, value: int) -> None:
 def export_value(place: Path) -> int:
     value = value_in(CLIPTextModel.from_pretrained(place))
     assert value_in(load_grounding(place / "grounding")) == value
+    assert float((read_heads(str(place)) or {})["weight"].mean()) == value
     return value
 
 
