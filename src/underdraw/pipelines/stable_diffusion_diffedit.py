@@ -437,8 +437,6 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         keep: str | os.PathLike[str] | None = None,
         callback: Callable[..., Any] | None = None,
         controls: Sequence[Control] = (),
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
     ) -> DiffEditOutput:
         """Change a picture from what one text says to what another says.
 
