@@ -20,6 +20,7 @@ from training.line import CONFIG, Line, weights
 from underdraw.errors import InputError, NonFiniteError, NotFoundError, WeightError
 from underdraw.training import checkpoints
 from underdraw.training.ema import Average
+from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import Stopped, TrainingConfig, _means, _Run, train
 from underdraw.training.parallel import Group
 
@@ -129,6 +130,16 @@ def test_threads_are_refused_where_results_could_not_be_repeated(tmp_path: Path)
     train(Line(dropout=0.0), CONFIG, tmp_path)
     with pytest.raises(InputError, match=r"optimizer='muon', but the checkpoint.*'adamw'"):
         train(Line(dropout=0.0), replace(CONFIG, optimizer="muon"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "threads"), [(32, 1, 16), (24, 1, 12), (6, 1, 3), (6, 2, 0), (2, 1, 0)]
+)
+def test_as_many_threads_as_share_a_batch_evenly(
+    batch: int, accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert lanes_for(replace(CONFIG, batch=batch, accumulate=accumulate)) == threads
 
 
 def test_an_error_in_a_thread_is_the_runs(tmp_path: Path) -> None:
@@ -243,6 +254,8 @@ def test_rates_warm_up_and_fall() -> None:
     cosine = replace(config, schedule="cosine", decay=1.0)
     assert cosine.rate(50, 0.5) == pytest.approx(1.0)
     assert replace(config, schedule="constant").rate(99, 0.99) == 2.0
+    timed = replace(config, minutes=1.0, warmup=1000)
+    assert timed.rate(1, 0.05) == pytest.approx(1.0) and timed.rate(1, 0.2) == pytest.approx(2.0)
 
 
 def test_minutes_end_a_run(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ class TrainingConfig:
     `batch` examples make one step, over all processes and all `accumulate` parts. The rate climbs
     over `warmup` steps and follows `schedule` down to zero over the last `decay` of the run. With
     `minutes` the run also ends after that time, and the schedule follows whichever of time and
-    steps is further on, so that it comes to its end on a machine of unknown speed. `workers`
+    steps is further on, so that it comes to its end on a machine of unknown speed; the climb then
+    takes no more than a tenth of the run. `workers`
     processes draw the examples of coming steps, for accelerators that would wait for them.
 
     `threads`, for CPUs, computes each part of a step in so many parts at the same time, each on one
@@ -103,6 +104,8 @@ class TrainingConfig:
     def share(self, step: int, progress: float) -> float:
         """What of the highest rates counts at step `step`, in [0, 1]."""
         risen = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.minutes is not None:
+            risen = max(risen, min(1.0, 10 * progress))
         left = min(1.0, (1.0 - progress) / self.decay) if self.decay > 0 else 1.0
         falls = {
             "constant": 1.0,

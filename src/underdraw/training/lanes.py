@@ -68,7 +68,7 @@ class Lanes:
         return figures
 
 
-def lanes_for(config: TrainingConfig, least: int = 4) -> int:
+def lanes_for(config: TrainingConfig, least: int = 2) -> int:
     """How many threads suit a training on this processor: as PyTorch would use, where each gets the
     same number of examples, `least` or more; 0 where that is one."""
     share = config.batch // config.accumulate
