@@ -36,6 +36,7 @@ from timing import (
 
 from underdraw import ControlNetModel, Structure, UNet2DConditionModel
 from underdraw.controls.control import Asked, Call
+from underdraw.engines import EAGER, Engine
 from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.networks.sites import NO_SITES
 from underdraw.sampling.denoiser import Denoiser
@@ -74,9 +75,10 @@ class Steps:
     latents: torch.Tensor
     maps: Sequence[torch.Tensor]
     guess: bool = False
+    engine: Engine = EAGER
 
     def __post_init__(self) -> None:
-        run = run_of(self.unet, self.context, self.latents)
+        run = run_of(self.unet, self.context, self.latents, self.engine)
         self.run, self.denoise = run, Denoiser(run)
         pairs = zip(self.nets, self.maps, strict=True)
         self.controls = [Structure(net, one, 0.7, guess=self.guess) for net, one in pairs]

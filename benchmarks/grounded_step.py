@@ -40,6 +40,7 @@ from underdraw import UNet2DConditionModel
 from underdraw.controls.control import Call
 from underdraw.controls.ready import Ready
 from underdraw.controls.strength import Strength
+from underdraw.engines import EAGER, Engine
 from underdraw.sampling.denoiser import Denoiser
 
 BOXES = [[0.1, 0.2, 0.5, 0.6], [0.5, 0.45, 1.0, 1.0]]
@@ -69,6 +70,7 @@ class Steps:
     latents: torch.Tensor
     phrases: torch.Tensor
     images: torch.Tensor | None
+    engine: Engine = EAGER
 
     def __post_init__(self) -> None:
         part, count = self.ours.grounding, len(BOXES)
@@ -77,7 +79,7 @@ class Steps:
         rows = self.phrases.repeat(2, 1, 1)
         shown = None if self.images is None else self.images.repeat(2, 1, 1)
         tokens = part.boxes([BOXES] * 2, here, rows, here, shown, None if shown is None else here)
-        run = run_of(self.ours, self.context, self.latents)
+        run = run_of(self.ours, self.context, self.latents, self.engine)
         self.open = Ready.of(run, part, tokens, [Strength(1, 0, 0)])
         self.closed = Ready.of(run, part, tokens, [Strength(0, 0, 1)])
         self.denoise = Denoiser(run)

@@ -25,6 +25,7 @@ SCRIPTS = {
     "import_time": "Import",
     "tiny_step": "A whole pipeline with a tiny UNet: what Python costs",
     "engine_steps": "Engines: runs in one batch, and compiled steps",
+    "openvino_step": "The engine `openvino`",
     "cold_start": "Cold start from a full-size fp16 folder",
     "vae_decode": "Autoencoder of Stable Diffusion 1.5",
     "unet_step": "UNet of Stable Diffusion 1.5",
@@ -60,6 +61,7 @@ def measure(name: str, work: Path, quick: bool) -> dict[str, Any]:
     if not kept.exists():
         partial = kept.with_suffix(".partial")
         given = [str(full_size(work))] if name == "cold_start" else []
+        given += ["--folder", str(full_size(work))] if name == "openvino_step" else []
         given += QUICK.get(name, []) if quick else []
         run(name, *given, "--json", str(partial))
         os.replace(partial, kept)

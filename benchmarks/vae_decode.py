@@ -17,6 +17,16 @@ from timing import SD15_VAE, arguments, compare, fast_dtypes, quick_initial_valu
 from underdraw import AutoencoderKL
 
 
+def pair(config: dict, dtype: torch.dtype = torch.float32) -> tuple:
+    """Our autoencoder and diffusers' on the same parameters."""
+    with quick_initial_values():
+        ours = AutoencoderKL(**config).to(dtype).eval()
+    with torch.device("meta"):
+        peer = diffusers.AutoencoderKL(**config)
+    share(ours, peer)
+    return ours, peer.eval()
+
+
 @torch.no_grad()
 def main(
     sizes: tuple[int, ...] = (32, 64),
@@ -27,10 +37,7 @@ def main(
     """`sizes` are those of the latents; `dtypes` by default `timing.fast_dtypes`."""
     results = []
     for dtype in dtypes or fast_dtypes():
-        with quick_initial_values():
-            ours = AutoencoderKL(**(config or SD15_VAE)).to(dtype).eval()
-        with torch.device("meta"):
-            peer = diffusers.AutoencoderKL(**(config or SD15_VAE))
+        ours, peer = pair(config or SD15_VAE, dtype)
         for layout in (torch.contiguous_format, torch.channels_last):
             ours.to(memory_format=layout)
             share(ours, peer)

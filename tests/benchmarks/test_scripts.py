@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_comparisons(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     timing.report([found], "figures.json")
     assert json.loads(Path("figures.json").read_text())["results"][0]["ratio"] == 1.0
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_openvino_steps(capsys):
+    """The cheapest of its parts; the others differ in what acts in a step."""
+    import openvino_step
+
+    made = openvino_step.main(["decode"], sizes=(4,), runs=1, vae=VAE)
+    assert [one.name for one in made] == ["VAE decode, 32 px", "VAE decode, 32 px, first call"]
+    assert "largest difference" in capsys.readouterr().out
 
 
 def test_parameters_are_shared():

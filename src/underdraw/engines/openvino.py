@@ -131,6 +131,8 @@ class OpenVino:
     ) -> Graph | None:
         """That of a question; None: it runs as it is written."""
         program, model = question.program, question.model
+        if program.as_written:
+            return None
         trees = [model, *(leaf for leaf in leaves if is_parameters(leaf))]
         if program in self._tables:
             self._watch(model, model._framework).due = True

@@ -156,7 +156,7 @@ class Autoencoder(FamiliarAttention):
 
 @cache
 def _banded(program: Program) -> Program:
-    return Program(f"{program.name}.bands", in_bands(program.function))
+    return Program(f"{program.name}.bands", in_bands(program.function), as_written=True)
 
 
 def tiled(

@@ -23,6 +23,8 @@ class Program:
     """Whether it runs once in a run: where operations start at once, compiling it gains nothing."""
     in_blocks: bool = False
     """Whether it takes a keyword `run`: how each block is run, `(block, *arguments)`."""
+    as_written: bool = False
+    """Whether it gains by the order of its operations, which a compiler of whole graphs changes."""
 
     def __call__(self, nn: Operations, p: Node, config: Any, *inputs: Any, **how: Any) -> Any:
         return self.function(nn, p, config, *inputs, **how)
