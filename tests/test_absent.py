@@ -12,8 +12,7 @@ from underdraw import utils
 LATER = {
     "ControlNetUnionModel StableDiffusionControlNetPAGPipeline": "Structure",
     "ConsistencyDecoderVAE": "AutoencoderKL and AutoencoderTiny",
-    "FlaxStableDiffusionPipeline FlaxStableDiffusionImg2ImgPipeline FlaxControlNetModel "
-    "FlaxDDIMScheduler FlaxStableDiffusionPipelineOutput": 'backend="jax"',
+    "FlaxKarrasVeScheduler FlaxScoreSdeVeScheduler FlaxModelMixin": "underdraw.flax",
     "mindspore": 'backend="mindspore"',
     "StableDiffusionLoraLoaderMixin LoraConfig": "load_lora_weights",
     "IPAdapterMixin IPAdapterAttnProcessor": "load_ip_adapter",

@@ -17,7 +17,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 LATE = "PLC0415"
-MAY_BE_MISSING = {"bitsandbytes", "torch", "jax", "mindspore", "scipy", "transformers"}
+MAY_BE_MISSING = {"msgpack", "bitsandbytes", "torch", "jax", "mindspore", "scipy", "transformers"}
 SLOW_TO_IMPORT = {"tokenizers", "huggingface_hub"}
 ALLOWED = MAY_BE_MISSING | SLOW_TO_IMPORT
 

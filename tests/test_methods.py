@@ -27,7 +27,9 @@ from underdraw.errors import InputError, UnderdrawError
 from underdraw.pictures.maps import masked_map
 
 POSE = [[(0.5, 0.5)] * 17]
-SCHEDULERS = [name for name in underdraw.__all__ if name.endswith("Scheduler")]
+SCHEDULERS = [
+    name for name in underdraw.__all__ if name.endswith("Scheduler") and not name.startswith("Flax")
+]
 STEPPING = ("set_timesteps", "add_noise", "scale_model_input", "step")
 """Methods of schedulers whose work each class does otherwise."""
 

@@ -88,10 +88,11 @@ def kind(name: str) -> Any:
 
 
 def methods() -> list[Method]:
-    """One for each function, where classes share it."""
+    """One for each function, where classes share it; `tests/flax_names/test_flax_arguments.py` has
+    Flax's."""
     found: dict[Any, Method] = {}
     for name in sorted(underdraw.__all__, key=lambda name: any(word in name for word in LATER)):
-        if inspect.isclass(kind(name)):
+        if inspect.isclass(kind(name)) and not name.startswith("Flax"):
             for method, function in own_methods(kind(name)):
                 found.setdefault(function, Method(name, method, function))
     return list(found.values())

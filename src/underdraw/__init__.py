@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         engines as engines,
         errors as errors,
         evaluation as evaluation,
+        flax as flax,
         formats as formats,
         limits as limits,
         models as models,
@@ -84,6 +85,30 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         OutOfMemoryError as OutOfMemoryError,
         UnderdrawError as UnderdrawError,
         WeightError as WeightError,
+    )
+    from underdraw.flax.models import (
+        FlaxAutoencoderKL as FlaxAutoencoderKL,
+        FlaxCLIPTextModel as FlaxCLIPTextModel,
+        FlaxControlNetModel as FlaxControlNetModel,
+        FlaxStableDiffusionSafetyChecker as FlaxStableDiffusionSafetyChecker,
+        FlaxUNet2DConditionModel as FlaxUNet2DConditionModel,
+    )
+    from underdraw.flax.outputs import (
+        FlaxStableDiffusionPipelineOutput as FlaxStableDiffusionPipelineOutput,
+    )
+    from underdraw.flax.pipelines.base import (
+        FlaxDiffusionPipeline as FlaxDiffusionPipeline,
+    )
+    from underdraw.flax.pipelines.text_to_image import (
+        FlaxStableDiffusionPipeline as FlaxStableDiffusionPipeline,
+    )
+    from underdraw.flax.schedulers import (
+        FlaxDDIMScheduler as FlaxDDIMScheduler,
+        FlaxDDPMScheduler as FlaxDDPMScheduler,
+        FlaxDPMSolverMultistepScheduler as FlaxDPMSolverMultistepScheduler,
+        FlaxEulerDiscreteScheduler as FlaxEulerDiscreteScheduler,
+        FlaxLMSDiscreteScheduler as FlaxLMSDiscreteScheduler,
+        FlaxPNDMScheduler as FlaxPNDMScheduler,
     )
     from underdraw.models import (
         AutoencoderKL as AutoencoderKL,

@@ -19,9 +19,9 @@ NAMES = (
         f"other architectures and media are out of scope: {SCOPE}",
     ),
     (
-        r"Flax\w*|flax",
-        "the Flax names come with a later release; every pipeline runs on JAX with "
-        'from_pretrained(..., backend="jax")',
+        r"Flax(\w*Ve|KarrasDiffusion)\w*|FlaxModelMixin|FlaxSchedulerMixin",
+        "of Flax's names there are pipelines of Stable Diffusion, their networks and schedulers "
+        "(underdraw.flax)",
     ),
     (
         r"\w*ControlNet\w+|\w*ControlNet(?!\w)",

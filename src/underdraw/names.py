@@ -29,6 +29,24 @@ MODULES = {
         "UnderdrawError",
         "WeightError",
     ),
+    "underdraw.flax.models": (
+        "FlaxAutoencoderKL",
+        "FlaxCLIPTextModel",
+        "FlaxControlNetModel",
+        "FlaxStableDiffusionSafetyChecker",
+        "FlaxUNet2DConditionModel",
+    ),
+    "underdraw.flax.outputs": ("FlaxStableDiffusionPipelineOutput",),
+    "underdraw.flax.pipelines.base": ("FlaxDiffusionPipeline",),
+    "underdraw.flax.pipelines.text_to_image": ("FlaxStableDiffusionPipeline",),
+    "underdraw.flax.schedulers": (
+        "FlaxDDIMScheduler",
+        "FlaxDDPMScheduler",
+        "FlaxDPMSolverMultistepScheduler",
+        "FlaxEulerDiscreteScheduler",
+        "FlaxLMSDiscreteScheduler",
+        "FlaxPNDMScheduler",
+    ),
     "underdraw.models": (
         "AutoencoderKL",
         "AutoencoderTiny",
@@ -105,7 +123,7 @@ MODULES = {
 }
 SUBMODULES = tuple(
     """
-    absent arguments backends checkpoints checks cli controls engines errors evaluation formats
+    absent arguments backends checkpoints checks cli controls engines errors evaluation flax formats
     limits models names networks pictures pipelines preprocessors sampling scenes schedulers schema
     shown solvers text training utils weights
     """.split()

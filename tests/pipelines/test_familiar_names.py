@@ -25,7 +25,7 @@ from underdraw.pipelines.diffusers.checking import PLACES
 PIPELINES = [
     getattr(underdraw, name)
     for name in underdraw.__all__
-    if name.endswith("Pipeline") and name != "DiffusionPipeline"
+    if name.endswith("Pipeline") and name != "DiffusionPipeline" and not name.startswith("Flax")
 ]
 PLAIN = [kind for kind in PIPELINES if "qformer" not in kind.names().needed]
 """Those that begin with the networks of Stable Diffusion."""

@@ -16,7 +16,9 @@ ELSEWHERE = {"qformer"}
 PIPELINES = [
     name
     for name in sorted(HOMES)
-    if name.endswith("Pipeline") and not ELSEWHERE & set(getattr(underdraw, name).names().needed)
+    if name.endswith("Pipeline")
+    and not name.startswith("Flax")
+    and not ELSEWHERE & set(getattr(underdraw, name).names().needed)
 ]
 TEXT_IMAGE = "StableDiffusionGLIGENTextImagePipeline"
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint8).reshape(96, 96, 3))

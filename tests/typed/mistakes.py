@@ -56,7 +56,7 @@ def components(pipe: StableDiffusionPipeline) -> None:
     print(pipe.text_encoder(x).last_hidden_states)  # type: ignore
     print(pipe.vae.decode(x, generater=None))  # type: ignore
     print(underdraw.StableDiffusionPipelin)  # type: ignore
-    print(underdraw.FlaxControlNetModel)  # type: ignore
+    print(underdraw.FlaxKarrasVeScheduler)  # type: ignore
 
 
 def along_maps(pipe: StableDiffusionControlNetPipeline, net: ControlNetModel, x: Any) -> None:

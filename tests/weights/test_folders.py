@@ -9,7 +9,7 @@ from underdraw.errors import NotFoundError, WeightError
 from underdraw.weights import folders
 from underdraw.weights.save import save_tensors
 
-D, M, P = folders.STEMS
+D, M, P, *_ = folders.STEMS
 
 
 @pytest.mark.parametrize(

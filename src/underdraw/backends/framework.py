@@ -32,8 +32,15 @@ EXTRAS: Mapping[str, frozenset[str]] = {
             "recomputed compiled compiler_of Watch recording quantised stored_bytes copies streamed"
         ).split()
     ),
-    # Trees without a model class; `jax.jit`, which takes networks as arguments.
-    "jax": frozenset({"build", "load", "compiled", "networks_are_values"}),
+    # Trees without a model class; `jax.jit`, which takes networks as arguments, and loops; keys,
+    # and work on many devices.
+    "jax": frozenset(
+        {
+            *("build", "load", "compiled", "networks_are_values", "repeated"),
+            *("keyed", "key_words", "mapped", "resized"),
+            *("over_devices", "devices_in_line", "replicate", "spread"),
+        }
+    ),
     "mindspore": frozenset({"build", "load"}),
 }
 """What one framework can do and another cannot; who uses it asks for it by `hasattr`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from underdraw.backends import tree
 from underdraw.backends.adapted import Adapted, AdaptedLeaf
@@ -26,6 +28,7 @@ __all__ = [
     "build_root",
     "compiled",
     "device_of",
+    "devices_in_line",
     "draw",
     "draw_like",
     "dtype_of",
@@ -35,17 +38,25 @@ __all__ = [
     "is_array",
     "is_finite",
     "is_floating",
+    "key_words",
+    "keyed",
     "leaf",
     "load",
     "load_root",
+    "mapped",
     "move",
     "named_tensors",
     "networks_are_values",
     "no_grad",
     "operations",
+    "over_devices",
     "register_output",
+    "repeated",
     "replace_rows",
+    "replicate",
+    "resized",
     "resolve_dtype",
+    "spread",
     "tensor",
     "to_bits",
     "to_numpy",
@@ -98,16 +109,18 @@ class Jax:
         if isinstance(p, AdaptedLeaf):
             return p.conv2d(self, x, width, kernel, stride, padding, bias, groups)
         side = kernel // 2 if padding is None else padding
+        # Channels last, as XLA turns them round by itself, but on CPUs not inside of loops: there
+        # it would compute the other order without its fast kernels, a hundred times slower.
         y = lax.conv_general_dilated(
-            x,
-            p.weight,
+            jnp.transpose(x, (0, 2, 3, 1)),
+            jnp.transpose(p.weight, (2, 3, 1, 0)),
             (stride, stride),
             ((side, side), (side, side)),
-            dimension_numbers=("NCHW", "OIHW", "NCHW"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
             precision=self.precision,
         )
-        return y + p.bias[:, None, None] if bias else y
+        return jnp.transpose(y + p.bias if bias else y, (0, 3, 1, 2))
 
     def group_norm(self, p: Any, x: Array, groups: int, eps: float = 1e-5) -> Array:
         if isinstance(p, AdaptedLeaf):
@@ -482,6 +495,106 @@ networks_are_values = True
 """Networks are pytrees, so what was compiled for one serves all of its config."""
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled by `jax.jit`."""
-    return jax.jit(function)
+def compiled(function: Callable[..., Any], spent: int | None = None) -> Callable[..., Any]:
+    """The function compiled by `jax.jit`; arrays of the argument with number `spent` are of no use
+    afterwards, so their memory may become that of outputs."""
+    return jax.jit(function, donate_argnums=() if spent is None else spent)
+
+
+def repeated(begin: Any, end: Any, body: Callable[[Any, Any], Any], state: Any) -> Any:
+    """`body(i, state)` for i from `begin` up to `end`, whose numbers may be traced: one loop."""
+    return lax.fori_loop(begin, end, body, state)
+
+
+def keyed(key: Any, shape: Sequence[int], split: bool = False) -> tuple[Array, Array]:
+    """Standard normal numbers of a key of `jax.random`, `(2,)` or one for each device
+    `(devices, 2)`, and of the second of the keys that `split` makes of it; the bits that JAX
+    before 0.5 gave."""
+    with jax.threefry_partitionable(False):
+        return _keyed(key, tuple(shape), split)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _keyed(key: Any, shape: tuple[int, ...], split: bool) -> tuple[Array, Array]:
+    if jnp.ndim(key) > 1:
+        drawn = [_keyed(one, shape, split) for one in key]
+        return tuple(jnp.stack(each) for each in zip(*drawn, strict=True))  # type: ignore[return-value]
+    second = jax.random.split(key)[1] if split else key
+    return jax.random.normal(key, shape, jnp.float32), second
+
+
+def resized(x: Array, sides: Sequence[int], method: str) -> Array:
+    """Pictures `(..., height, width)` at another size, "nearest" or "bicubic"."""
+    if tuple(x.shape[-2:]) == tuple(sides):
+        return x
+    return jax.image.resize(x, (*x.shape[:-2], *sides), method)
+
+
+def over_devices(count: int) -> Callable[..., Any]:
+    """Compiles functions of which each of so many devices runs its own: the first axis of every
+    array in arguments and results counts devices, and there is no word between them."""
+    mesh = devices_in_line(count)
+
+    def compiler(function: Callable[..., Any], spent: int | None = None) -> Callable[..., Any]:
+        def one(*arguments: Any) -> Any:
+            made = function(*jax.tree_util.tree_map(lambda x: x[0], arguments))
+            return jax.tree_util.tree_map(lambda x: x[None], made)
+
+        by_device = PartitionSpec("devices")
+        whole = _shard_map(one, mesh=mesh, in_specs=by_device, out_specs=by_device)
+        return compiled(whole, spent)
+
+    return compiler
+
+
+def devices_in_line(count: int | None = None) -> Mesh:
+    """A mesh of so many devices along one axis, by default of all."""
+    there = jax.devices()
+    if count is None:
+        count = len(there)
+    if count > len(there):
+        raise InputError(f"the first axis counts {count} devices; there are {len(there)}")
+    return Mesh(np.array(there[:count]), ("devices",))
+
+
+def _shard_map(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    if hasattr(jax, "shard_map"):
+        return jax.shard_map(function, check_vma=False, **how)
+    from jax.experimental.shard_map import shard_map  # where it was before 0.6
+
+    return shard_map(function, check_rep=False, **how)
+
+
+def mapped(function: Callable[..., Any], tree: Any) -> Any:
+    """The same tree with other arrays."""
+    return jax.tree_util.tree_map(function, tree)
+
+
+def replicate(tree: Any) -> Any:
+    """Each array once on every device, along a new first axis."""
+    mesh = devices_in_line()
+    place = NamedSharding(mesh, PartitionSpec("devices"))
+
+    def copy(x: Any) -> Array:
+        x = np.asarray(x)
+        shape = (mesh.size, *x.shape)
+        return jax.make_array_from_callback(shape, place, lambda _: x[None])
+
+    return jax.tree_util.tree_map(copy, tree)
+
+
+def key_words(key: Any) -> Array | None:
+    """Keys of `jax.random`, old or typed, as `(..., 2)` of whole numbers; None for others."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    return jnp.asarray(key) if str(key.dtype) == "uint32" else None
+
+
+def spread(tree: Any, mesh: Mesh, spec: Callable[[tuple[str, ...], Array], Any]) -> Any:
+    """Each array of a tree of mappings where `spec` of its path says, as axes of a mesh."""
+
+    def place(path: Any, x: Any) -> Any:
+        names = tuple(str(getattr(key, "key", key)) for key in path)
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec(names, x))))
+
+    return jax.tree_util.tree_map_with_path(place, tree)

@@ -158,7 +158,7 @@ def _pipeline(name: str, place: Path, variant: str | None, weights: bool) -> Sou
 
 
 def _check_pipeline(source: Source, listed: Mapping[str, Any]) -> None:
-    kind = str(source.index.get("_class_name"))
+    kind = str(source.index.get("_class_name")).removeprefix("Flax")
     home = HOMES.get(kind) if kind.endswith("Pipeline") else None
     if home is None:
         source.notes.append(f"underdraw has no {kind} in this version")

@@ -186,7 +186,8 @@ def require_callable(kind: str, call: Mapping[str, Any]) -> None:
 
     import underdraw
 
-    cls = getattr(underdraw, kind, None) if kind.endswith("Pipeline") else None
+    known = kind.endswith("Pipeline") and not kind.startswith("Flax")
+    cls = getattr(underdraw, kind, None) if known else None
     if cls is None:
         raise InputError(f"no pipeline {kind!r:.100} in this version of underdraw")
     if unknown := sorted(set(call) - set(inspect.signature(cls.__call__).parameters)):

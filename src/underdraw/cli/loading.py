@@ -51,7 +51,7 @@ def load_pipeline(
     from underdraw.backends import hardware
 
     cls = getattr(underdraw, kind, None)
-    if not kind.endswith("Pipeline") or cls is None:
+    if not kind.endswith("Pipeline") or kind.startswith("Flax") or cls is None:
         raise InputError(f"no pipeline {kind!r} in this version of underdraw")
     how = {"dtype": dtype, "device": resolve_device(device, backend), "backend": backend}
     if is_single_file(model):

@@ -30,6 +30,9 @@ class Compiled:
 
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """What compiles a function; None: the backend's own."""
+    donates: bool = False
+    """Whether `compiler` takes the number of an argument, too, whose arrays nobody needs
+    afterwards; the backend's own does where networks are values."""
     compiled: list[tuple[Program, Structure]] = field(default_factory=list)
     """What was compiled, in order: a program as often as it met another structure."""
     _programs: dict[Hashable, _Whole] = field(default_factory=dict, repr=False)
@@ -48,38 +51,47 @@ class Compiled:
         with self._lock:
             whole = self._programs.get(key)
             if whole is None:
-                whole = _Whole(question, structure, self.compiler or _compiler(model))
+                donates = _is_value(model) if self.compiler is None else self.donates
+                whole = _Whole(question, structure, self.compiler or _compiler(model), donates)
                 self._programs[key] = whole
                 self.compiled.append((question.program, structure))
         return whole(model, leaves)
 
     def __reduce__(self) -> Any:
         """For copies and pickles: what was compiled stays here."""
-        return type(self), (self.compiler,)
+        return type(self), (self.compiler, self.donates)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
+SPENT = 1
+"""Number of the argument of what is compiled whose memory may become that of outputs."""
+
+
 class _Whole:
     """One program for one structure."""
 
-    def __init__(self, question: Question, structure: Structure, compiler: Any) -> None:
+    def __init__(
+        self, question: Question, structure: Structure, compiler: Any, donates: bool
+    ) -> None:
         program, nn = question.program, question.nn
+        spends = program.spends and donates
+        self._spent = len(flatten(question.inputs[0])[0]) if spends else 0
 
-        def call(model: Any, leaves: list[Any]) -> list[Any]:
+        def call(model: Any, spent: list[Any], others: list[Any]) -> list[Any]:
             """What is compiled: arrays in, arrays out."""
-            inputs = unflatten(structure, leaves)
+            inputs = unflatten(structure, [*spent, *others])
             made, outputs.structure = flatten(program(nn, model, model.config, *inputs))
             return made
 
         outputs = self
         self.structure: Structure | None = None
         """Of the outputs; known since the first trace."""
-        self._compiled = compiler(_own_code(call))
+        self._compiled = compiler(_own_code(call), *([SPENT] if spends else []))
 
     def __call__(self, model: Any, leaves: list[Any]) -> Any:
-        made = self._compiled(model, leaves)
+        made = self._compiled(model, leaves[: self._spent], leaves[self._spent :])
         assert self.structure is not None
         return unflatten(self.structure, made)
 

@@ -30,6 +30,7 @@ from underdraw.models.outputs import Certain, DiagonalGaussian, Output
 from underdraw.networks.config import Config, read
 from underdraw.schema import shown, within
 from underdraw.weights import folders, hub as hubs, save
+from underdraw.weights.flax import published
 from underdraw.weights.match import match_network
 from underdraw.weights.push import Pushable
 from underdraw.weights.quantised import widened
@@ -206,6 +207,7 @@ class Model(Pushable):
         """A model from a config or a parsed `config.json`, and the `StoredTensor`s by name."""
         config = cls.read_config(raw_config)
         layout = cls.layout(config)
+        tensors = published(cls.network, layout, tensors)
         fitting = match_network(cls.network, layout.shapes, tensors, cls.__name__)
         model: Any = object.__new__(_bind(cls, backend))
         super(Model, model).__init__()

@@ -25,7 +25,7 @@ LOADING: dict[str, tuple[Any, ...]] = {
     "dduf_file": (None,),
     "dduf_entries": (None,),
     "attn_implementation": (None, "sdpa"),
-    "from_flax": (None, False),
+    "from_flax": (None, False, True),  # its weights are read where there are no others
     "from_tf": (None, False),
     "use_onnx": (None, False),
     "use_flashpack": (None, False),

@@ -25,6 +25,9 @@ class Program:
     """Whether it takes a keyword `run`: how each block is run, `(block, *arguments)`."""
     as_written: bool = False
     """Whether it gains by the order of its operations, which a compiler of whole graphs changes."""
+    spends: bool = False
+    """Whether nobody needs the arrays of its first input afterwards: outputs may take their place.
+    """
 
     def __call__(self, nn: Operations, p: Node, config: Any, *inputs: Any, **how: Any) -> Any:
         return self.function(nn, p, config, *inputs, **how)

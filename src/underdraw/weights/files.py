@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from underdraw.errors import NotFoundError, WeightError
+from underdraw.formats.msgpack import read_msgpack
 from underdraw.formats.opening import map_file
 from underdraw.formats.pickles import read_pickle
 from underdraw.formats.safetensors import read_safetensors
@@ -17,6 +18,8 @@ from underdraw.formats.stored import Checkpoint, StoredTensor
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+FLAX = ".msgpack"
+"""Weights of one network; names are paths with slashes (`weights.flax`)."""
 
 
 def open_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -38,11 +41,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         nowhere = " any more; the download is incomplete, run it again" if path.is_symlink() else ""
         raise NotFoundError(f"{path}: no such file{nowhere}")
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in (*SUFFIXES, FLAX):
         raise WeightError(
             f"{path}: unknown kind of weight file {suffix!r}; known are {', '.join(SUFFIXES)}"
         )
     mapped = map_file(path)
     if suffix == ".safetensors":
         return read_safetensors(path, mapped)
+    if suffix == FLAX:
+        found = read_msgpack(path, mapped)
+        return Checkpoint({"/".join(names): tensor for names, tensor in found.items()}, {})
     return read_pickle(path, mapped)

@@ -18,8 +18,8 @@ from underdraw.weights.files import SUFFIXES, open_tensors
 from underdraw.weights.quantised import as_floats
 
 MODEL_INDEX = "model_index.json"
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-EXTENSIONS = ("safetensors", "bin")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
+EXTENSIONS = ("safetensors", "bin", "msgpack")
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
 _STEM, _EXT, _VARIANT = f"({'|'.join(STEMS)})", f"({'|'.join(EXTENSIONS)})", r"([A-Za-z0-9_]+)"
@@ -71,14 +71,19 @@ def variants(names: Iterable[str]) -> list[str | None]:
 
 
 def choose_weights(
-    names: Collection[str], variant: str | None = None, use_safetensors: bool | None = None
+    names: Collection[str],
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    flax_first: bool = False,
 ) -> WeightFiles | None:
     """The files to read among `names` (of one folder), or None where there are none of `variant`.
 
-    safetensors come before pickles unless `use_safetensors` says one of them; a whole file comes
-    before shards.
+    safetensors come before pickles unless `use_safetensors` says one of them, and Flax's files last
+    or, with `flax_first`, before all; a whole file comes before shards.
     """
     wanted = {None: EXTENSIONS, True: EXTENSIONS[:1], False: EXTENSIONS[1:]}[use_safetensors]
+    if flax_first:
+        wanted = (EXTENSIONS[-1], *(one for one in wanted if one != EXTENSIONS[-1]))
     parsed = {name: p for name in sorted(names) if (p := parse(name)) and p.variant == variant}
     for extension in wanted:
         for stem in STEMS:
@@ -98,6 +103,7 @@ def component_files(
     component: str = "",
     variant: str | None = None,
     use_safetensors: bool | None = None,
+    flax_first: bool = False,
 ) -> WeightFiles:
     """Which weight files of a component folder to read.
 
@@ -107,7 +113,7 @@ def component_files(
     place = _existing(Path(folder, component or ""))
     # A link that leads nowhere is what an incomplete download leaves.
     names = [entry.name for entry in place.iterdir() if entry.is_file() or entry.is_symlink()]
-    chosen = choose_weights(names, variant, use_safetensors)
+    chosen = choose_weights(names, variant, use_safetensors, flax_first)
     if chosen is not None:
         return chosen
     there = [repr(v) if v else "plain weights (variant=None)" for v in variants(names)]
@@ -207,10 +213,11 @@ def open_component(
     subfolder: str = "",
     variant: str | None = None,
     use_safetensors: bool | None = None,
+    flax_first: bool = False,
 ) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Config and unread tensors of a component (a folder, or a subfolder of a pipeline)."""
     config = read_config(folder, subfolder)
-    chosen = component_files(folder, subfolder, variant, use_safetensors)
+    chosen = component_files(folder, subfolder, variant, use_safetensors, flax_first)
     return config, open_weights(Path(folder, subfolder or ""), chosen)
 
 

@@ -37,6 +37,7 @@ def resolve(
     force_download: bool = False,
     skip: Collection[str] = (),
     weights: bool = True,
+    flax_first: bool = False,
 ) -> Path:
     """The local folder of a pipeline or model; `subfolder` is appended by who reads it.
 
@@ -48,6 +49,7 @@ def resolve(
         subfolder: fetch only this component.
         skip: components that are not needed, since the caller brings them.
         weights: False fetches configs and tokenizers only.
+        flax_first: whether Flax's files come before others.
 
     Raises NotFoundError where there is nothing under that name, saying what to do; InputError for
     what cannot be a name.
@@ -70,7 +72,9 @@ def resolve(
         return hub.cached("offline (local_files_only or HF_HUB_OFFLINE is set)", not subfolder)
 
     def wanted(names: Sequence[str], components: Collection[str] | None) -> list[str]:
-        return files_needed(names, components, subfolder, variant, use_safetensors, skip, weights)
+        return files_needed(
+            names, components, subfolder, variant, use_safetensors, skip, weights, flax_first
+        )
 
     return hub.download(wanted, whole=not subfolder)
 
@@ -94,6 +98,7 @@ def files_needed(
     use_safetensors: bool | None = None,
     skip: Collection[str] = (),
     weights: bool = True,
+    flax_first: bool = False,
 ) -> list[str]:
     """Which of a repository's files (paths with /) to fetch.
 
@@ -118,12 +123,12 @@ def files_needed(
         chosen += [_join(place, f) for f in files if _is_text(f)]
         if not weights:
             continue
-        found = folders.choose_weights(files, variant, use_safetensors)
+        found = folders.choose_weights(files, variant, use_safetensors, flax_first)
         if found is not None:
             of_variant += 1
         elif folders.variants(files):
             lacking.append(place)
-            found = folders.choose_weights(files, None, use_safetensors)
+            found = folders.choose_weights(files, None, use_safetensors, flax_first)
         if found is not None:
             used = (*found.files, found.index) if found.index else found.files
             chosen += [_join(place, f) for f in used]
