@@ -99,6 +99,15 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
     from underdraw.flax.pipelines.base import (
         FlaxDiffusionPipeline as FlaxDiffusionPipeline,
     )
+    from underdraw.flax.pipelines.image_to_image import (
+        FlaxStableDiffusionImg2ImgPipeline as FlaxStableDiffusionImg2ImgPipeline,
+    )
+    from underdraw.flax.pipelines.inpainting import (
+        FlaxStableDiffusionInpaintPipeline as FlaxStableDiffusionInpaintPipeline,
+    )
+    from underdraw.flax.pipelines.structure import (
+        FlaxStableDiffusionControlNetPipeline as FlaxStableDiffusionControlNetPipeline,
+    )
     from underdraw.flax.pipelines.text_to_image import (
         FlaxStableDiffusionPipeline as FlaxStableDiffusionPipeline,
     )

@@ -38,6 +38,9 @@ MODULES = {
     ),
     "underdraw.flax.outputs": ("FlaxStableDiffusionPipelineOutput",),
     "underdraw.flax.pipelines.base": ("FlaxDiffusionPipeline",),
+    "underdraw.flax.pipelines.image_to_image": ("FlaxStableDiffusionImg2ImgPipeline",),
+    "underdraw.flax.pipelines.inpainting": ("FlaxStableDiffusionInpaintPipeline",),
+    "underdraw.flax.pipelines.structure": ("FlaxStableDiffusionControlNetPipeline",),
     "underdraw.flax.pipelines.text_to_image": ("FlaxStableDiffusionPipeline",),
     "underdraw.flax.schedulers": (
         "FlaxDDIMScheduler",

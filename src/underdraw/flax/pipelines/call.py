@@ -121,7 +121,7 @@ def make_plan(pipe: FlaxDiffusionPipeline, request: Request) -> Plan:
         images=ids.shape[-2],
         ids=framework.array(np.concatenate([negative, ids], -2).astype(np.int32)),
         key=_key(r.prng_seed, devices),
-        guidance=framework.array(_per_image("guidance_scale", r.guidance_scale, ids.shape[:-1])),
+        guidance=framework.array(per_image("guidance_scale", r.guidance_scale, ids.shape[:-1])),
         height=height,
         width=width,
         table=table,
@@ -253,10 +253,16 @@ def _sides(pipe: FlaxDiffusionPipeline, height: Any, width: Any) -> tuple[int, i
     return made[0], made[1]
 
 
-def _per_image(name: str, value: Any, images: tuple[int, ...]) -> np.ndarray:
+def per_image(name: str, value: Any, images: tuple[int, ...]) -> np.ndarray:
     """A number, one for each device or each image as `(*images, 1, 1, 1)`."""
-    values = np.asarray(checks.numbers(name, np.asarray(value).reshape(-1)), np.float32)
-    shape = np.asarray(value).shape
+    held = [value] if checks.is_number(value) else value
+    if hasattr(held, "reshape"):
+        held = np.asarray(read_array(name, held))
+        shape, held = held.shape, held.reshape(-1)
+    else:
+        held = checks.sequence(name, held, "numbers")
+        shape = (len(held),)
+    values = np.asarray(checks.numbers(name, held), np.float32)
     if values.size == 1:
         values = np.full(images, values[0], np.float32)
     elif values.size == np.prod(images):
