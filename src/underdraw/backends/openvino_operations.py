@@ -87,7 +87,8 @@ class OpenVino:
         # like it. Over 262,144 numbers, this is off by 2e-6 of the largest, that by 4e-7.
         parts = x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
         y = Value(op.mvn(parts.node, axes_of(2, 3), True, eps, "inside_sqrt"), x.dtype)
-        weight, bias = (one.reshape(1, groups, -1, 1) for one in (p.weight, p.bias))
+        both: tuple[Any, Any] = (p.weight, p.bias)
+        weight, bias = (one.reshape(1, groups, -1, 1) for one in both)
         return (y * weight + bias).reshape(*x.shape)
 
     def layer_norm(self, p: Any, x: Value, eps: float = 1e-5) -> Value:
