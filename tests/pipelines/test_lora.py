@@ -188,11 +188,30 @@ def test_diffedit():
     pipe = underdraw.StableDiffusionDiffEditPipeline(**parts, inverse_scheduler=inverse)
     pipe.set_progress_bar_config(disable=True)
     call = {"image": picture(24, 40), "num_inference_steps": 4, "seed": 1}
-    answers = []
-    for _ in range(2):
+    seen, ask = [], type(pipe.parts.engine).run
+
+    def noted(engine, question):
+        made = ask(engine, question)
+        if question.program.name == "unet":
+            seen.append(made.sample)
+        return made
+
+    answers, looked = [], []
+    texts = {"target_prompt": "a blue cube", "source_prompt": "a red sphere"}
+    how = {**call, "num_maps_per_mask": 1, "guidance_scale": 1.0}
+    for scale in (None, 1.0, 0.0):
+        if scale is not None:
+            how["cross_attention_kwargs"] = {"scale": scale}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(pipe.parts.engine), "run", noted)
+            pipe.generate_mask(**texts, **how)
+        looked.append(seen.pop())
         answers.append(pipe.invert(prompt="a red sphere", **call).latents)
-        pipe.load_lora_weights(lora(pipe, 1), "clay")
-    assert not close(*answers, 1e-2)
+        if scale is None:
+            pipe.load_lora_weights(lora(pipe, 1, texts=()), "clay")
+    assert not close(answers[1], answers[0], 1e-2)
+    assert not close(looked[1], looked[0], 1e-2)
+    assert torch.equal(looked[2], looked[0])
 
 
 def test_beside_a_map_and_on_a_gated_unet():

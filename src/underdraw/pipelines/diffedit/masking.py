@@ -10,6 +10,7 @@ import numpy as np
 
 from underdraw import checks
 from underdraw.backends.contract import Array
+from underdraw.backends.deltas import Deltas
 from underdraw.controls.run import Conditioning, Run
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.pipelines.call.conditioning import encode_texts, equally_long
@@ -23,6 +24,7 @@ from underdraw.pipelines.call.plan import (
 )
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
+from underdraw.pipelines.components.lora_mix import standing
 from underdraw.pipelines.diffedit.latents import draw_maps, encode_image, generators_of_maps
 from underdraw.pipelines.diffedit.masks import mask_of_difference
 from underdraw.sampling.denoiser import Denoiser
@@ -107,7 +109,8 @@ def find_mask(
     latents = encode_image(components, pictures, count, how.maps, drawn, sampled)
     noise = draw_maps(components, latents.shape, drawn, how.seed, how.maps)
     noisy = solver.model_input(0, solver.noised(0, latents, noise))
-    answers = predictions(components, solver, noisy, contexts, how.maps, how.scale, progress)
+    leaves = standing(components, "unet", target.lora_scale)
+    answers = predictions(components, solver, noisy, contexts, how, leaves, progress)
     if not shared:
         s, t, s_against, t_against = answers
         if components.compat == "diffusers":  # it takes each for the other
@@ -127,13 +130,13 @@ def predictions(
     solver: Solver,
     noisy: Array,
     contexts: list[Any],
-    maps: int,
-    scale: float,
+    how: Masking,
+    leaves: Deltas,
     progress: Callable[..., Any],
 ) -> list[Array]:
-    """What the network predicts for the noisy latents under each context, as many at once as
-    `ROWS` allows."""
-    nn, found = components.nn, []
+    """What the network, under differences to its layers, predicts for the noisy latents under each
+    context, as many at once as `ROWS` allows."""
+    nn, maps, found = components.nn, how.maps, []
     longest = max(contexts, key=lambda context: context.shape[1])
     contexts = [equally_long(components, context, longest)[0] for context in contexts]
     images, many = noisy.shape[0] // maps, len(contexts)
@@ -150,9 +153,10 @@ def predictions(
                 components.unet,
                 FirstCall(solver),
                 Conditioning(nn.concat(rows, 0)),
-                guidance=scale,
+                guidance=how.scale,
                 components=components,
                 engine=components.engine,
+                leaves=leaves,
                 sites=components.sites,
             )
             out = Denoiser(run)(nn.concat([x] * many, 0), 0)
