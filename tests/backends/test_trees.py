@@ -19,6 +19,7 @@ from backends.harness import (
 from underdraw import backends
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.backends.node import Node, at, grow, walk
+from underdraw.backends.slices import heads_at_once
 from underdraw.errors import InputError
 from underdraw.formats.stored import StoredTensor, stored
 
@@ -272,8 +273,12 @@ def test_noise_is_the_same_everywhere(name):
 def test_with_settings(name):
     framework = backends.get(name)
     assert framework.with_settings(None) == framework.operations
-    assert framework.with_settings(2).attention_slice == 2
-    assert framework.with_settings("max").attention_slice == 1
+    assert framework.with_settings("auto").attention_slice == "auto"
+
+
+def test_heads_at_once():
+    found = [heads_at_once(setting, 5) for setting in (None, 2, "max", "auto")]
+    assert found == [5, 2, 1, 3] and heads_at_once("auto", 8) == 4
 
 
 @EVERY

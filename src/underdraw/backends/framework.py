@@ -72,7 +72,7 @@ class Framework(Protocol):
         ...
 
     def with_settings(self, attention_slice: int | str | None) -> Operations:
-        """Operations that attend with `attention_slice` heads at once; "max" is 1, None all."""
+        """Operations that attend a few heads at once, see `slices.heads_at_once`."""
         ...
 
     # -- arrays -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from underdraw.backends import tree
 from underdraw.backends.adapted import Adapted, AdaptedLeaf
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
+from underdraw.backends.slices import Slice, heads_at_once
 from underdraw.errors import InputError
 
 __all__ = [
@@ -79,13 +80,13 @@ SPELLINGS = (*DTYPES, *SHORT)
 
 @dataclass(frozen=True)
 class Jax:
-    """`Operations` on arrays. `attention_slice` is how many heads attend at once, None for all.
+    """`Operations` on arrays; `attention_slice` tells `slices.heads_at_once`.
 
     `precision` is that of products: TPUs and recent GPUs round float32 factors to 8 or 11 bits
     unless told otherwise ("highest"); half precision is not affected.
     """
 
-    attention_slice: int | None = None
+    attention_slice: Slice = None
     precision: str = "highest"
     name: str = "jax"
 
@@ -187,8 +188,8 @@ class Jax:
         return jnp.matmul(a, b, precision=self.precision)
 
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-        step = self.attention_slice
-        if step is None or step >= q.shape[1]:
+        step = heads_at_once(self.attention_slice, q.shape[1])
+        if step >= q.shape[1]:
             return self._attention(q, k, v, mask)
         if mask is not None:
             mask = jnp.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
@@ -469,11 +470,9 @@ def resolve_dtype(name: Any) -> Any:
 operations = Jax()
 
 
-def with_settings(attention_slice: int | str | None) -> Jax:
-    """Operations with settings: "max" attends one head at a time, "auto" is the same here."""
-    if attention_slice is None:
-        return operations
-    return Jax(attention_slice if isinstance(attention_slice, int) else 1)
+def with_settings(attention_slice: Slice) -> Jax:
+    """Operations with settings."""
+    return operations if attention_slice is None else Jax(attention_slice)
 
 
 def move(root: Any, device: Any = None, dtype: Any = None) -> None:

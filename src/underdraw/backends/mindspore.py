@@ -18,6 +18,7 @@ from mindspore import Tensor, ops
 from underdraw.backends.adapted import AdaptedLeaf
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
+from underdraw.backends.slices import Slice, heads_at_once
 from underdraw.errors import InputError
 
 __all__ = [
@@ -66,9 +67,9 @@ if ms.get_context("device_target") == "CPU":
 
 @dataclass(frozen=True)
 class MindSpore:
-    """`Operations` on tensors. `attention_slice` is how many heads attend at once, None for all."""
+    """`Operations` on tensors; `attention_slice` tells `slices.heads_at_once`."""
 
-    attention_slice: int | None = None
+    attention_slice: Slice = None
     name: str = "mindspore"
 
     def linear(self, p: Any, x: Tensor, width: int, bias: bool = True) -> Tensor:
@@ -170,8 +171,8 @@ class MindSpore:
         return ops.softmax(x.float(), -1).astype(x.dtype)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        step = self.attention_slice
-        if step is None or step >= q.shape[1]:
+        step = heads_at_once(self.attention_slice, q.shape[1])
+        if step >= q.shape[1]:
             return _attention(q, k, v, mask)
         if mask is not None:
             mask = ops.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
@@ -422,11 +423,9 @@ def resolve_dtype(name: Any) -> Any:
 operations = MindSpore()
 
 
-def with_settings(attention_slice: int | str | None) -> MindSpore:
-    """Operations with settings: "max" attends one head at a time, "auto" is the same here."""
-    if attention_slice is None:
-        return operations
-    return MindSpore(attention_slice if isinstance(attention_slice, int) else 1)
+def with_settings(attention_slice: Slice) -> MindSpore:
+    """Operations with settings."""
+    return operations if attention_slice is None else MindSpore(attention_slice)
 
 
 def move(root: Any, device: Any = None, dtype: Any = None) -> None:

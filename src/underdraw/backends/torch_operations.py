@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 from underdraw.backends.adapted import AdaptedLeaf
 from underdraw.backends.deltas import Arrays
+from underdraw.backends.slices import Slice, heads_at_once
 from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 
 
 @dataclass(frozen=True)
 class Torch:
-    """`Operations` on tensors. `attention_slice` is how many heads attend at once, None for all."""
+    """`Operations` on tensors; `attention_slice` tells `slices.heads_at_once`."""
 
-    attention_slice: int | None = None
+    attention_slice: Slice = None
     name: str = "torch"
 
     def linear(self, p: Any, x: Tensor, width: int, bias: bool = True) -> Tensor:
@@ -130,8 +131,8 @@ class Torch:
         return torch.softmax(x, -1, dtype=torch.float32).to(x.dtype)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        step = self.attention_slice
-        if step is None or step >= q.shape[1]:
+        step = heads_at_once(self.attention_slice, q.shape[1])
+        if step >= q.shape[1]:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if mask is not None:
             mask = mask.expand(*q.shape[:3], k.shape[2])
@@ -263,11 +264,9 @@ def is_finite(values: Tensor) -> bool:
 operations = Torch()
 
 
-def with_settings(attention_slice: int | str | None) -> Torch:
-    """Operations with settings: "max" attends one head at a time, "auto" is the same here."""
-    if attention_slice is None:
-        return operations
-    return Torch(attention_slice if isinstance(attention_slice, int) else 1)
+def with_settings(attention_slice: Slice) -> Torch:
+    """Operations with settings."""
+    return operations if attention_slice is None else Torch(attention_slice)
 
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
