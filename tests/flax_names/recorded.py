@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import underdraw
+from underdraw.engines import Compiled
 from underdraw.flax.models import CLASSES
 from underdraw.formats.stored import stored
 from underdraw.text.tokenizer import CLIPTokenizer
@@ -30,6 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "controlnet": record.CONTROLNET,
     "safety_checker": record.VISION,
 }
+ENGINE = Compiled()
 BOUND = 2e-3
 """Of pictures in [0, 1]; the original is off PyTorch by up to 1.3e-3 itself."""
 
@@ -72,8 +74,10 @@ def components(unet: str = "unet", *beside: str) -> dict[str, Any]:
 
 @cache
 def pipeline(kind: str = "FlaxStableDiffusionPipeline", unet: str = "unet", *beside: str) -> Any:
-    """One for all tests: what it compiled for one serves the next."""
-    return getattr(underdraw, kind)(**components(unet, *beside), compat="diffusers")
+    """One for all tests; what is compiled for one serves the next."""
+    made = getattr(underdraw, kind)(**components(unet, *beside), compat="diffusers")
+    made.engine = ENGINE
+    return made
 
 
 def all_params(unet: str = "unet", *beside: str) -> dict[str, Any]:
