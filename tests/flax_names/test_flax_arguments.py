@@ -144,3 +144,10 @@ def test_importing_loads_no_framework_and_jax_is_told_where_it_is_missing():
     first, second = done.stdout.strip().splitlines()
     assert first == "[]"
     assert "pip install 'underdraw[jax]'" in second
+
+
+def test_the_base_is_no_pipeline(tmp_path):
+    base = underdraw.FlaxDiffusionPipeline
+    for make in (base, lambda: base.from_pretrained(tmp_path), lambda: base.from_single_file("x")):
+        with pytest.raises(InputTypeError, match="FlaxStableDiffusionPipeline"):
+            make()

@@ -21,7 +21,7 @@ from underdraw.models.keywords import LOADING, drop_neutral
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.base import DiffusionPipeline
 from underdraw.pipelines.components.folders import How, read_folder
-from underdraw.pipelines.components.registry import MODELS, READERS, check_listed
+from underdraw.pipelines.components.registry import MODELS, READERS, Names, check_listed
 from underdraw.schedulers.base import Scheduler
 from underdraw.weights import folders, hub as hubs, save
 
@@ -37,7 +37,7 @@ class FlaxDiffusionPipeline:
     """The pipeline of the same components elsewhere."""
 
     def __init__(self, *, dtype: Any = None, compat: str | None = None, **components: Any) -> None:
-        names = self.written.names()
+        names = self.names()
         known = {*names.needed, "safety_checker", "feature_extractor"}
         if unknown := sorted(set(components) - known):
             raise InputTypeError(
@@ -63,6 +63,20 @@ class FlaxDiffusionPipeline:
             self.components[name] = _accepted(type(self).__name__, name, value)
         else:
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def names(cls) -> Names:
+        """What pipelines of this class are made of.
+
+        Raises:
+            InputTypeError: the class is the base, which is no pipeline.
+        """
+        if not hasattr(cls, "written"):
+            raise InputTypeError(
+                f"{cls.__name__} is no pipeline; use one's own class, as "
+                "FlaxStableDiffusionPipeline.from_pretrained"
+            )
+        return cls.written.names()
 
     @property
     def vae_scale_factor(self) -> int:
@@ -98,7 +112,7 @@ class FlaxDiffusionPipeline:
             NotFoundError, WeightError, InputError: there is nothing, or it is damaged, or another
                 pipeline's.
         """
-        names = cls.written.names()
+        names = cls.names()
         given = {name: options.pop(name) for name in names.all if name in options}
         call = f"{cls.__name__}.from_pretrained"
         access = drop_neutral(call, options, {**LOADING, **FURTHER})
@@ -143,6 +157,7 @@ class FlaxDiffusionPipeline:
     ) -> tuple[Any, dict[str, Any]]:
         """A pipeline and its parameters, from an original one-file checkpoint; `options` as of the
         other pipelines' `from_single_file`."""
+        cls.names()
         return cls.from_pipe(
             cls.written.from_single_file(source, **options), dtype=dtype, compat=compat
         )
@@ -158,7 +173,7 @@ class FlaxDiffusionPipeline:
             raise InputTypeError(f"pipeline={checks.shown(pipeline)} is no pipeline")
         parts: dict[str, Any] = {}
         params: dict[str, Any] = {}
-        names = cls.written.names()
+        names = cls.names()
         for name in (*names.needed, "safety_checker", "feature_extractor"):
             value = pipeline.components.get(name)
             if name in CLASSES and value is not None:
