@@ -93,15 +93,18 @@ def test_the_doctor(monkeypatch):
     assert "4096 x 4096" in large
 
 
-def test_memory_of_a_container(monkeypatch):
+def test_memory_of_a_container(monkeypatch, tmp_path):
     files = {
-        "/proc/meminfo": "MemTotal:  1000 kB\nMemFree:  1 kB\nMemAvailable:  600 kB\n",
-        "/sys/fs/cgroup/memory.max": "512000\n",
-        "/sys/fs/cgroup/memory.current": "412000\n",
+        "proc/meminfo": "MemTotal:  1000 kB\nMemFree:  1 kB\nMemAvailable:  600 kB\n",
+        "sys/fs/cgroup/memory.max": "512000\n",
+        "sys/fs/cgroup/memory.current": "412000\n",
     }
-    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "SYSTEM", tmp_path)
     assert machine.host_memory() == (512000, 100000)
-    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
     assert machine.host_memory() == (1024000, 614400)
-    files.clear()
+    monkeypatch.setattr(machine, "SYSTEM", tmp_path / "nothing")
     assert machine.host_memory() is None and machine.processor().cores >= 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from underdraw.backends.machine import processor
 from underdraw.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,12 +151,8 @@ def bfloat16_pays() -> bool:
 @cache
 def _cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself. Emulated, it is slower than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return False
     # Names of x86 (AVX-512 and AMX) and of ARM.
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(processor().flags)
 
 
 def _count(kind: str) -> int:

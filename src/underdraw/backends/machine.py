@@ -12,6 +12,7 @@ from typing import Any
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "bf16")
 """Of processors, what arithmetic here gains from."""
+SYSTEM = Path("/")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Processor:
 
 def processor() -> Processor:
     """The one this process runs on."""
-    told = _read("/proc/cpuinfo")
+    told = _read("proc/cpuinfo")
     named = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", told, re.MULTILINE)
     listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", told, re.MULTILINE)
     words = listed.group(1).split() if listed else []
@@ -39,11 +40,11 @@ def processor() -> Processor:
 def host_memory() -> tuple[int, int] | None:
     """Bytes of memory, and of those the free ones; None where the system does not tell. What a
     container is limited to counts."""
-    told = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE))
+    told = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read("proc/meminfo"), re.MULTILINE))
     if "MemTotal" not in told:
         return None
     total, free = (int(told.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    limit, used = (_read(f"sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
     if limit.isdigit() and used.isdigit() and int(limit) < total:
         total = int(limit)
         free = min(free, max(0, total - int(used)))
@@ -90,7 +91,8 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def _read(path: str) -> str:
+    """What the system tells in a file of its own; nothing where it has none."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return (SYSTEM / path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
