@@ -137,6 +137,11 @@ def test_where_it_is(monkeypatch, tmp_path):
     assert kept.default() == Kept(tmp_path / "mine", 500_000_000)
     monkeypatch.setenv(kept.FOLDER, "")
     assert kept.default() is None
+    with monkeypatch.context() as homeless:
+        homeless.delenv("XDG_CACHE_HOME")
+        homeless.setattr(os.path, "expanduser", lambda path: path)  # as where there is none
+        homeless.delenv(kept.FOLDER)
+        assert kept.default() is None
     for wrong in ("much", "nan", "-1", "1e9"):
         monkeypatch.setenv(kept.FOLDER, "x")
         monkeypatch.setenv(kept.SIZE, wrong)

@@ -23,7 +23,7 @@ from underdraw.engines.auto import Auto, choice
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question, answer
 from underdraw.engines.openvino import OpenVino
-from underdraw.errors import ControlError, InputError
+from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.program import Program
 from underdraw.networks.sites import Sites, UpTo
 from underdraw.networks.unet import UNET
@@ -414,6 +414,9 @@ def test_networks_of_another_backend(engine, tower):
 def test_bad_settings(monkeypatch):
     with pytest.raises(InputError, match=r"precision='int3' .* 'auto', 'float32', 'bfloat16'"):
         OpenVino("int3")
+    for wrong in ({"memory": -1}, {"memory": "1 GB"}, {"kept": "/tmp"}):
+        with pytest.raises((InputError, InputTypeError), match=f"{next(iter(wrong))}="):
+            OpenVino(**wrong)
     monkeypatch.setattr(backends, "graphs_installed", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'underdraw\[openvino\]'"):
         engines.get("openvino")

@@ -126,6 +126,11 @@ WRONG = {
         {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 9}, "chunks": {"0": packed()}}}
     ),
     "half a name": b"\x81\xa2\xff\xfe\xc0",
+    "the same name, once in parts": b"\x82\xa1a"
+    + msgpack.packb(packed())
+    + msgpack.packb(
+        {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {"0": packed()}}}
+    )[1:],
 }
 
 

@@ -64,6 +64,24 @@ def test_of_a_pipeline(pipe, kind, tmp_path):
     assert alone.unet.get_memory_footprint() <= 0.55 * whole / 2
 
 
+def test_in_8_bits_twice(pipe):
+    """Who quantises once more shares numbers and nothing else; another kind is another kind."""
+    small = underdraw.StableDiffusionPipeline.from_pipe(pipe).quantize("int8")
+    made = tiny.run(small)
+    twin = underdraw.StableDiffusionPipeline.from_pipe(small).quantize("int8")
+    twin.unet.to("bfloat16")
+    assert torch.equal(tiny.run(small), made)
+    twin.quantize("float8")
+    kinds = [one.kind for one in twin.unet.modules() if isinstance(one, torch_leaves.Quantised)]
+    assert set(kinds) == {"float8"}
+
+
+def test_a_sum_beyond_half_precision_is_no_infinity():
+    layer = torch.nn.Linear(300, 300).half()
+    layer.weight.data[:] = 1
+    assert torch.equal(torch_leaves.quantised(layer, "int8").weight, layer.weight)
+
+
 def test_loras_act_on_it_and_may_be_merged(pipe, tmp_path):
     torch.save(lora(pipe), tmp_path / "a.pt")
     small = underdraw.StableDiffusionPipeline.from_pipe(pipe).quantize()

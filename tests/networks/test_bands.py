@@ -11,6 +11,7 @@ from pipelines import tiny
 
 import underdraw
 from underdraw.backends.torch_operations import Torch
+from underdraw.models.autoencoder import Tiling, tiled
 from underdraw.networks import bands, tiny_vae, vae
 from underdraw.networks.bands import Bands, in_bands
 
@@ -106,3 +107,20 @@ def test_of_pipelines(monkeypatch):
     assert psnr(exact, pipe("a red sphere", output_type="pt", **call).images) >= DECIBEL
     pipe.vae.enable_tiling(seamless=True)
     assert pipe.parts.tiling.seamless and pipe.parts.tiling.side == 2048
+
+
+@pytest.mark.parametrize("side", [100, 60, 40, 8, 4])
+def test_tiles_of_any_side_lie_where_they_belong(side):
+    """Also those of autoencoders whose trained size is no multiple of 32, where diffusers 0.39
+    gives pictures of another size: what treats each position alike shows no tile."""
+    nn = tiny.components()["vae"].nn
+    x = torch.rand(1, 2, 136, 104)
+
+    def to_array(values, device=None):
+        return torch.tensor(values, device=device)
+
+    down = torch.nn.AvgPool2d(8)
+    up = torch.nn.Upsample(scale_factor=8)
+    small = tiled(nn, down, x, Tiling(side), (1, 8), to_array)
+    torch.testing.assert_close(small, down(x))
+    torch.testing.assert_close(tiled(nn, up, small, Tiling(side), (8, 1), to_array), up(small))

@@ -16,6 +16,7 @@ from pipelines.test_offload import CASES, is_home, numbers, quiet
 
 import underdraw
 from underdraw.backends import hardware, torch_leaves
+from underdraw.backends.node import at
 from underdraw.engines.streaming import Streaming, grouped
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import unet
@@ -71,6 +72,30 @@ def test_what_is_there_at_once(monkeypatch):
     assert network() is None
     whole = sum(len(type(one).layout(one.config).leaves) for one in pipe.parts.networks)
     assert most[0] < whole / 2
+
+
+@pytest.mark.parametrize("how", ["in place", "other layers"])
+def test_weights_that_changed_are_copied_again(how, monkeypatch):
+    """Groups that were fetched ahead, or are still there from the last call."""
+    monkeypatch.setattr(torch_leaves, "_copied", lambda layer, device: copy.deepcopy(layer))
+    network = tiny.pipeline().unet
+    leaves = type(network).layout(network.config)
+    copies = torch_leaves.copies(network, torch.device("cpu"), grouped(leaves, 4))
+    view = torch_leaves.streamed(network, copies)
+
+    def walked():
+        return [torch.equal(at(view, path).weight, at(network, path).weight) for path in paths]
+
+    paths = [path for path, leaf in leaves.leaves.items() if leaf.kind != "parameter"]
+    assert all(walked())
+    with torch.no_grad():
+        for path in paths[::5]:
+            owner, _, last = path.rpartition(".")
+            modules = network.get_submodule(owner)._modules
+            if how == "other layers":
+                modules[last] = copy.deepcopy(modules[last])
+            modules[last].weight.mul_(1.5)
+    assert all(walked())
 
 
 def test_groups_hold_each_leaf_once_in_order():

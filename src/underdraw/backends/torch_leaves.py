@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from operator import is_
 from threading import RLock
 from typing import Any
 from weakref import ref
@@ -98,6 +99,8 @@ def quantised(layer: Any, kind: str | None) -> Any:
     Raises:
         InputError: its weight holds NaN or infinity.
     """
+    if isinstance(layer, Quantised) and kind not in (None, layer.kind):
+        layer = layer.plain()
     fits = type(layer) in (nn.Linear, nn.Conv2d) and layer.weight.numel() >= LEAST
     if kind is None or not fits or getattr(layer, "padding_mode", "zeros") != "zeros":
         made = copy(layer)
@@ -105,8 +108,9 @@ def quantised(layer: Any, kind: str | None) -> Any:
             name: None if value is None else nn.Parameter(value.detach(), value.requires_grad)
             for name, value in layer._parameters.items()
         }
+        made._buffers = dict(layer._buffers)
         return made
-    if not bool(torch.isfinite(layer.weight.detach().sum())):
+    if not bool(torch.isfinite(layer.weight.detach().abs().max())):
         raise InputError("a weight holds NaN or infinity, which 8 bits cannot hold")
     return Quantised(layer, kind)
 
@@ -147,16 +151,36 @@ class Streamed:
         return child
 
 
+class Copy:
+    """A layer on a device, and what it was copied from."""
+
+    def __init__(self, layer: Any, device: Any) -> None:
+        self._tensors = list(_tensors(layer))  # held, for their addresses tell
+        self._marks = _marks(self._tensors)
+        self.layer = _copied(layer, device)
+
+    def stands_for(self, layer: Any) -> bool:
+        """Whether the layer is what was copied, with the numbers of then as far as PyTorch counts
+        what is written."""
+        now = list(_tensors(layer))
+        same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
+        return same and _marks(now) == self._marks
+
+
+Group = Mapping[str, Copy]
+
+
 class Copies:
     """Layers of one network on a device, a group at a time; the next group is fetched while the
-    present one computes, where that is asked for."""
+    present one computes, where that is asked for. What was copied before its numbers changed is
+    copied again."""
 
     def __init__(self, root: nn.Module, groups: Sequence[Sequence[str]], device: Any) -> None:
         self.device, self._groups = device, [list(group) for group in groups]
         self._group_of = {path: i for i, group in enumerate(self._groups) for path in group}
         self._root = ref(root)  # a network that nobody else holds may go
-        self._held: dict[int, Mapping[str, Any]] = {}
-        self._coming: dict[int, Future[Mapping[str, Any]]] = {}
+        self._held: dict[int, Group] = {}
+        self._coming: dict[int, Future[Group]] = {}
         self._lock = RLock()
         self._stream: Any = None
 
@@ -173,32 +197,35 @@ class Copies:
                 following = (number + 1) % len(self._groups)
                 if len(self._groups) > 1 and following not in self._coming:
                     self._coming = {following: _POOL.submit(self._fetched, following)}
-            return self._held[number][path]
+            if not self._held[number][path].stands_for(layer):
+                self._coming = {}
+                self._held = {number: self._settled(self._fetched(number))}
+            return self._held[number][path].layer
 
     def release(self) -> None:
         """Let go of what is there."""
         with self._lock:
             self._held, self._coming = {}, {}
 
-    def _fetched(self, number: int) -> Mapping[str, Any]:
+    def _fetched(self, number: int) -> Group:
         """A group, copied. On CUDA by a stream of its own, so that the present one goes on."""
         root, paths = self._root(), self._groups[number]
         layers = {path: _layer_at(root, path) for path in paths}
         if self.device.type != "cuda":
-            return {path: _copied(layer, self.device) for path, layer in layers.items()}
+            return {path: Copy(layer, self.device) for path, layer in layers.items()}
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._stream):
-            found = {path: _copied(layer, self.device) for path, layer in layers.items()}
+            found = {path: Copy(layer, self.device) for path, layer in layers.items()}
         self._stream.synchronize()
         return found
 
-    def _settled(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _settled(self, found: Group) -> Group:
         """Memory of another stream is not given away before the present one is done with it."""
         if self.device.type == "cuda":
             here = torch.cuda.current_stream(self.device)
-            for layer in found.values():
-                for one in _tensors(layer):
+            for made in found.values():
+                for one in _tensors(made.layer):
                     one.record_stream(here)
         return found
 
@@ -249,6 +276,10 @@ def _copied(layer: Any, device: Any) -> Any:
         }
         vars(made)[name] = there
     return made
+
+
+def _marks(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(one.data_ptr(), -1 if one.is_inference() else one._version) for one in tensors]
 
 
 def _tensors(layer: Any) -> Iterator[Tensor]:

@@ -87,6 +87,8 @@ class Kept:
     def put(self, key: str, made: Path, about: Mapping[str, Any]) -> None:
         """Keep a file that was made in `making`, and remove what is then too much."""
         size = made.stat().st_size
+        if size > self.most:
+            return
         self.make_room(size)
         path = self.folder / f"{key}{BLOB}"
         text = json.dumps({**about, "size": size}, indent=1)
@@ -143,7 +145,8 @@ def _told(about: Mapping[str, Any]) -> tuple[str, str, tuple[tuple[int, ...], ..
 
 
 def default() -> Kept | None:
-    """The folder that the environment names, or that of the user; None where nothing is kept.
+    """The folder that the environment names, or that of the user; None where nothing is kept, as
+    for a user without a home.
 
     Raises:
         InputError: `UNDERDRAW_CACHE_SIZE` is no number of gigabytes.
@@ -151,7 +154,6 @@ def default() -> Kept | None:
     named = os.environ.get(FOLDER)
     if named == "":
         return None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     size = os.environ.get(SIZE) or str(GIGABYTES)
     try:
         most = float(size)
@@ -159,4 +161,9 @@ def default() -> Kept | None:
         most = -1.0
     if not 0 <= most < 1e6:
         raise InputError(f"{SIZE}={size!r} is no number of gigabytes; allowed: 0 .. 1000000")
-    return Kept(Path(named or Path(home, "underdraw", "graphs")).expanduser(), int(most * 1e9))
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(named or Path(home, "underdraw", "graphs")).expanduser()
+    except RuntimeError:
+        return None
+    return Kept(folder, int(most * 1e9))

@@ -18,7 +18,7 @@ from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from underdraw import backends
+from underdraw import backends, checks
 from underdraw.backends import hardware
 from underdraw.backends.tree import Structure, flatten, is_parameters, unflatten
 from underdraw.checks import shown
@@ -26,7 +26,12 @@ from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
 from underdraw.engines.graph import Built, arrays_of, as_given, build, no_data, signature
 from underdraw.engines.kept import Kept, default
-from underdraw.errors import InputError, NotExpressibleError, UnderdrawError
+from underdraw.errors import (
+    InputError,
+    InputTypeError,
+    NotExpressibleError,
+    UnderdrawError,
+)
 from underdraw.names import __version__
 from underdraw.networks.program import Program
 
@@ -79,8 +84,8 @@ class OpenVino:
             `~/.cache/underdraw/graphs`, or the folder that the variable `UNDERDRAW_CACHE` names.
 
     Raises:
-        InputError: an argument is none of those; at the first call, the package openvino is not
-            installed.
+        InputError, InputTypeError: an argument is none of those; at the first call, the package
+            openvino is not installed.
     """
 
     precision: Precision = "auto"
@@ -107,6 +112,12 @@ class OpenVino:
             raise InputError(
                 f"precision={shown(self.precision)} is not known; allowed: 'auto', 'float32', "
                 "'bfloat16'"
+            )
+        if self.memory is not None:
+            checks.whole("memory", self.memory, 0)
+        if not isinstance(self.kept, Kept | None):
+            raise InputTypeError(
+                f"kept={shown(self.kept)} is no folder; allowed: None, or engines.kept.Kept"
             )
 
     def run(self, question: Question) -> Any:

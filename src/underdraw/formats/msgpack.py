@@ -142,6 +142,8 @@ class _Reader:
         def load() -> np.ndarray:
             return np.concatenate([piece.load().reshape(-1) for piece in pieces]).reshape(sides)
 
+        if path in found:
+            raise self.fault(f"{'/'.join(path)!r} twice")
         found[path] = StoredTensor(dtypes.pop(), tuple(sides), load)
         return at
 

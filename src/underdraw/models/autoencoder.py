@@ -173,14 +173,16 @@ def tiled(
         scale: `(up, down)`: sizes are multiplied by one and divided by the other.
     """
     up, down = scale
-    side = tiling.side // up
-    stride = int(side * (1 - tiling.overlap))
-    out_side = side * up // down
-    blend = int(out_side * tiling.overlap)
-    keep = out_side - blend
+    # In latent pixels, whatever the side, so that tiles lie where their neighbours end.
+    cells = max(1, tiling.side // max(up, down))
+    step = max(1, int(cells * (1 - tiling.overlap)))
+    side, stride, keep = cells * down, step * down, step * up
+    blend = cells * up - keep
 
     def join(before: Array, tile: Array, axis: int) -> Array:
         n = min(blend, before.shape[axis], tile.shape[axis])
+        if n == 0:
+            return tile
         shape = [1, 1, 1, 1]
         shape[axis] = n
         ramp = to_array([i / n for i in range(n)], device=getattr(tile, "device", None))

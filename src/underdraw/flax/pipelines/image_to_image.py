@@ -77,4 +77,4 @@ def _of_picture(image: Array, height: Any, width: Any) -> tuple[Any, Any]:
     if len(image.shape) < 4:
         raise InputError(f"image has shape {tuple(image.shape)}; needed is (n, 3, height, width)")
     sides = tuple(image.shape[-2:])
-    return height or sides[0], width or sides[1]
+    return sides[0] if height is None else height, sides[1] if width is None else width
