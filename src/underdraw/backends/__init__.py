@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import Any, cast
 
 from underdraw.backends.framework import Framework
@@ -12,6 +13,7 @@ from underdraw.errors import InputError, InputTypeError
 from underdraw.shown import shown
 
 NAMES = ("torch", "jax", "mindspore")
+TELEMETRY = "openvino_telemetry"
 
 
 def installed() -> tuple[str, ...]:
@@ -50,7 +52,22 @@ def graphs() -> Any:
         raise InputError(
             "engine='openvino' needs the package openvino: pip install 'underdraw[openvino]'"
         )
+    if "openvino" not in sys.modules:
+        _import_in_silence()
     return importlib.import_module("underdraw.backends.openvino")
+
+
+def _import_in_silence() -> None:
+    """Import openvino without its telemetry, which would report the import to Google from a forked
+    process. Without that package openvino does as well."""
+    modules: dict[str, Any] = sys.modules
+    if TELEMETRY in modules:
+        return
+    modules[TELEMETRY] = None
+    try:
+        importlib.import_module("openvino")
+    finally:
+        del modules[TELEMETRY]
 
 
 def of(array: Any, name: str = "sample") -> Framework:

@@ -278,7 +278,8 @@ class Familiar:
         """
         keywords.drop_neutral("enable_group_offload", familiar, GROUPS, ())
         checks.choice("offload_type", offload_type, ("block_level", "leaf_level"))
-        checks.choice("offload_device", str(offload_device), ("cpu",))
+        home = str(checks.device("offload_device", offload_device))
+        checks.choice("offload_device", home, ("cpu",))
         blocks = num_blocks_per_group
         if blocks is not None:
             blocks = checks.whole("num_blocks_per_group", blocks, 1, 10_000)
