@@ -26,6 +26,7 @@ SCRIPTS = {
     "tiny_step": "A whole pipeline with a tiny UNet: what Python costs",
     "engine_steps": "Engines: runs in one batch, and compiled steps",
     "openvino_step": "The engine `openvino`",
+    "training_rate": "Training: images a second",
     "cold_start": "Cold start from a full-size fp16 folder",
     "vae_decode": "Autoencoder of Stable Diffusion 1.5",
     "unet_step": "UNet of Stable Diffusion 1.5",
@@ -36,7 +37,8 @@ SCRIPTS = {
 """Headings, in the order in which they run: short ones first."""
 QUICK = {
     name: ["--quick"]
-    for name in ("vae_decode", "unet_step", "grounded_step", "controlnet_step", "lora_step")
+    for name in SCRIPTS
+    if (name.endswith("_step") and name != "tiny_step") or name in ("vae_decode", "training_rate")
 }
 QUICK["cold_start"] = ["1"]
 

@@ -18,7 +18,7 @@ from networks.configs import UNETS, VAES
 from trying import PYTHON, Strange, outcome
 
 import underdraw
-from underdraw.cli import structure, subjects
+from underdraw.cli import image_prompts, structure, subjects
 from underdraw.cli.boxes import Entry, Whole
 from underdraw.errors import InputError, WeightError
 from underdraw.models import CLIPImageProcessor
@@ -42,6 +42,7 @@ from underdraw.schema import (
     within,
 )
 from underdraw.text.tokens import Token
+from underdraw.training.adapters.dreambooth import PriorConfig
 
 BASES: Mapping[type, dict[str, Any]] = {
     config.UNetConfig: UNETS["one-level"].config,
@@ -50,6 +51,8 @@ BASES: Mapping[type, dict[str, Any]] = {
     record.Record: {"pipeline": "P", "call": {}, "scheduler": {}, "missing": []},
     structure.Entry: {"net": "net", "map": "map.png"},
     subjects.Entry: {"image": "photo.png", "category": "dog"},
+    image_prompts.Entry: {"image": "photo.png"},
+    PriorConfig: {"prompt": "a dog"},
 }
 """Fields beside the one that is tried: where there is no default, or where networks are smaller."""
 LAYOUTS = {

@@ -26,12 +26,12 @@ WAYS = (
 
 
 def doctor(
-    side: Annotated[
-        int, typer.Option("--size", min=64, max=8192, help="Side of the pictures, in pixels.")
+    size: Annotated[
+        int, typer.Option(min=64, max=8192, help="Side of the pictures, in pixels.")
     ] = SIDE,
 ) -> None:
     """Tell what this machine has, what fits on it, and which settings to take."""
-    for line in report(side):
+    for line in report(size):
         typer.echo(line)
 
 
