@@ -265,6 +265,11 @@ WRONG = {
     "no LoRA": ({"loras": {"two.safetensors": 1.0}}, WeightError, "two.safetensors"),
     "no scale": ({"loras": {"two.safetensors": "much"}}, InputTypeError, "much"),
     "another kind": ({"sources": ["one", "wide"]}, WeightError, "unet of .*one and .*wide differ"),
+    "nothing to merge": (
+        {"sources": ["one/unet", "two/vae"]},
+        InputError,
+        "no network in common, .*one/unet: unet; two/vae: vae",
+    ),
     "another target": ({"sources": ["one", "v"]}, InputError, "predict different things"),
     "damaged": ({"sources": ["one", "cut.safetensors"]}, WeightError, "cut.safetensors"),
     "infinite": (
@@ -307,6 +312,11 @@ def test_wrong_merges_write_nothing(faulty, tmp_path, monkeypatch, changes, erro
         ({"rank": 0}, InputError, "rank=0"),
         ({"error": 1.5}, InputError, "error=1.5; allowed: above 0 and below 1"),
         ({"components": ["vae"]}, InputError, "components='vae'"),
+        (
+            {"base": "base/unet", "components": ["text_encoder"]},
+            InputError,
+            "and base/unet unet; needed is one that both have",
+        ),
         ({"spelling": "own"}, InputError, "spelling='own'"),
         ({"target": "folder"}, InputError, "ending in .safetensors"),
         ({"tuned": "base"}, InputError, "there is nothing to extract"),

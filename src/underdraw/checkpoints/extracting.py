@@ -106,6 +106,7 @@ def extract_lora(
     chosen = checks.sequence("components", components, "names of networks")
     for component in chosen:
         checks.choice("components", component, PARTS)
+    chosen = list(dict.fromkeys(chosen))
     checks.choice("spelling", spelling, SPELLINGS)
     checks.flag("convolutions", convolutions)
     opened = [
@@ -114,6 +115,11 @@ def extract_lora(
     ]
     found = places_of(opened[0])
     after, before = map(matched, opened)
+    if not any(name in after and name in before for name in chosen):
+        raise InputError(
+            f"components={checks.shown(components)}: {tuned} has {', '.join(after)}, and {base} "
+            f"{', '.join(before)}; needed is one that both have"
+        )
     named: dict[str, StoredTensor] = {}
     ranks, missing, whole, left_out = [], 0.0, 0.0, 0
     with bar_of(_bytes(after, chosen), progress) as bar:

@@ -202,6 +202,12 @@ def _joined(
 ) -> Networks:
     """The first model's networks with what the others add, unread."""
     others, joined = [*sources[1:], *base], {}
+    if others and not any(all(name in held for held in networks[1:]) for name in networks[0]):
+        told = "; ".join(
+            f"{one.name}: {', '.join(held)}"
+            for one, held in zip([sources[0], *others], networks, strict=True)
+        )
+        raise InputError(f"sources have no network in common, so nothing is merged ({told})")
     for name, tensors in networks[0].items():
         lacking = [
             one.name for one, held in zip(others, networks[1:], strict=True) if name not in held
