@@ -416,6 +416,23 @@ def wrong():
     }
 
 
+def test_each_is_shown_pictures_by_the_tower_that_it_was_trained_with():
+    both, alone = tiny.pipeline(), tiny.pipeline()
+    first, second = (adapter(both.unet, seed=seed) for seed in range(2))
+    wide = torch.randn(len(second["image_proj"]["proj.weight"]), 32)
+    second["image_proj"]["proj.weight"] = wide
+    towers = ip_adapters.tower(), ip_adapters.tower(projection_dim=32)
+    alone.load_ip_adapter(first, image_encoder=towers[0])
+    for name, weights, tower in zip("ab", (first, second), towers, strict=True):
+        both.load_adapter("ip-adapter", weights, name=name, image_encoder=tower)
+    shown = tiny.run(both, controls=[ImagePrompt(picture(), adapter="a")], **SIZE)
+    assert torch.equal(shown, tiny.run(alone, ip_adapter_image=picture(), **SIZE))
+    embeds = both.prepare_ip_adapter_image_embeds([picture(), picture(1)])
+    assert [one.shape for one in embeds] == [(2, 1, 24), (2, 1, 32)]
+    seen = tiny.run(both, ip_adapter_image=[picture(), picture(1)], **SIZE)
+    assert torch.equal(tiny.run(both, ip_adapter_image_embeds=embeds, **SIZE), seen)
+
+
 def test_files_of_another_kind_change_nothing(tmp_path):
     """Read from a state dict, and from a file that is named."""
     pipe = loaded()
@@ -481,6 +498,7 @@ def test_arguments_that_cannot_work(pipe, plain):
         (lambda: ImagePrompt(embedding=[1.0]), "embedding"),
         (lambda: run(pipe, ImagePrompt(photo, adapter="x")), "not attached; attached: 'default_0'"),
         (lambda: run(pipe, ImagePrompt(photo, [1.0, 2.0])), "scale. has 2 entries"),
+        (lambda: run(pipe, ImagePrompt(photo, {"up": {"block_7": 1.0}})), "names no block of this"),
         (lambda: run(pipe, ImagePrompt([[photo]] * 2)), "image. has 2 entries"),
         (lambda: run(pipe, ImagePrompt(photo, mask=np.ones((2, 4, 4)))), "mask. has 2 entries"),
         (lambda: run(pipe, ImagePrompt(photo, mask=np.full((4, 4), 2.0))), "values from 2 to 2"),

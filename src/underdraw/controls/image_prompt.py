@@ -152,6 +152,13 @@ class ImagePrompt(Control):
             raise InputError(f"ImagePrompt: {told} do not belong together; allowed: as many")
         if self.mask is not None:
             counts["mask"] = self._mask(planned).shape[0]
+        for one in self.scales:
+            places = (one.of("unet", place, 0.0) for place, *_ in c.layers)
+            if one.unet and any(factor for _, factor in one.parts) and not any(places):
+                raise InputError(
+                    f"ImagePrompt(scale={shown(self.scale)}) names no block of this UNet that "
+                    f"looks at pictures; there are {', '.join(place for place, *_ in c.layers)}"
+                )
         for name, found in counts.items():
             if found not in (1, planned.images):
                 raise InputError(

@@ -10,7 +10,8 @@ from underdraw import checks
 from underdraw.arguments import checked
 from underdraw.backends.contract import Array
 from underdraw.controls.image_prompt import KIND, MOST_PICTURES, as_scale
-from underdraw.controls.seeing import blank, pixels_of, placed, seen
+from underdraw.controls.image_prompt_run import WHAT
+from underdraw.controls.seeing import blank, check_tower, pixels_of, placed, seen
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import IPAdapter
 from underdraw.pictures.reading import as_picture
@@ -150,8 +151,11 @@ class Promptable:
         repeats = checks.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_IMAGES)
         if not self.parts.towers:
             raise InputError("image: image_encoder=None, which sees pictures")
-        tower, parts = self.parts.towers[0], self.parts
-        pooled, nn = not output_hidden_states, self.parts.nn
+        tower = self.parts.towers[0]
+        return self._seen(image, tower, pooled=not output_hidden_states, repeats=repeats)
+
+    def _seen(self, image: Any, tower: Any, pooled: bool, repeats: int) -> tuple[Array, Array]:
+        parts, nn = self.parts, self.parts.nn
         with parts.framework.no_grad():
             made = seen(parts, tower, self._pixels("image", image, tower), pooled)
             if pooled:
@@ -186,7 +190,9 @@ class Promptable:
         if ip_adapter_image_embeds is None:
             listed = one_each("ip_adapter_image", ip_adapter_image, len(there))
             for image, adapter in zip(listed, there, strict=True):
-                found = self.encode_image(image, None, 1, not adapter.config.pooled)
+                c = adapter.config
+                tower = check_tower(self.parts, c.pooled, c.feature_width, WHAT)
+                found = self._seen(image, tower, pooled=c.pooled, repeats=1)
                 halves = [one[None] for one in found[::-1]] if guided else [found[0][None]]
                 made.append(halves)
         else:

@@ -169,9 +169,17 @@ def _read(components: Any, source: Any, **options: Any) -> tuple[str, IPAdapter]
 
 
 def bring(components: Any, found: Opened) -> None:
-    """Keep the image tower that came along, if any."""
-    if found.tower is not None:
-        components.attached.bring(components, KIND, (found.tower,))
+    """Keep the image tower that came along, if any, in place of one that gives the same widths:
+    what else came along sees for other IP-Adapters."""
+    if (tower := found.tower) is None:
+        return
+    before = components.attached.brought.get(KIND, ())
+    others = [one for one in before if _widths(one) != _widths(tower)]
+    components.attached.bring(components, KIND, (tower, *others))
+
+
+def _widths(tower: CLIPVisionModelWithProjection) -> tuple[int, ...]:
+    return tuple(width_of(tower, pooled) for pooled in (True, False))
 
 
 IP_ADAPTER = register_adapter(AdapterKind(KIND, "ip_adapter", _read, save_ip_adapter, beside=False))
