@@ -73,6 +73,7 @@ def test_a_subject(run, tiny, pictures, whole):
         (["lora"], "nothing is said of it; wanted are metadata.jsonl in the folder, 0.txt"),
         (["lora", "--caption", "x", "--size", 36], "--size=36 is not a multiple of 8"),
         (["lora", "--caption", "x", "--precision", "int8"], "precision='int8'"),
+        (["lora", "--caption", "x", "--optimizer", "muon"], "muon needs --learning-rate"),
         (["lora", "--caption", "x", "--format", "peft"], "--format"),
         (
             ["lora", "--caption", "x", "--optimizer", "adamw8bit"],

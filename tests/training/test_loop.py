@@ -275,6 +275,8 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
         ({"threads": -1}, "threads=-1"),
         ({"optimizer": "sgd"}, "optimizer='sgd'.*muon"),
         ({"muon_rate": 0.0}, r"muon_rate=0\.0"),
+        ({"minutes": 0.0}, r"minutes=0\.0"),
+        ({"minutes": float("nan")}, "minutes=nan"),
         ({"ema": 1.0}, r"ema=1\.0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
     ],

@@ -13,7 +13,7 @@ import typer
 
 from underdraw.cli import options, outputs, progress
 from underdraw.cli.trained import check_model
-from underdraw.errors import NotFoundError
+from underdraw.errors import InputError, NotFoundError
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ class Training:
         names = (
             "steps minutes batch accumulate learning_rate precision optimizer seed preview_minutes"
         )
-        return shorter(usual, **{name: getattr(self, name) for name in names.split()})
+        changes = {name: getattr(self, name) for name in names.split()}
+        if self.optimizer == "muon":  # whose steps have another length than AdamW's
+            if self.learning_rate is None:
+                raise InputError("--optimizer muon needs --learning-rate, such as 1e-3")
+            changes["muon_rate"] = self.learning_rate
+        return shorter(usual, **changes)
 
     def pipeline(self) -> Any:
         """The checkpoint, after all that can be checked before it is loaded."""

@@ -87,10 +87,10 @@ class TrainingConfig:
             raise InputError(f"ema={self.ema} must be in [0, 1)")
         if self.optimizer == EIGHT_BIT:
             eight_bit()  # which may not be installed
-        for name in ("learning_rate", "muon_rate"):
-            rate = getattr(self, name)
-            if not (math.isfinite(rate) and rate > 0):
-                raise InputError(f"{name}={rate} must be a positive number")
+        for name in ("learning_rate", "muon_rate", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name}={value} must be a positive number")
 
     @property
     def parts(self) -> int:

@@ -301,6 +301,12 @@ def test_class_pictures_are_drawn_once_and_kept(tmp_path, monkeypatch):
     assert len(calls) == 4
 
 
+def test_a_file_is_no_folder_of_class_pictures(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(InputError, match="in a folder, and this is none"):
+        class_pictures(pipe_of(), PriorConfig("a", folder=str(tmp_path / "a")), SMALL, tmp_path)
+
+
 def test_half_of_what_is_seen_is_of_the_class():
     pipe = pipe_of()
     check_pipeline(pipe)
@@ -333,6 +339,7 @@ def test_the_whole_unet_of_a_subject(kind, tmp_path):
         pipe, pictures(), tmp_path, WholeConfig(text_encoder=kind == "plain"), prior, looking, SHORT
     )
     assert all(map(np.array_equal, before, bits(pipe.unet)))
+    assert not made.unet.training
     assert (tmp_path / "samples" / "000002.png").exists()
     loaded = type(made).from_pretrained(path)
     for name in ("unet", "text_encoder"):
@@ -394,3 +401,41 @@ def test_pipelines_that_cannot_be_trained_beside(changed, says, tmp_path):
         train_lora(tiny.pipeline(), pictures(), tmp_path, None, replace(SMALL, size=36), SHORT)
     with pytest.raises(InputError, match="spelling='peft'"):
         train_lora(tiny.pipeline(), pictures(), tmp_path, None, SMALL, SHORT, spelling="peft")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_beside_networks_in_half_precision(dtype, tmp_path):
+    pipe = pipe_of("gated inpainting")
+    pipe.to(dtype)
+    auto = replace(SHORT, precision="auto", learning_rate=1e-2)
+    lora, _ = train_lora(pipe, pictures(2), tmp_path, KINDS["all"], SMALL, auto)
+    assert all(np.isfinite(delta.up).all() for delta in lora.unet.values())
+    assert any(delta.up.any() for delta in lora.unet.values())
+    with pytest.raises(InputError, match="precision='float32', but networks of pipe are in"):
+        train_lora(pipe, pictures(2), tmp_path / "b", None, SMALL, SHORT)
+    with pytest.raises(InputError, match="round away"):
+        train_dreambooth(pipe, pictures(2), tmp_path / "c", WholeConfig(), None, SMALL, auto)
+
+
+def test_weights_in_8_bits_learn_no_more():
+    pipe = pipe_of()
+    pipe.quantize()
+    with pytest.raises(InputError, match="8 bits cannot be trained"):
+        WholeLearner(pipe.parts)
+
+
+def test_a_folder_is_of_one_learner(tmp_path):
+    pipe = pipe_of()
+
+    def learned(text, resume=True):
+        shown = TrainingPictures(pictures(1).pictures, [f"a {text}"])
+        told = {"word": Word(text), "looking": SMALL, "training": SHORT, "resume": resume}
+        return train_textual_inversion(pipe, shown, tmp_path, **told)[0]
+
+    first = learned("<toy>")
+    assert np.array_equal(learned("<toy>"), first)
+    with pytest.raises(InputError, match="with text='<toy>'; asked for is text='<cat>'"):
+        learned("<cat>")
+    assert np.array_equal(learned("<cat>", resume=False), first)
+    with pytest.raises(InputError, match=r"with kind='word'.* asked for is kind='lora'"):
+        train_lora(pipe, pictures(1), tmp_path, LoraConfig(2), SMALL, SHORT)

@@ -20,7 +20,7 @@ from underdraw.schema import Length, Range, Schema
 from underdraw.training.adapters.learners import LoraConfig, LoraLearner, WholeLearner
 from underdraw.training.adapters.lora import lora_path
 from underdraw.training.adapters.pictures import SUFFIXES, TrainingPictures
-from underdraw.training.adapters.running import learn
+from underdraw.training.adapters.running import fitting, learn, require_same
 from underdraw.training.adapters.task import (
     PicturesConfig,
     PictureTask,
@@ -107,16 +107,17 @@ def train_dreambooth(
     checks.choice("spelling", spelling, SPELLINGS)
     check_pipeline(pipe)
     whole = isinstance(config, WholeConfig)
-    run = training or (WHOLE_RUN if whole else RUN)
+    run = fitting(pipe, training or (WHOLE_RUN if whole else RUN))
     looking = looking or PicturesConfig()
-    beside = None
-    if prior is not None:
-        known = class_pictures(pipe, prior, looking, folder, run.seed, progress)
-        beside = Prior(known, prior.weight)
     if isinstance(config, WholeConfig):
         learner = WholeLearner(pipe.parts, config.text_encoder)
     else:
         learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
+    require_same(learner, folder, resume)
+    beside = None
+    if prior is not None:
+        known = class_pictures(pipe, prior, looking, folder, run.seed, progress)
+        beside = Prior(known, prior.weight)
     task = PictureTask(pipe, pictures, learner, looking, beside, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
     if isinstance(learner, LoraLearner):
@@ -128,6 +129,8 @@ def train_dreambooth(
     path = Path(folder) / MODEL
     with average.applied():
         tuned = learner.pipeline(pipe)
+        for network in learner.modules.values():
+            network.eval()
         # Of the captions nobody says what words they have.
         tuned.advice = replace(tuned.advice, words=())
         tuned.save_pretrained(path)
@@ -151,6 +154,8 @@ def class_pictures(
         loop.Stopped: interrupted.
     """
     place = Path(prior.folder) if prior.folder is not None else Path(folder) / CLASS
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{place}: pictures of the class are in a folder, and this is none")
     place.mkdir(parents=True, exist_ok=True)
     facts = {"prompt": prior.prompt, "steps": prior.steps, "guidance": prior.guidance, "seed": seed}
     if is_regular(place / FACTS):

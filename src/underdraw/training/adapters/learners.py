@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from underdraw.backends.deltas import Deltas
 from underdraw.backends.layout import Leaf
 from underdraw.backends.node import at
+from underdraw.backends.torch_leaves import Quantised
 from underdraw.errors import InputError
 from underdraw.networks import clip, unet
 from underdraw.pipelines.base import DiffusionPipeline
@@ -31,6 +32,8 @@ class Learner(Protocol):
     """What learns, and how the networks are run with it."""
 
     modules: Mapping[str, nn.Module]
+    told: Mapping[str, Any]
+    """What it is, as JSON: a run goes on only where all of it is the same."""
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """Tokens of texts, int64 `(n, tokens)`; on the host."""
@@ -108,6 +111,7 @@ class LoraLearner(Plain):
     def __init__(self, parts: Any, config: LoraConfig, seed: int = 0) -> None:
         super().__init__(parts)
         self.config = config
+        self.told: Mapping[str, Any] = {"kind": "lora", **asdict(config)}
         own = unet.layout(self.own_unet.config).leaves
         how: dict[str, Any] = {"scale": config.scale, "decomposed": config.dora, "seed": seed}
 
@@ -167,6 +171,15 @@ class WholeLearner(Plain):
 
     def __init__(self, parts: Any, text_encoder: bool = False) -> None:
         super().__init__(parts)
+        self.told: Mapping[str, Any] = {"kind": "whole", "text_encoder": text_encoder}
+        for network in (self.own_unet, *([self.own_texts] if text_encoder else [])):
+            if network.dtype != torch.float32:
+                raise InputError(
+                    f"weights in {str(network.dtype).removeprefix('torch.')} round away what steps "
+                    "of training change; load the pipeline with dtype='float32'"
+                )
+            if any(isinstance(one, Quantised) for one in network.modules()):
+                raise InputError("weights in 8 bits cannot be trained; load the pipeline anew")
         made = copy_with(self.own_unet, {})
         own = unet.layout(self.own_unet.config).leaves
         for path in set(type(made).layout(made.config).leaves) - set(own):
@@ -203,7 +216,7 @@ class Word:
     initialiser: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str) or not self.text.strip() or " " in self.text.strip():
+        if not isinstance(self.text, str) or len(self.text.split()) != 1:
             raise InputError(f"text={self.text!r:.60} of a Word is not one word without spaces")
         count = self.vectors
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 64:
@@ -218,6 +231,7 @@ class WordLearner(Plain):
     def __init__(self, parts: Any, word: Word) -> None:
         super().__init__(parts)
         self.word = word
+        self.told: Mapping[str, Any] = {"kind": "word", **asdict(word)}
         encoder = self.own_texts
         table = encoder.text_model.embeddings.token_embedding.weight.detach().float().cpu()
         if word.initialiser is None:

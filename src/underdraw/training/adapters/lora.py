@@ -8,7 +8,7 @@ from typing import Any
 from underdraw import checks
 from underdraw.training.adapters.learners import LoraConfig, LoraLearner
 from underdraw.training.adapters.pictures import TrainingPictures
-from underdraw.training.adapters.running import learn
+from underdraw.training.adapters.running import fitting, learn, require_same
 from underdraw.training.adapters.task import PicturesConfig, PictureTask, check_pipeline
 from underdraw.training.config import TrainingConfig
 from underdraw.weights.lora.reading import LoraWeights
@@ -50,8 +50,9 @@ def train_lora(
     """
     checks.choice("spelling", spelling, SPELLINGS)
     check_pipeline(pipe)
-    run = training or RUN
+    run = fitting(pipe, training or RUN)
     learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
+    require_same(learner, folder, resume)
     task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
     with average.applied():

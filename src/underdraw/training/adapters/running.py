@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from underdraw.errors import InputError
+from underdraw.formats import json_text
+from underdraw.pipelines.components.registry import uncompiled
+from underdraw.training import checkpoints
+from underdraw.training.adapters.learners import Learner
 from underdraw.training.adapters.task import PictureTask
 from underdraw.training.config import TrainingConfig
 from underdraw.training.ema import Average
-from underdraw.training.loop import train
+from underdraw.training.loop import resolve_precision, train
+from underdraw.weights.save import write_json
+
+LEARNER = "learner.json"
+"""What learns in a folder: shapes alone do not tell a word from another, nor an alpha."""
 
 
 def learn(
@@ -21,7 +34,44 @@ def learn(
     unet = task.learner.unet()[0]
     before = unet.gradient_checkpointing
     unet.gradient_checkpointing = before or task.config.gradient_checkpointing
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json(Path(folder) / LEARNER, dict(task.learner.told))
     try:
         return train(task, run, folder, resume=resume, device=task.vae.device, progress=progress)
     finally:
         unet.gradient_checkpointing = before
+
+
+def require_same(learner: Learner, folder: str | Path, resume: bool) -> None:
+    """Raise an InputError where a folder holds a run that something else learned in."""
+    path, asked = Path(folder) / LEARNER, dict(learner.told)
+    if not resume or not path.exists() or not (Path(folder) / checkpoints.NAME).exists():
+        return
+    if (found := json_text.read_object(path)) != asked:
+        names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+        there, wanted = (
+            ", ".join(f"{name}={told.get(name)!r:.60}" for name in names) for told in (found, asked)
+        )
+        raise InputError(
+            f"{folder} holds a training with {there}; asked for is {wanted}. Choose another "
+            "folder, or resume=False"
+        )
+
+
+def fitting(pipe: Any, run: TrainingConfig) -> TrainingConfig:
+    """The run in a precision that networks in half precision can be computed in.
+
+    Raises:
+        InputError: float32 is asked for, which they cannot.
+    """
+    found = {uncompiled(one).dtype for one in (pipe.parts.unet, pipe.parts.text_encoder)}
+    half = [dtype for dtype in found if dtype != torch.float32]
+    if not half or resolve_precision(run.precision, pipe.parts.vae.device) != torch.float32:
+        return run
+    name = str(half[0]).removeprefix("torch.")
+    if run.precision != "auto":
+        raise InputError(
+            f"precision={run.precision!r}, but networks of pipe are in {name}; allowed: 'auto', or "
+            "a pipeline loaded with dtype='float32'"
+        )
+    return replace(run, precision=name)

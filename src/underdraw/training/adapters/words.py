@@ -12,7 +12,7 @@ from underdraw import checks
 from underdraw.errors import InputError
 from underdraw.training.adapters.learners import Word, WordLearner
 from underdraw.training.adapters.pictures import TrainingPictures
-from underdraw.training.adapters.running import learn
+from underdraw.training.adapters.running import fitting, learn, require_same
 from underdraw.training.adapters.task import PicturesConfig, PictureTask, check_pipeline
 from underdraw.training.config import TrainingConfig
 from underdraw.weights.lora.writing import SPELLINGS
@@ -84,12 +84,13 @@ def train_textual_inversion(
     check_pipeline(pipe)
     if word.text.lower() in (one.lower() for one in pipe.parts.learned):
         raise InputError(f"word={word.text!r} is a learned word of pipe already; unload it before")
-    run = training or RUN
+    run = fitting(pipe, training or RUN)
     learner = WordLearner(pipe.parts, word)
     for i in range(len(pictures)):
         lacking = [one for one in pictures.texts(i) if not learner.learned.pattern.search(one)]
         if lacking:
             raise InputError(f"captions[{i}]={lacking[0]!r:.80} lacks the word {word.text!r}")
+    require_same(learner, folder, resume)
     task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
     with average.applied():
