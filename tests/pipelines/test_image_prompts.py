@@ -427,6 +427,9 @@ def test_each_is_shown_pictures_by_the_tower_that_it_was_trained_with():
         both.load_adapter("ip-adapter", weights, name=name, image_encoder=tower)
     shown = tiny.run(both, controls=[ImagePrompt(picture(), adapter="a")], **SIZE)
     assert torch.equal(shown, tiny.run(alone, ip_adapter_image=picture(), **SIZE))
+    both.set_ip_adapter_scale([1.0, 0.0])
+    both.load_adapter("ip-adapter", second, name="b")
+    assert set(both.parts.image_scales) == {"a"}  # what was said of the other "b" is not of this
     embeds = both.prepare_ip_adapter_image_embeds([picture(), picture(1)])
     assert [one.shape for one in embeds] == [(2, 1, 24), (2, 1, 32)]
     seen = tiny.run(both, ip_adapter_image=[picture(), picture(1)], **SIZE)

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from underdraw import checks
@@ -165,7 +164,10 @@ def _beside(
 def _read(components: Any, source: Any, **options: Any) -> tuple[str, IPAdapter]:
     found = open_ip_adapter(components, source, **options)
     bring(components, found)
-    return found.name or free(components, ""), found.adapter
+    name = found.name or free(components, "")
+    # What was said of another one of this name is not meant for this.
+    components.image_scales = {k: v for k, v in components.image_scales.items() if k != name}
+    return name, found.adapter
 
 
 def bring(components: Any, found: Opened) -> None:
@@ -191,6 +193,3 @@ def towers(components: Any) -> tuple[Any, ...]:
     brought = components.attached.brought.get(KIND, ())
     own = components.image_encoder
     return (*brought, *(() if own is None else (uncompiled(own),)))
-
-
-NO_SCALES: ImageScales = MappingProxyType({})
