@@ -257,6 +257,7 @@ def test_a_word_is_read_in_prompts_as_in_training(spelling, tmp_path):
         (Word("<toy>"), pictures(2, "a red sphere"), "lacks the word '<toy>'"),
         (Word("known"), pictures(2, "a known sphere"), "is a learned word of pipe already"),
         (Word("<toy>", 1, ""), pictures(2, "a <toy>"), "has no token"),
+        (Word("<toy>"), pictures(2, "red " * 80 + "<toy>"), "too long: its end is not read"),
     ],
 )
 def test_words_that_cannot_be_learned(word, shown, says, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from underdraw import checks
 from underdraw.errors import InputError
+from underdraw.text.learned import FIRST
 from underdraw.training.adapters.learners import Word, WordLearner
 from underdraw.training.adapters.pictures import TrainingPictures
 from underdraw.training.adapters.running import fitting, learn, require_same
@@ -90,6 +91,9 @@ def train_textual_inversion(
         lacking = [one for one in pictures.texts(i) if not learner.learned.pattern.search(one)]
         if lacking:
             raise InputError(f"captions[{i}]={lacking[0]!r:.80} lacks the word {word.text!r}")
+        for text in pictures.texts(i):
+            if int((learner.ids([text]) <= FIRST).sum()) < word.vectors:
+                raise InputError(f"captions[{i}]={text!r:.80} is too long: its end is not read")
     require_same(learner, folder, resume)
     task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
     average = learn(task, run, folder, resume, progress)
