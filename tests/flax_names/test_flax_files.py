@@ -206,6 +206,20 @@ def test_a_folder_and_back(folder):
     assert found["scheduler"].timesteps.shape == (1000,)
 
 
+def test_a_solver_that_flax_never_had(folder, tmp_path):
+    """Under its familiar name, which every pipeline reads."""
+    cls, solver = (
+        underdraw.FlaxStableDiffusionPipeline,
+        underdraw.UniPCMultistepScheduler(steps_offset=1),
+    )
+    pipe, found = cls.from_pretrained(folder, safety_checker=None, scheduler=solver)
+    pipe.save_pretrained(tmp_path / "saved", found)
+    again, _ = cls.from_pretrained(tmp_path / "saved")
+    assert type(again.scheduler.scheduler) is type(solver)
+    other = underdraw.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert type(other.scheduler) is type(solver)
+
+
 def test_all_pipelines_read_it(folder):
     """The same networks on PyTorch; `DiffusionPipeline` finds their class, too."""
     pipe = underdraw.DiffusionPipeline.from_pretrained(folder, from_flax=True)

@@ -79,7 +79,8 @@ class FlaxScheduler:
 
     def _take(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        name = type(self).__name__
+        # Solvers that Flax never had keep their familiar names.
+        name = type(scheduler if type(self) is FlaxScheduler else self).__name__
         self.config = ConfigDict({**scheduler.config, "_class_name": name})
 
     @classmethod

@@ -200,7 +200,10 @@ class FlaxDiffusionPipeline:
                 if component is None:
                     index[name] = [None, None]
                     continue
-                index[name] = [LIBRARIES.get(name, "transformers"), type(component).__name__]
+                kind = type(component).__name__
+                if isinstance(component, FlaxScheduler):
+                    kind = component.config["_class_name"]
+                index[name] = [LIBRARIES.get(name, "transformers"), kind]
                 if isinstance(component, FlaxModel):
                     component.save_pretrained(place / name, params[name])
                 else:
