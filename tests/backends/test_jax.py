@@ -72,3 +72,11 @@ def _equations(jaxpr):
         for value in equation.params.values():
             if hasattr(value, "jaxpr"):
                 yield from _equations(value.jaxpr)
+
+
+def test_what_is_returned_is_told_to_jax_once():
+    """Networks and Flax's schedulers both tell it of what both return, in any order."""
+    from underdraw.flax.schedulers import FlaxSchedulerOutput
+
+    for _ in range(2):
+        backends.get("jax").register_output(FlaxSchedulerOutput)

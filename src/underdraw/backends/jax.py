@@ -19,6 +19,7 @@ from underdraw.backends import tree
 from underdraw.backends.adapted import Adapted, AdaptedLeaf
 from underdraw.backends.layout import Layout
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
+from underdraw.backends.once import once
 from underdraw.backends.slices import Slice, heads_at_once
 from underdraw.errors import InputError
 
@@ -483,8 +484,10 @@ def move(root: Any, device: Any = None, dtype: Any = None) -> None:
     root._tree = grow({name: array(value, wanted, device) for name, value in walk(root._tree)})
 
 
+@once
 def register_output(kind: type[Any]) -> None:
-    """Let `jax.jit` and the other transformations return a dataclass of arrays."""
+    """Let `jax.jit` and the other transformations return a dataclass of arrays; a second time
+    nothing is done."""
     static = [f.name for f in fields(kind) if f.metadata.get("static")]
     names = [f.name for f in fields(kind) if f.name not in static]
     jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=static)

@@ -34,6 +34,7 @@ from underdraw.models.outputs import (
     DecoderOutput,
     UNet2DConditionOutput,
 )
+from underdraw.models.safety import withheld
 from underdraw.networks import clip, safety, unet, vae
 from underdraw.networks.config import CLIPVisionConfig
 from underdraw.networks.controlnet import program as controlnets
@@ -353,7 +354,7 @@ class FlaxStableDiffusionSafetyChecker(FlaxModel):
     def _run(self, p: Any, clip_input: Any) -> list[bool]:
         pixels = jax().array(clip_input, self.dtype)
         scores = safety.concept_scores(jax().operations, p, self.config, pixels)
-        return StableDiffusionSafetyChecker.withheld(*(jax().to_numpy(one) for one in scores))
+        return withheld(*(jax().to_numpy(one) for one in scores))
 
 
 CLASSES: Mapping[str, type[FlaxModel]] = {

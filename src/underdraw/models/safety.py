@@ -80,11 +80,11 @@ class StableDiffusionSafetyChecker(Model):
         does; a hit on a special-care concept lowers all other thresholds by 0.01.
         """
         scores = ask(safety.CONCEPT_SCORES, self, clip_input)
-        return self.withheld(*map(self._framework.to_numpy, scores))
+        return withheld(*map(self._framework.to_numpy, scores))
 
-    @staticmethod
-    def withheld(special: np.ndarray, concepts: np.ndarray) -> list[bool]:
-        """`flags`, from what `networks.safety.concept_scores` gives."""
-        special, concepts = (scores.astype(np.float64) for scores in (special, concepts))
-        lowered = np.where((special.round(3) > 0).any(1), 0.01, 0.0)
-        return [bool(flag) for flag in ((concepts + lowered[:, None]).round(3) > 0).any(1)]
+
+def withheld(special: np.ndarray, concepts: np.ndarray) -> list[bool]:
+    """`StableDiffusionSafetyChecker.flags`, from what `networks.safety.concept_scores` gives."""
+    special, concepts = (scores.astype(np.float64) for scores in (special, concepts))
+    lowered = np.where((special.round(3) > 0).any(1), 0.01, 0.0)
+    return [bool(flag) for flag in ((concepts + lowered[:, None]).round(3) > 0).any(1)]

@@ -15,7 +15,7 @@ from underdraw.flax import programs
 from underdraw.flax.outputs import FlaxStableDiffusionPipelineOutput
 from underdraw.flax.params import jax, read_array, read_key
 from underdraw.flax.pipelines.base import FlaxDiffusionPipeline
-from underdraw.models import StableDiffusionSafetyChecker
+from underdraw.models.safety import withheld
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.pictures import modes
 from underdraw.pictures.writing import to_pil
@@ -198,7 +198,7 @@ def _withheld(plan: Plan, images: np.ndarray) -> list[bool]:
     if plan.devices is not None:
         params = {name: jax().mapped(lambda x: x[0], params[name])}
     scores = pipe.ask(programs.SCORES, name, params, None, jax().array(np.asarray(pixels)))
-    return StableDiffusionSafetyChecker.withheld(*map(jax().to_numpy, scores))
+    return withheld(*map(jax().to_numpy, scores))
 
 
 # -- arguments -----------------------------------------------------------------------------------
