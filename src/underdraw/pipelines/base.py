@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
@@ -18,18 +17,17 @@ from underdraw.engines.engine import Engine
 from underdraw.engines.streaming import Streaming, plain
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models import keywords as familiar
-from underdraw.models.base import Model
 from underdraw.models.returning import Returning
 from underdraw.pipelines.call.stream import Stream
 from underdraw.pipelines.call.views import Views
 from underdraw.pipelines.components.accepting import accepted
 from underdraw.pipelines.components.adapters import own_folder
+from underdraw.pipelines.components.adjusting import Adjustable
 from underdraw.pipelines.components.advice import Advice
 from underdraw.pipelines.components.completing import complete
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.folders import How, read_folder, write_folder
-from underdraw.pipelines.components.registry import Names, listed_class, uncompiled
-from underdraw.pipelines.components.settings import MOST_SLICES, SEAMLESS, Settings
+from underdraw.pipelines.components.registry import Names, listed_class
 from underdraw.pipelines.components.single_file import read_file
 from underdraw.pipelines.components.telling import tell
 from underdraw.schedulers.named import name_of, named_scheduler
@@ -61,7 +59,7 @@ class Component(Generic[Part]):
         pipe.parts.named[self.name] = pipe._accept(self.name, value)
 
 
-class DiffusionPipeline(Pushable):
+class DiffusionPipeline(Pushable, Adjustable):
     """Base of the pipelines. A subclass names its components in order."""
 
     components_needed: ClassVar[tuple[str, ...]] = ()
@@ -203,15 +201,6 @@ class DiffusionPipeline(Pushable):
     @advice.setter
     def advice(self, advice: Advice) -> None:
         self.parts.advice = advice
-
-    @property
-    def settings(self) -> Settings:
-        """How it runs its networks; `enable_...` and `disable_...` change them."""
-        return self.parts.settings
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self.parts.settings = settings
 
     @property
     def compat(self) -> str | None:
@@ -447,81 +436,6 @@ class DiffusionPipeline(Pushable):
         Errors are those of the call, raised where the first step is asked for.
         """
         return Stream(self, args, kwargs)
-
-    def enable_attention_slicing(self, slice_size: int | str | None = "auto") -> None:
-        """Attend a few heads at a time: "auto" half of them, "max" one, or a number of heads."""
-        if isinstance(slice_size, str) and slice_size not in ("auto", "max"):
-            raise InputError(
-                f"slice_size={checks.shown(slice_size)}; allowed: 'auto', 'max', a number, None"
-            )
-        if slice_size is not None and not isinstance(slice_size, str):
-            checks.whole("slice_size", slice_size, 1, MOST_SLICES)
-        self.settings = replace(self.settings, attention_slice=slice_size)
-
-    def disable_attention_slicing(self) -> None:
-        """Attend all heads at once."""
-        self.settings = replace(self.settings, attention_slice=None)
-
-    def enable_vae_slicing(self) -> None:
-        """Encode and decode one image of a batch at a time."""
-        self.settings = replace(self.settings, vae_slicing=True)
-
-    def disable_vae_slicing(self) -> None:
-        """Encode and decode whole batches."""
-        self.settings = replace(self.settings, vae_slicing=False)
-
-    @checked
-    def enable_vae_tiling(self, seamless: bool = False) -> None:
-        """Encode and decode large pictures in parts.
-
-        Args:
-            seamless: False, as in diffusers: overlapping tiles, each with statistics of its own,
-                blended over the overlap; memory no longer grows with the picture, but colours
-                differ from tile to tile. True: bands of rows with the statistics of the whole
-                picture, a third of the memory and no seams; only pictures of more than four times
-                the trained size are tiled besides.
-        """
-        self.settings = replace(self.settings, vae_tiling=SEAMLESS if seamless else True)
-
-    def disable_vae_tiling(self) -> None:
-        """Encode and decode whole images."""
-        self.settings = replace(self.settings, vae_tiling=False)
-
-    @checked
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """FreeU (Si et al. 2023), in calls of this pipeline: `s1` and `s2` scale the lowest
-        frequencies of the skip connections in the first and second block on the way up, `b1` and
-        `b2` half of the channels they meet. For Stable Diffusion 1.5 its authors take 0.9, 0.2,
-        1.5, 1.6. 1 changes nothing."""
-        given = {"s1": s1, "s2": s2, "b1": b1, "b2": b2}
-        amounts = [checks.number(name, value, 0.0, 1000.0) for name, value in given.items()]
-        self.settings = replace(self.settings, freeu=tuple(amounts))
-
-    def disable_freeu(self) -> None:
-        """Without it again."""
-        self.settings = replace(self.settings, freeu=None)
-
-    @checked
-    def quantize(self, kind: str = "int8", components: Sequence[str] = ("unet",)) -> Self:
-        """Keep the weights of networks in 8 bits (`models.base.Model.quantized`): half the memory
-        of float16. Pipelines that share the networks go on with what they have.
-
-        Args:
-            kind: "int8", or "float8" (e4m3).
-            components: names of the networks.
-
-        Raises:
-            InputError: a component is no network, or its backend has no such weights.
-        """
-        made = {}
-        for name in checks.texts("components", components):
-            network = uncompiled(self.parts.named.get(name))
-            if not isinstance(network, Model):
-                raise InputError(f"components: {name!r:.100} is no network of this pipeline")
-            made[name] = network.quantized(kind)
-        for name, network in made.items():
-            setattr(self, name, network)
-        return self
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, as `tqdm` takes them; `disable=True` turns it off."""
