@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from underdraw import checks
 from underdraw.backends.contract import Array, Operations
+from underdraw.errors import InputError
 from underdraw.models.outputs import Posterior
 from underdraw.networks.program import Program
 
@@ -131,3 +133,24 @@ class Components(Protocol):
     def decode(self, latents: Array) -> Array:
         """Pictures near [-1, 1] of latents as the UNet sees them."""
         ...
+
+
+def attached(components: Components | None, kind: str, name: Any, told: str, method: str) -> Any:
+    """The adapter of a kind under this name; for None the only one there is.
+
+    Args:
+        told: how an error tells of the name, such as "Structure(net='edges')".
+        method: of the pipeline, which attaches such adapters.
+
+    Raises:
+        InputError: it is not attached, or none is named and there are several.
+    """
+    there: Mapping[Any, Any] = {} if components is None else components.adapters(kind)
+    if name is None and components is not None:
+        name = components.only_adapter(kind)
+    if not checks.is_one_of(name, tuple(there)):
+        listed = ", ".join(map(repr, there)) or "none"
+        raise InputError(
+            f"{told} is not attached; attached: {listed}. Attach one with pipe.{method}(path)"
+        )
+    return there[name]

@@ -16,6 +16,7 @@ import numpy as np
 from underdraw import backends, checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
+from underdraw.controls.components import attached
 from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.controls.image_prompt_run import WHAT, Ready, keys_of, masks_of
 from underdraw.controls.lora import here
@@ -170,16 +171,8 @@ class ImagePrompt(Control):
         if isinstance(self.adapter, IPAdapter):
             found = self.adapter
         else:
-            parts = run.components
-            there = {} if parts is None else parts.adapters(KIND)
-            name = parts.only_adapter(KIND) if self.adapter is None and parts else self.adapter
-            if not checks.is_one_of(name, tuple(there)):
-                listed = ", ".join(map(repr, there)) or "none"
-                raise InputError(
-                    f"ImagePrompt(adapter={self.adapter!r:.80}) is not attached; attached: "
-                    f"{listed}. Attach one with pipe.load_ip_adapter(path)"
-                )
-            found = there[name]
+            told = f"ImagePrompt(adapter={self.adapter!r:.80})"
+            found = attached(run.components, KIND, self.adapter, told, "load_ip_adapter")
         if found.nn.name != run.framework.operations.name:
             raise InputError(
                 f"ImagePrompt(adapter) is on the backend {found.nn.name!r}; the UNet is on "

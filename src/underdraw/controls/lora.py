@@ -12,6 +12,7 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.backends.deltas import Deltas, together
 from underdraw.backends.tree import map_arrays
+from underdraw.controls.components import attached
 from underdraw.controls.control import Call, Control, Planned, Run
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import Sites
@@ -126,11 +127,7 @@ def here(deltas: Deltas, framework: Any, device: Any) -> Any:
 def _weights(named: str | LoraWeights, components: Any) -> LoraWeights:
     if isinstance(named, LoraWeights):
         return named
-    there = {} if components is None else components.adapters(KIND)
-    if named not in there:
-        listed = ", ".join(map(repr, there)) or "none"
-        raise InputError(f"weights={named!r} is not attached; attached: {listed}")
-    return there[named]
+    return attached(components, KIND, named, f"weights={named!r}", "load_lora_weights")
 
 
 def _of_texts(each: Sequence[float], words: Words) -> list[float]:

@@ -17,6 +17,7 @@ import numpy as np
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
+from underdraw.controls.components import attached
 from underdraw.controls.control import Asked, Call, Control, Planned, Run
 from underdraw.controls.per_image import each_of, strengths_of, together
 from underdraw.errors import InputError, InputTypeError
@@ -191,16 +192,8 @@ class Structure(Control):
         if not isinstance(self.net, str) and self.net is not None:
             net = self.net
         else:
-            parts = run.components
-            there = {} if parts is None else parts.adapters(KIND)
-            name = parts.only_adapter(KIND) if self.net is None and parts else self.net
-            if not checks.is_one_of(name, tuple(there)):
-                listed = ", ".join(map(repr, there)) or "none"
-                raise InputError(
-                    f"Structure(net={self.net!r}) is not attached; attached: {listed}. Attach one "
-                    "with pipe.load_structure(path)"
-                )
-            net = there[name]
+            told = f"Structure(net={self.net!r})"
+            net = attached(run.components, KIND, self.net, told, "load_structure")
         if net.nn.name != run.framework.operations.name:
             raise InputError(
                 f"Structure(net) is on the backend {net.nn.name!r}; the UNet is on "
