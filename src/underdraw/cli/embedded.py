@@ -6,9 +6,11 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from underdraw.errors import InputError
+from underdraw.cli.files import read_plain
+from underdraw.errors import InputError, NotFoundError
 
 MOST_KEPT = 2**20
 """Bytes of a picture that is kept whole."""
@@ -65,3 +67,28 @@ def restored(entry: Any, where: str) -> Any:
             return image.copy()
     except (ValueError, TypeError, OSError, SyntaxError) as error:
         raise InputError(f"{where} is damaged: {error}") from error
+
+
+def picture(held: str | Mapping[str, Any], where: str, option: str) -> Any:
+    """A picture that is named by its path, or held by a record.
+
+    Args:
+        option: of the command line, which gives it anew.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: it is no picture, or the record does not hold it.
+    """
+    if isinstance(held, str):
+        try:
+            return read_plain(Path(held))
+        except NotFoundError as error:
+            raise NotFoundError(f"{where}: there is no picture {held!r}") from error
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    found = restored(held, where)
+    if found is None:
+        raise InputError(
+            f"{where} was {held['name']}, which was too large to be kept; give it with {option}"
+        )
+    return found

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from underdraw.cli import embedded
-from underdraw.cli.files import read_plain
-from underdraw.errors import InputError, NotFoundError
+from underdraw.cli.files import read_plain, with_scale
+from underdraw.errors import InputError
 from underdraw.limits import LARGEST_FACTOR
 from underdraw.schema import Length, Range, Schema, read, within
 
@@ -43,15 +43,8 @@ def read_prompts(options: Sequence[str] | None) -> list[dict[str, Any]] | None:
 
 
 def _option(text: str) -> dict[str, Any]:
-    path, colon, told = text.rpartition(":")
-    if not colon or Path(text).exists():
-        path, told = text, "1"
-    try:
-        entry = {"image": str(Path(path).resolve()), "scale": float(told)}
-    except ValueError as error:
-        raise InputError(
-            f"{OPTION} {text!r:.200}: {told!r:.40} is no scale; allowed: PICTURE or PICTURE:0.6"
-        ) from error
+    path, scale = with_scale(OPTION, text, "PICTURE or PICTURE:0.6")
+    entry = {"image": str(path.resolve()), "scale": 1.0 if scale is None else scale}
     with within(OPTION):
         read(Entry, entry)
     return entry
@@ -83,18 +76,7 @@ def controls_of(entries: Entries) -> list[Any]:
 def _picture(entry: Mapping[str, Any], where: str) -> Any:
     with within(where):
         known = read(Entry, entry)
-    if isinstance(known.image, str):
-        try:
-            return read_plain(Path(known.image))
-        except NotFoundError as error:
-            raise NotFoundError(f"{where}: there is no picture {known.image!r}") from error
-    picture = embedded.restored(known.image, where)
-    if picture is None:
-        raise InputError(
-            f"{where} was {known.image['name']}, which was too large to be kept; give it with "
-            f"{OPTION}"
-        )
-    return picture
+    return embedded.picture(known.image, where, OPTION)
 
 
 def check_recorded(path: Path, entries: Sequence[Any], named: bool) -> None:

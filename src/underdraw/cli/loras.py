@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from underdraw.cli.files import with_scale
 from underdraw.errors import InputError, NotFoundError
 
 OPTION, WORDS = "--lora", "--embedding"
@@ -69,16 +70,10 @@ def read_loras(
     files: list[Path] = []
     scales: list[float] = []
     for text in loras or ():
-        path, colon, scale = text.rpartition(":")
-        if not colon or Path(text).exists():
-            path, scale = text, str(before.get(name_of(Path(text)), 1.0))
-        try:
-            scales.append(checks.factor(OPTION, float(scale)))
-        except ValueError as error:
-            raise InputError(
-                f"{OPTION} {text!r:.200}: {scale!r:.40} is no scale; allowed: FILE or FILE:0.8"
-            ) from error
-        files.append(_file(OPTION, Path(path)))
+        path, scale = with_scale(OPTION, text, "FILE or FILE:0.8")
+        known = before.get(name_of(path), 1.0) if scale is None else scale
+        scales.append(checks.factor(f"{OPTION} {text!r:.200}: scale", known))
+        files.append(_file(OPTION, path))
     found = Loras(
         tuple(files), tuple(scales), tuple(_file(WORDS, path) for path in embeddings or ())
     )

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from underdraw.cli import embedded
-from underdraw.cli.files import read_plain
 from underdraw.cli.options import MOST_SIDE
-from underdraw.errors import InputError, NotFoundError
+from underdraw.errors import InputError
 from underdraw.limits import LARGEST_FACTOR
 from underdraw.schema import Length, Range, Schema, read, within
 
@@ -105,19 +104,8 @@ def map_of(entry: Mapping[str, Any], where: str) -> Any:
         InputError: it is no picture, or the record does not hold it.
     """
     read(Entry, entry)
-    if isinstance(entry["map"], str):
-        try:
-            found = read_plain(Path(entry["map"]))
-        except NotFoundError as error:
-            raise NotFoundError(f"{where}: there is no picture {entry['map']!r}") from error
-        return found if entry.get("lines") is None else _lines(found, *entry["lines"])
-    picture = embedded.restored(entry["map"], where)
-    if picture is None:
-        raise InputError(
-            f"{where} was {entry['map']['name']}, which was too large to be kept; give it with "
-            f"{OPTION}"
-        )
-    return picture
+    found = embedded.picture(entry["map"], where, OPTION)
+    return found if entry.get("lines") is None else _lines(found, *entry["lines"])
 
 
 def _lines(photo: Any, height: int, width: int) -> Any:

@@ -82,12 +82,13 @@ def controls_of(subjects: Subjects, prompts: Sequence[str] | None = None) -> lis
             known = read(Entry, entry)
         if prompts is not None and not _named(known, prompts):
             continue
+        if known.tuned is not None:
+            _check_tuned(known.tuned, where)
+            shown, encoder = None, known.tuned
+        else:
+            shown, encoder = embedded.picture(known.image, where, SUBJECT), None
         try:
-            if known.tuned is not None:
-                _check_tuned(known.tuned, where)
-                made.append(Subject(None, known.category, known.words, encoder=known.tuned))
-                continue
-            made.append(Subject(_picture(known.image, where), known.category, word=known.words))
+            made.append(Subject(shown, known.category, known.words, encoder=encoder))
         except (InputError, InputTypeError) as error:
             raise type(error)(f"{where}: {error}") from error
     return made
@@ -127,23 +128,6 @@ def check_words(subjects: Subjects, prompts: Sequence[str]) -> None:
 def _named(entry: Entry, prompts: Sequence[str]) -> bool:
     words = " ".join(entry.words.lower().split())
     return any(words in " ".join(prompt.lower().split()) for prompt in prompts)
-
-
-def _picture(held: Any, where: str) -> Any:
-    """A picture of a subject: a path, or what a record holds of it."""
-    if not isinstance(held, str):
-        picture = embedded.restored(held, f"the picture of {where}")
-        if picture is None:
-            raise InputError(
-                f"{where} shows {held['name']}, which was too large to be kept; give {SUBJECT} anew"
-            )
-        return picture
-    try:
-        return read_plain(Path(held))
-    except NotFoundError as error:
-        raise NotFoundError(f"{where}: there is no picture {held!r}") from error
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def with_pictures(subjects: Subjects) -> list[dict[str, Any]]:
