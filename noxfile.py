@@ -141,6 +141,13 @@ def tests(session: nox.Session) -> None:
         shared(session, "pytest", *WORKERS, **ENVIRONMENT, **EXPECTED)
 
 
+@nox.session(venv_backend="none", requires=["environment"])
+def pairs(session: nox.Session) -> None:
+    """All pairs of controls on every engine that compiles; half an hour, so for releases."""
+    chosen = session.posargs or ["tests/pipelines/pairs_on_engines.py"]
+    shared(session, "pytest", *WORKERS, *chosen, **ENVIRONMENT, **EXPECTED)
+
+
 @nox.session
 def mindspore(session: nox.Session) -> None:
     """Backends, networks and pipelines on MindSpore, which needs numpy 1 and so its own room."""

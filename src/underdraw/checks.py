@@ -172,7 +172,9 @@ def dtype(name: str, value: Any) -> Any:
     """A floating-point dtype as a framework has it, or by its name; or None."""
     if value is not None:
         told = getattr(value, "__name__", None) if isinstance(value, type) else shown(value)
-        if "float" not in str(told).lower() or hasattr(value, "shape"):
+        # JAX's own are numpy's, which have a shape as arrays do.
+        array = hasattr(value, "shape") and not isinstance(value, np.dtype)
+        if "float" not in str(told).lower() or array:
             kind = InputError if isinstance(value, str) else InputTypeError
             raise kind(f"{name}={shown(value)} is not a floating-point dtype")
     return value
