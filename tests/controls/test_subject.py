@@ -426,6 +426,11 @@ def test_the_same_on_jax():
     assert np.abs(pair[0] - pair[1]).max() <= 1e-4 * np.abs(pair[0]).max()
 
 
+def test_those_of_a_folder_are_found_on_jax():
+    pipe = underdraw.StableDiffusionPipeline.from_pretrained("underdraw/scenes", backend="jax")
+    assert {one.dtype for one in pipe.subjects.values()} == {pipe.unet.dtype}
+
+
 # -- what cannot be --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("make", "error", "message"),
