@@ -21,9 +21,10 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
-from timing import SD15_TEXT, arguments, compare, quick_initial_values, report
+from timing import arguments, compare, report
 
 from underdraw import BlipDiffusionPipeline, schedulers
+from underdraw.benchmark.random_weights import SD15_TEXT, random_network
 from underdraw.models import (
     AutoencoderKL,
     Blip2QFormerModel,
@@ -75,9 +76,8 @@ def ours(blip: dict[str, Any], text: dict[str, Any]) -> BlipDiffusionPipeline:
     """A pipeline whose encoders have the published size."""
     tokens = tokenizer()
     text = {**text, "vocab_size": max(text.get("vocab_size", 49408), len(tokens))}
-    with quick_initial_values():
-        qformer = Blip2QFormerModel.from_config(blip)
-        encoder = ContextCLIPTextModel(**text)
+    qformer = random_network(Blip2QFormerModel, blip)
+    encoder = random_network(ContextCLIPTextModel, text)
     qformer.tokenizer = WordPiece(PIECES)
     return BlipDiffusionPipeline(
         tokens,

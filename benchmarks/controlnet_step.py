@@ -21,20 +21,12 @@ from typing import Any
 
 import diffusers
 import torch
-from timing import (
-    GUIDANCE,
-    SD15_UNET,
-    TIME,
-    arguments,
-    compare,
-    fast_dtypes,
-    quick_initial_values,
-    report,
-    run_of,
-    share,
-)
+from timing import arguments, compare, fast_dtypes, report
 
 from underdraw import ControlNetModel, Structure, UNet2DConditionModel
+from underdraw.benchmark.peers import share
+from underdraw.benchmark.random_weights import SD15_UNET, random_network
+from underdraw.benchmark.steps import GUIDANCE, TIME, run_of
 from underdraw.controls.control import Asked, Call
 from underdraw.engines import EAGER, Engine
 from underdraw.networks.controlnet.config import ControlNetConfig
@@ -44,16 +36,9 @@ from underdraw.sampling.denoiser import Denoiser
 
 def networks(config: dict[str, Any], dtype: torch.dtype, count: int) -> tuple[Any, ...]:
     """Our UNet and ControlNets, and diffusers' on the same parameters."""
-    with quick_initial_values():
-        unet = UNet2DConditionModel(**config).to(dtype).eval()
-        nets = [
-            ControlNetModel(ControlNetConfig.of_unet(unet.config)).to(dtype).eval()
-            for _ in range(count)
-        ]
-    for net in nets:  # what is zero when training begins
-        for value in net.parameters():
-            if not value.any():
-                torch.nn.init.uniform_(value, -0.02, 0.02)
+    unet = random_network(UNet2DConditionModel, config, dtype)
+    told = ControlNetConfig.of_unet(unet.config)
+    nets = [random_network(ControlNetModel, told, dtype) for _ in range(count)]
     with torch.device("meta"):
         peer = diffusers.UNet2DConditionModel(**config)
         peers = [diffusers.ControlNetModel.from_config(net.config.to_dict()) for net in nets]

@@ -38,11 +38,12 @@ import diffusers
 import numpy as np
 import torch
 import unet_step
-from timing import GUIDANCE, TIME, Comparison, compare, judge, report, stepper
+from timing import Comparison, compare, judge, report
 from tiny_step import STEPS, UNET, pipelines
 
 import underdraw
 from underdraw import backends
+from underdraw.benchmark.steps import GUIDANCE, TIME, stepper
 from underdraw.engines import EAGER, Compiled, Engine, Regional
 
 HERE = Path(__file__).parents[1]

@@ -16,11 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from timing import SD15_TEXT, SD15_UNET, SD15_VAE
-
 from underdraw import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
-from underdraw.formats.stored import StoredTensor
+from underdraw.benchmark.random_weights import SD15_TEXT, SD15_UNET, SD15_VAE, random_tensors
 from underdraw.schedulers import PNDMScheduler
 from underdraw.text.vocabulary import END, START, train_vocabulary
 from underdraw.weights import save
@@ -30,20 +27,6 @@ COMPONENTS = (
     ("vae", AutoencoderKL, SD15_VAE, "diffusers"),
     ("text_encoder", CLIPTextModel, SD15_TEXT, "transformers"),
 )
-
-
-def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
-    """fp16 values around 0, and around 1 for the weights of norms; made when they are written."""
-
-    def make(name: str, shape: tuple[int, ...]) -> StoredTensor:
-        def load() -> np.ndarray:
-            values = np.random.default_rng(len(name)).standard_normal(shape, np.float32) * 0.02
-            norm = len(shape) == 1 and name.endswith("weight")
-            return (values + 1 if norm else values).astype(np.float16)
-
-        return StoredTensor("float16", shape, load)
-
-    return {name: make(name, shape) for name, shape in shapes.items()}
 
 
 def vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -80,7 +63,7 @@ def write(folder: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) 
         if library == "transformers":
             published |= {"architectures": [kind.__name__], "model_type": "clip_text_model"}
         save.write_json(place / "config.json", published)
-        tensors = random_tensors(kind.layout(config).shapes)
+        tensors = random_tensors(kind.layout(config).shapes, "float16")
         save.save_weights(place, tensors, stem=kind.weights_name)
         index[name] = [library, kind.__name__]
     size = changes.get("text_encoder", {}).get("vocab_size", 49408)

@@ -23,20 +23,12 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from timing import (
-    GUIDANCE,
-    SD15_UNET,
-    TIME,
-    arguments,
-    compare,
-    fast_dtypes,
-    quick_initial_values,
-    report,
-    run_of,
-    share,
-)
+from timing import arguments, compare, fast_dtypes, report
 
 from underdraw import UNet2DConditionModel
+from underdraw.benchmark.peers import share
+from underdraw.benchmark.random_weights import SD15_UNET, random_network
+from underdraw.benchmark.steps import GUIDANCE, TIME, run_of
 from underdraw.controls.control import Call
 from underdraw.controls.ready import Ready
 from underdraw.controls.strength import Strength
@@ -49,8 +41,7 @@ PADDED = 30
 
 def pair(config: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
     """Our gated network and diffusers' on the same parameters, with open gates."""
-    with quick_initial_values():
-        ours = UNet2DConditionModel(**config).to(dtype).eval()
+    ours = random_network(UNet2DConditionModel, config, dtype)
     for name, value in ours.named_parameters():
         if name.endswith(("alpha_attn", "alpha_dense")):
             value.data.fill_(0.5)

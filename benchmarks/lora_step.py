@@ -25,11 +25,13 @@ from typing import Any
 import diffusers
 import torch
 from safetensors.torch import save_file
-from timing import SD15_UNET, arguments, compare, quick_initial_values, report, share
+from timing import arguments, compare, report
 from tiny_step import SCHEDULE, VAE
 
 import underdraw
 from underdraw import Lora
+from underdraw.benchmark.peers import share
+from underdraw.benchmark.random_weights import SD15_UNET, random_network
 
 RANK = 16
 NAME = "clay"
@@ -38,8 +40,7 @@ NAME = "clay"
 def pipelines(config: dict[str, Any]) -> tuple[Any, Any]:
     """Ours and diffusers' on the same UNet; embeddings are given, so nothing reads texts."""
     rest = {"text_encoder": None, "tokenizer": None, "safety_checker": None}
-    with quick_initial_values():
-        unet = underdraw.UNet2DConditionModel(**config).eval()
+    unet = random_network(underdraw.UNet2DConditionModel, config)
     with torch.device("meta"):
         peer_unet = diffusers.UNet2DConditionModel(**config)
     share(unet, peer_unet)

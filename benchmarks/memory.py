@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import SD15_UNET, SD15_VAE, quick_initial_values, share
+
+from underdraw.benchmark.peers import share
+from underdraw.benchmark.random_weights import SD15_UNET, SD15_VAE, random_network
 
 HALF = {**SD15_VAE, "block_out_channels": (64, 128, 256, 256)}
 WAYS = ("whole", "seamless", "tiles", "diffusers, whole", "diffusers, tiles")
@@ -57,8 +59,7 @@ def decode(way: str, side: int, config: dict[str, Any], keep: str) -> dict[str, 
     from underdraw import AutoencoderKL
 
     torch.manual_seed(0)
-    with quick_initial_values():
-        vae: Any = AutoencoderKL(**config).eval()
+    vae: Any = random_network(AutoencoderKL, config)
     if way.startswith("diffusers"):
         import diffusers
 
@@ -98,8 +99,7 @@ def weights(config: dict[str, Any] | None = None) -> list[dict[str, Any]]:
 
     fields = SD15_UNET if config is None else config
     torch.manual_seed(0)
-    with quick_initial_values():
-        unet: Any = UNet2DConditionModel(**fields).eval()
+    unet: Any = random_network(UNet2DConditionModel, fields)
     x, text = torch.randn(1, 4, 16, 16), torch.randn(1, 7, fields["cross_attention_dim"])
     rows = []
     with torch.no_grad():

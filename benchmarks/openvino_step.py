@@ -31,9 +31,11 @@ import tiny_step
 import torch
 import unet_step
 import vae_decode
-from timing import GUIDANCE, SD15_UNET, SD15_VAE, TIME, Comparison, compare, judge, report, stepper
+from timing import Comparison, compare, judge, report
 
 from underdraw.backends.deltas import LowRank
+from underdraw.benchmark.random_weights import SD15_UNET, SD15_VAE
+from underdraw.benchmark.steps import GUIDANCE, TIME, stepper
 from underdraw.engines.engine import Question
 from underdraw.engines.openvino import OpenVino
 from underdraw.networks.sites import Sites

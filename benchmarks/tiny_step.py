@@ -16,9 +16,10 @@ from typing import Any
 
 import diffusers
 import torch
-from timing import arguments, compare, report, share
+from timing import arguments, compare, report
 
 import underdraw
+from underdraw.benchmark.peers import share
 
 STEPS = 20
 UNET: dict[str, Any] = {

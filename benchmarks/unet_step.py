@@ -16,26 +16,17 @@ from collections.abc import Sequence
 
 import diffusers
 import torch
-from timing import (
-    GUIDANCE,
-    SD15_UNET,
-    TIME,
-    arguments,
-    compare,
-    fast_dtypes,
-    quick_initial_values,
-    report,
-    share,
-    stepper,
-)
+from timing import arguments, compare, fast_dtypes, report
 
 from underdraw import UNet2DConditionModel
+from underdraw.benchmark.peers import share
+from underdraw.benchmark.random_weights import SD15_UNET, random_network
+from underdraw.benchmark.steps import GUIDANCE, TIME, stepper
 
 
 def pair(config: dict, dtype: torch.dtype) -> tuple:
     """Our network and diffusers' on the same parameters."""
-    with quick_initial_values():
-        ours = UNet2DConditionModel(**config).to(dtype).eval()
+    ours = random_network(UNet2DConditionModel, config, dtype)
     with torch.device("meta"):
         peer = diffusers.UNet2DConditionModel(**config)
     share(ours, peer)

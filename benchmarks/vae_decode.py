@@ -12,15 +12,16 @@ from collections.abc import Sequence
 
 import diffusers
 import torch
-from timing import SD15_VAE, arguments, compare, fast_dtypes, quick_initial_values, report, share
+from timing import arguments, compare, fast_dtypes, report
 
 from underdraw import AutoencoderKL
+from underdraw.benchmark.peers import share
+from underdraw.benchmark.random_weights import SD15_VAE, random_network
 
 
 def pair(config: dict, dtype: torch.dtype = torch.float32) -> tuple:
     """Our autoencoder and diffusers' on the same parameters."""
-    with quick_initial_values():
-        ours = AutoencoderKL(**config).to(dtype).eval()
+    ours = random_network(AutoencoderKL, config, dtype)
     with torch.device("meta"):
         peer = diffusers.AutoencoderKL(**config)
     share(ours, peer)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         absent as absent,
         arguments as arguments,
         backends as backends,
+        benchmark as benchmark,
         checkpoints as checkpoints,
         checks as checks,
         cli as cli,

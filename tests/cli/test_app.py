@@ -12,7 +12,7 @@ from underdraw.errors import InputError, NonFiniteError, WeightError
 
 COMMANDS = (
     *("generate", "info", "convert", "merge", "extract-lora"),
-    *("scenes", "train", "evaluate"),
+    *("scenes", "train", "evaluate", "bench"),
 )
 HEAVY = ("torch", "jax", "mindspore", "numpy", "PIL", "huggingface_hub", "tokenizers", "tqdm")
 

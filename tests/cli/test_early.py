@@ -24,6 +24,7 @@ BASES = {
     "info": ("photo.png",),
     "convert": ("photo.png", "out"),
     "cache": (),
+    "bench": (),
     "doctor": (),
     "merge": ("photo.png", "photo.png", "--out", "out"),
     "extract-lora": ("photo.png", "photo.png", "out.safetensors"),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from underdraw.cli import boxes, logs, structure, subjects
+from underdraw.cli.bench import bench
 from underdraw.cli.cache import cache
 from underdraw.cli.convert import convert
 from underdraw.cli.doctor import doctor
@@ -65,7 +66,7 @@ class GenerateCommand(OfSeveral):
 OWN = {generate: GenerateCommand, edit: EditCommand}
 COMMANDS = (
     *(generate, edit, info, convert, merge, extract_lora),
-    *(scenes, train, evaluate, cache, doctor),
+    *(scenes, train, evaluate, bench, cache, doctor),
 )
 for command in COMMANDS:
     cls = OWN.get(command, Command)

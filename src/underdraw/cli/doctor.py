@@ -9,6 +9,7 @@ import typer
 EXTRAS = (
     ("jax", "every pipeline on JAX"),
     ("mindspore", "every pipeline on MindSpore"),
+    ("openvino", "engine='openvino', a compiler for CPUs"),
     ("transformers", "captions, judging"),
     ("cv2", "OpenCV; edges are found without it, too"),
     ("diffusers", "to compare with"),
@@ -41,6 +42,7 @@ def report(side: int) -> list[str]:
 
     from underdraw import __version__
     from underdraw.backends import hardware, machine
+    from underdraw.engines.auto import choice_for
     from underdraw.pipelines.call.memory import ROOM, size
 
     cpu, memory = machine.processor(), machine.host_memory()
@@ -57,7 +59,12 @@ def report(side: int) -> list[str]:
         lines.append(f"{name}: {_version(name) or 'not installed'} ({purpose})")
     device = hardware.resolve_device(None)
     room = machine.free_memory(device)
-    best = hardware.fastest_dtype(device)
+    best, why = hardware.dtype_choice(device)
+    engine, because = choice_for("torch", device)
+    lines += [
+        f"dtype='auto' takes {best} on {device}: {why}",
+        f"engine='auto' takes {engine} on {device}: {because}",
+    ]
     lines += ["", f"Stable Diffusion 1.5, a picture of {side} x {side}, on {device}:"]
     fitting = []
     for name, weight, number, how in WAYS:
@@ -91,12 +98,12 @@ def _advice(
         if accelerated:
             return ["pipe.enable_sequential_cpu_offload(), the least there is"]
         return ["smaller pictures, or a smaller model (docs/few_steps.md)"]
-    told = [f"dtype='auto' takes {best} on {device}"]
     plain = [one for one in fitting if not one[2]]
     name, how, more = (plain or fitting)[0]
     wanted = next((one for one in (plain or fitting) if best in one[0]), (name, how, more))
-    told.append(f"{wanted[1]} fits" + (f" with {wanted[2]}" if wanted[2] else ""))
+    told = [f"{wanted[1]} fits" + (f" with {wanted[2]}" if wanted[2] else "")]
     if device == "cpu":
+        told.append("`underdraw bench` times the engines (docs/engines.md)")
         told.append("few steps: an LCM-LoRA with pipe.solver = 'lcm' (docs/few_steps.md)")
     else:
         told.append("engine='compiled' pays from some calls on (docs/engines.md)")

@@ -42,10 +42,15 @@ class Auto:
 
 def choice(model: Any) -> tuple[str, str]:
     """The engine for a network, and why it is this one."""
-    if model.nn.name != "torch":
-        return "eager", f"the network is one of {model.nn.name}"
-    if model.device.type != "cpu":
-        return "eager", f"the network is on {model.device}"
+    return choice_for(model.nn.name, str(model.device))
+
+
+def choice_for(backend: str, device: str) -> tuple[str, str]:
+    """The engine for networks of a backend on a device, and why it is this one."""
+    if backend != "torch":
+        return "eager", f"the network is one of {backend}"
+    if device.partition(":")[0] != "cpu":
+        return "eager", f"the network is on {device}"
     if platform.machine().lower() not in MEASURED:
         return "eager", f"nothing was measured on {platform.machine()}"
     if not backends.graphs_installed():

@@ -1,0 +1,231 @@
+"""Timing this machine: what is counted, whose turn it is, and what is told when it ends early."""
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from underdraw import UNet2DConditionModel
+from underdraw.backends import torch_rates
+from underdraw.benchmark import bench as benches, peers, report
+from underdraw.benchmark.bench import Bench, Plan
+from underdraw.benchmark.random_weights import random_network, random_tensors
+from underdraw.benchmark.turns import clock_of, in_turns
+from underdraw.benchmark.works import WORKS, Networks, networks_of
+from underdraw.engines.eager import EAGER
+from underdraw.errors import InputError, InputTypeError
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch):
+    monkeypatch.setattr(torch_rates, "SIDES", ((8, 8, 8),))
+    monkeypatch.setattr(torch_rates, "CONVOLUTIONS", ((1, 8, 4),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from cli.conftest import make_tiny
+
+    made = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def networks(folder):
+    return networks_of(str(folder), "float32", "cpu")
+
+
+def finished(plan):
+    made = Bench(plan)
+    done = sum(count for _, count in made.run())
+    assert done == plan.calls
+    return made
+
+
+def test_every_other_turn_runs_backwards():
+    ran = []
+    ways = {name: lambda name=name: ran.append(name) for name in "abc"}
+    times = iter([0.0, 1.0, 0.0, 2.0, 0.0, 3.0] * 3)
+    taken = list(in_turns(ways, 3, lambda: next(times)))
+    assert ran == [*"abc", *"cba", *"abc"]
+    assert taken[:4] == [("a", 1.0), ("b", 2.0), ("c", 3.0), ("c", 1.0)]
+
+
+def test_processor_time_is_that_of_one_thread_on_the_cpu():
+    assert clock_of(1)() < clock_of(1)() + 1e9 and clock_of(1) is not clock_of(2)
+    assert clock_of(1, "cuda:0") is clock_of(2)
+
+
+@pytest.mark.parametrize(("name", "images"), [("step", 1), ("step", 3), ("decode", 2)])
+def test_arithmetic_is_counted_as_pytorch_counts_it(networks, name, images):
+    job = WORKS[name](networks, 24, images)
+    call = job.ours(EAGER)
+    call()  # keys, values and times are no part of a step
+    # PyTorch counts nothing of its fused attention on a CPU.
+    whole, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with whole, counter as theirs, torch.no_grad():
+        call()
+    assert theirs.get_total_flops() == job.work.total
+    assert 0 < job.work.matrix < job.work.total
+
+
+def test_random_networks_give_numbers_of_a_sensible_size():
+    config = {"block_out_channels": (32, 64), "cross_attention_dim": 24, "sample_size": 8}
+    config |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    config |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 4}
+    half = random_network(UNet2DConditionModel, config, "float16")
+    assert half.dtype == torch.float16
+    unet = random_network(UNet2DConditionModel, config)
+    with torch.no_grad():
+        made = unet(torch.randn(1, 4, 8, 8), 500, torch.randn(1, 7, 24)).sample
+    assert 1e-3 < made.std() < 1e3
+    tensors = random_tensors({"a.weight": (64, 64), "b.weight": (64, 64), "n.weight": (8,)})
+    a, b, norm = (one.load() for one in tensors.values())
+    assert np.abs(a).max() <= (3 / 64) ** 0.5 and not np.array_equal(a, b)
+    assert np.abs(norm - 1).max() <= 0.02
+
+
+def test_engines_and_diffusers_take_turns(folder):
+    plan = Plan(["eager"], ["diffusers"], (16, 32), (2,), ("step", "decode"), 2, str(folder))
+    made = finished(plan)
+    assert [(row.work, row.side, row.way) for row in made.rows] == [
+        (work, side, way)
+        for work in ("step", "decode")
+        for side in (16, 32)
+        for way in ("eager", "diffusers")
+    ]
+    for row in made.rows:
+        assert row.failed is None and len(row.seconds) == 2 and row.apart < 1e-4
+    told = report.record(made, True)
+    assert json.loads(json.dumps(told)) == told
+    for result in told["results"]:
+        assert result["ratio"] == 1 if result["way"] == "diffusers" else result["ratio"] > 0
+        assert result["ceiling"] > 0 and result["turns"] == 2
+    text = "\n".join(report.lines(made))
+    for word in ("threads of", "ceilings: products", "step, 32 px, 2 at once", "  diffusers "):
+        assert word in text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_graphs_and_their_usual_conversion(folder, monkeypatch):
+    monkeypatch.setattr("underdraw.engines.kept.Kept.find", None)  # nothing is looked for on disk
+    plan = Plan(["eager", "openvino"], ["diffusers-openvino"], (16,), works=("decode",), turns=1)
+    made = finished(Plan(**{**vars(plan), "source": str(folder)}))
+    assert [row.failed for row in made.rows] == [None] * 3
+    assert all(row.apart < 1e-4 for row in made.rows)
+
+
+def test_ceilings_are_the_best_of_all_tries():
+    ticks = iter(np.cumsum([1.0, 1.0, 1.0, 0.5] * 100))
+    found = torch_rates.rates(torch.float32, "cpu", lambda: float(next(ticks)))
+    assert (found.matrix, found.convolution) == (2 * 8**3 / 0.5, 2 * 8 * 16 * 72 / 0.5)
+    assert found.least(1024, 0) == 0.5
+
+
+def test_one_way_that_cannot_be_gone_leaves_the_others(folder, monkeypatch):
+    def fail(theirs):
+        raise RuntimeError("no\ncompiler")
+
+    monkeypatch.setitem(peers.PEERS, "diffusers-compiled", fail)
+    plan = Plan(["eager"], ["diffusers-compiled"], (16,), works=("step",), source=str(folder))
+    made = finished(plan)
+    assert [row.failed for row in made.rows] == [None, "RuntimeError: no compiler"]
+    told = report.lines(made)
+    assert "  diffusers-compiled failed: RuntimeError: no compiler" in told
+    results = report.record(made, True)["results"]
+    assert (results[0]["ratio"], results[1]["median"]) == (1.0, None)
+
+
+def test_the_peer_has_our_parameters(networks):
+    peer = networks.peer(networks.unet)
+    mine = dict(networks.unet.named_parameters())
+    assert all(mine[name] is value for name, value in peer.named_parameters())
+    assert networks.peer(networks.unet) is peer
+
+
+def test_a_distilled_network_takes_no_second_half(networks):
+    fields = {**networks.unet.config.to_dict(), "time_cond_proj_dim": 8}
+    distilled = random_network(UNet2DConditionModel, fields)
+    job = WORKS["step"](Networks(distilled, networks.vae, "here"), 24, 1)
+    assert job.ours(EAGER)().shape == (1, 4, 3, 3)
+    assert job.theirs().inputs()[0].shape[0] == 1
+    assert job.work.total < WORKS["step"](networks, 24, 1).work.total
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"engines": ["fast"]}, r"engines='fast' is not known; allowed: 'eager', "),
+        ({"engines": "eager"}, r"engines='eager' is not a list"),
+        ({"beside": ["torch"]}, r"beside='torch' .*'diffusers-onnxruntime'"),
+        ({"works": []}, r"one of each"),
+        ({"engines": [], "beside": []}, r"one of each"),
+        ({"sides": [100]}, r"sides=100 is no multiple of 8"),
+        ({"images": [0]}, r"images=0"),
+        ({"turns": 0}, r"turns=0"),
+        ({"dtype": "int8"}, r"dtype='int8'"),
+        ({"device": "gpu"}, r"device='gpu'"),
+    ],
+)
+def test_plans_that_cannot_be(fields, says):
+    with pytest.raises((InputError, InputTypeError), match=says):
+        Plan(**fields)
+
+
+# -- the command ---------------------------------------------------------------------------------
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from underdraw.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(app, ["bench", *map(str, arguments)], catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def test_the_command(folder, run):
+    few = (folder, "--sizes", "16", "--works", "step", "--turns", "1", "--beside", "none")
+    told = json.loads(run(*few, "--engines", "eager", "--json").stdout)
+    assert told["whole"] is True and told["networks"] == str(folder)
+    assert told["machine"]["threads"] == torch.get_num_threads()
+    assert [one["way"] for one in told["results"]] == ["eager"]
+    assert "step, 16 px, 1 at once" in run(*few, "--engines", "eager").stdout
+
+
+def test_an_interrupted_command_shows_what_was_measured(folder, run, monkeypatch):
+    def turns(ways, count, clock):
+        yield "eager", 0.25
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benches, "in_turns", turns)
+    few = (folder, "--sizes", "16", "--works", "step", "--beside", "none", "--engines", "eager")
+    ended = run(*few, "--json", code=130)
+    told = json.loads(ended.stdout)
+    assert told["whole"] is False
+    assert (told["results"][0]["median"], told["results"][0]["turns"]) == (0.25, 1)
+    assert "what was measured until then is shown" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--sizes", "256,x"), "--sizes '256,x': 'x' is no whole number"),
+        (("x", "--full-size"), "--full-size is about random weights"),
+        (("--engines", "fast"), "engines='fast' is not known"),
+        (("nowhere/at/all",), "no such folder"),
+    ],
+)
+def test_mistakes(run, arguments, says):
+    assert says in run(*arguments, code=2).stderr
