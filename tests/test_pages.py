@@ -58,6 +58,7 @@ NOT_RUN = {
     "train_dreambooth(": "trains for minutes; small ones are run in tests/training",
     "load_captioner()": "downloads a captioner and a writer of several GB",
     "train family --budget": "needs minutes; tiny networks are run in tests/training",
+    "underdraw bench": "needs a minute; tiny networks are run in tests/benchmark",
     "underdraw train structure": "needs pictures with maps",
     "underdraw train grounding --data scenes": "trains all networks of the family for hours",
     "underdraw evaluate --model underdraw/scenes --task grounding": "makes 128 pictures twice",
