@@ -29,7 +29,8 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     # bits, how much memory they take, and layers that come to a device while they are used.
     "torch": frozenset(
         (
-            "recomputed compiled compiler_of Watch recording quantised stored_bytes copies streamed"
+            "recomputed compiled compiler_of Watch recording "
+            "quantised quantised_as stored_bytes copies streamed"
         ).split()
     ),
     # Trees without a model class; `jax.jit`, which takes networks as arguments, and loops; keys,

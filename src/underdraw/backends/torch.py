@@ -1,6 +1,6 @@
 """PyTorch: leaves are its own layers, nodes are modules, so its ecosystem keeps working."""
 
-from underdraw.backends.torch_leaves import copies, quantised, stored_bytes, streamed
+from underdraw.backends.torch_leaves import copies, quantised, quantised_as, stored_bytes, streamed
 from underdraw.backends.torch_operations import (
     array,
     device_of,
@@ -62,6 +62,7 @@ __all__ = [
     "no_grad",
     "operations",
     "quantised",
+    "quantised_as",
     "recomputed",
     "recording",
     "register_output",

@@ -115,6 +115,12 @@ def quantised(layer: Any, kind: str | None) -> Any:
     return Quantised(layer, kind)
 
 
+def quantised_as(root: Any) -> str | None:
+    """The kind of 8 bits that layers of a network are kept in; None where there are none."""
+    layers = root.modules() if isinstance(root, nn.Module) else ()
+    return next((layer.kind for layer in layers if isinstance(layer, Quantised)), None)
+
+
 def stored_bytes(root: nn.Module) -> int:
     """Bytes of all weights as they are kept."""
     return sum(one.nbytes for one in (*root.parameters(), *root.buffers()))

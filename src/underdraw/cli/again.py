@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from underdraw.cli import boxes, embedded, image_prompts, loras, structure, subjects
+from underdraw.cli.memory import EVERYTHING, Memory
 from underdraw.cli.options import MOST_SIDE, SCENES
 from underdraw.errors import InputError
 from underdraw.schema import read, within
@@ -63,6 +64,8 @@ class Request:
     """LoRAs and learned words of the command."""
     scales: dict[str, float] = field(default_factory=dict)
     """How much of each LoRA acted in a record's picture, by name."""
+    memory: Memory = EVERYTHING
+    """How the command gets along with less; of a record, weights in 8 bits."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Argument -> the picture it was, as `embedded.kept` tells."""
 
@@ -151,6 +154,7 @@ def recorded(path: Path, given: Collection[str] = (), trusted: bool = False) -> 
         structures,
         shown,
         image_prompts=beside,
+        memory=Memory(quantized=record.quantized or {}),
         scales={name: scales.unet for name, scales in record.chosen_loras.items()},
         inputs=inputs,
     )

@@ -21,6 +21,7 @@ from underdraw.cli import (
 )
 from underdraw.cli.failures import Interrupted, note, tell
 from underdraw.cli.files import read
+from underdraw.cli.memory import read_ways
 from underdraw.errors import InputError
 
 VIEWS = ("mask", "before-after")
@@ -80,6 +81,7 @@ def edit(
     engine: options.Engine = None,
     dtype: options.Precision = None,
     device: options.Device = None,
+    memory: options.Memory = None,
     variant: options.Variant = None,
     tokenizer: options.Vocabulary = None,
     prediction_type: options.PredictionType = None,
@@ -97,6 +99,7 @@ def edit(
     given = None if mask is None else read(mask)
     lines = structure.read_maps(structures, edges, depth) or []
     tuned = loras.read_loras(lora, embedding)
+    spared = read_ways(memory)
     target_file = outputs.Target(
         out,
         [target],
@@ -147,6 +150,7 @@ def edit(
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(**progress.bar_options())
+    spared.set(pipe)
     pipe = turned(pipe)
     factor = pipe.vae.config.factor
     fit = sizes.fitted_size(whole.size, wanted, sizes.trained_size(pipe), factor)
@@ -199,6 +203,7 @@ def edit(
         "maps": maps,
         **structure.options_of(lines),
         **tuned.options_of(),
+        **spared.options_of(),
         "size": f"{fit[1]}x{fit[0]}" if wanted.given else None,
         "steps": steps,
         "guidance": guidance,

@@ -12,6 +12,7 @@ import typer
 
 from underdraw.cli import early, options, outputs, progress, solvers
 from underdraw.cli.failures import Interrupted, tell
+from underdraw.cli.memory import read_ways
 from underdraw.errors import InputError
 
 MOST = 100_000
@@ -44,6 +45,7 @@ def evaluate(
     engine: options.Engine = None,
     dtype: options.Precision = None,
     device: options.Device = None,
+    memory: options.Memory = None,
     variant: options.Variant = None,
     tokenizer: options.Vocabulary = None,
     autoencoder: Annotated[
@@ -81,6 +83,7 @@ def evaluate(
         raise InputError("--grounding and --strength are for --task grounding")
     if task is not Task.subjects and subject_weights is not None:
         raise InputError("--subject-weights is for --task subjects")
+    spared = read_ways(memory)
     check(out, model or options.SCENES, task, steps, guidance, solver, engine, grounding, strength)
     if task is Task.subjects:
         from underdraw.cli.subjects import check_weights
@@ -101,6 +104,7 @@ def evaluate(
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
+    spared.set(pipe)
     tell(summary(pipe, engine))
     guidance = pipe.advice.guidance_scale if guidance is None else guidance
     arguments = {} if guidance is None else {"guidance_scale": guidance}

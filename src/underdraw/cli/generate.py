@@ -14,6 +14,7 @@ from underdraw.cli import (
     early,
     image_prompts,
     loras,
+    memory as spared,
     options,
     outputs,
     pictures,
@@ -67,6 +68,7 @@ def generate(
     engine: options.Engine = None,
     dtype: options.Precision = None,
     device: options.Device = None,
+    memory: options.Memory = None,
     variant: options.Variant = None,
     tokenizer: options.Vocabulary = None,
     prediction_type: options.PredictionType = None,
@@ -202,6 +204,7 @@ def generate(
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held, as_recorded)
     request.loras = loras.read_loras(lora, embedding, request.scales)
+    request.memory = spared.read_ways(memory, request.memory.quantized)
     pictures.begin(request, image, mask, strength)
     if (placed := boxes.read_boxes(box, layout)) is not None:
         request.layout = placed

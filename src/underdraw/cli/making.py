@@ -66,6 +66,7 @@ def load(request: Request, solver: str | None) -> Any:
         pipe.scheduler = scheduler_class(name).from_config(request.scheduler)
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
+    request.memory.set(pipe)
     return pipe
 
 

@@ -163,4 +163,15 @@ Depth = Annotated[
         help="Follow a depth map, near is white, by the model's own net for depth.",
     ),
 ]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory",
+        metavar="WAY",
+        help="Get along with less memory; may be repeated. bands: large pictures in bands of rows; "
+        "tiles: in tiles; slices: batches decoded one by one; heads: attention by halves; int8 or "
+        "float8: weights in 8 bits; networks, blocks or layers: these come to the accelerator one "
+        "by one. `underdraw doctor` says what fits.",
+    ),
+]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 from underdraw import engines
 from underdraw.backends.hardware import has_channels_last
+from underdraw.checks import choice
 from underdraw.controls.image_prompt import ImagePrompt
 from underdraw.controls.run import Run
 from underdraw.engines.streaming import plain
 from underdraw.errors import InputError, InputTypeError
 from underdraw.formats.json_text import parse
+from underdraw.models.base import QUANTISED
 from underdraw.names import __version__
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.plan import Plan
@@ -82,6 +84,8 @@ class Record(Schema):
     engine: Line | None = None
     dtype: Dtype | None = None
     channels_last: tuple[Any, ...] | None = None
+    quantized: Mapping[str, Any] | None = None
+    """Network -> kind of its weights, where they are kept in 8 bits."""
     layout: Mapping[str, Any] | None = None
     subjects: Annotated[tuple[Any, ...], Length(1, 64)] | None = None
     inputs: Mapping[str, Any] | None = None
@@ -102,6 +106,8 @@ class Record(Schema):
                 )
         _ = self.chosen_settings
         _ = self.chosen_loras
+        for name, kind in (self.quantized or {}).items():
+            choice(f"quantized[{shown(name)}]", kind, QUANTISED)
 
     @property
     def chosen_loras(self) -> dict[str, Scales]:
@@ -193,6 +199,7 @@ def describe_call(run: Run, plan: Plan, index: int, own: Mapping[str, Any]) -> s
             "engine": engine,
             "dtype": str(components.dtype).removeprefix("torch."),
             "channels_last": _channels_last(components),
+            "quantized": _quantized(components) or None,
             "compat": components.compat,
             "settings": {
                 **components.settings.recorded(),
@@ -241,6 +248,11 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
         raise InputError(f"metadata is of a {kind}; pipe is a {type(pipe).__name__}")
     if lacking := sorted(missing - set(changes)):
         raise InputError(f"metadata lacks {', '.join(lacking)}; give them as arguments")
+    if (held := _quantized(pipe.parts)) != (record.quantized or {}):
+        raise InputError(
+            f"metadata is of weights in 8 bits: {dict(record.quantized or {}) or None}; pipe has "
+            f"{held or None} (see pipe.quantize)"
+        )
     # Pictures of before there were engines say nothing: it was the eager one.
     engine = changes.pop("engine", None) or record.engine or "eager"
     if engine == engines.name_of(pipe.engine):
@@ -259,6 +271,13 @@ def repeat(pipe: Any, metadata: Mapping[str, Any] | str, **changes: Any) -> Any:
 def _channels_last(components: Components) -> list[str]:
     """Names of the networks that are laid out so, on which the last bits depend."""
     return sorted(name for name, part in components.named.items() if has_channels_last(part))
+
+
+def _quantized(components: Components) -> dict[str, str]:
+    """Names of the networks whose weights are in 8 bits -> in which."""
+    told = getattr(components.framework, "quantised_as", lambda part: None)
+    kinds = {name: told(part) for name, part in components.named.items()}
+    return {name: kind for name, kind in sorted(kinds.items()) if kind is not None}
 
 
 def _is_plain(value: Any) -> bool:
