@@ -152,7 +152,7 @@ def pairs(session: nox.Session) -> None:
 def mindspore(session: nox.Session) -> None:
     """Backends, networks and pipelines on MindSpore, which needs numpy 1 and so its own room."""
     session.install(*INSTALL, "constraints/mindspore.txt", ".[mindspore,test]")
-    files = ["text/test_apply_weights.py", "pipelines/test_backends.py"]
+    files = ["text/test_apply_weights.py", "pipelines/test_backends.py", "mindspore_names"]
     chosen = session.posargs or ["tests/backends", "tests/networks", *(f"tests/{f}" for f in files)]
     expected = {"UNDERDRAW_EXPECT": "torch,mindspore"}
     # What MindSpore has no part in has been run by `tests`.

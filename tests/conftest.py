@@ -33,6 +33,7 @@ if find_spec("torch"):
 # expects (UNDERDRAW_EXPECT, tests/backends/test_installed.py), so nothing is left out unnoticed.
 collect_ignore_glob = [] if find_spec("diffusers") else ["**/peer/*"]
 collect_ignore_glob += [] if find_spec("jax") else ["**/flax_names/*"]
+collect_ignore_glob += [] if find_spec("mindspore") else ["**/mindspore_names/*"]
 collect_ignore_glob += [
     f"**/test_{name}.py" for name in ("jax", "mindspore", "openvino") if find_spec(name) is None
 ]

@@ -13,7 +13,6 @@ LATER = {
     "ControlNetUnionModel StableDiffusionControlNetPAGPipeline": "Structure",
     "ConsistencyDecoderVAE": "AutoencoderKL and AutoencoderTiny",
     "FlaxKarrasVeScheduler FlaxScoreSdeVeScheduler FlaxModelMixin": "underdraw.flax",
-    "mindspore": 'backend="mindspore"',
     "StableDiffusionLoraLoaderMixin LoraConfig": "load_lora_weights",
     "IPAdapterMixin IPAdapterAttnProcessor": "load_ip_adapter",
     "TextualInversionLoaderMixin": "load_textual_inversion",

@@ -63,6 +63,7 @@ NOT_RUN = {
     "underdraw train grounding --data scenes": "trains all networks of the family for hours",
     "underdraw evaluate --model underdraw/scenes --task grounding": "makes 128 pictures twice",
     "FlaxStableDiffusion": "compiles for a minute; small ones are run in tests/flax_names",
+    "underdraw.mindspore": "needs MindSpore; small ones are run in tests/mindspore_names",
     "python3 -m venv": "asks the package index",
     ".venv/bin/pip install": "asks the package index",
     ".venv/bin/nox": "is this suite",

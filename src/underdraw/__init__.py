@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         flax as flax,
         formats as formats,
         limits as limits,
+        mindspore as mindspore,
         models as models,
         names as names,
         networks as networks,

@@ -45,11 +45,6 @@ NAMES = (
         "there are AutoencoderKL and AutoencoderTiny",
     ),
     (
-        r"mindspore",
-        "the names of MindSpore's port come with a later release; every pipeline runs there with "
-        'from_pretrained(..., backend="mindspore")',
-    ),
-    (
         r"Onnx\w*|ORT\w*|OV\w*",
         'other runtimes come with a later release, as engines; engine="compiled" is there',
     ),

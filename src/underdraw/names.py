@@ -127,8 +127,8 @@ MODULES = {
 SUBMODULES = tuple(
     """
     absent arguments backends benchmark checkpoints checks cli controls engines errors evaluation
-    flax formats limits models names networks pictures pipelines preprocessors sampling scenes
-    schedulers schema shown solvers text training utils weights
+    flax formats limits mindspore models names networks pictures pipelines preprocessors sampling
+    scenes schedulers schema shown solvers text training utils weights
     """.split()
 )
 """What `import underdraw` makes reachable as `underdraw.schedulers`, imported when it is used."""

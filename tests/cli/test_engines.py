@@ -83,8 +83,8 @@ def test_an_engine_without_a_name_has_to_be_said(run, tiny):
     ("arguments", "says"),
     [
         (("--engine", "warp"), "--engine warp is not known; allowed: eager, compiled, jit"),
-        (("--engine", "jit", "--backend", "mindspore"), "runs on torch and jax, not on mindspore"),
-        (("--engine", "compiled", "--backend", "mindspore"), "allowed there: eager"),
+        (("--engine", "openvino", "--backend", "jax"), "runs on torch, not on jax"),
+        (("--engine", "compiled", "--backend", "mindspore"), "allowed there: eager, jit"),
         (("--engine", "compiled", "--backend", "jax"), "allowed there: eager, jit"),
         (("--backend", "tensorflow"), "--backend"),
     ],

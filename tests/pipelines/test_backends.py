@@ -205,9 +205,12 @@ CASES = {
 }
 
 
+# On MindSpore `tests/mindspore_names` makes these calls, under mindone's names.
+NAMED = {"text_to_image", "img2img", "inpaint", "diffedit", "gligen", "gligen_text_image"}
+NAMED |= {"controls", "structure"}
 # JAX, which compiles each derivative for itself, would take two minutes for gradients of a UNet;
 # maps on JAX are in `tests/controls/test_structure.py`, compiled once.
-ELSEWHERE = {("null_text", "jax"), ("structure", "jax")}
+ELSEWHERE = {("null_text", "jax"), ("structure", "jax"), *((name, "mindspore") for name in NAMED)}
 PAIRS = [
     (name, backend) for backend in OTHERS for name in CASES if (name, backend) not in ELSEWHERE
 ]

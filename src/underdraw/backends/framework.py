@@ -42,7 +42,8 @@ EXTRAS: Mapping[str, frozenset[str]] = {
             *("over_devices", "devices_in_line", "replicate", "spread"),
         }
     ),
-    "mindspore": frozenset({"build", "load"}),
+    # Graphs, which take the arrays of networks as arguments.
+    "mindspore": frozenset({"build", "load", "compiled", "networks_are_values"}),
 }
 """What one framework can do and another cannot; who uses it asks for it by `hasattr`."""
 
@@ -123,8 +124,8 @@ class Framework(Protocol):
         """Standard normal numbers `(batch, ...)`, drawn by PyTorch on every backend.
 
         Args:
-            generator: a `torch.Generator` for the whole batch, a list of `batch` of them for one
-                image each, or None for PyTorch's global stream.
+            generator: a `torch.Generator` or `np.random.Generator` for the whole batch, a list of
+                `batch` of them for one image each, or None for PyTorch's global stream.
 
         Raises:
             InputError: a list has another length than the batch.

@@ -17,6 +17,7 @@ from mindspore import Tensor, ops
 
 from underdraw.backends.adapted import AdaptedLeaf
 from underdraw.backends.layout import Layout
+from underdraw.backends.mindspore_graphs import compiled
 from underdraw.backends.node import BaseRoot, Node, grow, initial_values, walk
 from underdraw.backends.slices import Slice, heads_at_once
 from underdraw.errors import InputError
@@ -26,6 +27,7 @@ __all__ = [
     "array",
     "build",
     "build_root",
+    "compiled",
     "device_of",
     "draw",
     "draw_like",
@@ -41,6 +43,7 @@ __all__ = [
     "load_root",
     "move",
     "named_tensors",
+    "networks_are_values",
     "no_grad",
     "operations",
     "register_output",
@@ -106,9 +109,12 @@ class MindSpore:
     def layer_norm(self, p: Any, x: Tensor, eps: float = 1e-5) -> Tensor:
         if isinstance(p, AdaptedLeaf):
             return p.layer_norm(self, x, eps)
-        # The functional form has no kernel on CPU.
-        norm = ops.LayerNorm(-1, -1, eps)
-        return norm(x.float(), p.weight.float(), p.bias.float())[0].astype(x.dtype)
+        weight, bias = p.weight.float(), p.bias.float()
+        if not _on_cpu():
+            return ops.layer_norm(x.float(), weight.shape, weight, bias, eps).astype(x.dtype)
+        # It has no kernel on CPU, and a graph that records `ops.LayerNorm` ends the process.
+        rows = x.float().reshape(-1, x.shape[-1])
+        return ops.group_norm(rows, 1, weight, bias, eps).reshape(x.shape).astype(x.dtype)
 
     def embedding(self, p: Any, ids: Tensor, count: int, width: int) -> Tensor:
         if isinstance(p, AdaptedLeaf):
@@ -202,13 +208,17 @@ class MindSpore:
         return x
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
-        return x[ops.arange(x.shape[0]), index]
+        # Indexing by arrays cannot be recorded in a graph.
+        count, tokens = x.shape[:2]
+        first = Tensor(np.arange(count, dtype=np.int32) * tokens).astype(index.dtype)
+        return ops.gather(x.reshape(count * tokens, *x.shape[2:]), index + first, 0)
 
     def expand(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         return ops.broadcast_to(x, tuple(shape))
 
     def arange(self, count: int, like: Tensor) -> Tensor:
-        return ops.arange(count, dtype=ms.float32)
+        # A constant: `ops.arange` cannot be recorded in a graph.
+        return Tensor(np.arange(count, dtype=np.float32))
 
     def causal_mask(self, count: int, like: Tensor) -> Tensor:
         low = float(np.finfo(ms.dtype_to_nptype(like.dtype)).min)
@@ -368,6 +378,8 @@ def draw_like(values: Tensor, generator: Any = None) -> Tensor:
 
 
 float32 = DTYPES["float32"]
+networks_are_values = True
+"""Parameters are arguments of graphs: what was compiled for one serves all of its config."""
 no_grad = nullcontext
 """Nothing is recorded unless somebody asks for a gradient."""
 

@@ -1,7 +1,7 @@
 """Generators that a caller brings, and which seeds make the images of a batch again.
 
-They are PyTorch's on every backend; it is imported when a call is made, for what only looks at
-pipelines does without."""
+They are PyTorch's or numpy's, on every backend; PyTorch is imported when a call is made, for what
+only looks at pipelines does without."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from underdraw.checks import shown
 from underdraw.errors import InputError, InputTypeError
 
 
 def seeds_of(generators: Any, count: int) -> list[int | None]:
     """The seed that gives each image the noise it gets, or None: its generator was used before,
-    serves other images too, or is on another device than the CPU.
+    serves other images too, is on another device than the CPU, or is numpy's.
     """
     import torch
 
-    if isinstance(generators, torch.Generator):
+    if not isinstance(generators, list | tuple):
         generators = [generators] if count == 1 else None
     seeds: list[int | None] = []
     for one in generators or [None] * count:
-        seed = None if one is None or one.device.type != "cpu" else one.initial_seed()
-        if seed is not None and one is not None:
+        seed = None
+        if isinstance(one, torch.Generator) and one.device.type == "cpu":
+            seed = one.initial_seed()
             fresh = torch.Generator("cpu").manual_seed(seed)
             seed = seed if torch.equal(fresh.get_state(), one.get_state()) else None
         seeds.append(seed)
@@ -53,8 +56,10 @@ def check_generators(generator: Any, count: int) -> Any:
 
     listed = generator if isinstance(generator, list | tuple) else [generator]
     for one in listed:
-        if one is not None and not isinstance(one, torch.Generator):
-            raise InputTypeError(f"generator={shown(one)} is not a torch.Generator")
+        if one is not None and not isinstance(one, torch.Generator | np.random.Generator):
+            raise InputTypeError(
+                f"generator={shown(one)} is not a torch.Generator, nor a np.random.Generator"
+            )
     if listed is generator and len(listed) != count:
         raise InputError(f"generator has {len(listed)} entries; the call makes {count} images")
     return generator

@@ -269,14 +269,16 @@ def with_settings(attention_slice: Slice) -> Torch:
     return operations if attention_slice is None else Torch(attention_slice)
 
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generator = torch.Generator | np.random.Generator
+Generators = Generator | Sequence[Generator] | None
 
 
 def draw(shape: Sequence[int], generator: Generators, device: Any, dtype: Any) -> torch.Tensor:
     """Standard normal numbers of `shape (batch, ...)`.
 
     One generator draws for the whole batch, a list of `batch` generators one image each, None takes
-    PyTorch's global stream on `device`. A CPU generator serves every device.
+    PyTorch's global stream on `device`. A CPU generator serves every device, as does one of numpy,
+    which draws float64.
 
     Raises:
         InputError: a list has another length than the batch.
@@ -292,6 +294,8 @@ def draw(shape: Sequence[int], generator: Generators, device: Any, dtype: Any) -
         parts = [draw((1, *shape[1:]), g, device, dtype) for g in generator]
         return torch.cat(parts)
     assert not isinstance(generator, Sequence)  # told apart above
+    if isinstance(generator, np.random.Generator):
+        return torch.from_numpy(generator.standard_normal(shape)).to(device=device, dtype=dtype)
     place = device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=place, dtype=dtype).to(device)
 

@@ -10,7 +10,7 @@ from underdraw.cli.options import SCENES
 from underdraw.errors import InputError, NotFoundError
 from underdraw.weights.files import SUFFIXES
 
-BACKENDS = {"compiled": ("torch",), "jit": ("torch", "jax"), "openvino": ("torch",)}
+BACKENDS = {"compiled": ("torch",), "jit": ("torch", "jax", "mindspore"), "openvino": ("torch",)}
 """Engine -> the backends it runs on; all others run on every one."""
 
 

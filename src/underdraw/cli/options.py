@@ -73,7 +73,7 @@ Engine = Annotated[
     typer.Option(
         help="How networks run. eager (the default): at once, as they are written. compiled: "
         "blocks by torch.compile; the first picture takes a minute longer, the others less. jit: "
-        "whole networks by jax.jit or torch.compile, which takes longer to begin, most on torch. "
+        "whole networks by the framework's own compiler, which takes longer to begin. "
         "openvino: whole networks, on the CPU; compiled in seconds, and kept for the next time. "
         "auto: openvino where it is installed and faster, else eager.",
         autocompletion=lambda incomplete: [e for e in ENGINES if e.startswith(incomplete)],

@@ -22,10 +22,11 @@ from underdraw.networks.program import Program
 
 @dataclass
 class Compiled:
-    """Compiles each program as a whole: `jax.jit` on JAX, `torch.compile` on PyTorch.
+    """Compiles each program as a whole: `jax.jit` on JAX, `torch.compile` on PyTorch, `ms.jit` on
+    MindSpore.
 
-    On JAX the networks' parameters are arguments of what is compiled, so two networks of one config
-    share it.
+    On JAX and MindSpore the networks' parameters are arguments of what is compiled, so two networks
+    of one config share it.
     """
 
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None

@@ -300,6 +300,7 @@ class MultiControlNetModel(Several[ControlNetModel]):
                 *more,
                 cross_attention_kwargs,
                 guess_mode,
+                return_dict=True,
             )
             for net, cond, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True)
         ]

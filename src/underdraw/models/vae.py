@@ -73,7 +73,7 @@ class AutoencoderKL(FromSingleFile, Autoencoder):
     ) -> DecoderOutput | tuple[Any, ...]:
         """The round trip of images through the latents."""
         self._take("sample", sample, None, self.config.in_channels, None, None)
-        distribution = self.encode(sample, return_dict=False)[0]
+        distribution = self.encode_with(sample, self.use_slicing, self.tiling)
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(z, return_dict)
 

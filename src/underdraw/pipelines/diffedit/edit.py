@@ -261,7 +261,12 @@ def edit(
 
     try:
         inverted = pipe.invert(
-            image=clean, prompt_embeds=source_embeds, callback=note, done=levels, **way
+            image=clean,
+            prompt_embeds=source_embeds,
+            callback=note,
+            done=levels,
+            return_dict=True,
+            **way,
         )
     finally:
         kept.write()  # also when it was interrupted
@@ -275,6 +280,7 @@ def edit(
         seed=seed,
         callback=target.callback,
         controls=target.controls,
+        return_dict=True,
         **way,
     )
     images = made.images

@@ -1,0 +1,170 @@
+"""How users of mindone make and call things, and what they are told where it cannot be."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from pipelines import tiny
+
+import underdraw
+from underdraw import mindspore as room
+from underdraw.errors import InputError, InputTypeError
+from underdraw.pipelines.base import DiffusionPipeline
+
+ms = pytest.importorskip("mindspore")
+CALL = {"num_inference_steps": 1, "height": 40, "width": 72, "prompt": "a red sphere"}
+TUPLES = {
+    name: getattr(room, name)
+    for name in room.NAMES
+    if hasattr(getattr(room, name), "forward") or hasattr(getattr(room, name), "stream")
+}
+BARE = {"CLIPImageProjection", "MultiAdapter", "MultiControlNetModel", "T2IAdapter"}
+BARE |= {"StableDiffusionSafetyChecker", "DiffusionPipeline"}
+"""Without `return_dict`."""
+
+
+def noise(seed=3):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("pipeline")
+    tiny.pipeline(unet=tiny.ONE_LEVEL).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    made = room.StableDiffusionPipeline.from_pretrained(folder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(TUPLES.keys() - BARE))
+def test_tuples_by_default(name):
+    kind = TUPLES[name]
+    methods = [kind.__call__ if issubclass(kind, DiffusionPipeline) else kind.forward]
+    methods += [
+        getattr(kind, name) for name in ("invert", "decode", "encode") if name in vars(kind)
+    ]
+    for method in methods:
+        assert inspect.signature(method).parameters["return_dict"].default is False
+
+
+def test_tensors_in_and_out(pipe):
+    made = pipe(**CALL, output_type="ms", generator=noise())
+    assert isinstance(made, tuple) and len(made) == 2 and made[1] is None
+    assert isinstance(made[0], ms.Tensor) and made[0].shape == (1, 3, 40, 72)
+    latents = ms.Tensor(noise().standard_normal((1, 4, 5, 9)).astype(np.float32))
+    again = pipe(**CALL, output_type="ms", latents=latents)[0]
+    assert np.array_equal(made[0].asnumpy(), again.asnumpy())
+    whole = pipe(**CALL, output_type="np", generator=[noise()], return_dict=True)
+    assert isinstance(whole, underdraw.StableDiffusionPipelineOutput)
+    assert np.array_equal(whole.images, made[0].asnumpy().transpose(0, 2, 3, 1))
+    picture = pipe(CALL["prompt"], 40, 72, 1, output_type="pil", generator=noise())[0][0]
+    assert np.abs(np.asarray(picture) / 255 - whole.images[0]).max() < 0.6 / 255
+
+
+def test_streams_follow(pipe):
+    with pytest.raises(StopIteration):
+        run = pipe.stream(**CALL, generator=noise(), output_type="ms")
+        while True:
+            next(run)
+    images, flags = run.output
+    assert isinstance(images, ms.Tensor) and flags is None
+
+
+def test_folders_and_classes(folder, pipe, tmp_path):
+    found = room.DiffusionPipeline.from_pretrained(str(folder), mindspore_dtype=ms.float16)
+    assert type(found) is room.StableDiffusionPipeline
+    assert found.dtype == ms.float16 and found.to(ms.float32).dtype == ms.float32
+    for name in ("unet", "vae", "text_encoder"):
+        assert isinstance(getattr(found, name), getattr(room, type(getattr(found, name)).__name__))
+    found.save_pretrained(tmp_path)
+    plain = underdraw.DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(plain) is underdraw.StableDiffusionPipeline and plain.unet.nn.name == "torch"
+    other = room.AutoPipelineForImage2Image.from_pretrained(tmp_path, mindspore_dtype="float16")
+    assert type(other) is room.StableDiffusionImg2ImgPipeline and other.dtype == ms.float16
+    shared = room.StableDiffusionInpaintPipeline.from_pipe(pipe)
+    assert shared.unet is pipe.unet
+    copied = room.DiffusionPipeline.from_pipe(plain)
+    assert type(copied) is room.StableDiffusionPipeline and copied.unet.nn.name == "mindspore"
+    here = underdraw.StableDiffusionPipeline.from_pretrained(folder, backend="mindspore")
+    assert room.StableDiffusionPipeline.from_pipe(here).unet.conv_in is here.unet.conv_in
+
+
+def test_networks(folder):
+    unet = room.UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", mindspore_dtype=ms.float32
+    )
+    x = ms.Tensor(noise().standard_normal((2, 4, 5, 9)).astype(np.float32))
+    context = ms.Tensor(noise().standard_normal((2, 7, tiny.WIDTH)).astype(np.float32))
+    (bare,) = unet(x, 3, context)
+    assert np.array_equal(unet(x, 3, context, return_dict=True).sample.asnumpy(), bare.asnumpy())
+    vae = room.AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    pixels = ms.Tensor(noise().uniform(-1, 1, (2, 3, 40, 72)).astype(np.float32))
+    moments = vae.encode(pixels)[0]
+    assert moments.shape == (2, 8, 5, 9)
+    drawn = vae.diag_gauss_dist.sample(moments, generator=noise(5))
+    known = vae.encode(pixels, return_dict=True).latent_dist
+    by_hand = known.mean + known.std * ms.Tensor(noise(5).standard_normal((2, 4, 5, 9)), ms.float32)
+    assert np.abs(drawn.asnumpy() - by_hand.asnumpy()).max() <= 1e-6
+    assert np.array_equal(vae.diag_gauss_dist.mode(moments).asnumpy(), known.mean.asnumpy())
+    assert vae.diag_gauss_dist.kl(moments).shape == (2,)
+    assert vae.diag_gauss_dist.nll(moments, drawn).shape == (2,)
+    back = vae(pixels)[0]
+    assert np.array_equal(back.asnumpy(), vae.decode(known.mode())[0].asnumpy())
+    small = room.UNet2DConditionModel(**{**tiny.UNET, **tiny.ONE_LEVEL})
+    assert small.nn.name == "mindspore" and type(small).__name__ == "UNet2DConditionModel"
+    assert room.UNet2DConditionModel.from_config(small.export_config()).nn.name == "mindspore"
+
+
+def test_a_step_of_a_scheduler_by_hand():
+    """Its output answers to `[0]`, as mindone's tuple does; noise is numpy's."""
+    made = []
+    for kind in (ms.Tensor, torch.from_numpy):
+        solver = room.EulerAncestralDiscreteScheduler(**tiny.SCHEDULE)
+        solver.set_timesteps(3)
+        x = kind(noise(1).standard_normal((2, 4, 5, 9)).astype(np.float32))
+        made.append(solver.step(x * 0.1, solver.timesteps[0], x, generator=noise(2))[0])
+    assert np.abs(made[0].asnumpy() - made[1].numpy()).max() <= 1e-5
+
+
+WRONG = [
+    (lambda p, f: p(**CALL, generator=3), InputTypeError, "np.random.Generator"),
+    (lambda p, f: p(**CALL, generator=[noise()] * 2), InputError, "generator has 2 entries"),
+    (lambda p, f: p(**CALL, output_type="mindspore"), InputError, "output_type"),
+    (lambda p, f: p(**CALL, return_dict=3), InputTypeError, "return_dict"),
+    (lambda p, f: p.from_pretrained(f, backend="torch"), InputError, "backend='torch'"),
+    (lambda p, f: p.from_pretrained(f, mindspore_dtype="int3"), InputError, "mindspore_dtype"),
+    (lambda p, f: p.from_pretrained(f, mindspore_dtype=3), InputTypeError, "mindspore_dtype"),
+    (
+        lambda p, f: p.from_pretrained(f, mindspore_dtype="float32", dtype="float16"),
+        InputError,
+        "mindspore_dtype and dtype are both given",
+    ),
+    (lambda p, f: p.from_pretrained(f, device="cuda"), InputError, "device='cuda'"),
+    (lambda p, f: room.DiffusionPipeline.from_single_file(f), InputTypeError, "single file"),
+    (lambda p, f: room.UNet2DConditionModel(backend="jax"), InputError, "backend='jax'"),
+    (lambda p, f: p.from_pipe(3), InputTypeError, "pipeline=3"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG)
+def test_what_cannot_be(pipe, folder, call, error, message):
+    with pytest.raises(error, match=message):
+        call(pipe, folder)
+
+
+def test_names_that_are_elsewhere():
+    with pytest.raises(ImportError, match="out of scope"):
+        from underdraw.mindspore import StableDiffusionXLPipeline  # noqa: F401  # pyright: ignore
+    with pytest.raises(AttributeError, match="did you mean 'DDIMScheduler'"):
+        _ = room.DDIMSchedule
+    public = {name for name in underdraw.__all__ if not name.startswith("Flax")}
+    ours = set(room.NAMES)
+    kinds = ("Pipeline", "Scheduler", "Model", "Checker", "Autoencoder", "Image2Image")
+    missing = {one for one in public - ours if one.endswith(kinds)}
+    assert not missing

@@ -1,0 +1,4 @@
+from typing import Any
+
+jit_context: Any
+jit_trace: Any
