@@ -146,9 +146,9 @@ CASES = {
     ),
     "generator empty": ({"generator": []}, VALUE, "generator has 0 entries"),
     "generator numpy": (
-        {"generator": [np.random.default_rng(0)]},
+        {"generator": [np.random.RandomState(0)]},
         TYPE,
-        "generator=.* is not a torch.Generator",
+        "generator=.* is not a torch.Generator, nor a np.random.Generator",
     ),
     # arrays
     "latents channels": (

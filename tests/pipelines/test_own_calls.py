@@ -1,12 +1,15 @@
 """What a call has beyond diffusers': seeds, guidance per image, weights, long prompts, threads."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipelines import tiny
 from pipelines.tiny import run, together
 
-from underdraw import StableDiffusionPipeline, schedulers
+from underdraw import StableDiffusionDiffEditPipeline, StableDiffusionPipeline, schedulers
 from underdraw.sampling import denoiser
 
 PROMPTS = ["a red sphere", "blue cube on the table", "green", ""]
@@ -51,6 +54,32 @@ def test_a_seed_is_a_generator_of_the_cpu(pipe):
     assert torch.equal(one, run(pipe, seed=np.int64(11)))
     assert torch.equal(one, run(pipe, seed=(11,)))
     assert not torch.equal(one, run(pipe, seed=12))
+
+
+def test_generators_of_numpy(pipe):
+    """The numbers they give by themselves; a list has one per image, and mixes with PyTorch's."""
+
+    def noise(*seeds, shape=(1, 4, 8, 8)):
+        drawn = [np.random.default_rng(seed).standard_normal(shape) for seed in seeds]
+        return torch.from_numpy(np.concatenate(drawn).astype(np.float32))
+
+    joint = run(pipe, ["a", "b"], generator=np.random.default_rng(1))
+    assert torch.equal(joint, run(pipe, ["a", "b"], latents=noise(1, shape=(2, 4, 8, 8))))
+    own = [np.random.default_rng(2), torch.Generator().manual_seed(3)]
+    each = run(pipe, ["a", "b"], generator=own)
+    assert apart(each[:1], run(pipe, ["a"], latents=noise(2))) <= 1e-5
+    assert apart(each[1:], run(pipe, ["b"], seed=3)) <= 1e-5
+    made = pipe("a", num_inference_steps=1, generator=np.random.default_rng(1)).images[0]
+    assert "seed" not in json.loads(made.info["underdraw"])
+    editor = StableDiffusionDiffEditPipeline.from_pipe(pipe)
+    editor.scheduler = schedulers.DDIMScheduler(**tiny.SCHEDULE, clip_sample=False)
+    pair = []
+    for seed in (1, 1, 2):
+        how = {"num_inference_steps": 2, "num_reg_steps": 1}
+        picture = Image.fromarray(np.full((64, 64, 3), 90, np.uint8))
+        generator = np.random.default_rng(seed)
+        pair.append(editor.invert("a", picture, generator=generator, **how).latents)
+    assert torch.equal(pair[0], pair[1]) and not torch.equal(pair[0], pair[2])
 
 
 def test_a_call_without_seed_takes_the_global_stream_and_a_seeded_one_does_not(pipe):
