@@ -169,8 +169,8 @@ def compiled(
         return lambda: denoise(latents, 0)
 
     steps = {
-        "regional": own(Regional(compiler)),
-        "whole": own(Compiled(compiler)),
+        "regional": own(Regional(compiler, kept=None)),
+        "whole": own(Compiled(compiler, kept=None)),
         "diffusers": guided(fast),
     }
     first = {}

@@ -22,6 +22,8 @@ MOST_NUMBERS = 1 << 34
 class Shape:
     """An array without numbers."""
 
+    dtype = None
+
     def __init__(self, *shape: int) -> None:
         self.shape = shape
 

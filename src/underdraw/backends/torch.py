@@ -12,6 +12,13 @@ from underdraw.backends.torch_operations import (
     operations,
     with_settings,
 )
+from underdraw.backends.torch_packages import (
+    Package,
+    made_artifacts,
+    maker,
+    packaged,
+    take_artifacts,
+)
 from underdraw.backends.torch_watch import Watch, recording
 from underdraw.backends.torch_weights import (
     Root,
@@ -38,6 +45,7 @@ from underdraw.backends.torch_weights import (
 )
 
 __all__ = [
+    "Package",
     "Root",
     "Watch",
     "array",
@@ -57,10 +65,13 @@ __all__ = [
     "is_floating",
     "leaf",
     "load_root",
+    "made_artifacts",
+    "maker",
     "move",
     "named_tensors",
     "no_grad",
     "operations",
+    "packaged",
     "quantised",
     "quantised_as",
     "recomputed",
@@ -70,6 +81,7 @@ __all__ = [
     "resolve_dtype",
     "stored_bytes",
     "streamed",
+    "take_artifacts",
     "tensor",
     "to_bits",
     "to_numpy",

@@ -311,9 +311,10 @@ def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]
     return found, tuple(part.detach() for part in rest)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled by `torch.compile`, with its default settings."""
-    return torch.compile(function)
+def compiled(function: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
+    """The function compiled by `torch.compile`, with its default settings; `dynamic` for all sizes
+    of its arrays at once."""
+    return torch.compile(function, dynamic=dynamic)
 
 
 def compiler_of(model: Any) -> Callable[..., Any] | None:

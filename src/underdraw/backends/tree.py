@@ -12,7 +12,7 @@ was made for this structure, and puts the outputs together again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def map_arrays(change: Callable[[Any], Any], value: Any) -> Any:
     return unflatten(structure, [change(leaf) if is_array(leaf) else leaf for leaf in leaves])
 
 
-def signature(leaves: list[Any]) -> tuple[Any, ...]:
+def signature(leaves: Sequence[Any]) -> tuple[Any, ...]:
     """What else programs may depend on: shape and dtype of each array, which parameters."""
     return tuple(
         (tuple(leaf.shape), str(leaf.dtype), str(getattr(leaf, "device", "")))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from itertools import product
 from typing import Any
 
-from underdraw import backends, checks, engines
+from underdraw import backends, checks
 from underdraw.backends import hardware
 from underdraw.backends.counting import Work
 from underdraw.backends.torch_rates import Rates, rates, wait
@@ -18,11 +18,12 @@ from underdraw.benchmark.peers import PEERS
 from underdraw.benchmark.turns import Call, Clock, clock_of, in_turns, timed
 from underdraw.benchmark.works import WORKS, Job, Networks, networks_of, random_networks
 from underdraw.checks import shown
+from underdraw.engines.compiled import Compiled, Regional
+from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine
 from underdraw.engines.openvino import OpenVino
 from underdraw.errors import InputError
 
-ENGINES = ("eager", "compiled", "jit", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -32,7 +33,7 @@ class Plan:
     of those beside.
 
     Args:
-        engines: of `ENGINES`; None: eager, and openvino where it is installed and can run.
+        engines: of `MAKING`; None: eager, and openvino where it is installed and can run.
         beside: of `peers.PEERS`; None: diffusers, where it is installed.
         sides: of the pictures, in pixels.
         images: pictures at once.
@@ -60,7 +61,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         hardware.resolve_device(self.device)
-        for name, allowed in (("engines", ENGINES), ("beside", PEERS), ("works", WORKS)):
+        for name, allowed in (("engines", MAKING), ("beside", PEERS), ("works", WORKS)):
             value = getattr(self, name)
             for one in () if value is None else checks.listed(name, value, "names"):
                 checks.choice(name, one, tuple(allowed))
@@ -195,11 +196,18 @@ class Bench:
 
 
 def engine_of(name: str) -> Engine:
-    """An engine that begins anew: nothing is kept on disk, nor found there."""
+    """An engine that begins anew: of ours nothing is kept on disk, nor found there."""
     if name == "openvino":
         backends.graphs()
-        return OpenVino(kept=None)
-    return engines.get(name)
+    return MAKING[name]()
+
+
+MAKING: Mapping[str, Callable[[], Engine]] = {
+    "eager": lambda: EAGER,
+    "compiled": lambda: Regional(kept=None),
+    "jit": lambda: Compiled(kept=None),
+    "openvino": lambda: OpenVino(kept=None),
+}
 
 
 def _apart(made: Any, expected: Any) -> float:

@@ -9,6 +9,7 @@ import typer
 from underdraw.cli import boxes, logs, structure, subjects
 from underdraw.cli.bench import bench
 from underdraw.cli.cache import cache
+from underdraw.cli.compile import compile
 from underdraw.cli.convert import convert
 from underdraw.cli.doctor import doctor
 from underdraw.cli.edit import edit
@@ -66,7 +67,7 @@ class GenerateCommand(OfSeveral):
 OWN = {generate: GenerateCommand, edit: EditCommand}
 COMMANDS = (
     *(generate, edit, info, convert, merge, extract_lora),
-    *(scenes, train, evaluate, bench, cache, doctor),
+    *(scenes, train, evaluate, compile, bench, cache, doctor),
 )
 for command in COMMANDS:
     cls = OWN.get(command, Command)

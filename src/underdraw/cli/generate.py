@@ -66,6 +66,7 @@ def generate(
     solver: options.Solver = None,
     backend: options.Framework = None,
     engine: options.Engine = None,
+    packages: options.Packages = None,
     dtype: options.Precision = None,
     device: options.Device = None,
     memory: options.Memory = None,
@@ -192,6 +193,7 @@ def generate(
         solvers.show_help()
         return
     wanted = sizes.wanted_size(size, height, width)
+    packaged = loading.packaged(packages, engine, backend and backend.value)
     request = Request()
     if again is not None:
         named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
@@ -276,6 +278,8 @@ def generate(
     # A mistake should not wait for a model to be loaded.
     check(request, every, wanted, solver)
     pipe = making.load(request, solver)
+    if packaged is not None:
+        pipe.engine = packaged
     if preview_decoder is not None:
         pipe.load_preview(preview_decoder)
     pictures.fit(pipe, request, wanted, image)

@@ -87,6 +87,23 @@ def summary(pipe: Any, engine: str | None = None) -> str:
     return f"{pipe.source}: {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}{how}"
 
 
+def packaged(folder: str | None, engine: str | None, backend: str | None) -> Any:
+    """The engine that runs the packages of a folder, or None where none is named. No picture's
+    record can name one: it would run what somebody else had put there.
+
+    Raises:
+        InputError, NotFoundError: another engine is named, too, another backend than PyTorch, or
+            there are no packages.
+    """
+    if folder is None:
+        return None
+    if engine is not None or backend not in (None, "torch"):
+        raise InputError("--packages replaces --engine, and is for PyTorch; leave these out")
+    from underdraw.engines import Packaged
+
+    return Packaged(folder)
+
+
 def check_engine(engine: str, backend: str) -> None:
     """Raise InputError where there is no such engine, or it does not run on a backend."""
     from underdraw import engines

@@ -56,6 +56,13 @@ Model = Annotated[
         help=f"A folder, a single file, a Hub id, or {SCENES} (the default), which ships inside."
     ),
 ]
+Packages = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder that `underdraw compile` wrote, in place of --engine. Packages are "
+        "programs: take none from people whose programs you would not run."
+    ),
+]
 Precision = Annotated[
     DType | None,
     typer.Option(help="Of weights and arithmetic; auto (the default) is what is fast here."),

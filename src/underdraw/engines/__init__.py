@@ -7,12 +7,27 @@ from typing import Any
 
 from underdraw import backends
 from underdraw.checks import shown
+from underdraw.engines.aot import Packaged, Packing
 from underdraw.engines.auto import Auto
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine
 from underdraw.engines.openvino import OpenVino
 from underdraw.errors import InputError, InputTypeError
+
+__all__ = [
+    "EAGER",
+    "NAMES",
+    "Auto",
+    "Compiled",
+    "Engine",
+    "OpenVino",
+    "Packaged",
+    "Packing",
+    "Regional",
+    "get",
+    "name_of",
+]
 
 NAMES: Mapping[str, Callable[[], Engine]] = {
     "eager": lambda: EAGER,
@@ -53,6 +68,8 @@ def name_of(engine: Engine) -> str | None:
     if getattr(engine, "compiler", None) is not None:
         return None
     if isinstance(engine, OpenVino) and engine.precision != "auto":
+        return None
+    if isinstance(engine, Regional) and engine.dynamic:
         return None
     if isinstance(engine, Auto) and engine.chosen is not None:
         return engine.chosen

@@ -7,15 +7,20 @@ nothing; another size, number of images or kind of control is another structure.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from threading import RLock
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from underdraw import checks
 from underdraw.backends.adapted import Adapted
 from underdraw.backends.tree import Structure, flatten, signature, unflatten
 from underdraw.engines.engine import Question
+from underdraw.engines.kept import Kept, default
+from underdraw.engines.warm import Warm
 from underdraw.errors import InputError
 from underdraw.networks.program import Program
 
@@ -34,10 +39,14 @@ class Compiled:
     donates: bool = False
     """Whether `compiler` takes the number of an argument, too, whose arrays nobody needs
     afterwards; the backend's own does where networks are values."""
+    kept: Kept | None = field(default_factory=default)
+    """Where what PyTorch compiles is kept between processes; None: nowhere but in PyTorch's own
+    folder. What another `compiler` makes is not."""
     compiled: list[tuple[Program, Structure]] = field(default_factory=list)
     """What was compiled, in order: a program as often as it met another structure."""
     _programs: dict[Hashable, _Whole] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=RLock, repr=False)
+    _warm: Warm | None = field(default=None, repr=False)
 
     def run(self, question: Question) -> Any:
         """The outputs of the program that was compiled for such inputs."""
@@ -56,11 +65,12 @@ class Compiled:
                 whole = _Whole(question, structure, self.compiler or _compiler(model), donates)
                 self._programs[key] = whole
                 self.compiled.append((question.program, structure))
-        return whole(model, leaves)
+        with _warm(self, question, "whole"):
+            return whole(model, leaves)
 
     def __reduce__(self) -> Any:
         """For copies and pickles: what was compiled stays here."""
-        return type(self), (self.compiler, self.donates)
+        return type(self), (self.compiler, self.donates, self.kept)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -105,12 +115,26 @@ class Regional:
 
     Args:
         compiler: what compiles a function; None: `torch.compile`.
+        dynamic: compile blocks for all sizes and numbers of images at once, so that others compile
+            nothing, or once more where numbers that differ now were equal at first.
+        kept: as of `Compiled`.
+
+    Raises:
+        InputError, InputTypeError: an argument is none of those.
     """
 
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    dynamic: bool = False
+    kept: Kept | None = field(default_factory=default)
     _blocks: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
     _shapes: WeakKeyDictionary[Any, Hashable] = field(default_factory=WeakKeyDictionary, repr=False)
     _lock: Any = field(default_factory=RLock, repr=False)
+    _warm: Warm | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        checks.flag("dynamic", self.dynamic)
+        if self.dynamic and self.compiler is not None:
+            raise InputError("dynamic=True is for `torch.compile`; compiler= decides by itself")
 
     def run(self, question: Question) -> Any:
         """The outputs; blocks of programs that have some are run compiled."""
@@ -121,18 +145,23 @@ class Regional:
                 "allowed there: 'eager', 'jit'"
             )
         compiler = self.compiler or _compiler(model)
+        if self.dynamic:
+            compiler = partial(compiler, dynamic=True)
         if not program.in_blocks:
             return program(nn, model, model.config, *question.inputs)
 
         def run(block: Callable[..., Any], nn: Any, p: Any, x: Any, *arguments: Any) -> Any:
             with self._lock:
-                key = (block, self._shapes_of(p), tuple(x.shape[1:]), str(x.dtype))
+                # Compiled for all sizes, one serves them all.
+                size = len(x.shape) if self.dynamic else tuple(x.shape[1:])
+                key = (block, self._shapes_of(p), size, str(x.dtype))
                 if key not in self._blocks:
                     self._blocks[key] = compiler(_own_code(block))
                 compiled = self._blocks[key]
             return compiled(nn, p, x, *arguments)
 
-        return program(nn, model, model.config, *question.inputs, run=run)
+        with _warm(self, question, "dynamic" if self.dynamic else "blocks"):
+            return program(nn, model, model.config, *question.inputs, run=run)
 
     def _shapes_of(self, p: Any) -> Hashable:
         """Names and shapes of the parameters of a block."""
@@ -144,10 +173,19 @@ class Regional:
 
     def __reduce__(self) -> Any:
         """For copies and pickles: what was compiled stays here."""
-        return type(self), (self.compiler,)
+        return type(self), (self.compiler, self.dynamic, self.kept)
 
     def __repr__(self) -> str:
-        return "Regional()"
+        return f"Regional({'dynamic=True' if self.dynamic else ''})"
+
+
+def _warm(engine: Compiled | Regional, question: Question, how: str) -> AbstractContextManager[Any]:
+    """Around a question: what an earlier process has compiled is found."""
+    if engine.compiler is not None:
+        return nullcontext()
+    if engine._warm is None:
+        engine._warm = Warm(engine.kept)
+    return engine._warm.around(question, how)
 
 
 def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
-"""Compiled graphs on disk, so that the next process need not compile them: a folder within a size.
+"""What was compiled, on disk, so that the next process need not do it: a folder within a size.
 
-Two files for each: what OpenVINO wrote, mapped when it is loaded, and a few words about it. A
-graph holds the weights as they were prepared, so those of a whole Stable Diffusion have three
-gigabytes. Its key tells of everything it was made of; one that does not load is made again.
+Two files for each: what OpenVINO or PyTorch wrote, mapped when it is loaded, and a few words about
+it. A graph of OpenVINO holds the weights as they were prepared, so those of a whole Stable
+Diffusion have three gigabytes; PyTorch's kernels have a few megabytes and no weights. Its key tells
+of everything it was made of; one that does not load is made again.
 """
 
 from __future__ import annotations
@@ -73,6 +74,14 @@ class Kept:
         with suppress(OSError):
             os.utime(path)
         return mapped
+
+    def is_private(self) -> bool:
+        """Whether nobody but this user writes there: what is read as code has to come from them."""
+        try:
+            status = self.folder.stat()
+        except OSError:
+            return False
+        return os.name == "nt" or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
     @contextmanager
     def making(self, key: str) -> Iterator[Path]:

@@ -1,0 +1,103 @@
+"""PyTorch: what its compiler made, brought from one process to the next."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from underdraw.backends.machine import processor
+from underdraw.errors import InputError
+
+Function = Callable[[Any, Sequence[Tensor]], Sequence[Tensor]]
+"""From a network and arrays to arrays."""
+MODEL = "model."
+"""What the names of a network's parameters begin with in a package."""
+HOW = {
+    # The parameters are the network's, whichever of the kind it is, and lie in memory once.
+    "aot_inductor.package_constants_in_so": False,
+    # As many threads as there are where it runs, and not where it was made.
+    "cpp.dynamic_threads": True,
+}
+
+
+def maker() -> str:
+    """What compiled code depends on besides the program: PyTorch and the processor."""
+    said = repr((torch.__version__, processor().flags, torch.version.cuda))
+    return blake2b(said.encode(), digest_size=4).hexdigest()
+
+
+# -- what was compiled while running --------------------------------------------------------------
+def take_artifacts(found: bytes) -> bool:
+    """Have PyTorch find there what it compiled in another process; whether it could read it.
+
+    They hold code that will run: only what this user has written is to be given.
+    """
+    try:
+        return torch.compiler.load_cache_artifacts(found) is not None
+    except Exception:  # whatever a damaged file makes of its reader
+        return False
+
+
+def made_artifacts() -> bytes | None:
+    """What PyTorch has compiled, or found compiled, since the process began; None for nothing."""
+    made = torch.compiler.save_cache_artifacts()
+    return None if made is None else made[0]
+
+
+# -- packages -------------------------------------------------------------------------------------
+class _Whole(nn.Module):
+    def __init__(self, model: Any, function: Function) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.function(self.model, arrays))
+
+
+def packaged(function: Function, model: Any, arrays: Sequence[Tensor]) -> bytes:
+    """The file of a function compiled for arrays as these, with the parameters of the network left
+    out.
+
+    Raises:
+        InputError: there is no C++ compiler, or the function holds arrays of its own.
+    """
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "made.pt2")
+        exported = torch.export.export(_Whole(model, function), tuple(arrays), strict=False)
+        if exported.constants:
+            raise InputError(f"the program holds arrays of its own: {[*exported.constants][:5]}")
+        try:
+            aoti_compile_and_package(exported, package_path=str(file), inductor_configs=HOW)
+        except InvalidCxxCompiler as error:
+            raise InputError("packages need a C++ compiler, such as g++") from error
+        return file.read_bytes()
+
+
+class Package:
+    """A compiled function. Threads may call it, one after another."""
+
+    def __init__(self, file: Path) -> None:
+        self._run: Any = torch._inductor.aoti_load_package(str(file))
+        self._names = self._run.get_constant_fqns()
+        self._held: list[Tensor] = []
+
+    def __call__(self, model: Any, arrays: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs, computed with the parameters of this network as they are now."""
+        known: dict[str, Tensor] = dict(model.named_parameters())
+        wanted = [known[name.removeprefix(MODEL)] for name in self._names]
+        places = [one.data_ptr() for one in wanted]
+        if places != [one.data_ptr() for one in self._held]:
+            # Where they lie is noted, so they are held.
+            self._held = [one.detach() for one in wanted]
+            given = dict(zip(self._names, self._held, strict=True))
+            self._run.load_constants(given, check_full_update=True, user_managed=True)
+        return self._run(*arrays)
