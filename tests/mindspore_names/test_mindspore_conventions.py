@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipelines import tiny
 
 import underdraw
@@ -67,6 +68,26 @@ def test_tensors_in_and_out(pipe):
     assert np.abs(np.asarray(picture) / 255 - whole.images[0]).max() < 0.6 / 255
 
 
+def test_steps_of_a_call_take_no_device(pipe):
+    context, against = pipe.encode_prompt("a red sphere", 2, True, "blue")
+    assert context.shape[0] == against.shape[0] == 2
+    latents = pipe.prepare_latents(1, 4, 40, 72, ms.float32, noise())
+    whole = pipe(
+        **{**CALL, "prompt": None},
+        prompt_embeds=context[:1],
+        output_type="ms",
+        negative_prompt_embeds=against[:1],
+        generator=noise(),
+    )[0]
+    again = pipe(**CALL, negative_prompt="blue", generator=noise(), output_type="ms")[0]
+    assert np.abs(whole.asnumpy() - again.asnumpy()).max() <= 1e-6
+    expected = noise().standard_normal((1, 4, 5, 9)) * pipe.scheduler.init_noise_sigma
+    assert np.abs(latents.asnumpy() - expected).max() <= 1e-5
+    editor = room.StableDiffusionDiffEditPipeline.from_pipe(pipe)
+    pixels = ms.Tensor(noise().uniform(-1, 1, (1, 3, 40, 72)).astype(np.float32))
+    assert editor.prepare_image_latents(pixels, 1, ms.float32, noise()).shape == (1, 4, 5, 9)
+
+
 def test_streams_follow(pipe):
     with pytest.raises(StopIteration):
         run = pipe.stream(**CALL, generator=noise(), output_type="ms")
@@ -121,6 +142,25 @@ def test_networks(folder):
     assert room.UNet2DConditionModel.from_config(small.export_config()).nn.name == "mindspore"
 
 
+def test_processors(pipe):
+    pixels = noise().uniform(0, 1, (2, 40, 72, 3)).astype(np.float32)
+    tensor = room.VaeImageProcessor.numpy_to_ms(pixels)
+    assert isinstance(tensor, ms.Tensor) and tensor.shape == (2, 3, 40, 72)
+    for one in (room.VaeImageProcessor(), pipe.image_processor):
+        read = one.preprocess(tensor)
+        assert isinstance(read, ms.Tensor)
+        assert np.abs(read.asnumpy() - (tensor * 2 - 1).asnumpy()).max() <= 1e-6
+        back = one.postprocess(read, "ms")
+        assert np.abs(room.VaeImageProcessor.ms_to_numpy(back) - pixels).max() <= 1e-6
+        assert one.postprocess(read, "pil")[1].size == (72, 40)
+    plain = room.VaeImageProcessor.denormalize(room.VaeImageProcessor.normalize(tensor))
+    assert np.abs(plain.asnumpy() - tensor.asnumpy()).max() <= 1e-6
+    half = np.zeros((40, 72), np.float32)
+    half[:, :30] = 1
+    (mask,) = room.IPAdapterMaskProcessor().preprocess([Image.fromarray(half * 255).convert("L")])
+    assert isinstance(mask, ms.Tensor) and np.array_equal(mask.asnumpy()[0], half)
+
+
 def test_a_step_of_a_scheduler_by_hand():
     """Its output answers to `[0]`, as mindone's tuple does; noise is numpy's."""
     made = []
@@ -165,6 +205,6 @@ def test_names_that_are_elsewhere():
         _ = room.DDIMSchedule
     public = {name for name in underdraw.__all__ if not name.startswith("Flax")}
     ours = set(room.NAMES)
-    kinds = ("Pipeline", "Scheduler", "Model", "Checker", "Autoencoder", "Image2Image")
+    kinds = ("Pipeline", "Processor", "Scheduler", "Model", "Checker", "Autoencoder", "Image2Image")
     missing = {one for one in public - ours if one.endswith(kinds)}
     assert not missing

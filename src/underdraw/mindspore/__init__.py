@@ -43,6 +43,10 @@ from underdraw.mindspore.pipelines import (
     StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline,
     StableDiffusionPipeline as StableDiffusionPipeline,
 )
+from underdraw.mindspore.processors import (
+    IPAdapterMaskProcessor as IPAdapterMaskProcessor,
+    VaeImageProcessor as VaeImageProcessor,
+)
 from underdraw.models import (
     BlipImageProcessor as BlipImageProcessor,
     CLIPImageProcessor as CLIPImageProcessor,

@@ -26,6 +26,11 @@ class Tupling(Protocol[Out, Bare]):
     def __call__(self, *args: Any, return_dict: Literal[False] = False, **kwargs: Any) -> Bare: ...
 
 
+def plain_type(output_type: Any) -> Any:
+    """mindone's name of an output type as it is called elsewhere."""
+    return "pt" if isinstance(output_type, str) and output_type == "ms" else output_type
+
+
 def tupled(method: Callable[..., Any]) -> Any:
     """The method with `return_dict=False` by default, and with `output_type="ms"` for arrays
     ("pt" elsewhere). What `pipe.stream` runs follows it."""
@@ -36,12 +41,11 @@ def tupled(method: Callable[..., Any]) -> Any:
         listed, named = list(args), dict(kwargs)
         if len(listed) <= names.index("return_dict"):
             named.setdefault("return_dict", False)
-        output_type = named.get("output_type")
-        if isinstance(output_type, str) and output_type == "ms":
-            named["output_type"] = "pt"
+        if "output_type" in named:
+            named["output_type"] = plain_type(named["output_type"])
         place = names.index("output_type") if "output_type" in names else len(listed)
-        if place < len(listed) and isinstance(listed[place], str) and listed[place] == "ms":
-            listed[place] = "pt"
+        if place < len(listed):
+            listed[place] = plain_type(listed[place])
         return listed, named
 
     def following(function: Any) -> Any:
@@ -64,6 +68,22 @@ def tupled(method: Callable[..., Any]) -> Any:
         one.name: one.annotation for one in changed if one.annotation is not Parameter.empty
     } | {"return": "tuple[Any, ...]"}
     return made
+
+
+def without_device(method: Callable[..., Any]) -> Any:
+    """The method without the argument `device` among those by position: MindSpore has one device
+    for the process."""
+    told = signature(method)
+    place = list(told.parameters).index("device")
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        between = [None] if len(args) > place else []
+        return method(*args[:place], *between, *args[place:], **kwargs)
+
+    kept = [one for name, one in told.parameters.items() if name != "device"]
+    call.__signature__ = told.replace(parameters=kept)  # type: ignore[attr-defined]
+    return call
 
 
 def here(mindspore_dtype: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing_extensions import Self
 
 from underdraw.arguments import dtype as check_dtype
 from underdraw.errors import InputTypeError
-from underdraw.mindspore.conventions import Tupling, here, tupled
+from underdraw.mindspore.conventions import Tupling, here, tupled, without_device
 from underdraw.mindspore.networks import brought
+from underdraw.mindspore.processors import ImageProcessor
 from underdraw.models.keywords import HUB
 from underdraw.pipelines import (
     auto,
@@ -45,6 +46,12 @@ class DiffusionPipeline(base.DiffusionPipeline):
 
     A `generator` may be a `np.random.Generator`, or a list with one per image.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("encode_prompt", "prepare_latents", "prepare_image_latents"):
+            if hasattr(cls, name):
+                setattr(cls, name, without_device(getattr(cls, name)))
 
     @classmethod
     def from_pretrained(
@@ -88,6 +95,12 @@ class DiffusionPipeline(base.DiffusionPipeline):
             kind: Any = CLASSES[type(pipeline).__name__]
             return kind.from_pipe(pipeline, **options)
         return super().from_pipe(pipeline, **options)
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """Pictures in and out."""
+        parts = self.parts
+        return ImageProcessor(parts.framework, parts.vae.config.factor, parts.device)
 
     def _accept(self, name: str, value: Any) -> Any:
         return brought(super()._accept(name, value))

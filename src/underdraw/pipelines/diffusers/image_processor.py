@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -26,11 +26,11 @@ LARGEST_SIDE = 2**14
 
 
 def _real(name: str, value: Any) -> Any:
-    """An array of numpy or PyTorch with real numbers."""
+    """An array of numpy or a backend with real numbers."""
     if isinstance(value, np.ndarray):
         return numeric(name, value)
-    torch = backends.get("torch")
-    return checks.shaped(name, value, tuple(getattr(value, "shape", ())), torch)
+    framework: Any = backends.of(value, name)
+    return checks.shaped(name, value, tuple(getattr(value, "shape", ())), framework)
 
 
 def _axes(name: str, value: np.ndarray, *allowed: int) -> None:
@@ -51,6 +51,9 @@ class VaeImageProcessor(ImageProcessor):
         vae_latent_channels, reducing_gap, do_convert_rgb: change nothing; what comes in is RGB.
     """
 
+    backend: ClassVar[str] = "torch"
+    """Whose tensors these are."""
+
     @checked
     def __init__(
         self,
@@ -68,7 +71,7 @@ class VaeImageProcessor(ImageProcessor):
             raise InputError("do_convert_rgb and do_convert_grayscale are both set; give one")
         factor = checks.whole("vae_scale_factor", vae_scale_factor)
         checks.choice("resample", resample, tuple(RESAMPLING))
-        super().__init__(backends.get("torch"), factor if do_resize else 1, None, do_binarize)
+        super().__init__(backends.get(self.backend), factor if do_resize else 1, None, do_binarize)
         self.config = {
             "do_resize": do_resize,
             "vae_scale_factor": vae_scale_factor,
@@ -104,7 +107,7 @@ class VaeImageProcessor(ImageProcessor):
             return read
         if self.config["do_convert_grayscale"]:
             weights = self.framework.array([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
-            read = (read * weights).sum(1, keepdim=True)
+            read = (read * weights).sum(1)[:, None]
         return read if self.config["do_normalize"] else self.denormalize(read)
 
     @checked
