@@ -230,36 +230,76 @@ def test_the_same_pictures(name, backend):
 
 @pytest.mark.skipif("jax" not in OTHERS, reason="needs JAX")
 def test_jit_compiles_nothing_for_a_second_call():
-    """Another prompt, seed, guidance, strength of a control, and solver of as many calls."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, "jax")
-    pipe.load_grounding(tiny.moved(opened(components()["unet"]), "jax"))
-    pipe.engine = "jit"
-    assert isinstance(pipe.engine, engines.Compiled)
-    assert pipe.engine is not ENGINES["jax"]
-    plain = pipeline(underdraw.StableDiffusionPipeline, "torch")
-    plain.load_grounding(opened(components()["unet"]))
-    to_numpy = backends.get("jax").to_numpy
+    """Another prompt, seed, guidance, strength of a control, number of steps, solver, a run that
+    begins with a picture, streams and callbacks: the same programs, of which the loop is one."""
+    pair = [pipeline(underdraw.StableDiffusionPipeline, where) for where in ("torch", "jax")]
+    random = np.random.default_rng(0)
+    clean = random.standard_normal((1, 4, 5, 9)).astype(np.float32)
+    engine = engines.get("jit")
+    assert isinstance(engine, engines.Compiled)
+    for pipe in pair:
+        pipe.load_grounding(tiny.moved(opened(components()["unet"]), pipe.unet.nn.name))
+    pair[1].engine = engine
 
-    def call(of, prompt, seed, guidance, strength):
-        """Boxes that act in some calls, more and less strongly, and in the last not at all."""
-        steering = [Layout([RED, BLUE], strength)]
-        return of(
-            prompt,
-            **SIZE,
-            **{**CALL, "seed": seed, "num_inference_steps": 4},
-            guidance_scale=guidance,
-            controls=steering,
-        ).images
+    def call(seed=1, steps=4, strength=(0.5, 0.5, 0.0), **changes):
+        """Boxes that act in some calls, more and less strongly, and in the last not at all; and
+        latents that are kept in places, others after each call."""
 
-    first = call(pipe, TWO, 1, 5.0, (0.5, 0.5, 0.0))
-    expected = call(plain, TWO, 1, 5.0, (0.5, 0.5, 0.0)).numpy()
-    assert np.abs(to_numpy(first) - expected).max() <= BOUND * np.abs(expected).max()
-    compiled = len(pipe.engine.compiled)
-    assert {program.name for program, _ in pipe.engine.compiled} >= {"unet", "clip.text"}
-    pipe.scheduler = plain.scheduler = schedulers.DPMSolverMultistepScheduler(
-        **{**tiny.SCHEDULE, "steps_offset": 0}
-    )
-    second = call(pipe, TWO[::-1], 7, 3.0, (0.25, 0.75, 0.0))
-    expected = call(plain, TWO[::-1], 7, 3.0, (0.25, 0.75, 0.0)).numpy()
-    assert np.abs(to_numpy(second) - expected).max() <= BOUND * np.abs(expected).max()
-    assert len(pipe.engine.compiled) == compiled
+        def of(pipe, make=None, prompt=TWO):
+            array = pipe.parts.framework.array
+            inside = array(np.eye(5, 9, dtype=np.float32)[None, None])
+            region = Region(inside, latents=array(clean))
+            given = {**SIZE, **CALL, "seed": seed, "num_inference_steps": steps, **changes}
+            given["controls"] = [Layout([RED, BLUE], strength), region]
+            return (make or pipe)(prompt, **given)
+
+        return of
+
+    def solved(name, steps):
+        def of(pipe):
+            plain = pipe.scheduler
+            pipe.scheduler = getattr(schedulers, name)(**{**tiny.SCHEDULE, "steps_offset": 0})
+            try:
+                return call(steps=steps)(pipe).images
+            finally:
+                pipe.scheduler = plain
+
+        return of
+
+    def begun(pipe):
+        """Of latents: no autoencoder is compiled for it."""
+        other = underdraw.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+        image = pipe.parts.framework.array(np.concatenate([clean, clean]))
+
+        def make(prompt, height, width, **given):
+            return other(prompt, image=image, strength=0.8, **given)
+
+        return call(steps=6)(pipe, make).images
+
+    def streamed(pipe):
+        stream = call()(pipe, pipe.stream)
+        assert len([step.clean() for step in stream]) == 4
+        return stream.output.images
+
+    def brighter(pipe, step, timestep, tensors):
+        return {"latents": tensors["latents"] * 0.9}
+
+    def same(of):
+        expected, made = (backends.get(p.unet.nn.name).to_numpy(of(p)) for p in pair)
+        assert np.abs(made - expected).max() <= BOUND * np.abs(expected).max()
+
+    same(lambda pipe: call()(pipe).images)
+    known = [program.name for program, _ in engine.compiled]
+    assert known.count("unet.loop") == 2 and "clip.text" in known and "unet" not in known
+    other = call(7, 5, (0.25, 0.5, 0.25), guidance_scale=3.0)
+    for of in (
+        lambda pipe: other(pipe, prompt=TWO[::-1]).images,
+        solved("DPMSolverMultistepScheduler", 19),
+        solved("EulerAncestralDiscreteScheduler", 4),
+        begun,
+        streamed,
+        lambda pipe: call(callback_on_step_end=brighter)(pipe).images,
+    ):
+        same(of)
+    assert len(engine.compiled) == len(known)
+    assert all(whole._compiled._cache_size() == 1 for whole in engine._programs.values())

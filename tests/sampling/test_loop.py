@@ -13,7 +13,8 @@ from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.sampling.denoiser import CHUNK
-from underdraw.sampling.loop import Change, sample
+from underdraw.sampling.loop import sample
+from underdraw.sampling.steps import Change
 from underdraw.schedulers.foreign import ForeignSolver
 
 SHAPE = (2, 4, 5, 9)

@@ -39,8 +39,8 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     # and work on many devices.
     "jax": frozenset(
         {
-            *("build", "load", "compiled", "networks_are_values", "repeated"),
-            *("keyed", "key_words", "mapped", "resized"),
+            *("build", "load", "compiled", "networks_are_values", "repeated", "picked"),
+            *("keyed", "key_words", "mapped", "resized", "keep_programs"),
             *("over_devices", "devices_in_line", "replicate", "spread"),
         }
     ),

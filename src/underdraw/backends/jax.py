@@ -19,6 +19,7 @@ from underdraw.backends.jax_operations import operations, with_settings
 from underdraw.backends.jax_programs import (
     compiled,
     devices_in_line,
+    keep_programs,
     key_words,
     keyed,
     mapped,
@@ -48,6 +49,7 @@ __all__ = [
     "is_array",
     "is_finite",
     "is_floating",
+    "keep_programs",
     "key_words",
     "keyed",
     "leaf",
@@ -60,6 +62,7 @@ __all__ = [
     "no_grad",
     "operations",
     "over_devices",
+    "picked",
     "register_output",
     "repeated",
     "replace_rows",
@@ -319,6 +322,12 @@ networks_are_values = True
 def repeated(begin: Any, end: Any, body: Callable[[Any, Any], Any], state: Any) -> Any:
     """`body(i, state)` for i from `begin` up to `end`, whose numbers may be traced: one loop."""
     return lax.fori_loop(begin, end, body, state)
+
+
+def picked(numbers: Sequence[Any], i: Any) -> Array:
+    """One of several floats, whose place may be traced: what it meets keeps its dtype, as beside a
+    float."""
+    return jnp.stack([*numbers])[i]
 
 
 def resized(x: Array, sides: Sequence[int], method: str) -> Array:

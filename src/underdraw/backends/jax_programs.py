@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from underdraw.errors import InputError
@@ -19,6 +20,23 @@ def compiled(function: Callable[..., Any], spent: int | None = None) -> Callable
     """The function compiled by `jax.jit`; arrays of the argument with number `spent` are of no use
     afterwards, so their memory may become that of outputs."""
     return jax.jit(function, donate_argnums=() if spent is None else spent)
+
+
+def keep_programs(folder: str, most: int) -> None:
+    """Keep what is compiled from now on in a folder of at most so many bytes, unless somebody else
+    in this process has told JAX of one."""
+    global _folder
+    if jax.config.jax_compilation_cache_dir not in (None, "", _folder):  # type: ignore[attr-defined]
+        return
+    if folder != _folder or not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        _folder = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_max_size", most)
+        compilation_cache.reset_cache()  # it looks for a folder once, when it first compiles
+
+
+_folder: str | None = None
+"""The folder of which JAX was told here."""
 
 
 def over_devices(count: int) -> Callable[..., Any]:

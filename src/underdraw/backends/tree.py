@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 from underdraw.backends.node import BaseRoot, Node
@@ -95,6 +96,26 @@ def is_array(value: Any) -> bool:
 def is_parameters(value: Any) -> bool:
     """Whether a leaf is a parameter tree: a network, or a part of one."""
     return isinstance(value, Node | BaseRoot) or hasattr(type(value), "named_parameters")
+
+
+def no_data(structure: Structure) -> Any:
+    """What in a structure is neither data nor a plain value, so that it may change unseen: a
+    function, an object with a state of its own. None where there is nothing of the kind."""
+    if structure.kind == "fixed":
+        value = structure.names[1]
+        return None if _is_plain(value) else value
+    return next((odd for odd in map(no_data, structure.children) if odd is not None), None)
+
+
+def _is_plain(value: Any) -> bool:
+    if value is None or isinstance(value, bool | int | float | str | bytes | Enum | type):
+        return True
+    if isinstance(value, tuple | frozenset):
+        return all(map(_is_plain, value))
+    if getattr(type(value), "is_structure", False):
+        return True
+    settings = getattr(type(value), "__dataclass_params__", None)
+    return is_dataclass(value) and settings is not None and settings.frozen
 
 
 def _take(value: Any, leaves: list[Any]) -> Structure:

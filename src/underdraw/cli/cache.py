@@ -1,4 +1,4 @@
-"""`underdraw cache`: compiled graphs that are kept on disk."""
+"""`underdraw cache`: what engines have compiled and kept on disk."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import typer
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
 ) -> None:
-    """Show what the engine openvino keeps between processes, or remove it.
+    """Show what engines keep between processes, or remove it: graphs of openvino, and programs that
+    JAX compiled for the engine jit.
 
-    Where: the folder that UNDERDRAW_CACHE names, or ~/.cache/underdraw/graphs. At most as many
-    gigabytes as UNDERDRAW_CACHE_SIZE says (12); the longest unused go first.
+    Where: the folder that UNDERDRAW_CACHE names, or ~/.cache/underdraw. At most as many gigabytes
+    of either as UNDERDRAW_CACHE_SIZE says (12); the longest unused go first.
     """
     from time import localtime, strftime
 
-    from underdraw.engines import kept
+    from underdraw.engines import kept, programs
 
-    folder = kept.default()
-    if folder is None:
+    folder, beside = kept.default(), programs.default()
+    if folder is None or beside is None:
         typer.echo(f"{kept.FOLDER} is empty: nothing is kept")
         return
     if clear:
         typer.echo(f"{folder.folder}: {size(folder.clear())} removed")
+        typer.echo(f"{beside.folder}: {size(beside.clear())} removed")
         return
     entries = folder.entries()
     total, most = size(sum(entry.size for entry in entries)), size(folder.most)
@@ -33,6 +35,8 @@ def cache(
         shapes = " ".join("x".join(map(str, shape)) for shape in entry.shapes)
         used = strftime("%Y-%m-%d %H:%M", localtime(entry.used))
         typer.echo(f"  {used}  {size(entry.size):>8}  {entry.network} {entry.program} {shapes}")
+    sizes = beside.sizes()
+    typer.echo(f"{beside.folder}: {len(sizes)} programs, {size(sum(sizes))} of {size(beside.most)}")
 
 
 def size(count: int) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
 from underdraw.controls.local_blend import attention_to, high, smallest_attention
+from underdraw.controls.steady import Steady
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Observed, Sites, UpTo, owner_field
 from underdraw.text.alignment import Words, align, find, words
@@ -27,7 +28,7 @@ Range = float | tuple[float, float]
 
 
 @dataclass(frozen=True)
-class AttentionEdit(Control):
+class AttentionEdit(Steady):
     """Images of some prompts of a call follow the attention of the image of another one.
 
         pipe(["a red sphere left of a cube", "a green sphere left of a cube"], seed=7,
@@ -209,12 +210,19 @@ class AttentionEdit(Control):
         )
 
     # -- in the run -------------------------------------------------------------------------------
-    def before_call(
-        self, nn: Operations, carry: _Carry, latents: Array, call: Call
-    ) -> tuple[Array, Sites, _Carry]:
-        if call.index == 0 and self.share_noise:
-            first = carry.rows(latents, self.source)
-            latents = _replaced(nn, latents, {carry.start(row): first for row in self.targets})
+    def steady(self) -> bool:
+        """Unless it keeps places in mind: what the layers tell of them goes from call to call."""
+        kind = type(self)
+        own = kind.before_call is Steady.before_call and kind.after_step is AttentionEdit.after_step
+        return own and not self.blend
+
+    def before(self, carry: _Carry, call: Call) -> Sequence[_Shared]:
+        if call.index != 0 or not self.share_noise:
+            return ()
+        starts = tuple(carry.start(row) for row in self.targets)
+        return (_Shared(carry.start(self.source), starts, carry.images),)
+
+    def sites_at(self, nn: Operations, carry: _Carry, like: Array, call: Call) -> Sites:
         progress, offset = call.progress, carry.batch if call.guided else 0
         source = carry.start(self.source, offset)
         targets = tuple(
@@ -231,7 +239,7 @@ class AttentionEdit(Control):
             starts = tuple(target.start for target in targets)
             hook = UpTo(self.positions, SelfEdit(source, starts, carry.images))
             sites = sites + Sites(self_attention=(hook,))
-        return latents, sites, carry
+        return sites
 
     def after_step(
         self, nn: Operations, carry: _Carry, latents: Array, call: Call
@@ -255,6 +263,22 @@ class AttentionEdit(Control):
 
 
 # -- inside a call ---------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """The latents of the targets become those of the source."""
+
+    source: int
+    """The first row of the source."""
+    targets: tuple[int, ...]
+    """The first row of each target."""
+    images: int
+    """Rows of each."""
+
+    def __call__(self, nn: Operations, latents: Array) -> Array:
+        first = latents[self.source : self.source + self.images]
+        return _replaced(nn, latents, dict.fromkeys(self.targets, first))
+
+
 @dataclass(frozen=True, eq=False)
 class SelfEdit:
     """The hook on self-attention: that of the targets is the source's."""

@@ -22,6 +22,7 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.control import Call, Control, Part, Planned, Run
 from underdraw.controls.grounding import Corners, Entry, check, prepare
+from underdraw.controls.steady import Steady
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.controls.subject import Subject
 from underdraw.errors import ControlError, InputError, InputTypeError
@@ -189,7 +190,7 @@ def one_layout(parts: Sequence[Any]) -> Control:
     return parts[0]
 
 
-class _Acting(Part, ABC):
+class _Acting(Steady, Part, ABC):
     """What layouts for one image and for each image do alike."""
 
     whole = staticmethod(Grounded.whole)
@@ -211,12 +212,9 @@ class _Acting(Part, ABC):
             return None
         return prepare(run, layouts)
 
-    def before_call(
-        self, nn: Operations, carry: Any, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; the layers act as strongly as this call asks."""
-        sites = NO_SITES if carry is None else carry.sites(nn, call, latents.shape[0])
-        return latents, sites, carry
+    def sites_at(self, nn: Operations, carry: Any, like: Array, call: Call) -> Sites:
+        """The layers act as strongly as this call asks."""
+        return NO_SITES if carry is None else carry.sites(nn, call, like.shape[0])
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ class Control:
         look for words in `check`. Without it they do so once texts are encoded."""
         return tokens
 
+    def steady(self) -> bool:
+        """Whether it tells what it does at a call without looking at latents (`controls.steady`);
+        else a run with it is asked for call by call."""
+        return False
+
     def networks(self, run: Run) -> Sequence[Any]:
         """Those that `during_call` asks: they stay where the run computes as long as it lasts."""
         return ()

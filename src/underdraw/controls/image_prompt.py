@@ -17,11 +17,12 @@ from underdraw import backends, checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.components import attached
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
 from underdraw.controls.image_prompt_run import WHAT, Ready, keys_of, masks_of
 from underdraw.controls.lora import here
 from underdraw.controls.per_image import each_of, strengths_of, together
 from underdraw.controls.seeing import check_pixels, check_tower
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.ip_adapter import IPAdapter
 from underdraw.networks.ip_adapter.config import IPAdapterConfig
@@ -36,7 +37,7 @@ MOST_PICTURES = 64
 
 
 @dataclass(frozen=True, eq=False)
-class ImagePrompt(Control):
+class ImagePrompt(Steady):
     """What pictures show acts beside the prompt: `ImagePrompt(photo, 0.7)`.
 
         pipe.load_ip_adapter("h94/IP-Adapter", "models", "ip-adapter_sd15.bin")
@@ -232,10 +233,8 @@ class ImagePrompt(Control):
         over = together(self.scales, self.start, self.end, self.strength)
         return Ready(tuple(over), run.framework, device, run.batch, keys, masks, lora, {})
 
-    def before_call(
-        self, nn: Operations, carry: Ready, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Ready]:
-        return latents, carry.sites(call), carry
+    def sites_at(self, nn: Operations, carry: Ready, like: Array, call: Call) -> Sites:
+        return carry.sites(call)
 
 
 # -- checking arguments ----------------------------------------------------------------------------

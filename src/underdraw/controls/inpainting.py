@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import Sites
 
@@ -20,7 +21,7 @@ class Channels(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class InpaintingChannels(Control):
+class InpaintingChannels(Steady):
     """The mask and the masked picture, joined to the latents before the first convolution.
 
     Args:
@@ -57,20 +58,18 @@ class InpaintingChannels(Control):
 
         return Channels(each(self.mask), each(self.masked))
 
-    def before_call(
-        self, nn: Any, carry: Channels, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Channels]:
-        added = nn.concat(tuple(carry), 1)
-        return latents, Sites(model_input=(FurtherChannels(added),)), carry
+    def sites_at(self, nn: Operations, carry: Channels, like: Array, call: Call) -> Sites:
+        return Sites(model_input=(FurtherChannels(tuple(carry)),))
 
 
 @dataclass(frozen=True, eq=False)
 class FurtherChannels:
     """The hook `model_input`: channels beside those of the latents."""
 
-    added: Array
-    """`(images, channels, height, width)`; under guidance both halves get them."""
+    added: tuple[Array, ...]
+    """Each `(images, channels, height, width)`; under guidance both halves get them."""
 
     def __call__(self, nn: Operations, x: Array) -> Array:
-        rows = nn.concat((self.added,) * (x.shape[0] // self.added.shape[0]), 0)
+        added = self.added[0] if len(self.added) == 1 else nn.concat(self.added, 1)
+        rows = nn.concat((added,) * (x.shape[0] // added.shape[0]), 0)
         return nn.concat((x, nn.cast(rows, x)), 1)

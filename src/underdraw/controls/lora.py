@@ -13,7 +13,8 @@ from underdraw.backends.contract import Array, Operations
 from underdraw.backends.deltas import Deltas, together
 from underdraw.backends.tree import map_arrays
 from underdraw.controls.components import attached
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import Sites
 from underdraw.text.words import Tokens, Words
@@ -24,7 +25,7 @@ KIND = "lora"
 
 
 @dataclass(frozen=True, eq=False)
-class Lora(Control):
+class Lora(Steady):
     """Lays a LoRA's differences (Hu et al. 2021) over UNet and text encoder, in one call.
 
     It acts beside what `pipe.set_adapters` has made active; a pipeline that has loaded several
@@ -113,10 +114,8 @@ class Lora(Control):
 
         return {guided: deltas(guided) for guided in (False, True)}
 
-    def before_call(
-        self, nn: Operations, carry: dict[bool, Deltas], latents: Array, call: Call
-    ) -> tuple[Array, Sites, dict[bool, Deltas]]:
-        return latents, Sites(leaves=carry[call.guided]), carry
+    def sites_at(self, nn: Operations, carry: dict[bool, Deltas], like: Array, call: Call) -> Sites:
+        return Sites(leaves=carry[call.guided])
 
 
 def here(deltas: Deltas, framework: Any, device: Any) -> Any:

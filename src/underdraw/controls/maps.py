@@ -18,8 +18,9 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import readable, shown
 from underdraw.controls.boxes import ROUNDING
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
 from underdraw.controls.ready import Ready, attached_network
+from underdraw.controls.steady import Steady
 from underdraw.controls.strength import Strength, as_strength
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.gligen.config import KEYPOINTS
@@ -31,14 +32,12 @@ People = Sequence[Sequence[Sequence[float]]]
 """People of one image: 17 points each, `(x, y)`."""
 
 
-class _Grounding(Control):
+class _Grounding(Steady):
     """What keypoints and maps do alike in a call."""
 
-    def before_call(
-        self, nn: Operations, carry: Ready, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; the layers act as strongly as this call asks."""
-        return latents, carry.sites(nn, call, latents.shape[0]), carry
+    def sites_at(self, nn: Operations, carry: Ready, like: Array, call: Call) -> Sites:
+        """The layers act as strongly as this call asks."""
+        return carry.sites(nn, call, like.shape[0])
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from math import lcm
 
 from underdraw import checks
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.control import Call, Control, Planned
+from underdraw.controls.control import Call, Planned
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import NO_SITES, Sites
 
 
 @dataclass(frozen=True, eq=False)
-class NullText(Control):
+class NullText(Steady):
     """Guided calls steer away from these contexts instead of the negative prompt.
 
     Args:
@@ -55,13 +56,11 @@ class NullText(Control):
                 )
             checks.array("contexts", context, (None, None, width), planned.framework)
 
-    def before_call(
-        self, nn: Operations, carry: None, latents: Array, call: Call
-    ) -> tuple[Array, Sites, None]:
+    def sites_at(self, nn: Operations, carry: None, like: Array, call: Call) -> Sites:
         if not call.guided:
-            return latents, NO_SITES, carry
+            return NO_SITES
         number = 0 if len(self.contexts) == 1 else call.index - call.count
-        return latents, Sites(context=(Unconditional(self.contexts[number]),)), carry
+        return Sites(context=(Unconditional(self.contexts[number]),))
 
 
 @dataclass(frozen=True, eq=False)

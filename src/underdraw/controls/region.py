@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError, InputTypeError
 from underdraw.pictures.reading import check_alike, read_masks, read_pictures, shrunk
 
@@ -25,7 +26,18 @@ class _Known(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Region(Control):
+class Blend:
+    """Outside of the mask the latents become known ones."""
+
+    mask: Array
+    known: Array
+
+    def __call__(self, nn: Any, latents: Array) -> Array:
+        return self.mask * latents + (1 - self.mask) * self.known
+
+
+@dataclass(frozen=True, eq=False)
+class Region(Steady):
     """The latent blend (Avrahami et al. 2023, "Blended latent diffusion", section 4.1).
 
     After each call, latents outside the mask become those of the known picture at the noise level
@@ -118,29 +130,22 @@ class Region(Control):
         if clean is None:
             found = run.components.encode(self._pixels(planned))
             clean = run.components.scaled(run.nn.float32(found.mean))
-        noise = run.draw() if self.noise is None else self.noise  # type: ignore[misc]
-        return _Known(mask, None, ready(clean), ready(noise), run.solver)
+        noise = ready(run.draw() if self.noise is None else self.noise)  # type: ignore[misc]
+        clean = ready(clean)
+        if clean.shape[0] < noise.shape[0]:  # the last call's are of the shape of all others'
+            clean = run.nn.expand(clean, noise.shape)
+        return _Known(mask, None, clean, noise, run.solver)
 
-    def before_call(
-        self, nn: Any, carry: _Known, latents: Array, call: Call
-    ) -> tuple[Array, Any, Any]:
-        latents, sites, carry = super().before_call(nn, carry, latents, call)
+    def before(self, carry: _Known, call: Call) -> Sequence[Blend]:
         if call.index == 0 and self.trail is None and self.noise is None:
-            latents = self._blend(carry, latents, carry.solver.noised(0, carry.clean, carry.noise))
-        return latents, sites, carry
+            return (Blend(carry.mask, carry.solver.noised(0, carry.clean, carry.noise)),)
+        return ()
 
-    def after_step(
-        self, nn: Any, carry: _Known, latents: Array, call: Call
-    ) -> tuple[Array, _Known]:
+    def after(self, carry: _Known, call: Call) -> Sequence[Blend]:
         if carry.trail is not None:
-            known = carry.trail[call.index]
-        else:
-            known = carry.solver.noised(call.index + 1, carry.clean, carry.noise)
-        return self._blend(carry, latents, known), carry
-
-    @staticmethod
-    def _blend(carry: _Known, latents: Array, known: Array) -> Array:
-        return carry.mask * latents + (1 - carry.mask) * known
+            return (Blend(carry.mask, carry.trail[call.index]),)
+        known = carry.solver.noised(call.index + 1, carry.clean, carry.noise)
+        return (Blend(carry.mask, known),)
 
     def _mask(self, planned: Planned) -> Array:
         """The mask `(1 or images, 1, height, width)` of the latents' size, float32."""

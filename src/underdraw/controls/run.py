@@ -74,6 +74,8 @@ class Run:
     pipeline's active LoRAs."""
     sites: Sites = NO_SITES
     """What acts in all calls of the run besides, because the pipeline's settings say so."""
+    watched: bool = True
+    """Whether somebody wants to see each call; else several may be made at once."""
     interrupted: bool = False
     """Set by callbacks: the run ends after the current step, unless they take it back."""
     ended: bool = False

@@ -18,8 +18,9 @@ from underdraw import checks
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
 from underdraw.controls.components import attached
-from underdraw.controls.control import Asked, Call, Control, Planned, Run
+from underdraw.controls.control import Asked, Call, Planned, Run
 from underdraw.controls.per_image import each_of, strengths_of, together
+from underdraw.controls.steady import Asking, Need
 from underdraw.errors import InputError, InputTypeError
 from underdraw.models.controlnet import ControlNetModel
 from underdraw.models.t2i_adapter import T2IAdapter
@@ -59,7 +60,37 @@ class Ready(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Structure(Control):
+class Residuals:
+    """What a ControlNet answers in a call."""
+
+    net: ControlNetModel
+    hint: Array
+    """What it makes of the maps, `(1 or images, ...)`."""
+    scale: Any
+    """A number, or one per row of what it is asked."""
+    guess: bool
+    half: bool
+    """Whether it is asked about the conditional half alone."""
+
+    def need(self, rows: int) -> Need:
+        """What it makes of the times and texts of a call."""
+        return Need(self.net, TIMES, CONTEXT, rows // 2 if self.half else rows, self.hint)
+
+    def __call__(self, nn: Operations, asked: Asked) -> Sites:
+        # Both halves see the same latents and the same map, and go apart where they read texts.
+        one = asked.conditional()
+        time, context = asked.ahead(*self.need(asked.sample.shape[0]))
+        x = nn.cast(one.sample, self.hint)
+        asking = (x, time, context, self.hint, self.scale, self.guess)
+        down, mid = asked.ask(CONTROLNET, self.net, *asking)
+        residuals = [nn.cast(one, asked.sample) for one in (*down, mid)]
+        if self.half:
+            residuals = [nn.concat((one * 0, one), 0) for one in residuals]
+        return Sites(down_residuals=residuals[:-1], mid_residual=residuals[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Structure(Asking):
     """The picture follows a map: `Structure(net, edges)`.
 
     Args:
@@ -153,39 +184,26 @@ class Structure(Control):
             read = tuple(run.ask(ADAPTER, net, maps))
         return Ready(net, read, tuple(_doubled(run.nn, one) for one in read))
 
-    def before_call(
-        self, nn: Operations, carry: Ready, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; the features of a T2I-Adapter."""
-        scale = None if _is_controlnet(carry.net) else self._scale(carry, call, latents)
+    def sites_at(self, nn: Operations, carry: Ready, like: Array, call: Call) -> Sites:
+        """The features of a T2I-Adapter."""
+        scale = None if _is_controlnet(carry.net) else self._scale(carry, call, like)
         if scale is None:
-            return latents, NO_SITES, carry
+            return NO_SITES
         features = carry.doubled if call.guided else carry.read
         by_place = {f"down_blocks.{i}": one for i, one in enumerate(features)}
-        return latents, Sites(down=(Features(by_place, scale),)), carry
+        return Sites(down=(Features(by_place, scale),))
 
-    def during_call(
-        self, nn: Operations, carry: Ready, asked: Asked, call: Call
-    ) -> tuple[Sites, Any]:
-        """The residuals of a ControlNet."""
+    def asks(self, carry: Ready, like: Array, call: Call) -> Sequence[Residuals]:
+        """A ControlNet."""
         net = carry.net
         if not isinstance(net, ControlNetModel):
-            return NO_SITES, carry
-        # Pooled residuals act on the conditional half alone, too, as in the original.
-        half = asked.guided and (self.guess or net.config.global_pool_conditions)
-        scale = self._scale(carry, call, asked.sample, asked.guided)
+            return ()
+        scale = self._scale(carry, call, like, call.guided)
         if scale is None:
-            return NO_SITES, carry
-        # Both halves see the same latents and the same map, and go apart where they read texts.
-        one, (hint,) = asked.conditional(), carry.read
-        rows = one.sample.shape[0] if half else asked.sample.shape[0]
-        time, context = asked.ahead(net, TIMES, CONTEXT, rows, hint)
-        x = nn.cast(one.sample, hint)
-        down, mid = asked.ask(CONTROLNET, net, x, time, context, hint, scale, self.guess)
-        residuals = [nn.cast(one, asked.sample) for one in (*down, mid)]
-        if half:
-            residuals = [nn.concat((one * 0, one), 0) for one in residuals]
-        return Sites(down_residuals=residuals[:-1], mid_residual=residuals[-1]), carry
+            return ()
+        # Pooled residuals act on the conditional half alone, too, as in the original.
+        half = call.guided and bool(self.guess or net.config.global_pool_conditions)
+        return (Residuals(net, carry.read[0], scale, self.guess, half),)
 
     def _net(self, run: Run | Planned) -> Net:
         """The net itself."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from underdraw.backends.contract import Array, Operations
 from underdraw.checks import shown
-from underdraw.controls.control import Call, Control, Planned, Run
+from underdraw.controls.control import Call, Planned, Run
+from underdraw.controls.steady import Steady
 from underdraw.controls.strength import ALWAYS, Strength
 from underdraw.controls.subject_overlay import LaidOver, laid_over, text_leaves
 from underdraw.controls.subject_tokens import (
@@ -39,7 +40,7 @@ APART = 2**16
 
 
 @dataclass(frozen=True, eq=False)
-class Subjects(Control):
+class Subjects(Steady):
     """The subjects of a run, which share the windows of its prompts."""
 
     parts: tuple[Subject, ...]
@@ -173,18 +174,16 @@ class Subjects(Control):
             return None
         return _Contexts(run, self, strengths, laid)
 
-    def before_call(
-        self, nn: Operations, carry: Any, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; another context where a subject does not act in full, and the
-        differences of those that act."""
+    def sites_at(self, nn: Operations, carry: Any, like: Array, call: Call) -> Sites:
+        """Another context where a subject does not act in full, and the differences of those that
+        act."""
         if carry is None:
-            return latents, NO_SITES, carry
-        hook = carry.at(call, latents.shape[0])
+            return NO_SITES
+        hook = carry.at(call, like.shape[0])
         leaves = {} if carry.laid is None else carry.laid.at(call)
         if hook is None and not leaves:
-            return latents, NO_SITES, carry
-        return latents, Sites(context=() if hook is None else (hook,), leaves=leaves), carry
+            return NO_SITES
+        return Sites(context=() if hook is None else (hook,), leaves=leaves)
 
 
 class _Contexts:

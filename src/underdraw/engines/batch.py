@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from underdraw.engines.eager import EAGER
-from underdraw.engines.engine import Engine, Question, answer
+from underdraw.engines.engine import DECLINED, Engine, Question, answer
 from underdraw.networks import joining
 from underdraw.networks.unet import CONTEXT, UNET, Inputs, begun
 
@@ -38,7 +38,10 @@ class Batch:
         """
         started = [self._started(question) for question in questions]
         answers: list[Any] = [None] * len(questions)
-        for group in _groups(started):
+        asked = [i for i, question in enumerate(started) if not question.program.loops]
+        for i in set(range(len(started))) - set(asked):
+            answers[i] = DECLINED  # call by call it can share them
+        for group in _groups(started, asked):
             joined = self._together([started[i] for i in group]) if len(group) > 1 else None
             for place, i in enumerate(group):
                 answers[i] = self._alone(started[i]) if joined is None else joined[place]
@@ -100,12 +103,12 @@ class Batch:
         return f"Batch({self.engine!r})"
 
 
-def _groups(questions: Sequence[Question]) -> list[list[int]]:
-    """Numbers of questions that can be one call."""
+def _groups(questions: Sequence[Question], numbers: Sequence[int]) -> list[list[int]]:
+    """Those of the numbers of questions that can be one call."""
     groups: list[list[int]] = []
-    for i, question in enumerate(questions):
+    for i in numbers:
         for group in groups:
-            if _may_join(questions[group[0]], question):
+            if _may_join(questions[group[0]], questions[i]):
                 group.append(i)
                 break
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from underdraw import checks
@@ -20,6 +20,7 @@ from underdraw.backends.adapted import Adapted
 from underdraw.backends.tree import Structure, flatten, signature, unflatten
 from underdraw.engines.engine import Question
 from underdraw.engines.kept import Kept, default
+from underdraw.engines.programs import Programs
 from underdraw.engines.warm import Warm
 from underdraw.errors import InputError
 from underdraw.networks.program import Program
@@ -36,12 +37,14 @@ class Compiled:
 
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """What compiles a function; None: the backend's own."""
+    loops: ClassVar[bool] = True
+    """It is asked for many calls at once where a run allows that."""
     donates: bool = False
     """Whether `compiler` takes the number of an argument, too, whose arrays nobody needs
     afterwards; the backend's own does where networks are values."""
     kept: Kept | None = field(default_factory=default)
-    """Where what PyTorch compiles is kept between processes; None: nowhere but in PyTorch's own
-    folder. What another `compiler` makes is not."""
+    """Where what PyTorch and JAX compile is kept between processes; None: nowhere but in folders of
+    their own. What another `compiler` makes of PyTorch's is not."""
     compiled: list[tuple[Program, Structure]] = field(default_factory=list)
     """What was compiled, in order: a program as often as it met another structure."""
     _programs: dict[Hashable, _Whole] = field(default_factory=dict, repr=False)
@@ -61,12 +64,21 @@ class Compiled:
         with self._lock:
             whole = self._programs.get(key)
             if whole is None:
+                self._keep(model._framework)
                 donates = _is_value(model) if self.compiler is None else self.donates
                 whole = _Whole(question, structure, self.compiler or _compiler(model), donates)
                 self._programs[key] = whole
                 self.compiled.append((question.program, structure))
         with _warm(self, question, "whole"):
             return whole(model, leaves)
+
+    def _keep(self, framework: Any) -> None:
+        """Tell the backend where programs are kept, if it keeps any by itself."""
+        if self.kept is None or not hasattr(framework, "keep_programs"):
+            return
+        where = Programs.within(self.kept)
+        if where.prepare():
+            framework.keep_programs(str(where.folder), where.most)
 
     def __reduce__(self) -> Any:
         """For copies and pickles: what was compiled stays here."""

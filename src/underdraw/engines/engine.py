@@ -29,6 +29,14 @@ class Question:
     """The operations of the network's backend, with the settings of the pipeline that asks."""
 
 
+class Declined:
+    """What an engine answers to a question about many calls (`Program.loops`) that it would rather
+    be asked one after another, as one that has calls of several runs share one."""
+
+
+DECLINED = Declined()
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Runs network programs."""

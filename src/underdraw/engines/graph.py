@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -134,26 +133,6 @@ def as_given(framework: Any, leaf: Any) -> np.ndarray:
     if array.dtype == wanted and array.flags.c_contiguous and array.flags.writeable:
         return array
     return np.array(array, wanted, order="C")
-
-
-def no_data(structure: Structure) -> Any:
-    """What in a structure is neither data nor a plain value, so that it may change unseen: a
-    function, an object with a state of its own. None where there is nothing of the kind."""
-    if structure.kind == "fixed":
-        value = structure.names[1]
-        return None if _is_plain(value) else value
-    return next((odd for odd in map(no_data, structure.children) if odd is not None), None)
-
-
-def _is_plain(value: Any) -> bool:
-    if value is None or isinstance(value, bool | int | float | str | bytes | Enum | type):
-        return True
-    if isinstance(value, tuple | frozenset):
-        return all(map(_is_plain, value))
-    if getattr(type(value), "is_structure", False):
-        return True
-    settings = getattr(type(value), "__dataclass_params__", None)
-    return is_dataclass(value) and settings is not None and settings.frozen
 
 
 def arrays_of(leaves: Sequence[Any]) -> list[Any]:

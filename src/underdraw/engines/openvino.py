@@ -20,11 +20,11 @@ from weakref import WeakKeyDictionary
 
 from underdraw import backends, checks
 from underdraw.backends import hardware
-from underdraw.backends.tree import Structure, flatten, is_parameters, unflatten
+from underdraw.backends.tree import Structure, flatten, is_parameters, no_data, unflatten
 from underdraw.checks import shown
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
-from underdraw.engines.graph import Built, arrays_of, as_given, build, no_data, signature
+from underdraw.engines.graph import Built, arrays_of, as_given, build, signature
 from underdraw.engines.kept import Kept, default
 from underdraw.errors import (
     InputError,

@@ -29,6 +29,10 @@ class Program:
     """Whether nobody needs the arrays of its first input afterwards: outputs may take their place.
     """
 
+    loops: bool = False
+    """Whether it makes many calls of a network at once: an engine may decline it
+    (`engines.engine.DECLINED`), and is then asked for each call."""
+
     def __call__(self, nn: Operations, p: Node, config: Any, *inputs: Any, **how: Any) -> Any:
         return self.function(nn, p, config, *inputs, **how)
 

@@ -15,7 +15,7 @@ from underdraw.pipelines.call.output import Made
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import attention
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class BlipDiffusionPipeline(BlipPipeline):

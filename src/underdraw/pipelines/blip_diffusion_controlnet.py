@@ -25,7 +25,7 @@ from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import WithNets
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class BlipDiffusionControlNetPipeline(WithNets, BlipPipeline):

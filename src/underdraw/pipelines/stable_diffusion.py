@@ -19,7 +19,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class StableDiffusionPipeline(LatentPipeline):

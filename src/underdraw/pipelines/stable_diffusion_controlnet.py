@@ -15,7 +15,7 @@ from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import ControlNetPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class StableDiffusionControlNetPipeline(ControlNetPipeline, StableDiffusionPipeline):

@@ -16,7 +16,7 @@ from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import ControlNetPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class StableDiffusionControlNetImg2ImgPipeline(ControlNetPipeline, StableDiffusionImg2ImgPipeline):

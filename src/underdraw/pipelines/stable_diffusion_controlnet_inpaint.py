@@ -17,7 +17,7 @@ from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from underdraw.pipelines.structure.arguments import read_structures
 from underdraw.pipelines.structure.pipelines import ControlNetPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class StableDiffusionControlNetInpaintPipeline(ControlNetPipeline, StableDiffusionInpaintPipeline):

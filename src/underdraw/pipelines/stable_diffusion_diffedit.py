@@ -52,7 +52,7 @@ from underdraw.pipelines.diffedit.outputs import (
 from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.diffusers.latents import InvertedLatents
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 from underdraw.schedulers import Scheduler
 
 DEFAULTS = EditSettings()

@@ -16,7 +16,7 @@ from underdraw.pipelines.diffusers.gligen import FamiliarGLIGEN
 from underdraw.pipelines.gligen.arguments import Arguments
 from underdraw.pipelines.gligen.call import grounded_call
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class StableDiffusionGLIGENPipeline(LatentPipeline, FamiliarGLIGEN):

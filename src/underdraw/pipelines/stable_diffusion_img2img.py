@@ -23,7 +23,7 @@ from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.diffusers.latents import PictureLatents
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class StableDiffusionImg2ImgPipeline(PictureLatents, LatentPipeline):

@@ -47,7 +47,7 @@ from underdraw.pipelines.call.stream import streamed
 from underdraw.pipelines.diffusers import attention
 from underdraw.pipelines.diffusers.latents import InpaintLatents
 from underdraw.pipelines.latent import LatentPipeline
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 from underdraw.schedulers import KDPM2DiscreteScheduler
 
 Fit = Callable[[Any], Any]

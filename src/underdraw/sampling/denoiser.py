@@ -49,11 +49,7 @@ class Denoiser:
 
     def question(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Question:
         """The call of the UNet for `latents (batch, ...)`, already scaled for the solver."""
-        run = self.run
-        if run.sites is not NO_SITES:
-            sites = run.sites + sites
-        if run.leaves:
-            sites = sites + Sites(leaves=run.leaves)
+        run, sites = self.run, self.acting(sites)
         x, context = self.rows(latents)
         self._check(sites.leaves, x.shape[0])
         # Where controls change it, keys and values of this call are of no use to another.
@@ -123,7 +119,7 @@ class Denoiser:
         if chunk not in beside.times:
             calls = range(chunk * CHUNK, min((chunk + 1) * CHUNK, run.calls))
             shifts = run.ask(times, model, self._timesteps(calls), like)
-            beside.times = {chunk: _by_call(shifts, len(calls))}
+            beside.times = {chunk: _by_call(shifts)}
         known = beside.keys[rows] if replaced is None else nn.cast(texts, like)
         return beside.times[chunk][within], known
 
@@ -132,6 +128,32 @@ class Denoiser:
         if context is None:
             context = self.context[self.context.shape[0] // 2 :]
         return Denoiser(replace(self.run, conditioning=Conditioning(context), guidance=1.0))
+
+    def acting(self, sites: Sites) -> Sites:
+        """What acts in a call of the run, with what controls add to it."""
+        run = self.run
+        if run.sites is not NO_SITES:
+            sites = run.sites + sites
+        return sites + Sites(leaves=run.leaves) if run.leaves else sites
+
+    def known(self, calls: Sequence[int], images: int, sites: Sites) -> tuple[Array, Any, Any]:
+        """The context of calls whose differences to layers are alike; keys and values of it, or
+        where controls change it itself; and what residual blocks make of the times,
+        `(calls * (1 or rows), channels, 1, 1)` by place."""
+        context = self.context
+        if context.shape[0] == 2 * images and not self.guides(images):
+            context = context[images:]
+        rows = context.shape[0]
+        self._check(sites.leaves, rows)
+        keys = context if sites.context else self._keys_values(context, sites.leaves)
+        acting = {path: delta for path, delta in sites.leaves.items() if TIME in path}
+        if any(part.count is not None for delta in acting.values() for part in delta.parts):
+            each = [self._shifts([call], rows, acting)[0] for call in calls]
+            concat = self.run.nn.concat
+            shifts = {place: concat([one[place] for one in each], 0) for place in each[0]}
+        else:
+            shifts, _ = self._shifts(calls, 1, acting)
+        return context, keys, shifts
 
     def _check(self, leaves: Deltas, rows: int) -> None:
         """That differences fit their layers and the rows, once for each set of them."""
@@ -154,18 +176,19 @@ class Denoiser:
         """What each residual block adds for the time of a call, `(1 or rows, channels, 1, 1)`."""
         acting = {path: delta for path, delta in leaves.items() if TIME in path}
         if acting:  # perhaps another difference in each row, or at each call
-            return self._shifts([index], rows, acting)[0]
+            return _by_call(*self._shifts([index], rows, acting))[0]
         chunk, within = divmod(index, CHUNK)
         if chunk not in self._times:
             first = chunk * CHUNK
             calls = range(first, min(first + CHUNK, self.run.calls))
-            self._times = {chunk: self._shifts(calls)}
+            self._times = {chunk: _by_call(*self._shifts(calls))}
         return self._times[chunk][within]
 
     def _shifts(
         self, calls: Sequence[int], rows: int = 1, leaves: Deltas = NO_DELTAS
-    ) -> list[dict[str, Array]]:
-        """By call, what each residual block adds for the time, in so many rows."""
+    ) -> tuple[dict[str, Array], int]:
+        """What each residual block adds for the times of calls, in so many rows or more; and how
+        many rows each call has."""
         run, nn = self.run, self.run.nn
         array, device = run.framework.array, getattr(self.context, "device", None)
         t = self._timesteps(calls)
@@ -181,7 +204,7 @@ class Denoiser:
         if rows > 1:
             t = nn.expand(t[:, None], (t.shape[0], rows)).reshape(-1)
         shifts = run.ask(unet.TIMES, run.model, t, self.context, condition, leaves)
-        return _by_call(shifts, t.shape[0], rows)
+        return shifts, rows
 
     def _timesteps(self, calls: Sequence[int]) -> Array:
         """The times of calls `(n,)`."""
@@ -200,8 +223,9 @@ class _Beside:
     times: dict[int, list[Any]] = field(default_factory=dict)
 
 
-def _by_call(shifts: Mapping[str, Array], count: int, rows: int = 1) -> list[dict[str, Array]]:
-    """Rows of `count` times, `rows` of them for each call."""
+def _by_call(shifts: Mapping[str, Array], rows: int = 1) -> list[dict[str, Array]]:
+    """By call, of which each has so many rows."""
+    count = next(iter(shifts.values())).shape[0]
     return [
         {place: shift[i : i + rows] for place, shift in shifts.items()}
         for i in range(0, count, rows)

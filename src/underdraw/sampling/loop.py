@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Asked, Call, Control, joined, kept, kept_sites
@@ -20,29 +20,9 @@ from underdraw.errors import NonFiniteError
 from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.networks.unet import Inputs
 from underdraw.sampling.denoiser import Denoiser
-from underdraw.shown import of_fields
+from underdraw.sampling.steps import BROKEN, Step
+from underdraw.sampling.windows import fits, windows
 from underdraw.solvers.table import State
-
-
-class Step(NamedTuple):
-    """What a consumer sees after a model call."""
-
-    index: int
-    timestep: float
-    latents: Array
-    """`(batch, channels, height, width)` after the call, float32."""
-    clean: Callable[[], Array]
-    """The image the model aims at now, as latents; computed when asked for, for previews."""
-
-    def __repr__(self) -> str:
-        return of_fields(self, "index", "timestep", "latents")
-
-
-class Change(NamedTuple):
-    """What a consumer may send back; None leaves things as they are."""
-
-    latents: Array | None = None
-    context: Array | None = None
 
 
 def sample(
@@ -51,6 +31,7 @@ def sample(
     controls: Sequence[Control] = (),
     begin: Callable[[], None] | None = None,
     denoise: Denoiser | None = None,
+    together: bool = False,
 ) -> Generator[Question | Step, Any, Array]:
     """Run `run.solver` from `latents` to the end; returns the last latents.
 
@@ -59,10 +40,13 @@ def sample(
         controls: act in the order given.
         begin: called when the controls are ready, before the UNet is used.
         denoise: of this run, where somebody else looks at its context, too.
+        together: whether many calls may be asked for at once (`windows`); where that does not fit
+            the run, it goes call by call.
 
     Raises:
         InputError, InputTypeError: a control does not fit the run, and was not asked before.
-        NonFiniteError: the first call gave NaN or infinity, as broken weights do.
+        NonFiniteError: the first call gave NaN or infinity, as broken weights do; of many calls at
+            once, a later one, too.
     """
     nn, framework, solver, count = run.nn, run.framework, run.solver, run.calls
     state = State(nn.float32(latents))
@@ -75,7 +59,10 @@ def sample(
         carries = [control.prepare(run) for control in acting]
     if begin is not None:
         begin()
-    for index in range(count):
+    done = 0
+    if together and fits(run, acting):
+        state, done = yield from windows(run, acting, carries, denoise, state.x)
+    for index in range(done, count):
         with framework.no_grad():
             call = Call(index, count, solver.timestep(index), denoise.guides(run.batch))
             state, sites = _before(nn, acting, carries, state, call)
@@ -87,11 +74,7 @@ def sample(
             output = denoise.prediction(answer, run.batch)
             state = solver.advance(nn, index, state, output, run.draw)
             if index == 0 and not framework.is_finite(state.x):
-                raise NonFiniteError(
-                    "the first step gave NaN or infinity; the weights or the inputs hold such "
-                    "values, or the dtype is too narrow for this model (look at the weights with "
-                    "`underdraw info --check`, or try dtype='float32')"
-                )
+                raise NonFiniteError(BROKEN)
             state = _after(nn, acting, carries, state, call, answer.extras)
         del question, answer
         change = yield Step(

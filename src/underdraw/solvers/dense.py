@@ -83,9 +83,25 @@ def dense(
         rows = [(front, 0), *((0, 0) for _ in values.shape[1:])]
         return array(np.pad(values, rows))
 
+    return _arrays(table, padded), front
+
+
+def part(table: Table, array: Callable[..., Array], first: int, width: int) -> DenseTable:
+    """`width` calls of a table from `first` on; behind its last one stand rows that are never used.
+    Whether anything is clipped is told of the whole table, so that all parts are alike."""
+
+    def of(values: Any) -> Array:
+        values = np.asarray(values[first : first + width], np.float32)
+        rows = [(0, width - len(values)), *((0, 0) for _ in values.shape[1:])]
+        return array(np.pad(values, rows))
+
+    return _arrays(table, of)
+
+
+def _arrays(table: Table, of: Callable[[Any], Array]) -> DenseTable:
     columns = (table.timesteps, table.input_scale, table.read_clean, table.weights, table.pushes)
     uses = table.clip is not None and bool(table.weights[:, :, CLEAN].any())
-    return DenseTable(*map(padded, columns), clip=table.clip if uses else None), front
+    return DenseTable(*map(of, columns), clip=table.clip if uses else None)
 
 
 def advance(

@@ -80,6 +80,6 @@ class FlaxStableDiffusionInpaintPipeline(FlaxDiffusionPipeline):
         covered = jax().resized(covered, sides, "nearest")
         axis = 1 if plan.devices is None else 2
         added = jax().operations.concat((covered, known), axis)
-        sites = Sites(model_input=(FurtherChannels(added),))
+        sites = Sites(model_input=(FurtherChannels((added,)),))
         begin = noise * plan.table.initial_sigma
         return finish(plan, run(plan, begin, key, sites=sites))

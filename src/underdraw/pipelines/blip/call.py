@@ -19,7 +19,7 @@ from underdraw.pipelines.call.latents import check_size, first_noise, latent_sha
 from underdraw.pipelines.call.output import Made, decode, hand_out
 from underdraw.pipelines.call.plan import Plan, make_plan
 from underdraw.pipelines.call.request import Request
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 def subject_call(

@@ -33,7 +33,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.call.stream import ended
 from underdraw.pipelines.inversion import ddim, invert_pictures
 from underdraw.sampling.inversion import Inversion, Method, finish
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 class SubjectEdits:

@@ -12,7 +12,7 @@ from underdraw.errors import InputError, InputTypeError
 from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.sampling.denoiser import Denoiser
-from underdraw.sampling.loop import Change, Step
+from underdraw.sampling.steps import Change, Step
 
 
 class Callbacks:

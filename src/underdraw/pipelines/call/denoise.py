@@ -20,7 +20,8 @@ from underdraw.pipelines.call.plan import Plan
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.lora_mix import standing
 from underdraw.sampling.denoiser import Denoiser
-from underdraw.sampling.loop import Step, sample
+from underdraw.sampling.loop import sample
+from underdraw.sampling.steps import LATER, UNWATCHED, Step
 
 LOG = logging.getLogger(__name__)
 Steps = Generator[Question | Step, Any, Array]
@@ -78,10 +79,12 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
                 hooked = (*components.attached.beside, components.own_grounding)
                 held.enter_context(components.borrow(*hooked, whole=True))
 
-        loop = sample(run, latents, controls, ready, denoiser)
+        whole = getattr(components.engine, "loops", False)
+        together = whole and hasattr(components.framework, "repeated")
+        loop = sample(run, latents, controls, ready, denoiser, together)
         latents = yield from _driven(loop, run, plan, latents)
     if not components.framework.is_finite(latents):
-        raise NonFiniteError("the latents became NaN or infinity after the first step")
+        raise NonFiniteError(LATER)
     return run.nn.cast(latents, run.conditioning.context)
 
 
@@ -90,6 +93,13 @@ def _driven(loop: Generator[Any, Any, Array], run: Run, plan: Plan, latents: Arr
     caller, skip = plan.caller, plan.request.clip_skip
     order = getattr(run.components.scheduler, "order", 1)
     reply: Any = None
+    seen = 0
+
+    def ended(done: int) -> bool:
+        """Whether a step ends with this call."""
+        late = done > run.calls - plan.steps * order
+        return done == run.calls or (late and done % order == 0)
+
     caller.views.leave(run, skip)
     caller.views.begun(latents.shape)
     with closing(loop), caller.views.going(run), caller.progress_bar(total=plan.steps) as bar:
@@ -102,16 +112,16 @@ def _driven(loop: Generator[Any, Any, Array], run: Run, plan: Plan, latents: Arr
                 reply = yield item
                 continue
             latents, reply, done = item.latents, None, item.index + 1
-            late = done > run.calls - plan.steps * order
-            ends = done == run.calls or (late and done % order == 0)
             if plan.watch is not None:
-                reply = plan.watch(item, ends)
+                reply = plan.watch(item, ended(done))
                 latents = latents if reply.latents is None else reply.latents
-            if ends:
-                bar.update()
+            if ends := sum(map(ended, range(seen + 1, done + 1))):
+                bar.update(ends)
+            seen = done
             caller.views.leave(run, skip)
             change = yield item._replace(latents=latents)
-            if change is not None:
+            run.watched = change is not UNWATCHED or plan.watch is not None
+            if change is not None and change is not UNWATCHED:
                 reply, latents = change, latents if change.latents is None else change.latents
             if run.interrupted or run.ended:
                 break

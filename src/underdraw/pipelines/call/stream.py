@@ -19,7 +19,7 @@ from underdraw.pictures.writing import grid, to_output, to_pil
 from underdraw.pipelines.call.memory import telling_shortage
 from underdraw.pipelines.call.output import Flags, decode
 from underdraw.pipelines.components.components import Components
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import UNWATCHED, Step
 from underdraw.shown import of_fields, png
 
 Given = ParamSpec("Given")
@@ -54,10 +54,11 @@ def streamed(
 
 def ended(run: Generator[Any, Any, Made], engine: Engine) -> Made:
     """What a generator returns after all its steps, its questions answered."""
-    steps = answered(run, engine)
+    steps, reply = answered(run, engine), None
     while True:
         try:
-            next(steps)
+            steps.send(reply)
+            reply = UNWATCHED
         except StopIteration as end:
             return end.value
 

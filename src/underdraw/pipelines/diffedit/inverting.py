@@ -24,7 +24,7 @@ from underdraw.pipelines.diffedit.latents import latent_sides, sizes
 from underdraw.pipelines.diffedit.regularise import Regularisation, RegularisedSolver
 from underdraw.sampling import inversion
 from underdraw.sampling.denoiser import Denoiser
-from underdraw.sampling.loop import Change, Step
+from underdraw.sampling.steps import Change, Step
 from underdraw.solvers.ddim_inverse import back_along, head
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import Table, read_noise

@@ -36,7 +36,7 @@ from underdraw.pipelines.gligen.inpainting import (
     encode_known,
     read_inpainting,
 )
-from underdraw.sampling.loop import Step
+from underdraw.sampling.steps import Step
 
 
 def grounded_call(

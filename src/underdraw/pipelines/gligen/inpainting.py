@@ -11,9 +11,10 @@ import numpy as np
 from underdraw import backends
 from underdraw.backends.contract import Array, Operations
 from underdraw.controls.boxes import Layout
-from underdraw.controls.control import Call, Control, Run
+from underdraw.controls.control import Call, Run
 from underdraw.controls.inpainting import FurtherChannels
-from underdraw.controls.region import Region
+from underdraw.controls.region import Blend, Region
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError
 from underdraw.networks.gligen.grounding import Constants
 from underdraw.networks.sites import NO_SITES, Sites
@@ -106,7 +107,7 @@ def read_inpainting(
 
 
 @dataclass(frozen=True, eq=False)
-class KnownChannels(Control):
+class KnownChannels(Steady):
     """Shows an inpainting network what is kept: the picture's latents outside, and where that is.
 
     Args:
@@ -120,23 +121,21 @@ class KnownChannels(Control):
     outside: Array
     network: Any = None
 
-    def prepare(self, run: Run) -> Array:
-        """The further channels, a row per image."""
+    def prepare(self, run: Run) -> dict[bool, Array]:
+        """The further channels for calls without guidance and with it, a row per image."""
         nn, images = run.nn, run.batch
         parts = (self.known * self.outside, self.outside)
         rows = max(part.shape[0] for part in parts)
         grown = [nn.expand(part, (rows, *part.shape[1:])) for part in parts]
         extra = nn.concat(grown, 1)
-        return nn.expand(extra, (images, *extra.shape[1:]))
+        extra = nn.expand(extra, (images, *extra.shape[1:]))
+        return {False: extra, True: nn.concat((extra, extra), 0)}
 
-    def before_call(
-        self, nn: Operations, carry: Array, latents: Array, call: Call
-    ) -> tuple[Array, Sites, Any]:
-        """Latents as they are; the channels join them inside the call."""
+    def sites_at(self, nn: Operations, carry: dict[bool, Array], like: Array, call: Call) -> Sites:
+        """The channels join the latents inside the call."""
         if self.network is None:
-            return latents, Sites(model_input=(FurtherChannels(carry),)), carry
-        extra = nn.concat((carry, carry), 0) if call.guided else carry
-        return latents, self.network.sites(Constants({}, None), 0.0, extra), carry
+            return Sites(model_input=(FurtherChannels((carry[False],)),))
+        return self.network.sites(Constants({}, None), 0.0, carry[call.guided])
 
 
 class DiffusersRegion(Region):
@@ -149,7 +148,7 @@ class DiffusersRegion(Region):
         framework = backends.get(nn.name)
         noise = framework.draw((1, *latents.shape[1:]), None, latents.device, latents.dtype)
         known = carry.solver.noised(call.index, carry.clean, noise)
-        return self._blend(carry, latents, known), NO_SITES, carry
+        return Blend(carry.mask, known)(nn, latents), NO_SITES, carry
 
     def after_step(self, nn: Any, carry: Any, latents: Array, call: Call) -> tuple[Array, Any]:
         return latents, carry
