@@ -35,7 +35,7 @@ ENVIRONMENT = {
 WORKERS = ("-n", "2", "--dist", "worksteal")
 # What a session must find importable, so that a backend or diffusers, had it failed to install,
 # cannot leave its tests out in silence.
-EXPECTED = {"UNDERDRAW_EXPECT": "torch,jax,openvino,diffusers,transformers"}
+EXPECTED = {"UNDERDRAW_EXPECT": "torch,jax,openvino,optax,diffusers,transformers"}
 # What numbers are held against, and never a run-time dependency.
 ORACLES = ("diffusers", "peft", "lycoris-lora")
 # Most files that an installation would compile are never imported.
@@ -57,7 +57,7 @@ cli/test_info.py cli/test_merge.py
 @nox.session
 def environment(session: nox.Session) -> None:
     """The packages of lint, tests and quick: PyTorch is installed once for all three."""
-    extras = ".[jax,canny,openvino,transformers,train,test]"
+    extras = ".[jax,jax-train,canny,openvino,transformers,train,test]"
     tools = ("ruff", "pyright[nodejs]", "import-linter")
     session.install(*INSTALL, "constraints/tests.txt", extras, *ORACLES, "scipy", *tools)
 

@@ -34,9 +34,8 @@ if find_spec("torch"):
 collect_ignore_glob = [] if find_spec("diffusers") else ["**/peer/*"]
 collect_ignore_glob += [] if find_spec("jax") else ["**/flax_names/*"]
 collect_ignore_glob += [] if find_spec("mindspore") else ["**/mindspore_names/*"]
-collect_ignore_glob += [
-    f"**/test_{name}.py" for name in ("jax", "mindspore", "openvino") if find_spec(name) is None
-]
+NEEDED = ("jax", "mindspore", "openvino", "optax")
+collect_ignore_glob += [f"**/test_{name}.py" for name in NEEDED if find_spec(name) is None]
 if not find_spec("openvino"):
     collect_ignore_glob += ["**/engines/test_kept.py", "**/test_openvino_calls.py"]
 

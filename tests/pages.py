@@ -98,6 +98,8 @@ def examine(snippet: Snippet, names: dict[str, Any]) -> None:
     bound = {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     }
+    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     names |= dict.fromkeys(bound)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in bound:

@@ -65,6 +65,8 @@ NOT_RUN = {
     "underdraw train structure": "needs pictures with maps",
     "underdraw train grounding --data scenes": "trains all networks of the family for hours",
     "underdraw evaluate --model underdraw/scenes --task grounding": "makes 128 pictures twice",
+    'engine="jit"': "compiles for a minute; small ones are run in tests/pipelines/test_backends.py",
+    "pairs.items()": "trains; small ones are run in tests/training/test_optax.py",
     "FlaxStableDiffusion": "compiles for a minute; small ones are run in tests/flax_names",
     "underdraw.mindspore": "needs MindSpore; small ones are run in tests/mindspore_names",
     "python3 -m venv": "asks the package index",
