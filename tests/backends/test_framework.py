@@ -1,10 +1,13 @@
 """Every backend's module offers the names of the `Framework` protocol, and no others in silence."""
 
+import re
 from inspect import isclass, isfunction, signature
+from pathlib import Path
 
 import pytest
 
 from underdraw import backends
+from underdraw.backends.contract import Operations
 from underdraw.backends.framework import EXTRAS, Framework
 
 NAMES = {name for name in vars(Framework) if name[0] != "_"}
@@ -52,3 +55,13 @@ def test_what_backends_promise_is_documented(name):
     for one in set(module.__all__) - {"operations", "Root", "float32", "no_grad"}:
         value = getattr(module, one)
         assert not callable(value) or value.__doc__, one
+
+
+def test_the_page_lists_the_operations():
+    """docs/frameworks.md tells of each, and of no other."""
+    page = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    table = page.partition("## The closed list")[2].partition("## Add")[0]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    listed = {name for name in vars(Operations) if name[0] != "_"} - {"name"}
+    assert sorted(told) == sorted(listed)

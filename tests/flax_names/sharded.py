@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax_names.recorded import all_params, pipeline, record, recorded
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pipelines import tiny
 
-from underdraw import flax
+from underdraw import StableDiffusionPipeline, flax
 from underdraw.errors import InputError
 
 
@@ -60,7 +61,36 @@ def main():
         flax.shard(np.zeros((9, 2)))
     except InputError as error:
         found["refused"] = str(error)
+    found |= ordinary()
     print(json.dumps(found))
+
+
+def ordinary():
+    """An ordinary pipeline over a mesh: images divided, numbers those of PyTorch."""
+    parts, where = tiny.components(unet=tiny.ONE_LEVEL), []
+    call = {"height": 40, "width": 72, "num_inference_steps": 3, "seed": 3}
+
+    def look(pipe, step, timestep, tensors):
+        where.append(str(getattr(tensors["latents"].sharding, "spec", "")))
+        return {}
+
+    random = np.random.default_rng(0)
+    texts = random.standard_normal((2, 4, 7, tiny.WIDTH), np.float32)
+    made = []
+    for backend in ("torch", "jax"):
+        pipe = StableDiffusionPipeline(**tiny.on(backend, parts))
+        pipe.set_progress_bar_config(disable=True)
+        given = dict(call)
+        if backend == "jax":
+            pipe.engine = "jit"
+            pipe.to(Mesh(np.array(jax.devices()[:4]), ("data",)))
+            given["callback_on_step_end"] = look
+        context, negative = map(pipe.parts.framework.array, texts)
+        given |= {"prompt_embeds": context, "negative_prompt_embeds": negative}
+        made.append(np.asarray(pipe(**given, output_type="latent").images))
+    compiled = [whole._compiled._cache_size() for whole in pipe.engine._programs.values()]
+    apart = far(*made) / float(np.abs(made[0]).max())
+    return {"ordinary": apart, "rows": sorted(set(where)), "compiled": compiled}
 
 
 main()

@@ -24,3 +24,5 @@ def test_eight_devices():
     assert found["divided"] == [64, 32]
     assert found["unreplicated"] == [0, 1, 2]
     assert "8 devices" in found["refused"]
+    assert found["ordinary"] <= 1e-4
+    assert found["rows"] == ["P('data',)"] and set(found["compiled"]) == {1}

@@ -40,7 +40,7 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "jax": frozenset(
         {
             *("build", "load", "compiled", "networks_are_values", "repeated", "picked"),
-            *("keyed", "key_words", "mapped", "resized", "keep_programs"),
+            *("keyed", "key_words", "mapped", "resized", "keep_programs", "divided"),
             *("over_devices", "devices_in_line", "replicate", "spread"),
         }
     ),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from underdraw.backends import tree
 from underdraw.backends.adapted import Adapted
@@ -40,6 +41,7 @@ __all__ = [
     "compiled",
     "device_of",
     "devices_in_line",
+    "divided",
     "draw",
     "draw_like",
     "dtype_of",
@@ -190,9 +192,14 @@ def dtype_of(root: Any) -> Any:
 
 
 def device_of(root: Any) -> Any:
-    """Where the first parameter is; None while a transformation traces it."""
+    """Where the first parameter is, over a mesh all of it alike; None while it is traced."""
     value = next(named_tensors(root))[1]
-    return None if isinstance(value, Tracer) else next(iter(value.devices()))
+    if isinstance(value, Tracer):
+        return None
+    mesh = getattr(value.sharding, "mesh", None)
+    if mesh is not None and len(value.devices()) > 1:
+        return NamedSharding(mesh, PartitionSpec())
+    return next(iter(value.devices()))
 
 
 def tensor(stored: Any, dtype: Any = None, device: Any = None) -> Array:
@@ -217,7 +224,10 @@ def array(values: Any, dtype: Any = None, device: Any = None) -> Array:
 
 
 def _place(device: Any) -> Any:
-    """A device from its kind ("cpu", "gpu:1") or number; what is neither as it is."""
+    """A device from its kind ("cpu", "gpu:1") or number; a mesh is all of its devices alike; what
+    is neither as it is."""
+    if isinstance(device, Mesh):
+        return NamedSharding(device, PartitionSpec())
     if isinstance(device, bool) or not isinstance(device, str | int):
         return device
     named = f":{device}" if isinstance(device, int) else device
@@ -328,6 +338,17 @@ def picked(numbers: Sequence[Any], i: Any) -> Array:
     """One of several floats, whose place may be traced: what it meets keeps its dtype, as beside a
     float."""
     return jnp.stack([*numbers])[i]
+
+
+def divided(x: Array) -> Array:
+    """Rows that all devices of a mesh have, divided along its first axis where that goes evenly;
+    anything else as it is."""
+    where = x.sharding
+    if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+        return x
+    axis = where.mesh.axis_names[0]
+    spec = PartitionSpec(axis) if x.shape[0] % where.mesh.shape[axis] == 0 else PartitionSpec()
+    return jax.device_put(x, NamedSharding(where.mesh, spec))
 
 
 def resized(x: Array, sides: Sequence[int], method: str) -> Array:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from underdraw.backends.contract import Array
-from underdraw.backends.tree import flatten
+from underdraw.backends.tree import flatten, map_arrays
 from underdraw.controls.control import Control
 from underdraw.controls.run import Run
 from underdraw.engines.engine import DECLINED, Question
@@ -60,15 +60,15 @@ def windows(
         NonFiniteError: the latents became NaN or infinite.
     """
     nn, framework, solver = run.nn, run.framework, run.solver
-    told = Told(run, acting, carries, x)
-    state, done, speed = remember(x), 0, _Speed()
+    told, divided = Told(run, acting, carries, x), getattr(framework, "divided", _as_it_is)
+    state, done, speed = remember(divided(x)), 0, _Speed()
     while done < run.calls:
         told.begin(done, denoise.guides(run.batch))
         if told.odd(done):
             break
         window, before = _window(run, denoise, told, done), state
         for change in told.at(done).before:
-            state = state._replace(x=nn.float32(change(nn, state.x)) + 0)
+            state = state._replace(x=divided(nn.float32(change(nn, state.x)) + 0))
         while done < window.last:
             count = min(1 if run.watched else speed.calls, window.last - done)
             bounds = np.array([done - window.first, done - window.first + count], np.int32)
@@ -81,7 +81,7 @@ def windows(
                 if unused := [x for i, x in window.drawn if i >= done]:
                     run.draw = partial(next, chain(unused, _endless(run.draw)))
                 return Reached(_state(before if done == window.first else state), done)
-            state, done = answer, done + count
+            state, done = map_arrays(divided, answer), done + count
             if not framework.is_finite(state.x):
                 raise NonFiniteError(BROKEN if done == count else LATER)
             speed.note(count, perf_counter() - begun)
@@ -92,7 +92,7 @@ def windows(
             change = yield Step(done - 1, solver.timestep(done - 1), state.x + 0, clean)
             changed = run.guidance is not guidance or run.rescale != rescale
             if change is not None and change.latents is not None:
-                state = state._replace(x=nn.float32(change.latents) + 0)
+                state = state._replace(x=divided(nn.float32(change.latents) + 0))
             if change is not None and change.context is not None:
                 denoise.set_context(change.context)
                 changed = True
@@ -100,6 +100,10 @@ def windows(
                 told.forget()
                 break
     return Reached(_state(state), done)
+
+
+def _as_it_is(x: Array) -> Array:
+    return x
 
 
 def _state(memory: Memory) -> State:
