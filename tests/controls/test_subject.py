@@ -408,29 +408,6 @@ OVERLAY = Overlay(
 )
 
 
-def test_the_same_on_jax():
-    pair = []
-    for backend in ("torch", "jax"):
-        parts = tiny.on(backend, tiny.components(unet=tiny.ONE_LEVEL))
-        made = underdraw.StableDiffusionPipeline(**parts)
-        made.set_progress_bar_config(disable=True)
-        reader = encoder(backend)
-        reader.overlay = OVERLAY
-        made.load_subject(reader)
-        made.engine = "jit" if backend == "jax" else None
-        controls = [timed(SPHERE, 0.5, 0, 0.5), CUBE]
-        out = made(
-            PROMPT, controls=controls, num_inference_steps=2, seed=3, output_type="latent"
-        ).images
-        pair.append(np.asarray(out))
-    assert np.abs(pair[0] - pair[1]).max() <= 1e-4 * np.abs(pair[0]).max()
-
-
-def test_those_of_a_folder_are_found_on_jax():
-    pipe = underdraw.StableDiffusionPipeline.from_pretrained("underdraw/scenes", backend="jax")
-    assert {one.dtype for one in pipe.subjects.values()} == {pipe.unet.dtype}
-
-
 # -- what cannot be --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("make", "error", "message"),

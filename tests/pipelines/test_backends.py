@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from controls.test_grounding import BLUE, EVER, RED, opened
-from pipelines import tiny
+from controls.test_subject import CUBE, OVERLAY, SPHERE, encoder, timed
+from pipelines import ip_adapters, tiny
+from pipelines.blip import recorded as blip
+from pipelines.loras import lora as lora_of
 from pipelines.test_gligen import BOXES, PHRASES, VISION, photo
 
 import underdraw
 from underdraw import (
     AttentionEdit,
+    ImagePrompt,
     Layout,
     PerImage,
     Region,
@@ -186,6 +190,74 @@ def batched(backend):
     return pipe.parts.nn.concat([first, second], 0)
 
 
+def lora(backend):
+    """One amount after the other: the second compiles nothing."""
+    parts = components()
+    tensors = lora_of(underdraw.StableDiffusionPipeline(**parts), 1)
+    pipe = ready(underdraw.StableDiffusionPipeline(**tiny.on(backend, parts)), backend)
+    pipe.load_lora_weights(tensors, "clay")
+
+    def scaled(scale):
+        pipe.set_adapters("clay", scale)
+        return pipe(TWO, **SIZE, **CALL).images
+
+    return compiled_once(backend, lambda: scaled(1.0), lambda: scaled(-0.5))
+
+
+def ip_adapter(backend):
+    """A face in a part of the picture, and a LoRA beside it, more and less strongly."""
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    weights = ip_adapters.adapter(components()["unet"], "face-id-plus", lora=2)
+    pipe.load_ip_adapter(weights, shortcut=True)
+    random = np.random.default_rng(0)
+    hidden = random.standard_normal((2, 1, 5, ip_adapters.HIDDEN)).astype(np.float32)
+    given = {"embedding": hidden[0], "negative": hidden[1], "face": ip_adapters.faces().numpy()}
+
+    def scaled(scale):
+        prompt = ImagePrompt(scale=scale, mask=np.eye(24, 40), shortcut_scale=scale, **given)
+        return pipe(TWO, **SIZE, **{**CALL, "num_inference_steps": 1}, controls=[prompt]).images
+
+    return compiled_once(backend, lambda: scaled(1.0), lambda: scaled(0.4))
+
+
+def compiled_once(backend, first, second):
+    """What two calls give, of which the second compiles nothing."""
+    made = first()
+    count = len(ENGINES[backend].compiled) if backend in ENGINES else 0
+    made = made, second()
+    assert backend not in ENGINES or len(ENGINES[backend].compiled) == count
+    to_numpy = backends.get(backend).to_numpy
+    return tuple(map(to_numpy, made))
+
+
+def subjects(backend):
+    """One in a half of the run, with what its weights lay over the UNet."""
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    reader = encoder(backend)
+    reader.overlay = OVERLAY
+    pipe.load_subject(reader)
+    steering = [timed(SPHERE, 0.5, 0, 0.5), CUBE]
+    prompt = "a red sphere left of the cube"
+    return pipe(prompt, **{**CALL, "num_inference_steps": 2}, controls=steering).images
+
+
+def blip_diffusion(backend):
+    """A subject in each image, alone and along a map."""
+    unet = underdraw.UNet2DConditionModel(**{**blip.record.UNET, **tiny.ONE_LEVEL}).eval()
+    for number, (name, value) in enumerate(unet.named_parameters()):
+        value.data = torch.from_numpy(blip.record.numbers(f"{number}{name}", tuple(value.shape)))
+    net = tiny.controlnet(unet, conditioning_embedding_out_channels=(4, 8))
+    unet, net = (tiny.moved(network, backend) for network in (unet, net))
+    kinds = underdraw.BlipDiffusionPipeline, underdraw.BlipDiffusionControlNetPipeline
+    made = []
+    for kind, given in zip(kinds, ({}, {"controlnet": net}), strict=True):
+        pipe = ready(blip.pipeline(kind, backend, unet=unet, **given), backend)
+        map_ = {"condtioning_image": blip.edges()} if given else {}
+        arguments = blip.arguments("three", pipe, output_type="latent", **map_)
+        made.append(backends.get(backend).to_numpy(pipe(**arguments).images))
+    return tuple(made)
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -201,6 +273,10 @@ CASES = {
         structure,
         null_text,
         batched,
+        lora,
+        ip_adapter,
+        subjects,
+        blip_diffusion,
     )
 }
 

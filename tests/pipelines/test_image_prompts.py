@@ -224,29 +224,6 @@ OTHERS = [name for name in backends.installed() if name != "torch"]
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_on_other_backends(backend):
-    """Equal to PyTorch; other numbers compile nothing more."""
-    parts = tiny.components(unet=tiny.ONE_LEVEL)
-    ours = underdraw.StableDiffusionPipeline(**parts)
-    theirs = underdraw.StableDiffusionPipeline(**tiny.on(backend, parts))
-    theirs.engine = JIT if backend == "jax" else None
-    counts = []
-    for pipe in (ours, theirs):
-        pipe.set_progress_bar_config(disable=True)
-        pipe.load_ip_adapter(adapter(ours.unet, "face-id-plus", lora=2), shortcut=True)
-    random = np.random.default_rng(0)
-    hidden = random.standard_normal((2, 1, 5, ip_adapters.HIDDEN)).astype(np.float32)
-    given = {"embedding": hidden[0], "negative": hidden[1], "face": faces().numpy()}
-    for scale in (1.0, 0.4):
-        prompt = ImagePrompt(scale=scale, mask=np.eye(24, 40), shortcut_scale=scale, **given)
-        call = {"controls": [prompt], **SIZE, "num_inference_steps": 1}
-        one, other = (torch.tensor(np.asarray(tiny.run(p, **call))) for p in (theirs, ours))
-        assert close(one, other, 1e-4)
-        counts.append(len(JIT.compiled))
-    assert counts[0] == counts[1]
-
-
-@pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("kind", ["plain", "full", "plus", "face-id"])
 def test_projections_on_other_backends(backend, kind):
     pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)

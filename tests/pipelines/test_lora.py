@@ -13,7 +13,7 @@ from pipelines.loras import lora
 from pipelines.test_beginnings import picture
 
 import underdraw
-from underdraw import Lora, Structure, backends
+from underdraw import Lora, Structure
 from underdraw.engines.compiled import Regional
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
 from underdraw.pictures.writing import METADATA
@@ -221,25 +221,6 @@ def test_beside_a_map_and_on_a_gated_unet():
     assert not close(tiny.run(pipe, **SIZE), both, 1e-3)
     pipe.disable_lora()
     assert not close(tiny.run(pipe, controls=[Structure(net, map_)], **SIZE), both, 1e-3)
-
-
-@pytest.mark.parametrize("backend", [b for b in ("jax",) if b in backends.installed()])
-def test_on_other_backends(backend):
-    """Equal to PyTorch, and another amount compiles nothing."""
-    parts = tiny.components(unet=tiny.ONE_LEVEL)
-    ours = underdraw.StableDiffusionPipeline(**parts)
-    tensors = lora(ours, 1)
-    theirs = underdraw.StableDiffusionPipeline(**tiny.on(backend, parts))
-    theirs.engine = "jit"
-    for pipe in (ours, theirs):
-        pipe.set_progress_bar_config(disable=True)
-        pipe.load_lora_weights(tensors, "clay")
-    for scale in (1.0, -0.5):
-        wanted = []
-        for pipe in (ours, theirs):
-            pipe.set_adapters("clay", scale)
-            wanted.append(np.asarray(tiny.run(pipe, **SIZE)))
-        assert close(torch.tensor(wanted[1]), torch.tensor(wanted[0]), 1e-4)
 
 
 def test_compiled():
