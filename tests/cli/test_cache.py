@@ -11,14 +11,14 @@ def test_what_is_kept_is_shown_and_removed(run, tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER, str(tmp_path / "graphs"))
     monkeypatch.setenv(SIZE, "2")
     nothing = run("cache").stdout
-    beside = f"{tmp_path / 'graphs' / 'programs'}"
+    beside = f"{tmp_path / 'graphs' / 'jax'}"
     assert nothing.splitlines() == [
         f"{tmp_path / 'graphs'}: 0 graphs, 0.0 MB of 2.0 GB",
         f"{beside}: 0 programs, 0.0 MB of 2.0 GB",
     ]
-    (tmp_path / "graphs" / "programs").mkdir(parents=True)
+    (tmp_path / "graphs" / "jax").mkdir(parents=True)
     for name, count in ((".lockfile", 0), ("jit_call-1-cache", 1_250_000), ("jit_call-1-atime", 8)):
-        (tmp_path / "graphs" / "programs" / name).write_bytes(b"x" * count)
+        (tmp_path / "graphs" / "jax" / name).write_bytes(b"x" * count)
     about = {"network": "UNet2DConditionModel", "program": "unet", "inputs": [[2, 4, 5, 9]]}
     for i, more in enumerate(({}, {"inputs": "?", "network": 3})):
         blob = tmp_path / "graphs" / f"{i}.blob"
@@ -36,7 +36,7 @@ def test_what_is_kept_is_shown_and_removed(run, tmp_path, monkeypatch):
         f"{tmp_path / 'graphs'}: 2.5 MB removed",
         f"{beside}: 1.2 MB removed",
     ]
-    assert [path.name for path in (tmp_path / "graphs").rglob("*")] == ["programs", ".lockfile"]
+    assert [path.name for path in (tmp_path / "graphs").rglob("*")] == ["jax", ".lockfile"]
 
 
 def test_nothing_is_kept(run, monkeypatch):

@@ -6,10 +6,10 @@ from engines.runs import unet
 from pipelines.tiny import ONE_LEVEL
 
 from underdraw import backends
-from underdraw.engines import programs
 from underdraw.engines.compiled import Compiled
 from underdraw.engines.engine import Question
-from underdraw.engines.kept import FOLDER, SIZE
+from underdraw.engines.kept import FOLDER, SIZE, Kept
+from underdraw.engines.programs import Programs
 from underdraw.networks.program import Program
 
 JAX = pytest.mark.skipif("jax" not in backends.installed(), reason="needs JAX")
@@ -63,15 +63,17 @@ def asked(engine, model, size=3):
 def test_the_next_engine_compiles_nothing_anew(told, model, tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
     monkeypatch.setenv(SIZE, "2")
-    assert programs.default() == programs.Programs(tmp_path / "kept" / "programs", 2 * 10**9)
+    there = Programs.within(Compiled().kept)
+    assert there == Programs(tmp_path / "kept" / "jax", 2 * 10**9)
     first = asked(Compiled(), model)
-    assert told() == 0 and len(programs.default().sizes()) > 0
-    assert (tmp_path / "kept" / "programs").stat().st_mode & 0o077 == 0
+    assert told() == 0 and len(there.sizes()) > 0
+    assert there.folder.stat().st_mode & 0o077 == 0
     assert np.array_equal(asked(Compiled(), model), first) and told() == 1
-    other = Compiled(kept=programs.Programs(tmp_path / "other", 10**6))
+    other = Compiled(kept=Kept(tmp_path / "other", 10**6))
     asked(other, model, 4)
-    assert len(other.kept.sizes()) > 0
-    assert other.kept.clear() > 0 and other.kept.sizes() == []
+    there = Programs.within(other.kept)
+    assert len(there.sizes()) > 0
+    assert there.clear() > 0 and there.sizes() == []
     assert np.array_equal(asked(other, model, 4)[:3], first)
 
 
@@ -82,16 +84,18 @@ def test_a_folder_that_jax_was_told_of_stays(told, model, tmp_path, monkeypatch)
     monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
     asked(Compiled(), model, 5)
-    assert any((tmp_path / "theirs").iterdir()) and not list(
-        (tmp_path / "kept" / "programs").iterdir()
-    )
+    assert any((tmp_path / "theirs").iterdir()) and not list((tmp_path / "kept" / "jax").iterdir())
 
 
 @JAX
-@pytest.mark.parametrize("nothing", ["environment", "argument", "no place"])
+@pytest.mark.parametrize("nothing", ["environment", "argument", "no place", "somebody else's"])
 def test_nothing_is_kept(told, model, tmp_path, monkeypatch, nothing):
     monkeypatch.setenv(FOLDER, "" if nothing == "environment" else str(tmp_path / "kept"))
     if nothing == "no place":
         (tmp_path / "kept").write_text("a file")
-    asked(Compiled(kept=nothing != "argument"), model, 6)
-    assert told() == 0 and not (tmp_path / "kept").is_dir()
+    if nothing == "somebody else's":
+        (tmp_path / "kept" / "jax").mkdir(parents=True)
+        (tmp_path / "kept" / "jax").chmod(0o777)
+    engine = Compiled(kept=None) if nothing == "argument" else Compiled()
+    asked(engine, model, 6)
+    assert told() == 0 and not list(tmp_path.rglob("*-cache"))

@@ -10,20 +10,22 @@ import typer
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
 ) -> None:
-    """Show what engines keep between processes, or remove it: graphs of openvino, and programs that
-    JAX compiled for the engine jit.
+    """Show what engines keep between processes, or remove it: graphs of openvino, kernels of
+    PyTorch, and beside them programs of JAX.
 
-    Where: the folder that UNDERDRAW_CACHE names, or ~/.cache/underdraw. At most as many gigabytes
-    of either as UNDERDRAW_CACHE_SIZE says (12); the longest unused go first.
+    Where: the folder that UNDERDRAW_CACHE names, or ~/.cache/underdraw/graphs. At most as many
+    gigabytes as UNDERDRAW_CACHE_SIZE says (12), and of JAX's as many; the longest unused go first.
     """
     from time import localtime, strftime
 
-    from underdraw.engines import kept, programs
+    from underdraw.engines import kept
+    from underdraw.engines.programs import Programs
 
-    folder, beside = kept.default(), programs.default()
-    if folder is None or beside is None:
+    folder = kept.default()
+    if folder is None:
         typer.echo(f"{kept.FOLDER} is empty: nothing is kept")
         return
+    beside = Programs.within(folder)
     if clear:
         typer.echo(f"{folder.folder}: {size(folder.clear())} removed")
         typer.echo(f"{beside.folder}: {size(beside.clear())} removed")

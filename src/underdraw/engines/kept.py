@@ -160,13 +160,6 @@ def default() -> Kept | None:
     Raises:
         InputError: `UNDERDRAW_CACHE_SIZE` is no number of gigabytes.
     """
-    found = place()
-    return None if found is None else Kept(*found)
-
-
-def place(inside: str = "") -> tuple[Path, int] | None:
-    """A folder for what is kept, and the bytes that it may take: `graphs` of the user's, or beside
-    it `inside`; where the environment names a folder, that one, or `inside` in it."""
     named = os.environ.get(FOLDER)
     if named == "":
         return None
@@ -179,8 +172,7 @@ def place(inside: str = "") -> tuple[Path, int] | None:
         raise InputError(f"{SIZE}={size!r} is no number of gigabytes; allowed: 0 .. 1000000")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        own = Path(home, "underdraw", inside or "graphs")
-        folder = (Path(named, inside) if named else own).expanduser()
+        folder = Path(named or Path(home, "underdraw", "graphs")).expanduser()
     except RuntimeError:
         return None
-    return folder, int(most * 1e9)
+    return Kept(folder, int(most * 1e9))

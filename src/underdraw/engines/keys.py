@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from underdraw.backends.tree import Structure, is_array, is_parameters
+from underdraw.backends.tree import Structure, is_array, is_parameters, no_data
 from underdraw.engines.engine import Question
-from underdraw.engines.graph import no_data
 
 
 def key_of(question: Question, leaves: Sequence[Any], structure: Structure) -> str | None:

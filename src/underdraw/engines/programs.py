@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from underdraw.engines import kept
+from underdraw.engines.kept import Kept
 
 ENDS = ("-cache", "-atime")
 """Of the names of JAX's files: a program, and when it was used last."""
@@ -24,11 +24,17 @@ class Programs:
     folder: Path
     most: int
 
+    @classmethod
+    def within(cls, kept: Kept) -> Programs:
+        """That beside what other engines keep, as large again."""
+        return cls(kept.folder / "jax", kept.most)
+
     def prepare(self) -> bool:
-        """Whether the folder is there, made for this user alone."""
+        """Whether the folder is there, and nobody but this user writes into it: programs are read
+        as code."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return True
+            return Kept(self.folder, self.most).is_private()
         return False
 
     def sizes(self) -> list[int]:
@@ -48,14 +54,3 @@ class Programs:
                 for path in [*self.folder.glob(f"*{end}")]:
                     path.unlink(missing_ok=True)
         return total
-
-
-def default() -> Programs | None:
-    """`programs` in the folder that the environment names, or beside the user's graphs; None where
-    nothing is kept.
-
-    Raises:
-        InputError: `UNDERDRAW_CACHE_SIZE` is no number of gigabytes.
-    """
-    found = kept.place("programs")
-    return None if found is None else Programs(*found)
