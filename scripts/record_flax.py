@@ -58,7 +58,7 @@ CONTROLNET: dict[str, Any] = {
         *("block_out_channels", "down_block_types", "cross_attention_dim", "attention_head_dim"),
         "layers_per_block",
     )
-} | {"conditioning_embedding_out_channels": [4, 8]}
+} | {"conditioning_embedding_out_channels": [4, 8, 8]}
 VAE: dict[str, Any] = {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -68,6 +68,13 @@ VAE: dict[str, Any] = {
     "sample_size": 24,
     "latent_channels": 4,
 }
+DEEP: dict[str, Any] = {
+    **VAE,
+    "block_out_channels": [8, 8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+}
+"""Beside a ControlNet: a quarter of the latents for its large pictures."""
 TEXT: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 40,
@@ -107,7 +114,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "dpm3": {"negatives": AGAINST},
     "img2img": {"negatives": AGAINST, "strength": 0.65},
     "inpaint": {"negatives": AGAINST},
-    "controlnet": {"prompts": THREE[:1], "strength": 0.8},
+    "controlnet": {"prompts": THREE[:1], "strength": 0.8, "steps": 2},
 }
 """The part of a name before the first underscore says the scheduler, else it is DDIM."""
 
@@ -218,6 +225,7 @@ def record(folder: Path) -> dict[str, np.ndarray]:
         "unet": diffusers.FlaxUNet2DConditionModel(**UNET),
         "wide": diffusers.FlaxUNet2DConditionModel(**WIDE),
         "vae": diffusers.FlaxAutoencoderKL(**VAE),
+        "deep": diffusers.FlaxAutoencoderKL(**DEEP),
         "controlnet": diffusers.FlaxControlNetModel(**CONTROLNET),
     }
     params = {
@@ -228,7 +236,7 @@ def record(folder: Path) -> dict[str, np.ndarray]:
 
     def begun(key: Any) -> Any:
         """Its own `init_weights` takes for granted that the autoencoder's factor is 8."""
-        inputs = [jnp.zeros(shape) for shape in ((1, 4, 8, 8), (1,), (1, 1, WIDTH), (1, 3, 16, 16))]
+        inputs = [jnp.zeros(shape) for shape in ((1, 4, 8, 8), (1,), (1, 1, WIDTH), (1, 3, 32, 32))]
         return networks["controlnet"].init({"params": key, "dropout": key}, *inputs)["params"]
 
     params["controlnet"] = filled("controlnet", jax.eval_shape(begun, key))
@@ -240,7 +248,7 @@ def record(folder: Path) -> dict[str, np.ndarray]:
         _do_init=False,
     )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    parts = {"text_encoder": text, "tokenizer": tokenizer, "vae": networks["vae"]}
+    parts = {"text_encoder": text, "tokenizer": tokenizer}
     parts |= {"safety_checker": None, "feature_extractor": None}
     recorded: dict[str, np.ndarray] = {}
 
@@ -260,11 +268,14 @@ def record(folder: Path) -> dict[str, np.ndarray]:
         }
         kind = kinds.get(name, diffusers.FlaxStableDiffusionPipeline)
         unet = "wide" if name == "inpaint" else "unet"
-        beside = {"controlnet": networks["controlnet"]} if name == "controlnet" else {}
-        pipe = kind(unet=networks[unet], scheduler=steps, **parts, **beside)
+        vae, beside = "vae", {}
+        if name == "controlnet":
+            vae, beside = "deep", {"controlnet": networks["controlnet"]}
+        made_of = {**parts, **beside, "unet": networks[unet], "vae": networks[vae]}
+        pipe = kind(**made_of, scheduler=steps)
         prompts = call.get("prompts", THREE)
         given: dict[str, Any] = {
-            "params": {**params, "unet": params[unet], "scheduler": state},
+            "params": {**params, "unet": params[unet], "vae": params[vae], "scheduler": state},
             "prng_seed": jax.random.PRNGKey(SEED),
             "num_inference_steps": call.get("steps", STEPS),
             "guidance_scale": jnp.float32(call.get("guidance", GUIDANCE)),

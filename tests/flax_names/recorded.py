@@ -27,6 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "unet": record.UNET,
     "wide": record.WIDE,
     "vae": record.VAE,
+    "deep": record.DEEP,
     "text_encoder": record.text_config(),
     "controlnet": record.CONTROLNET,
     "safety_checker": record.VISION,
@@ -44,7 +45,7 @@ def recorded() -> dict[str, np.ndarray]:
 
 @cache
 def network(part: str) -> Any:
-    return CLASSES["unet" if part == "wide" else part](**CONFIGS[part])
+    return CLASSES[{"wide": "unet", "deep": "vae"}.get(part, part)](**CONFIGS[part])
 
 
 @cache
@@ -67,9 +68,13 @@ def scheduler(name: str = "ddim") -> Any:
 
 
 def components(unet: str = "unet", *beside: str) -> dict[str, Any]:
-    parts = ("vae", "text_encoder", *beside)
-    made = {"unet": network(unet), "tokenizer": tokenizer(), "scheduler": scheduler()}
-    return made | {part: network(part) for part in parts}
+    made = {part: network(part) for part in ("text_encoder", *beside)}
+    made |= {"unet": network(unet), "vae": network(autoencoder(beside))}
+    return {**made, "tokenizer": tokenizer(), "scheduler": scheduler()}
+
+
+def autoencoder(beside: tuple[str, ...]) -> str:
+    return "deep" if "controlnet" in beside else "vae"
 
 
 @cache
@@ -81,8 +86,9 @@ def pipeline(kind: str = "FlaxStableDiffusionPipeline", unet: str = "unet", *bes
 
 
 def all_params(unet: str = "unet", *beside: str) -> dict[str, Any]:
-    made = {part: params(part) for part in ("vae", "text_encoder", *beside)}
-    return {**made, "unet": params(unet), "scheduler": scheduler().create_state()}
+    made = {part: params(part) for part in ("text_encoder", *beside)}
+    made |= {"unet": params(unet), "vae": params(autoencoder(beside))}
+    return {**made, "scheduler": scheduler().create_state()}
 
 
 def key(seed: int = record.SEED) -> Any:
