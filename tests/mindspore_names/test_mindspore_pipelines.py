@@ -161,14 +161,13 @@ def edited(home):
 
 def blip(home):
     pipe = quiet(home, "BlipDiffusionPipeline", recorded.components())
-    return pipe(**recorded.arguments("three", pipe, output_type="latent"))
+    return pipe(**recorded.arguments("three", pipe, **CALL))
 
 
 def blip_controlnet(home):
     components = {**recorded.components(), "controlnet": recorded.shared()["controlnet"]}
     pipe = quiet(home, "BlipDiffusionControlNetPipeline", components)
-    given = {"condtioning_image": recorded.edges(), "output_type": "latent"}
-    return pipe(**recorded.arguments("three", pipe, **given))
+    return pipe(**recorded.arguments("three", pipe, condtioning_image=recorded.edges(), **CALL))
 
 
 # -- controls and adapters -------------------------------------------------------------------------
@@ -180,13 +179,6 @@ def loras(home):
     pipe.set_adapters("clay", 0.8)
     steering = [Lora("moss", scale=[0.0, 0.7])]
     return pipe(TWO, **SIZE, **CALL, generator=random(), controls=steering)
-
-
-def fused(home):
-    pipe = quiet(home, "StableDiffusionPipeline")
-    pipe.load_lora_weights(lora(pipe, 1), "clay")
-    pipe.fuse_lora(lora_scale=0.5)
-    return pipe(TWO, **SIZE, **CALL, generator=random())
 
 
 def ip_adapter(home):
@@ -252,7 +244,6 @@ CASES = (
     blip,
     blip_controlnet,
     loras,
-    fused,
     ip_adapter,
     image_prompt,
     learned_words,
