@@ -113,9 +113,10 @@ def test_what_cannot_be_recorded_is_told_and_leaves_nothing(recorded):
     engine = engines.get("jit")
     question = Question(program, unet, (x,), NN)
     assert take("mindspore", engine.run(question))[2].tolist() == [1, 2, 3, 4]
-    with pytest.raises(InputError, match="engine='jit': MindSpore makes no graph"):
-        engine.run(question)
+    for _ in range(2):
+        with pytest.raises(InputError, match="engine='jit': MindSpore makes no graph"):
+            engine.run(question)
     doubled = Question(Program("double", lambda nn, p, config, x: x * 2.5), unet, (x,), NN)
     for _ in range(3):
         assert np.array_equal(take("mindspore", engine.run(doubled)), np.full((3, 4), 2.5))
-    assert len(recorded) == 2
+    assert len(recorded) == 3

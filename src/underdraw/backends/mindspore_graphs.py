@@ -8,14 +8,15 @@ own, and the one that reads bytecode went back to single operations; so operatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count
+from contextlib import suppress
+from importlib import import_module
+from itertools import count, repeat
 from threading import RLock, Thread
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
-from mindspore.graph import jit_context, jit_trace
 
 from underdraw.backends.node import BaseRoot, Node, grow, walk
 from underdraw.errors import InputError
@@ -51,33 +52,45 @@ class _Graph:
                 self._called = True
                 return made
             if self._graph is None:
-                self._graph = self._recorded(arguments)
-                return _alone(lambda: _recording(self._graph, arrays))
+                written = self._over_arrays(arguments)
+                self._graph, made = _alone(lambda: _recording(written, arrays))
+                return made
             return _listed(self._graph(*arrays))
 
-    def _recorded(self, arguments: Any) -> Callable[..., Any]:
+    def _over_arrays(self, arguments: Any) -> Callable[..., Any]:
+        # What is kept for the graph's life holds no array.
+        structure = _rebuilt(arguments, repeat(None))
+
         def graph(*arrays: Any) -> Any:
-            return tuple(self._function(*_rebuilt(arguments, iter(arrays))))
+            return tuple(self._function(*_rebuilt(structure, iter(arrays))))
 
         # MindSpore keeps graphs by name and address for ever, and addresses are used again.
         graph.__name__ = f"underdraw_{next(_numbers)}"
-        return ms.jit(graph, capture_mode="trace")
+        return graph
 
 
-def _recording(graph: Any, arrays: list[Any]) -> list[Any]:
-    """The first call of a graph, and a word where MindSpore cannot record it."""
+def _recording(written: Any, arrays: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """The graph of a function and what its first call gives, or a word where MindSpore cannot
+    record it."""
     try:
+        graph = ms.jit(written, capture_mode="trace")
         # It prints each array for a log that nobody sees: of long ones the ends are enough.
         with np.printoptions(threshold=1, edgeitems=1):
-            return _listed(graph(*arrays))
+            return graph, _listed(graph(*arrays))
     except Exception as error:
-        # Else everything that the process does from now on would be recorded.
-        jit_context.set_jit_context(None)
-        jit_trace._using_trace = False
+        _stop_recording()
         raise InputError(
             f"engine='jit': MindSpore makes no graph of this program ({error}); engine='eager' "
             "runs it"
         ) from error
+
+
+def _stop_recording() -> None:
+    """Else everything that the process does from now on would be recorded."""
+    for home in ("mindspore.graph", "mindspore.common"):  # it has moved
+        with suppress(ImportError):
+            import_module(f"{home}.jit_context").set_jit_context(None)
+            setattr(import_module(f"{home}.jit_trace"), "_using_trace", False)  # noqa: B010
 
 
 def _alone(call: Callable[[], Any]) -> Any:
@@ -93,7 +106,10 @@ def _alone(call: Callable[[], Any]) -> Any:
 
     thread = Thread(target=run)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    finally:  # an interrupt waits for its end, too
+        thread.join()
     if isinstance(made[0], BaseException):
         raise made[0]
     return made[0]

@@ -1,4 +1,0 @@
-from typing import Any
-
-jit_context: Any
-jit_trace: Any
