@@ -25,6 +25,7 @@ LATER = {
     "AttnProcessor2_0 XFormersAttnProcessor": "controls",
     "ModelMixin ConfigMixin SchedulerMixin": "no mixins",
     "logging": "logging.getLogger",
+    "FasterCacheConfig DeepCacheSDHelper": "EncoderPropagation, AttentionCache",
     "DiffusersQuantizer": "no counterpart",
     "MiniMaxMusic3RVQDepthDecoder": "out of scope",
 }
@@ -39,7 +40,7 @@ METHODS = {
     "load_lora_adapter load_attn_procs hotswap_lora": "load_lora_weights",
     "load_ip_adapters fuse_ip_adapter": "load_ip_adapter",
     "enable_layerwise_casting dequantize": "quantize",
-    "enable_shortcuts": "shortcuts",
+    "enable_cache disable_cache tgate": "pipe.enable_acceleration",
     "enable_vae_tilling": "did you mean 'enable_vae_tiling'",
 }
 

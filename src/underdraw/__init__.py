@@ -43,6 +43,18 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         utils as utils,
         weights as weights,
     )
+    from underdraw.controls.acceleration.attention import (
+        AttentionCache as AttentionCache,
+    )
+    from underdraw.controls.acceleration.features import (
+        DeepCache as DeepCache,
+        EncoderPropagation as EncoderPropagation,
+    )
+    from underdraw.controls.acceleration.guidance import (
+        AdaptiveGuidance as AdaptiveGuidance,
+        GuidanceInterval as GuidanceInterval,
+        SparseGuidance as SparseGuidance,
+    )
     from underdraw.controls.attention_edit import (
         AttentionEdit as AttentionEdit,
     )

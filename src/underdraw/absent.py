@@ -72,11 +72,13 @@ NAMES = (
 KINDS = (
     (
         r"\w*(Guidance\w*|guiders)",
-        "guidance_scale is a number or one per image, and a callback may change it between steps",
+        "guidance_scale is a number or one per image, a callback may change it between steps, and "
+        "GuidanceInterval, AdaptiveGuidance and SparseGuidance leave halves out",
     ),
     (
         r"\w*Cache\w*|apply_\w+",
-        "shortcuts that reuse what a network computed come with a later release",
+        "pipe.enable_acceleration(...) reuses what a network computed: DeepCache, "
+        "EncoderPropagation, AttentionCache",
     ),
     (
         r"\w*Blocks|[Mm]odular\w*|Components?\w+|ConfigSpec|InputParam|OutputParam|"
@@ -122,7 +124,10 @@ METHODS = (
         "pipe.enable_group_offload(), pipe.quantize('int8'), pipe.enable_vae_tiling(seamless=True) "
         "and dtype='float16' save memory",
     ),
-    (r"(enable|disable)_shortcuts", "shortcuts come with a later release"),
+    (
+        r"(enable|disable)_(\w*cache|shortcuts)|tgate",
+        "pipe.enable_acceleration('fast') computes less",
+    ),
     (r"compile_repeated_blocks|compile", 'use engine="compiled" of the pipeline'),
     (r"(enable|disable)_pag\w*|pag_\w+", "perturbed attention is no part of underdraw"),
     (

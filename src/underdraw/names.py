@@ -3,6 +3,13 @@
 __version__ = "0.1.0"
 
 MODULES = {
+    "underdraw.controls.acceleration.attention": ("AttentionCache",),
+    "underdraw.controls.acceleration.features": ("DeepCache", "EncoderPropagation"),
+    "underdraw.controls.acceleration.guidance": (
+        "AdaptiveGuidance",
+        "GuidanceInterval",
+        "SparseGuidance",
+    ),
     "underdraw.controls.attention_edit": ("AttentionEdit",),
     "underdraw.controls.boxes": ("Box", "Layout", "PerImage", "Style"),
     "underdraw.controls.maps": (

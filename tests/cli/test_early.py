@@ -111,6 +111,8 @@ SPHERE = ("edit", "photo.png", "--from", "a red sphere", "--to")
         (("generate", "x", "--guidance", 1e30), "--guidance=1e+30 is out of range"),
         (("generate", "x", "--seed", 2**63 - 1, "-n", 2), "--seed 9223372036854775807 is out"),
         (("generate", "x", "--grounding", "no/such"), "no/such"),
+        (("generate", "x", "--speed", "fast", "--steps", 9), "allowed: 10 steps or more, or"),
+        (("evaluate", "--speed", "faster", "--steps", 9), "allowed: 10 steps or more, or"),
         (("generate", "x", "--engine", "warp"), "--engine warp is not known"),
         (("generate", "(x"), "("),
         (("generate", "x", "--image", "photo.png", "--height", 30), "--height=30 is not"),

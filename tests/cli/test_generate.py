@@ -89,6 +89,18 @@ def test_again_with_changes(run, tiny):
     assert not np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
+def test_what_was_left_out_is_left_out_again(run, tiny):
+    call = ("--model", tiny, "--steps", 10, "--dtype", "float32", "--height", 40, "--width", 72)
+    run("generate", "a cone", *call, "--seed", 1, "--speed", "faster", "--out", "a.png")
+    told = read_metadata("a.png")["settings"]["acceleration"]
+    assert told["deep_cache"]["every"] == 3
+    run("generate", "--again", "a.png", "--as-recorded", "--out", "b.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    run("generate", "--again", "a.png", "--as-recorded", "--speed", "exact", "--out", "c.png")
+    assert "acceleration" not in read_metadata("c.png")["settings"]
+    assert not np.array_equal(pixels("a.png"), pixels("c.png"))
+
+
 def test_settings_of_a_picture_come_again(run, tiny):
     from underdraw import StableDiffusionPipeline
 

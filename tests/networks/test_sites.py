@@ -53,6 +53,10 @@ def residuals(nn, change):
     return [change(array) for array in made]
 
 
+def drawn(*shape):
+    return give("torch", np.random.default_rng(5).standard_normal(shape))
+
+
 def none(nn, place, q):
     return q * 0
 
@@ -101,6 +105,19 @@ ACTING = {
         "idle": lambda nn, p, x: nn.conv2d(p, x, 8, 3),
         "wrong": lambda nn, p, x: nn.conv2d(p, x, 8, 3)[:, 1:],
     },
+    "cross_attention_output": {"act": (louder,), "idle": (same,), "wrong": (shorter,)},
+    "skip": {"act": (louder,), "idle": (same,), "wrong": (shorter,)},
+    "up": {"act": (louder,), "idle": (same,), "wrong": (shorter,)},
+    "features": {
+        "act": {"up_blocks.2.resnets.1": drawn(3, 8, 9, 14)},
+        "idle": {},
+        "wrong": {"up_blocks.2.resnets.1": drawn(3, 7, 9, 14)},
+    },
+    "attended": {
+        "act": {f"down_blocks.0.{BLOCK}.attn2": drawn(3, 126, 8)},
+        "idle": {},
+        "wrong": {f"down_blocks.0.{BLOCK}.attn2": drawn(3, 125, 8)},
+    },
     "leaves": {
         "act": low_rank(2, 4, 3, 3),
         "idle": low_rank(2, 4, 3, 3, factor=0),
@@ -119,8 +136,19 @@ PLACES = {
     "down_residuals": ("down_residuals.0", (3, 7, 9, 14), (3, 8, 9, 14)),
     "mid_residual": ("mid_residual", (3, 24, 2, 4), (3, 24, 3, 4)),
     "conv_in": ("conv_in", (3, 7, 9, 14), (3, 8, 9, 14)),
+    "cross_attention_output": (f"down_blocks.0.{BLOCK}.attn2", (3, 125, 8), (3, 126, 8)),
+    "skip": ("conv_in", (3, 7, 9, 14), (3, 8, 9, 14)),
+    "up": ("up_blocks.0.resnets.0", (3, 23, 3, 4), (3, 24, 3, 4)),
+    "features": ("up_blocks.2.resnets.1", (3, 7, 9, 14), (3, 8, 9, 14)),
+    "attended": (f"down_blocks.0.{BLOCK}.attn2", (3, 125, 8), (3, 126, 8)),
     "leaves": ("conv_in", (2, 3, 3, 3), (8, 4, 3, 3)),
 }
+ALONE = {
+    "conv_in": "two controls replace the first convolution",
+    "features": "two controls know the value at 'up_blocks.2.resnets.1'",
+    "attended": f"two controls know the value at 'down_blocks.0.{BLOCK}.attn2'",
+}
+"""Sites that one control alone can have."""
 EVERY = pytest.mark.parametrize("site", [f.name for f in fields(Sites)])
 
 
@@ -177,8 +205,8 @@ def test_sums_of_sites_act_one_after_the_other(call, site):
     one = Sites(**{site: ACTING[site]["act"]})
     assert np.array_equal(call(one + NO_SITES), call(one))
     assert np.array_equal(call(NO_SITES + one), call(one))
-    if site == "conv_in":
-        with pytest.raises(ControlError, match="first convolution"):
+    if site in ALONE:
+        with pytest.raises(ControlError, match=ALONE[site]):
             one + one
     else:
         both = call(one + one)

@@ -49,6 +49,8 @@ class Request:
     """Configuration recorded in a picture; None: the checkpoint's."""
     compat: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    speed: str | None = None
+    """A preset of acceleration instead of what `settings` say."""
     call: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, Any] | None = None
     """Boxes, as a layout file holds them."""

@@ -63,14 +63,17 @@ def check_call(
     guidance: Any = None,
     sides: Mapping[str, Any] | None = None,
     strength: Any = None,
+    speed: str | None = None,
 ) -> None:
     """Raise an InputError for numbers that no call of the model takes; None is not looked at.
 
     Args:
         sides: option -> pixels.
         strength: the least part of the steps that is run.
+        speed: a preset of acceleration.
     """
     from underdraw import checks
+    from underdraw.limits import FEWEST_CALLS
 
     if steps is not None:
         checks.whole("--steps", steps, 1, known.steps)
@@ -87,6 +90,12 @@ def check_call(
                 f"{math.ceil(1 / strength) if strength else 'more'} steps, or a strength of at "
                 f"least {1 / steps:.3g}"
             )
+    run = steps if strength is None or steps is None else int(steps * strength)
+    if speed not in (None, "exact") and run is not None and run < FEWEST_CALLS:
+        raise InputError(
+            f"--speed {speed} leaves out what hardly changes from step to step; {run} steps have "
+            f"nothing of that; allowed: {FEWEST_CALLS} steps or more, or --speed exact"
+        )
 
 
 def check_texts(texts: Sequence[str]) -> None:

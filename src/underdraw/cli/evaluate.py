@@ -43,6 +43,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 16,
     solver: options.Solver = None,
     engine: options.Engine = None,
+    speed: options.Speed = None,
     dtype: options.Precision = None,
     device: options.Device = None,
     memory: options.Memory = None,
@@ -84,7 +85,9 @@ def evaluate(
     if task is not Task.subjects and subject_weights is not None:
         raise InputError("--subject-weights is for --task subjects")
     spared = read_ways(memory)
-    check(out, model or options.SCENES, task, steps, guidance, solver, engine, grounding, strength)
+    pace = "exact" if speed is None else speed.value
+    told = (steps, guidance, solver, engine, grounding, strength, pace)
+    check(out, model or options.SCENES, task, *told)
     if task is Task.subjects:
         from underdraw.cli.subjects import check_weights
 
@@ -103,6 +106,7 @@ def evaluate(
     )
     if solver is not None:
         pipe.scheduler = solvers.make_solver(solver, pipe.scheduler.config)
+    pipe.enable_acceleration(pace)
     pipe.set_progress_bar_config(disable=True)
     spared.set(pipe)
     tell(summary(pipe, engine))
@@ -170,6 +174,7 @@ def check(
     engine: str | None,
     grounding: str | None,
     strength: tuple[float, float, float] | None,
+    speed: str,
 ) -> None:
     """Refuse what can be refused before anything is loaded."""
     outputs.check_folder(out, ["report.json"])
@@ -190,7 +195,8 @@ def check(
     elif task is Task.structure and not own_nets(model):
         raise InputError(f"{model:.200} has no nets of its own for maps of edges or of depth")
     way = STRENGTH if task is Task.editing else None
-    early.check_call(early.facts(model), steps=steps, guidance=guidance, strength=way)
+    known = early.facts(model)
+    early.check_call(known, steps=steps, guidance=guidance, strength=way, speed=speed)
 
 
 @contextmanager

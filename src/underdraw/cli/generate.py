@@ -67,6 +67,7 @@ def generate(
     backend: options.Framework = None,
     engine: options.Engine = None,
     packages: options.Packages = None,
+    speed: options.Speed = None,
     dtype: options.Precision = None,
     device: options.Device = None,
     memory: options.Memory = None,
@@ -205,6 +206,8 @@ def generate(
         named |= {image_prompts.WEIGHTS: ip_adapter}
         held = [name for name, value in named.items() if value is not None]
         request = records.recorded(again, held, as_recorded)
+    if speed is not None:
+        request.speed = speed.value
     request.loras = loras.read_loras(lora, embedding, request.scales)
     request.memory = spared.read_ways(memory, request.memory.quantized)
     pictures.begin(request, image, mask, strength)
@@ -368,4 +371,5 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
         guidance=call.get("guidance_scale"),
         sides=wanted.sides("image" in call) or recorded,
         strength=call.get("strength", IMG2IMG_STRENGTH if begins else None),
+        speed=request.speed,
     )

@@ -61,6 +61,8 @@ def load(request: Request, solver: str | None) -> Any:
         pipe.settings = Settings(**request.settings)
     except TypeError as error:
         raise InputError(f"settings of the picture cannot be read: {error}") from error
+    if request.speed is not None:
+        pipe.enable_acceleration(request.speed)
     if request.scheduler is not None:
         name = str(request.scheduler.get("_class_name"))
         pipe.scheduler = scheduler_class(name).from_config(request.scheduler)

@@ -42,6 +42,14 @@ class Prediction(str, Enum):
     sample = "sample"
 
 
+class Pace(str, Enum):
+    """Presets of `pipe.enable_acceleration`."""
+
+    exact = "exact"
+    fast = "fast"
+    faster = "faster"
+
+
 class Suffix(str, Enum):
     """Of pictures in a folder."""
 
@@ -84,6 +92,13 @@ Engine = Annotated[
         "openvino: whole networks, on the CPU; compiled in seconds, and kept for the next time. "
         "auto: openvino where it is installed and faster, else eager.",
         autocompletion=lambda incomplete: [e for e in ENGINES if e.startswith(incomplete)],
+    ),
+]
+Speed = Annotated[
+    Pace | None,
+    typer.Option(
+        help="exact (the default): compute everything. fast, faster: leave out what hardly changes "
+        "from step to step; docs/acceleration.md has the price.",
     ),
 ]
 Variant = Annotated[

@@ -421,7 +421,10 @@ class _Carry(NamedTuple):
         return x[first : first + self.images]
 
     def remember(self, told: Sequence[Seen]) -> _Carry:
-        """With what this call has seen in its largest layers."""
+        """With what this call has seen in its largest layers, which a call that is computed in part
+        may leave out."""
+        if not told:
+            return self
         largest = max((seen.positions for seen in told), default=0)
         maps = list(self.maps or [(None, None)] * len(self.edits))
         for seen in told:

@@ -8,7 +8,7 @@ controlled one gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -82,12 +82,30 @@ class Asked:
         return replace(self, sample=self.sample[half:], context=self.context[half:], guided=False)
 
 
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What the UNet gave in a call, as `predict` sees it: arrays `(images, channels, height,
+    width)` in float32."""
+
+    value: Array
+    """With guidance, as the solver will get it."""
+    conditional: Array
+    unconditional: Array | None
+    """None where the call had no such half."""
+    guided: Callable[[Array, Array], Array]
+    """Guidance of an unconditional and a conditional prediction, as strong as it is now."""
+
+
 class Control:
     """Base with the moments of a control, in the order in which things happen; override those that
     matter.
 
     Strength over time is a function of `call.progress`, evaluated for each model call.
     """
+
+    reuses: ClassVar[bool] = False
+    """Whether it has calls computed in part (`Sites.features`). In these the networks of other
+    controls are not asked: what they answered last acts again."""
 
     def check(self, planned: Planned) -> None:
         """Before anything is computed, when sizes and numbers are known: raise an InputError or
@@ -120,6 +138,11 @@ class Control:
         """Once per run, before the first call: encode phrases, images, maps. Returns the carry."""
         return None
 
+    def guides(self, carry: Any, call: Call) -> bool:
+        """Whether this call, for which guidance asks an unconditional half, is to have one; it has
+        none as soon as one control says no."""
+        return True
+
     def before_call(
         self, nn: Operations, carry: Any, latents: Array, call: Call
     ) -> tuple[Array, Sites, Any]:
@@ -132,6 +155,12 @@ class Control:
         """What else acts inside this call, found with a network of the control's own, and the new
         carry."""
         return NO_SITES, carry
+
+    def predict(
+        self, nn: Operations, carry: Any, predicted: Predicted, call: Call
+    ) -> tuple[Array, Any]:
+        """The prediction that the solver gets, and the new carry."""
+        return predicted.value, carry
 
     def after_step(
         self, nn: Operations, carry: Any, latents: Array, call: Call

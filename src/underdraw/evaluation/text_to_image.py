@@ -101,6 +101,7 @@ def describe_model(pipe: Any) -> dict[str, Any] | None:
     if not isinstance(pipe, DiffusionPipeline):
         return None
     scheduler: Any = pipe.components["scheduler"]
+    left_out = pipe.settings.acceleration
     schedule = dict(getattr(scheduler, "config", {}))
     return {
         "source": pipe.source,
@@ -108,6 +109,7 @@ def describe_model(pipe: Any) -> dict[str, Any] | None:
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "scheduler": type(scheduler).__name__,
         "schedule": {name: repr(value) for name, value in sorted(schedule.items())},
+        **({} if left_out is None else {"acceleration": left_out.recorded()}),
     }
 
 

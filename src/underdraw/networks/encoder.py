@@ -5,9 +5,9 @@ Time and context are embedded here, too, and what each block makes of them, ahea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 from underdraw.backends.contract import Array, Node, Operations
@@ -15,6 +15,7 @@ from underdraw.backends.layout import Layout
 from underdraw.networks.class_labels import embed_labels
 from underdraw.networks.config import DOWN, MID, Level, UNetConfig
 from underdraw.networks.layers import (
+    Attended,
     BlockContext,
     KeysValues,
     SideBySide,
@@ -24,7 +25,7 @@ from underdraw.networks.layers import (
     spatial_transformer,
     timestep_embedding,
 )
-from underdraw.networks.sites import NO_SITES, Extras, Sites, apply
+from underdraw.networks.sites import NO_SITES, Extras, Sites, apply, check
 
 Time = Array | Mapping[str, Array]
 """The embedded time `(batch | 1, width)`, or by place what each residual block makes of it."""
@@ -103,7 +104,12 @@ class Blocks:
         """The transformer blocks of one attention."""
         c, context = self.config, self.context
         inside = self.sites if self.sites.in_blocks else NO_SITES
-        contexts = [_block_context(context, place, i, only_cross) for i in range(level.depth)]
+        contexts = [
+            _block_context(context, f"{place}.transformer_blocks.{i}", only_cross)
+            for i in range(level.depth)
+        ]
+        if self.sites.attended:
+            contexts = _with_known(contexts, self.sites.attended, x, place)
         # Blocks of one shape are one program where no hook asks for their place.
         at = place if inside is not NO_SITES else ""
         linear, heads, groups = c.use_linear_projection, level.heads, c.norm_num_groups
@@ -111,11 +117,12 @@ class Blocks:
         return self.run(spatial_transformer, self.nn, p, x, contexts, *settings)
 
 
-def down(blocks: Blocks, p: Node, x: Array) -> tuple[Array, list[Array]]:
-    """The way down from what the first convolution gave: hidden states of the smallest level, and
-    what the skip connections hold, `x` first."""
+def down(blocks: Blocks, p: Node, x: Array) -> Iterator[Array]:
+    """The way down from what the first convolution gave: what the skip connections hold, `x` first
+    and the hidden states of the smallest level last. No more is computed than is asked for."""
     nn, c, sites = blocks.nn, blocks.config, blocks.sites
-    skips, top = [x], len(c.levels) - 1
+    top = len(c.levels) - 1
+    yield x
     for i, (kind, level) in enumerate(zip(c.down_block_types, c.levels, strict=True)):
         block, place, width = p.down_blocks[i], f"down_blocks.{i}", level.width
         for j in range(level.layers):
@@ -125,14 +132,34 @@ def down(blocks: Blocks, p: Node, x: Array) -> tuple[Array, list[Array]]:
                 x = blocks.attend(block.attentions[j], x, level, at, level.only_cross)
             if j == level.layers - 1 and sites.down:
                 x = apply(nn, sites.down, place, x, blocks.extras)
-            skips.append(x)
+            yield x
         if i < top:
             # As the autoencoder's: unpadded means padded below and to the right only.
             x = x if c.downsample_padding else nn.pad(x, 1, 1)
             at = block.downsamplers[0].conv
             x = nn.conv2d(at, x, width, 3, stride=2, padding=c.downsample_padding)
-            skips.append(x)
-    return x, skips
+            yield x
+
+
+@cache
+def skip_places(config: UNetConfig) -> tuple[str, ...]:
+    """The layers whose outputs `down` gives, in its order."""
+    places, top = ["conv_in"], len(config.levels) - 1
+    for i, level in enumerate(config.levels):
+        places += [f"down_blocks.{i}.resnets.{j}" for j in range(level.layers)]
+        places += [f"down_blocks.{i}.downsamplers.0"] if i < top else []
+    return tuple(places)
+
+
+def skip_widths(config: UNetConfig) -> tuple[int, ...]:
+    """Their channels."""
+    top, levels = len(config.levels) - 1, config.levels
+    inside = (
+        width
+        for i, level in enumerate(levels)
+        for width in [level.width] * (level.layers + (i < top))
+    )
+    return (config.block_out_channels[0], *inside)
 
 
 def middle(blocks: Blocks, p: Node, x: Array) -> Array:
@@ -149,12 +176,27 @@ def middle(blocks: Blocks, p: Node, x: Array) -> Array:
     return x
 
 
-def _block_context(context: Context, place: str, number: int, only_cross: bool) -> BlockContext:
+def _block_context(context: Context, block: str, only_cross: bool) -> BlockContext:
     """What one transformer block attends to."""
     if not isinstance(context, Mapping):
         return context
-    block = f"{place}.transformer_blocks.{number}"
     return (context[f"{block}.attn1"] if only_cross else None), context[f"{block}.attn2"]
+
+
+def _with_known(
+    contexts: Sequence[BlockContext], attended: Mapping[str, Array], x: Array, place: str
+) -> list[BlockContext]:
+    """The same, with what attention is known to give in place of what it attends to."""
+    known: list[BlockContext] = []
+    for i, context in enumerate(contexts):
+        at = f"{place}.transformer_blocks.{i}.attn2"
+        if at not in attended:
+            known.append(context)
+            continue
+        check("attended", at, attended[at], (x.shape[0], x.shape[2] * x.shape[3], x.shape[1]))
+        first = context[0] if isinstance(context, tuple) else context
+        known.append((first, Attended(attended[at])))
+    return known
 
 
 # -- ahead of the loop

@@ -33,10 +33,12 @@ WRAPPERS: Mapping[str, type[OnRows]] = {"beside_cross_attention": BesideOnRows, 
 
 def may_join(a: Inputs, b: Inputs) -> bool:
     """Whether two calls can be one: latents of one size and dtype, both with keys and values and
-    times that were computed ahead."""
+    times that were computed ahead, and the same is known of both."""
     return (
         tuple(a.x.shape[1:]) == tuple(b.x.shape[1:])
         and a.x.dtype == b.x.dtype
+        and set(a.sites.features) == set(b.sites.features)
+        and set(a.sites.attended) == set(b.sites.attended)
         and all(isinstance(part, Mapping) for part in (a.time, b.time, a.context, b.context))
     )
 
@@ -127,6 +129,8 @@ def join_sites(
         mid_residual=_residual(nn, [sites.mid_residual for sites in each], rows),
         conv_in=conv_in,
         leaves=deltas_together(*leaves),
+        features=_known(nn, [sites.features for sites in each]),
+        attended=_known(nn, [sites.attended for sites in each]),
     )
 
 
@@ -144,6 +148,11 @@ def together(nn: Operations, acting: Sequence[OnRows]) -> tuple[OnRows, ...]:
                 continue
         left.append(one)
     return tuple(left)
+
+
+def _known(nn: Operations, each: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """What is known by place, which is the same of all runs."""
+    return {place: nn.concat([known[place] for known in each], 0) for place in each[0]}
 
 
 def _down_residuals(nn: Operations, each: Sequence[Any], rows: Sequence[int]) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from underdraw.backends.contract import Array, Node, Operations
 from underdraw.networks.sites import NO_SITES, Extras, Hook, OnRows, Sites, apply, check, wanting
@@ -96,6 +96,13 @@ class SideBySide:
     def starts(self) -> list[int]:
         """The first row of each part."""
         return [sum(k.shape[0] for k, _ in self.parts[:i]) for i in range(len(self.parts))]
+
+
+class Attended(NamedTuple):
+    """In place of keys and values: what attention to them gives is known."""
+
+    output: Array
+    """`(batch, tokens, width)`"""
 
 
 def attention(
@@ -188,9 +195,9 @@ def feed_forward(nn: Operations, p: Node, x: Array) -> Array:
     return nn.linear(p.net[2], h, width)
 
 
-BlockContext = Array | tuple[KeysValues | SideBySide | None, KeysValues | SideBySide]
-"""Text context `(batch, tokens, width)`, or the keys and values of a block's two attentions to it;
-None where the first attends to the picture."""
+BlockContext = Array | tuple[Any, KeysValues | SideBySide | Attended]
+"""Text context `(batch, tokens, width)`, or what a block's two attentions to it need of it: the
+same, or keys and values; None where the first attends to the picture."""
 
 
 def transformer_block(
@@ -212,9 +219,9 @@ def transformer_block(
     width, first, second = x.shape[-1], f"{place}.attn1", f"{place}.attn2"
 
     def to_context(p: Node, number: int) -> Any:
-        if isinstance(context, tuple):
-            return context[number]
-        return keys_values(nn, p, context, width, heads)
+        one = context[number] if isinstance(context, tuple) else context
+        known = isinstance(one, tuple | SideBySide)
+        return one if known else keys_values(nn, p, one, width, heads)
 
     h = nn.layer_norm(p.norm1, x)
     if only_cross:
@@ -229,9 +236,14 @@ def transformer_block(
         x = apply(nn, sites.after_self_attention, place, x, extras)
     kv = to_context(p.attn2, 1)
     x = for_rows_of(nn, kv, x)
-    h = nn.layer_norm(p.norm2, x)
-    hooks, beside = sites.cross_attention, sites.beside_cross_attention
-    x = x + attention(nn, p.attn2, h, kv, heads, second, hooks, beside, mask=mask, extras=extras)
+    if isinstance(kv, Attended):
+        x = x + kv.output
+    else:
+        h = nn.layer_norm(p.norm2, x)
+        hooks, beside = sites.cross_attention, sites.beside_cross_attention
+        h = attention(nn, p.attn2, h, kv, heads, second, hooks, beside, mask=mask, extras=extras)
+        x = x + apply(nn, sites.cross_attention_output, second, h, extras)
+        del h
     return x + feed_forward(nn, p.ff, nn.layer_norm(p.norm3, x))
 
 
@@ -271,7 +283,7 @@ def spatial_transformer(
     return repeated(nn, x, h.shape[0]) + h
 
 
-def for_rows_of(nn: Operations, kv: KeysValues | SideBySide, x: Array) -> Array:
+def for_rows_of(nn: Operations, kv: KeysValues | SideBySide | Attended, x: Array) -> Array:
     """`x` as often as it takes for the rows of keys and values."""
     return x if isinstance(kv, SideBySide) else repeated(nn, x, kv[0].shape[0])
 

@@ -7,7 +7,7 @@ compiles for each new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -64,6 +64,17 @@ class UpTo:
 
 
 @dataclass(frozen=True)
+class Telling:
+    """A hook that changes nothing, and tells what it sees at some places."""
+
+    places: tuple[str, ...]
+    owner: Any = field(default=None, metadata={"static": True})
+
+    def __call__(self, nn: Operations, place: str, x: Array) -> Any:
+        return Observed(x, x) if place in self.places else x
+
+
+@dataclass(frozen=True)
 class OnRows:
     """A hook that acts on rows `start` to `stop` of a call alone; the others stay as they are."""
 
@@ -91,10 +102,11 @@ class OnRows:
         return nn.concat([part for part in parts if part.shape[0]], 0)
 
     def __call__(self, nn: Operations, place: str, x: Array) -> Any:
-        told = self.hook(nn, place, self.of(x))
+        rows = self.of(x)
+        told = self.hook(nn, place, rows)
         value = told.value if isinstance(told, Observed) else told
-        check(self.hook, place, value, self.of(x).shape)
-        value = self.put(nn, x, value)
+        check(self.hook, place, value, rows.shape)
+        value = x if value is rows else self.put(nn, x, value)
         return told._replace(value=value) if isinstance(told, Observed) else value
 
 
@@ -154,6 +166,13 @@ class Sites:
     """Hidden `(batch, channels, height, width)` after each down block's layers (T2I-Adapter)."""
     join: tuple[Join, ...] = ()
     """Hidden and skip of an up block before they are joined (FreeU)."""
+    cross_attention_output: tuple[Hook, ...] = ()
+    """What cross-attention adds to the tokens `(batch, tokens, width)`."""
+    skip: tuple[Hook, ...] = ()
+    """What a skip connection holds, residuals included, at the place that gave it
+    (`encoder.skip_places`)."""
+    up: tuple[Hook, ...] = ()
+    """Hidden before each residual block of the way up, at the block's place."""
     down_residuals: Sequence[Array] | None = None
     """One array per skip connection, added to it (ControlNet)."""
     mid_residual: Array | None = None
@@ -163,12 +182,17 @@ class Sites:
     leaves: Deltas = field(default_factory=dict)
     """Differences to layers, by their path (LoRA); keys, values and times that are computed ahead
     have them, too."""
+    features: Mapping[str, Array] = field(default_factory=dict)
+    """Values by the places of `up` and `skip` that are known: neither they nor what nothing else
+    needs is computed."""
+    attended: Mapping[str, Array] = field(default_factory=dict)
+    """Values by the places of `cross_attention_output` that are known, likewise."""
 
     def __add__(self, other: Sites) -> Sites:
         """Both act: hooks run one after another, residuals add up.
 
         Raises:
-            ControlError: both replace the first convolution.
+            ControlError: both replace the first convolution, or know the same value.
         """
         if self.conv_in is not None and other.conv_in is not None:
             raise ControlError("two controls replace the first convolution; only one can")
@@ -178,6 +202,8 @@ class Sites:
             mid_residual=_sum(self.mid_residual, other.mid_residual, lambda a, b: a + b),
             conv_in=self.conv_in or other.conv_in,
             leaves=_sum(self.leaves or None, other.leaves or None, together) or {},
+            features=_either(self.features, other.features),
+            attended=_either(self.attended, other.attended),
         )
 
     @property
@@ -188,6 +214,7 @@ class Sites:
             or self.self_attention
             or self.cross_attention
             or self.beside_cross_attention
+            or self.cross_attention_output
         )
 
     def owned(self, name: Callable[[Any], Any]) -> Sites:
@@ -223,6 +250,12 @@ def _sum(a: Any, b: Any, add: Callable[[Any, Any], Any]) -> Any:
     if a is None or b is None:
         return b if a is None else a
     return add(a, b)
+
+
+def _either(a: Mapping[str, Array], b: Mapping[str, Array]) -> Mapping[str, Array]:
+    if twice := sorted(set(a) & set(b)):
+        raise ControlError(f"two controls know the value at '{twice[0]}'; only one can")
+    return {**a, **b} if a and b else a or b
 
 
 def _sum_each(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 from underdraw.backends.adapted import NO_DELTAS, adapted
@@ -12,8 +13,8 @@ from underdraw.backends.deltas import Deltas
 from underdraw.backends.layout import Layout
 from underdraw.backends.shapes import Path, Shape, Shapes, trace
 from underdraw.errors import ControlError, InputError
-from underdraw.networks import encoder
-from underdraw.networks.config import UP, UNetConfig
+from underdraw.networks import decoder, encoder
+from underdraw.networks.config import UNetConfig
 from underdraw.networks.encoder import Blocks, Context, Run, Time, at_once, embed_time
 from underdraw.networks.layers import KeysValues, activation
 from underdraw.networks.program import Program
@@ -23,8 +24,8 @@ from underdraw.networks.sites import (
     Extras,
     Sites,
     add_residual,
+    apply,
     check,
-    join,
 )
 
 
@@ -54,8 +55,44 @@ def unet(
         extras: a list that takes what hooks tell (`sites.Observed`).
     """
     c, p = config, adapted(p, sites.leaves)
-    levels, top = c.levels, len(c.levels) - 1
     x, context = begun(nn, x, context, sites)
+    blocks = Blocks(nn, c, time, context, sites, mask, run, extras)
+    features, places = sites.features, encoder.skip_places(c)
+    _check_features(c, x, features)
+    first = decoder.begun(c, features)
+    needed = places[: len(places) - (first or 0)]
+    missing = [k for k, at in enumerate(needed) if first is None or at not in features]
+    made = list(islice(_way_down(blocks, p, x), missing[-1] + 1)) if missing else []
+    if first is None:
+        x = encoder.middle(blocks, p, made[-1])
+        if sites.mid_residual is not None:
+            x = add_residual("mid_residual", x, sites.mid_residual)
+    else:
+        x = features[decoder.units(c)[first].place]
+    skips = _skips(blocks, needed, made)
+    del made  # else what the way up has behind it would stay
+    x = decoder.up(blocks, p, x, skips)
+    x = activation(nn, c.act_fn)(nn.group_norm(p.conv_norm_out, x, c.norm_num_groups, c.norm_eps))
+    return nn.conv2d(p.conv_out, x, c.out_channels, c.conv_out_kernel)
+
+
+def _check_features(config: UNetConfig, x: Array, features: Mapping[str, Array]) -> None:
+    """That what is known of a call with these latents has the sizes that it would have."""
+    if not features:
+        return
+    of, units, rows = sizes(config, *x.shape[2:]), decoder.units(config), x.shape[0]
+    widths = dict(zip(encoder.skip_places(config), encoder.skip_widths(config), strict=True))
+    before = (config.levels[-1], *(unit.level for unit in units))
+    widths |= {unit.place: level.width for level, unit in zip(before, units, strict=False)}
+    for place, value in features.items():
+        if place not in widths:
+            raise ControlError(f"features names '{place}'; this UNet has no such place")
+        check("features", place, value, (rows, widths[place], *of(place)))
+
+
+def _way_down(blocks: Blocks, p: Node, x: Array) -> Iterator[Array]:
+    """What skip connections hold, from latents."""
+    nn, c, sites = blocks.nn, blocks.config, blocks.sites
     if x.shape[1] != c.in_channels and sites.conv_in is None:
         error = ControlError if sites.model_input else InputError
         raise error(
@@ -69,42 +106,27 @@ def unet(
         hidden = sites.conv_in(nn, p.conv_in, x)
         check(sites.conv_in, "conv_in", hidden, (x.shape[0], c.block_out_channels[0], *x.shape[2:]))
         x = hidden
-    blocks = Blocks(nn, c, time, context, sites, mask, run, extras)
-    x, skips = encoder.down(blocks, p, x)
+    yield from encoder.down(blocks, p, x)
 
-    if sites.down_residuals is not None:
-        if len(sites.down_residuals) != len(skips):
-            raise ControlError(
-                f"down_residuals has {len(sites.down_residuals)} entries; "
-                f"this UNet has {len(skips)} skip connections"
-            )
-        skips = [
-            add_residual(f"down_residuals.{k}", skip, extra)
-            for k, (skip, extra) in enumerate(zip(skips, sites.down_residuals, strict=True))
-        ]
 
-    x = encoder.middle(blocks, p, x)
-    if sites.mid_residual is not None:
-        x = add_residual("mid_residual", x, sites.mid_residual)
-
-    for i, kind in enumerate(c.up_block_types):
-        level = levels[top - i]
-        block, place, width = p.up_blocks[i], f"up_blocks.{i}", level.width
-        for j in range(level.layers + 1):
-            skip = skips.pop()
-            x, skip = join(nn, sites.join, place, x, skip)
-            x = nn.concat((x, skip), 1)
-            x = blocks.residual(block.resnets[j], x, width, f"{place}.resnets.{j}")
-            if kind == UP[0]:
-                at = f"{place}.attentions.{j}"
-                x = blocks.attend(block.attentions[j], x, level, at, level.only_cross)
-        if i < top:
-            height, wide = skips[-1].shape[2:]
-            x = nn.upsample(x, height, wide)
-            x = nn.conv2d(block.upsamplers[0].conv, x, width, 3)
-
-    x = activation(nn, c.act_fn)(nn.group_norm(p.conv_norm_out, x, c.norm_num_groups, c.norm_eps))
-    return nn.conv2d(p.conv_out, x, c.out_channels, c.conv_out_kernel)
+def _skips(blocks: Blocks, places: Sequence[str], made: Sequence[Array]) -> list[Array]:
+    """What skip connections give to the way up: what is known, or what was `made` with residuals
+    added to it."""
+    sites, skips = blocks.sites, []
+    residuals, count = sites.down_residuals, len(encoder.skip_places(blocks.config))
+    if residuals is not None and len(residuals) != count:
+        raise ControlError(
+            f"down_residuals has {len(residuals)} entries; this UNet has {count} skip connections"
+        )
+    for k, place in enumerate(places):
+        if place in sites.features:
+            skips.append(sites.features[place])
+            continue
+        skip = made[k]
+        if residuals is not None:
+            skip = add_residual(f"down_residuals.{k}", skip, residuals[k])
+        skips.append(apply(blocks.nn, sites.skip, place, skip, blocks.extras))
+    return skips
 
 
 def begun(nn: Operations, x: Array, context: Context, sites: Sites) -> tuple[Array, Context]:
@@ -130,10 +152,11 @@ def sizes(config: UNetConfig, height: int, width: int) -> Callable[[str], tuple[
 
     def of(place: str) -> tuple[int, int]:
         kind, _, rest = place.partition(".")
-        if kind == "mid_block":
-            return levels[-1]
+        if kind in ENDS:
+            return levels[ENDS[kind]]
         block = int(rest.partition(".")[0])
-        return levels[block if kind == "down_blocks" else -1 - block]
+        behind = kind == "down_blocks" and ".downsamplers" in rest
+        return levels[block + behind if kind == "down_blocks" else -1 - block]
 
     return of
 
@@ -223,6 +246,8 @@ def context_constants(
     return encoder.context_constants(nn, adapted(p, leaves), config, layout(config), context)
 
 
+ENDS = {"conv_in": 0, "mid_block": -1}
+"""Places outside of the numbered blocks, and their levels."""
 UNET = Program("unet", answer, in_blocks=True)
 TIMES = Program("unet.times", call_times, once=True)
 CONTEXT = Program("unet.context", context_constants, once=True)

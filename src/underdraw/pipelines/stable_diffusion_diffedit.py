@@ -284,6 +284,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             own=told.prompts,
         )
         plan = make_plan(parts, request, self, strength_name="inpaint_strength")
+        plan = replace(plan, exact=True)
         solver = upwards(parts, plan.solver, num_inference_steps, part)
         levels = check_levels(parts, known, len(solver), plan.count, pictures)
         if way is not None and (whiten.rounds or not mirrored):

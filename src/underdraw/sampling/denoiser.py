@@ -47,20 +47,27 @@ class Denoiser:
         answer = self.run.ask(question.program, question.model, *question.inputs)
         return self.prediction(answer, latents.shape[0])
 
-    def question(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Question:
-        """The call of the UNet for `latents (batch, ...)`, already scaled for the solver."""
+    def question(
+        self, latents: Array, index: int, sites: Sites = NO_SITES, guided: bool | None = None
+    ) -> Question:
+        """The call of the UNet for `latents (batch, ...)`, already scaled for the solver; `guided`
+        as for `rows`."""
         run, sites = self.run, self.acting(sites)
-        x, context = self.rows(latents)
+        x, context = self.rows(latents, guided)
         self._check(sites.leaves, x.shape[0])
         # Where controls change it, keys and values of this call are of no use to another.
         known = context if sites.context else self._keys_values(context, sites.leaves)
         time = self._time(index, x.shape[0], sites.leaves)
         return Question(unet.UNET, run.model, unet.Inputs(x, time, known, sites), run.nn)
 
-    def rows(self, latents: Array) -> tuple[Array, Array]:
-        """Latents and context of all rows of a call, in the dtype of the context."""
+    def rows(self, latents: Array, guided: bool | None = None) -> tuple[Array, Array]:
+        """Latents and context of all rows of a call, in the dtype of the context.
+
+        Args:
+            guided: whether there is an unconditional half; None where guidance asks for one.
+        """
         nn, images, context = self.run.nn, latents.shape[0], self.context
-        guided = self.guides(images)
+        guided = self.guides(images) if guided is None else guided
         if context.shape[0] == 2 * images and not guided:
             context = context[images:]
         x = nn.concat((latents, latents), 0) if guided else latents
@@ -75,8 +82,12 @@ class Denoiser:
 
     def guide(self, out: Array) -> Array:
         """Classifier-free guidance (Ho & Salimans 2022) of both halves `(2 * batch, ...)`."""
-        nn, half, rescale = self.run.nn, out.shape[0] // 2, self.run.rescale
-        unconditional, conditional = out[:half], out[half:]
+        half = out.shape[0] // 2
+        return self.guided(out[:half], out[half:])
+
+    def guided(self, unconditional: Array, conditional: Array) -> Array:
+        """The same of the halves, each `(batch, ...)`."""
+        nn, rescale = self.run.nn, self.run.rescale
         guided = unconditional + self.run.guidance * (conditional - unconditional)
         if not rescale:
             return guided
@@ -169,7 +180,7 @@ class Denoiser:
         rows = context.shape[0]
         if rows not in self._keys or not alike(acting, self._keys[rows][0]):
             keys = self.run.ask(unet.CONTEXT, self.run.model, context, acting)
-            self._keys = {rows: (acting, keys)}
+            self._keys[rows] = acting, keys
         return self._keys[rows][1]
 
     def _time(self, index: int, rows: int, leaves: Deltas) -> dict[str, Array]:

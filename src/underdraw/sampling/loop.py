@@ -13,7 +13,15 @@ from functools import partial
 from typing import Any
 
 from underdraw.backends.contract import Array
-from underdraw.controls.control import Asked, Call, Control, joined, kept, kept_sites
+from underdraw.controls.control import (
+    Asked,
+    Call,
+    Control,
+    Predicted,
+    joined,
+    kept,
+    kept_sites,
+)
 from underdraw.controls.run import Run
 from underdraw.engines.engine import Question
 from underdraw.errors import NonFiniteError
@@ -57,6 +65,7 @@ def sample(
             control.check(run.planned)
     with framework.no_grad():
         carries = [control.prepare(run) for control in acting]
+    answers: dict[int, tuple[bool, Sites]] | None = {} if any(c.reuses for c in acting) else None
     if begin is not None:
         begin()
     done = 0
@@ -64,14 +73,16 @@ def sample(
         state, done = yield from windows(run, acting, carries, denoise, state.x)
     for index in range(done, count):
         with framework.no_grad():
-            call = Call(index, count, solver.timestep(index), denoise.guides(run.batch))
+            call = _call(run, denoise, acting, carries, index)
             state, sites = _before(nn, acting, carries, state, call)
             seen = state.x
-            question = denoise.question(solver.model_input(index, seen), index, sites)
-            question = _during(run, denoise, acting, carries, question, call)
+            scaled = solver.model_input(index, seen)
+            question = denoise.question(scaled, index, sites, call.guided)
+            question = _during(run, denoise, acting, carries, question, call, answers)
         answer = yield question
         with framework.no_grad():
             output = denoise.prediction(answer, run.batch)
+            output = _predicted(run, denoise, acting, carries, answer.sample, output, call)
             state = solver.advance(nn, index, state, output, run.draw)
             if index == 0 and not framework.is_finite(state.x):
                 raise NonFiniteError(BROKEN)
@@ -86,6 +97,19 @@ def sample(
             if change.context is not None:
                 denoise.set_context(change.context)
     return state.x
+
+
+def _call(
+    run: Run, denoise: Denoiser, acting: Sequence[Control], carries: list[Any], index: int
+) -> Call:
+    """Where a call stands, and whether guidance and all controls have it guided."""
+    guided = denoise.guides(run.batch)
+    call = Call(index, run.calls, run.solver.timestep(index), guided)
+    if guided and not all(
+        control.guides(carry, call) for control, carry in zip(acting, carries, strict=True)
+    ):
+        call = replace(call, guided=False)
+    return call
 
 
 def _before(
@@ -110,11 +134,18 @@ def _during(
     carries: list[Any],
     question: Question,
     call: Call,
+    answers: dict[int, tuple[bool, Sites]] | None,
 ) -> Question:
-    """The question with what controls add that have networks of their own."""
+    """The question with what controls add that have networks of their own. `answers` holds the last
+    one of each, for calls that are computed in part; None where there are no such calls."""
     inputs = Inputs(*question.inputs)
+    in_part = bool(inputs.sites.features)
     for i, control in enumerate(acting):
         if type(control).during_call is Control.during_call:
+            continue
+        known = answers.get(i) if answers is not None and in_part else None
+        if known is not None and known[0] == call.guided:
+            inputs = inputs._replace(sites=inputs.sites + known[1])
             continue
         context, replaced = _rows(denoise.context, inputs.x.shape[0]), None
         for change in inputs.sites.context:
@@ -123,13 +154,38 @@ def _during(
         asked = Asked(inputs.x, call.timestep, context, ahead, run.ask, call.guided)
         told = control.during_call(run.nn, carries[i], asked, call)
         acts, carries[i] = kept_sites(control, told)
-        inputs = inputs._replace(sites=inputs.sites + acts.owned(lambda _, number=i: number))
+        acts = acts.owned(lambda _, number=i: number)
+        inputs = inputs._replace(sites=inputs.sites + acts)
+        if answers is not None:
+            answers[i] = call.guided, acts
     return replace(question, inputs=inputs)
 
 
 def _rows(context: Array, rows: int) -> Array:
     """The context of a call: without guidance the conditional half."""
     return context if context.shape[0] == rows else context[rows:]
+
+
+def _predicted(
+    run: Run,
+    denoise: Denoiser,
+    acting: Sequence[Control],
+    carries: list[Any],
+    sample: Array,
+    output: Array,
+    call: Call,
+) -> Array:
+    """The prediction of a call as controls leave it."""
+    for i, control in enumerate(acting):
+        if type(control).predict is Control.predict:
+            continue
+        out = run.nn.float32(sample)
+        rest = out.shape[0] - run.batch
+        unconditional = out[:rest] if rest else None
+        predicted = Predicted(output, out[rest:], unconditional, denoise.guided)
+        told = control.predict(run.nn, carries[i], predicted, call)
+        output, carries[i] = kept(run.nn, control, "predict", told, 2, output)
+    return output
 
 
 def _after(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from functools import partial
@@ -90,6 +91,21 @@ class ForeignSolver:
 
     def timestep(self, index: int) -> float:
         return float(self.timesteps[index])
+
+    def level(self, index: int) -> float:
+        kept = getattr(self.scheduler, "alphas_cumprod", None)
+        if kept is None:
+            raise InputError(
+                f"scheduler={type(self.scheduler).__name__} does not tell its noise levels "
+                "(alphas_cumprod)"
+            )
+        kept = float(kept[int(self.timesteps[index])])
+        return math.sqrt((1 - kept) / kept) if kept else math.inf
+
+    @property
+    def consistency(self) -> bool:
+        """Whether it is one of the solvers for networks distilled so, as its class is named."""
+        return type(self.scheduler).__name__.startswith(("LCM", "TCD"))
 
     def model_input(self, index: int, x: Array) -> Array:
         if self._callers is not None:  # the run begins

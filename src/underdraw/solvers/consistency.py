@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -31,7 +32,7 @@ def lcm(schedule: NoiseSchedule, timesteps: np.ndarray, rows: Rows, scaling: flo
             x = {name: sqrt(alpha_s) * factor for name, factor in denoised.items()}
             x["noise"] = sqrt(1 - alpha_s)
         rows.call(t, sqrt(alpha_t), sqrt(1 - alpha_t), step, x, saved=denoised)
-    return rows.table()
+    return replace(rows.table(), consistency=True)
 
 
 def tcd(schedule: NoiseSchedule, timesteps: np.ndarray, rows: Rows, gamma: float = 0.3) -> Table:
@@ -51,7 +52,7 @@ def tcd(schedule: NoiseSchedule, timesteps: np.ndarray, rows: Rows, gamma: float
             x["noise"] = sqrt(1 - ratio)
         draws = gamma > 0 and step + 1 < len(ts)
         rows.call(t, sqrt(alphas[t]), sqrt(1 - alphas[t]), step, x, saved=noised, draws=draws)
-    return rows.table()
+    return replace(rows.table(), consistency=True)
 
 
 def distilled_timesteps(

@@ -25,6 +25,14 @@ class Solver(Protocol):
         """The time given to the network at a call."""
         ...
 
+    def level(self, index: int) -> float:
+        """The ratio of noise to signal at a call.
+
+        Raises:
+            InputError: a foreign object does not tell it.
+        """
+        ...
+
     def model_input(self, index: int, x: Array) -> Array:
         """Latents as the network wants them."""
         ...

@@ -133,6 +133,8 @@ class Table:
     clip: Clip | None = None
     levels: np.ndarray | None = None
     restart: Callable[..., Table] | None = field(default=None, repr=False)
+    consistency: bool = False
+    """Whether each call aims at the clean image anew, as networks distilled for it do."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -144,6 +146,11 @@ class Table:
     def timestep(self, index: int) -> float:
         """The time given to the network."""
         return self.rows[index].timestep
+
+    def level(self, index: int) -> float:
+        """The ratio of noise to signal at a call."""
+        row = self.rows[index]
+        return row.sigma / row.alpha if row.alpha else float("inf")
 
     def model_input(self, index: int, x: Any) -> Any:
         """Latents as the network wants them."""

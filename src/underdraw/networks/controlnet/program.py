@@ -101,8 +101,8 @@ def controlnet(
             f"the embedded map is {tuple(hint.shape)}; latents are {tuple(x.shape[2:])}"
         )
     images = x.shape[0]
-    x, skips = encoder.down(blocks, p, x + hint)
-    x = encoder.middle(blocks, p, x)
+    skips = list(encoder.down(blocks, p, x + hint))
+    x = encoder.middle(blocks, p, skips[-1])
     rows = x.shape[0]
     pool = config.global_pool_conditions
     # Pooled residuals are all of one strength, as in diffusers.

@@ -33,6 +33,7 @@ def check_run(
         ControlError: controls do not go together.
     """
     controls = joined((*own, *plan.request.own, *plan.request.controls))
+    accelerating = () if plan.exact else components.acceleration
     embeds = plan.request.prompt_embeds
     planned = Planned(
         components.nn,
@@ -45,7 +46,7 @@ def check_run(
         None if embeds is None else embeds.shape[1],
         components,
     )
-    for control in controls:
+    for control in (*controls, *accelerating):
         control.check(planned)
     return planned
 

@@ -65,7 +65,8 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
         NonFiniteError: the network gave NaN or infinity.
     """
     components, denoiser = run.components, Denoiser(run)
-    controls = (*own, *plan.request.own, *plan.request.controls)
+    accelerating = () if plan.exact else components.acceleration
+    controls = (*own, *plan.request.own, *plan.request.controls, *accelerating)
     LOG.debug("%s: %d steps, latents %s", type(plan.caller).__name__, plan.steps, latents.shape)
     if plan.watch is not None:
         plan.watch.begin(run, denoiser)

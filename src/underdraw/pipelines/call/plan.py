@@ -64,6 +64,8 @@ class Plan:
     """Of the solver that are run; a step may take several calls of the network."""
     watch: Any
     """A `callbacks.Callbacks`, or None."""
+    exact: bool = False
+    """Whether everything is computed, whatever the settings say of acceleration."""
 
 
 def make_plan(

@@ -1,4 +1,4 @@
-"""How a pipeline runs its networks: what it spares memory by, and FreeU."""
+"""How a pipeline runs its networks: what it spares memory and time by, and FreeU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing_extensions import Self
 
 from underdraw import checks
 from underdraw.arguments import checked
+from underdraw.controls.acceleration.method import Method
+from underdraw.controls.acceleration.presets import mixed
 from underdraw.errors import InputError
 from underdraw.models.base import Model
 from underdraw.pipelines.components.registry import uncompiled
@@ -83,6 +85,25 @@ class Adjustable:
     def disable_freeu(self) -> None:
         """Without it again."""
         self.settings = replace(self.settings, freeu=None)
+
+    def enable_acceleration(self, *methods: str | Method) -> None:
+        """Compute less in calls of this pipeline, from now on; the pictures are nearly the same.
+
+        Args:
+            methods: "fast", "faster" or "exact" (nothing is left out), or methods that go together,
+                such as `DeepCache(every=3), GuidanceInterval()`; docs/acceleration.md has the price
+                and the gain of each. They replace those of before.
+
+        Raises:
+            InputError, InputTypeError: they are none, or do not go together. A call raises an
+                InputError where its run has too few calls of the UNet, or a solver of consistency
+                models.
+        """
+        self.settings = replace(self.settings, acceleration=mixed(methods))
+
+    def disable_acceleration(self) -> None:
+        """Compute everything again."""
+        self.settings = replace(self.settings, acceleration=None)
 
     @checked
     def quantize(self, kind: str = "int8", components: Sequence[str] = ("unet",)) -> Self:

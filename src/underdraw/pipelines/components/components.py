@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from underdraw.backends.contract import Array
+from underdraw.controls.control import Control
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine, Question, answer
 from underdraw.errors import NonFiniteError
@@ -243,6 +244,12 @@ class Components:
         """What acts in every call of the UNet because the settings say so."""
         freeu = self.settings.freeu
         return NO_SITES if freeu is None else Sites(join=(FreeU(*freeu),))
+
+    @property
+    def acceleration(self) -> list[Control]:
+        """What leaves out parts of calls because the settings say so."""
+        chosen = self.settings.acceleration
+        return [] if chosen is None else chosen.controls()
 
     @property
     def _slicing(self) -> bool:

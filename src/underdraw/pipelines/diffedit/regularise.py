@@ -105,6 +105,9 @@ class RegularisedSolver:
     def timestep(self, index: int) -> float:
         return self.solver.timestep(index)
 
+    def level(self, index: int) -> float:
+        return self.solver.level(index)
+
     def model_input(self, index: int, x: Array) -> Array:
         return self.solver.model_input(index, x)
 

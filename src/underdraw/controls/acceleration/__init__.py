@@ -1,0 +1,1 @@
+"""Runs that compute less, and give nearly the same pictures: each way is a frozen value."""

@@ -1,0 +1,128 @@
+"""Features of the UNet that change slowly, computed in some calls of a run and kept for others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from underdraw.backends.contract import Array, Operations
+from underdraw.controls.acceleration.method import Every, First, Method, check_reuse, of_rows
+from underdraw.controls.control import Call, Control
+from underdraw.controls.planned import Planned
+from underdraw.controls.run import Run
+from underdraw.errors import InputError
+from underdraw.networks import decoder, encoder
+from underdraw.networks.config import UNetConfig
+from underdraw.networks.sites import Sites, Telling
+from underdraw.schema import Range
+
+
+@dataclass(frozen=True)
+class DeepCache(Method):
+    """Deep features are computed in every n-th call; the others compute the outermost layers, and
+    take what the deep ones gave last (Ma et al. 2024, sections 3.2 and 3.3). ControlNets are asked
+    where deep features are computed.
+
+    Args:
+        every: so many calls share deep features, 2 to 1000.
+        branch: the skip connection at which the other calls turn round, 0 is the outermost: they
+            compute the first convolution, `branch` layers of the way down behind it, and
+            `branch + 1` of the way up. `cache_branch_id` of the authors' helper.
+        first: so many calls at the beginning compute everything.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    owner = "DeepCache"
+
+    every: Every = 3
+    branch: Annotated[int, Range(0, 1000)] = 0
+    first: First = 1
+
+    def control(self) -> Control:
+        return _Reused(self)
+
+    def places(self, config: UNetConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Where hidden states of the way up are kept, and which skip connections."""
+        units = decoder.units(config)
+        most = len(units) - 1
+        if self.branch > most:
+            raise InputError(
+                f"DeepCache: branch={self.branch} is not supported; allowed for this UNet: 0 .. "
+                f"{most}"
+            )
+        return (units[-(self.branch + 1)].place,), ()
+
+
+@dataclass(frozen=True)
+class EncoderPropagation(Method):
+    """The way down and the middle of the UNet are computed in every n-th call; the others run the
+    way up alone, on what its skip connections held last (Li et al. 2024, "Faster Diffusion",
+    section 3.2). ControlNets and T2I-Adapters are in what is held, so they are not asked either.
+
+    Args:
+        every: so many calls share what the way down gave, 2 to 1000.
+        first: so many calls at the beginning compute everything, for there the way down changes
+            most.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    owner = "EncoderPropagation"
+
+    every: Every = 3
+    first: First = 3
+
+    def control(self) -> Control:
+        return _Reused(self)
+
+    def places(self, config: UNetConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Where hidden states of the way up are kept, and which skip connections."""
+        return (decoder.units(config)[0].place,), encoder.skip_places(config)
+
+
+class _Kept(NamedTuple):
+    """What goes from call to call."""
+
+    telling: Sites
+    """What a whole call is told to hand out."""
+    values: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class _Reused(Control):
+    """Whole calls tell what others take."""
+
+    method: DeepCache | EncoderPropagation
+    reuses = True  # without a type, or it would be a field
+
+    def check(self, planned: Planned) -> None:
+        check_reuse(self.method, planned)
+        self.method.places(planned.model.config)
+
+    def prepare(self, run: Run) -> _Kept:
+        up, skip = self.method.places(run.model.config)
+        telling = Sites(up=(Telling(up),), skip=(Telling(skip),) if skip else ())
+        return _Kept(telling, {})
+
+    def before_call(
+        self, nn: Operations, carry: _Kept, latents: Array, call: Call
+    ) -> tuple[Array, Sites, _Kept]:
+        rows = latents.shape[0] * (2 if call.guided else 1)
+        # A half that was not computed in the last whole call is known to nobody.
+        known = min((value.shape[0] for value in carry.values.values()), default=0) >= rows
+        due = call.index < self.method.first or call.index % self.method.every == 0
+        if due or not known:
+            return latents, carry.telling, carry._replace(values={})
+        features = {place: of_rows(value, rows) for place, value in carry.values.items()}
+        return latents, Sites(features=features), carry
+
+    def after_step(
+        self, nn: Operations, carry: _Kept, latents: Array, call: Call
+    ) -> tuple[Array, Any]:
+        if not call.extras:
+            return latents, carry
+        return latents, carry._replace(values={e.place: e.value for e in call.extras})

@@ -1,0 +1,48 @@
+"""What ways to compute less have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from underdraw.backends.contract import Array
+from underdraw.controls.control import Control
+from underdraw.controls.planned import Planned
+from underdraw.errors import InputError
+from underdraw.limits import FEWEST_CALLS
+from underdraw.schema import Range, Schema
+
+Every = Annotated[int, Range(2, 1000)]
+First = Annotated[int, Range(1, 100_000)]
+
+
+@dataclass(frozen=True)
+class Method(Schema):
+    """A way to compute less: a value that settings and records hold. What acts in a run is the
+    control that it makes."""
+
+    def control(self) -> Control:
+        """What acts in runs."""
+        raise NotImplementedError
+
+
+def check_reuse(method: Method, planned: Planned) -> None:
+    """Raise an InputError where calls of a run are too unlike each other for one to use what
+    another has computed."""
+    owner = type(method).owner
+    way_out = "or leave it out: pipe.disable_acceleration()"
+    if getattr(planned.solver, "consistency", False):
+        raise InputError(
+            f"{owner}: runs of consistency solvers (LCM, TCD) have no calls that are alike; "
+            f"allowed: another scheduler, {way_out}"
+        )
+    if planned.calls < FEWEST_CALLS:
+        raise InputError(
+            f"{owner}: this run has {planned.calls} calls of the UNet, which are too unlike each "
+            f"other to be left out; allowed: {FEWEST_CALLS} calls or more, {way_out}"
+        )
+
+
+def of_rows(value: Array, rows: int) -> Any:
+    """The last rows: of a guided call the conditional half where a call has no other."""
+    return value if value.shape[0] == rows else value[value.shape[0] - rows :]
