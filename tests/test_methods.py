@@ -63,6 +63,12 @@ MAKING: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "IPAdapterMaskProcessor": (underdraw.IPAdapterMaskProcessor, {}),
     "Structure": (underdraw.Structure, {"net": tiny.adapter(), "map": PICTURE}),
     "masked_map": (masked_map, {"image": PICTURE, "mask": PICTURE}),
+    "DeepCache": (underdraw.DeepCache, {}),
+    "EncoderPropagation": (underdraw.EncoderPropagation, {}),
+    "AttentionCache": (underdraw.AttentionCache, {}),
+    "GuidanceInterval": (underdraw.GuidanceInterval, {}),
+    "AdaptiveGuidance": (underdraw.AdaptiveGuidance, {}),
+    "SparseGuidance": (underdraw.SparseGuidance, {}),
     "engines.get": (engines.get, {}),
     "batched": (underdraw.batched, {"streams": []}),
 }

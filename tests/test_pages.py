@@ -31,6 +31,7 @@ from weights.fake_hub import FakeHub
 import underdraw
 from underdraw import checks, evaluation
 from underdraw.cli import app
+from underdraw.controls.acceleration import method
 from underdraw.sampling.inversion import METHODS, NullTextInversion
 from underdraw.training import recipes
 from underdraw.weights import files
@@ -171,6 +172,7 @@ def cheaper(monkeypatch):
         return min(told, STEPS) if name == "num_inference_steps" else told
 
     monkeypatch.setattr(checks, "whole", fewer)
+    monkeypatch.setattr(method, "FEWEST_CALLS", STEPS)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setitem(METHODS, "null-text", NullTextInversion(iterations=1))
 

@@ -49,8 +49,6 @@ class Request:
     """Configuration recorded in a picture; None: the checkpoint's."""
     compat: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    speed: str | None = None
-    """A preset of acceleration instead of what `settings` say."""
     call: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, Any] | None = None
     """Boxes, as a layout file holds them."""
@@ -70,6 +68,8 @@ class Request:
     """How the command gets along with less; of a record, weights in 8 bits."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Argument -> the picture it was, as `embedded.kept` tells."""
+    speed: str | None = None
+    """A preset of acceleration instead of what `settings` say."""
 
     def fitted_before(self) -> tuple[int, int] | None:
         """Width and height at which the picture of a record was worked on; None: there is none."""

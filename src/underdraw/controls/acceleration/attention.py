@@ -38,10 +38,6 @@ class AttentionCache(Method):
     def control(self) -> Control:
         return _Attended(self)
 
-    def call(self, count: int) -> int:
-        """The call whose attention is kept, of so many."""
-        return min(math.ceil(self.after * count), count - 1)
-
 
 class _Kept(NamedTuple):
     """What goes from call to call."""
@@ -55,6 +51,10 @@ class _Kept(NamedTuple):
 class _Attended(Control):
     method: AttentionCache
 
+    def _last(self, call: Call) -> int:
+        """The call of this run whose attention is kept."""
+        return min(math.ceil(self.method.after * call.count), call.count - 1)
+
     def check(self, planned: Planned) -> None:
         check_reuse(self.method, planned)
 
@@ -64,12 +64,12 @@ class _Attended(Control):
         return _Kept(places, {})
 
     def guides(self, carry: _Kept, call: Call) -> bool:
-        return call.index <= self.method.call(call.count)
+        return call.index <= self._last(call)
 
     def before_call(
         self, nn: Operations, carry: _Kept, latents: Array, call: Call
     ) -> tuple[Array, Sites, _Kept]:
-        if call.index < self.method.call(call.count):
+        if call.index < self._last(call):
             return latents, NO_SITES, carry
         # A call that is computed in part tells a part of it; the rest comes with the next one.
         missing = tuple(place for place in carry.places if place not in carry.values)

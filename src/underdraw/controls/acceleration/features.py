@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.acceleration.method import Every, First, Method, check_reuse, of_rows
+from underdraw.controls.acceleration.method import Method, check_reuse, of_rows
 from underdraw.controls.control import Call, Control
 from underdraw.controls.planned import Planned
 from underdraw.controls.run import Run
@@ -37,23 +37,12 @@ class DeepCache(Method):
 
     owner = "DeepCache"
 
-    every: Every = 3
+    every: Annotated[int, Range(2, 1000)] = 3
     branch: Annotated[int, Range(0, 1000)] = 0
-    first: First = 1
+    first: Annotated[int, Range(1, 1000)] = 1
 
     def control(self) -> Control:
-        return _Reused(self)
-
-    def places(self, config: UNetConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Where hidden states of the way up are kept, and which skip connections."""
-        units = decoder.units(config)
-        most = len(units) - 1
-        if self.branch > most:
-            raise InputError(
-                f"DeepCache: branch={self.branch} is not supported; allowed for this UNet: 0 .. "
-                f"{most}"
-            )
-        return (units[-(self.branch + 1)].place,), ()
+        return _Reused(self, _from_branch)
 
 
 @dataclass(frozen=True)
@@ -73,15 +62,32 @@ class EncoderPropagation(Method):
 
     owner = "EncoderPropagation"
 
-    every: Every = 3
-    first: First = 3
+    every: Annotated[int, Range(2, 1000)] = 3
+    first: Annotated[int, Range(1, 1000)] = 3
 
     def control(self) -> Control:
-        return _Reused(self)
+        return _Reused(self, _from_middle)
 
-    def places(self, config: UNetConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Where hidden states of the way up are kept, and which skip connections."""
-        return (decoder.units(config)[0].place,), encoder.skip_places(config)
+
+Places = tuple[tuple[str, ...], tuple[str, ...]]
+"""Where hidden states of the way up are kept, and which skip connections."""
+
+
+def _from_branch(method: Any, config: UNetConfig) -> Places:
+    """Hidden states alone, before the outermost layers of the way up."""
+    units = decoder.units(config)
+    most = len(units) - 1
+    if method.branch > most:
+        raise InputError(
+            f"DeepCache: branch={method.branch} is not supported; allowed for this UNet: 0 .. "
+            f"{most}"
+        )
+    return (units[-(method.branch + 1)].place,), ()
+
+
+def _from_middle(method: Any, config: UNetConfig) -> Places:
+    """All that the way up gets."""
+    return (decoder.units(config)[0].place,), encoder.skip_places(config)
 
 
 class _Kept(NamedTuple):
@@ -97,14 +103,15 @@ class _Reused(Control):
     """Whole calls tell what others take."""
 
     method: DeepCache | EncoderPropagation
+    places: Callable[[Any, UNetConfig], Places]
     reuses = True  # without a type, or it would be a field
 
     def check(self, planned: Planned) -> None:
         check_reuse(self.method, planned)
-        self.method.places(planned.model.config)
+        self.places(self.method, planned.model.config)
 
     def prepare(self, run: Run) -> _Kept:
-        up, skip = self.method.places(run.model.config)
+        up, skip = self.places(self.method, run.model.config)
         telling = Sites(up=(Telling(up),), skip=(Telling(skip),) if skip else ())
         return _Kept(telling, {})
 

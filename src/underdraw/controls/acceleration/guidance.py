@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.acceleration.method import Every, First, Method
+from underdraw.controls.acceleration.method import Method
 from underdraw.controls.control import Call, Control, Predicted
 from underdraw.controls.planned import Planned
 from underdraw.controls.run import Run
 from underdraw.errors import InputError
 from underdraw.schema import Range
-
-Level = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class GuidanceInterval(Method):
 
     owner = "GuidanceInterval"
 
-    low: Level = 0.28
-    high: Level | None = None
+    low: Annotated[float, Range(0)] = 0.28
+    high: Annotated[float, Range(0)] | None = None
 
     def check(self) -> None:
         if self.high is not None and self.low >= self.high:
@@ -82,8 +80,8 @@ class SparseGuidance(Method):
 
     owner = "SparseGuidance"
 
-    every: Every = 2
-    first: First = 1
+    every: Annotated[int, Range(2, 1000)] = 2
+    first: Annotated[int, Range(1, 1000)] = 1
 
     def control(self) -> Control:
         return _Sparse(self)

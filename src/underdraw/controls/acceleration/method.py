@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.controls.planned import Planned
 from underdraw.errors import InputError
 from underdraw.limits import FEWEST_CALLS
-from underdraw.schema import Range, Schema
+from underdraw.schema import Schema
 
-Every = Annotated[int, Range(2, 1000)]
-First = Annotated[int, Range(1, 100_000)]
 
 
 @dataclass(frozen=True)
