@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 from underdraw.backends.contract import Array, Node
@@ -28,7 +27,6 @@ class Unit(NamedTuple):
         return f"up_blocks.{self.block}.resnets.{self.layer}"
 
 
-@cache
 def units(config: UNetConfig) -> tuple[Unit, ...]:
     """All of them, in order: the last skip connection is taken first."""
     top = len(config.levels) - 1

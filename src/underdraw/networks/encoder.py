@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 from underdraw.backends.contract import Array, Node, Operations
@@ -141,7 +141,6 @@ def down(blocks: Blocks, p: Node, x: Array) -> Iterator[Array]:
             yield x
 
 
-@cache
 def skip_places(config: UNetConfig) -> tuple[str, ...]:
     """The layers whose outputs `down` gives, in its order."""
     places, top = ["conv_in"], len(config.levels) - 1

@@ -13,7 +13,6 @@ from underdraw.limits import FEWEST_CALLS
 from underdraw.schema import Schema
 
 
-
 @dataclass(frozen=True)
 class Method(Schema):
     """A way to compute less: a value that settings and records hold. What acts in a run is the
