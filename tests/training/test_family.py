@@ -144,6 +144,8 @@ def test_a_family_to_start_from_has_stages_behind_it() -> None:
     assert {*SHARES} - {*stages} == behind
     anew = stages_of(ScenesRecipe(start="underdraw/scenes", anew=("structure/edges",)))
     assert "structure" in anew
+    anew = stages_of(ScenesRecipe(start="underdraw/scenes", anew=("vae", "unet")))
+    assert {*stages} | {"autoencoder", "decoder"} == {*anew}
 
 
 def test_folders_of_other_runs_are_refused(tmp_path: Path) -> None:

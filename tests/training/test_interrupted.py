@@ -195,6 +195,14 @@ def test_a_torn_scale_is_named_and_written_anew(content, tmp_path, monkeypatch):
     assert shop.scaling_factor() > 0
 
 
-def test_a_family_is_not_put_together_without_its_scale(tmp_path):
+@pytest.mark.parametrize(
+    "recipe", [ScenesRecipe(), ScenesRecipe(start="underdraw/scenes", anew=("vae",))]
+)
+def test_a_new_autoencoder_has_a_scale_of_its_own(recipe, tmp_path, monkeypatch):
+    shop = Workshop(recipe, tmp_path)
     with pytest.raises(NotFoundError, match=r"latents\.json is not there; run the stage 'latents'"):
-        Workshop(ScenesRecipe(), tmp_path).family()
+        shop.family()
+    monkeypatch.setattr(Workshop, "vae", lambda self: encoder())
+    monkeypatch.setattr(Workshop, "examples", Numbers())
+    recipes._latents(shop, None, {"device": "cpu", "progress": False})
+    assert shop.scaling_factor() == pytest.approx(1 / np.arange(5).std(), abs=1e-5)

@@ -48,8 +48,8 @@ SHARES: Mapping[str, float] = {
     "scores": 0.02,
 }
 """What of a budget each stage gets, in the order in which they run; they need not add up to 1."""
-STARTED = ("text", "autoencoder", "decoder")
-"""Stages that a family to start from has behind it: latents keep their meaning."""
+STARTED = {"text_encoder": ("text",), "vae": ("autoencoder", "decoder")}
+"""By network of a family to start from: the stages it has behind it."""
 PLAN, SCORES = "family.json", "scores"
 _FEWEST = 4 * HELD_BACK
 """Scenes."""
@@ -133,7 +133,8 @@ def stages_of(recipe: ScenesRecipe) -> list[str]:
     if recipe.start is None:
         return list(SHARES)
     there = resolve(recipe.start)
-    behind = {*STARTED}
+    held = [stages for network, stages in STARTED.items() if recipe.starts_with(network)]
+    behind = {stage for stages in held for stage in stages}
     if (there / "image_encoder").is_dir() and "image_encoder" not in recipe.anew:
         behind.add("clip")
     nets = {f"structure/{kind}" for kind in KINDS}

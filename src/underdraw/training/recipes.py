@@ -156,7 +156,7 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
     batch = 32 if vae.device.type == "cpu" else 512
     path, bar = shop.folder / LATENTS, where["progress"]
     latents = encode_all(vae, shop.examples, path, batch, progress=bar)
-    if shop.recipe.start is None:
+    if not shop.recipe.starts_with("vae"):
         write_json(shop.folder / FACTS, {"scaling_factor": round(scaling_factor(latents), 5)})
 
 

@@ -62,7 +62,7 @@ PROMPTS = (
 VAE = VAEConfig(
     down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
-    block_out_channels=(16, 48, 96, 128),
+    block_out_channels=(16, 48, 128, 160),
     layers_per_block=1,
     norm_num_groups=8,
     sample_size=128,
@@ -134,7 +134,13 @@ class ScenesRecipe:
         default_factory=lambda: {
             "text": TrainingConfig(600, 64, learning_rate=1e-3, warmup=60, decay=0.5),
             "autoencoder": TrainingConfig(
-                6000, 16, learning_rate=1e-3, schedule="linear", decay=0.6, ema=0.998
+                6000,
+                16,
+                optimizer="muon",
+                learning_rate=2e-3,
+                schedule="linear",
+                decay=0.6,
+                ema=0.998,
             ),
             "decoder": TrainingConfig(2000, 8, learning_rate=4e-4, ema=0.998, schedule="linear"),
             "denoiser": TrainingConfig(
@@ -164,6 +170,10 @@ class ScenesRecipe:
         """How the stage `name` is trained."""
         return self.runs[name]
 
+    def starts_with(self, network: str) -> bool:
+        """Whether a network, by its folder, is that of `start`."""
+        return self.start is not None and network not in self.anew
+
     def on_accelerator(self) -> ScenesRecipe:
         """The same for one large accelerator beside some 16 cores: batches that fill it, drawn
         ahead by other processes, and what costs too much elsewhere. End its stages by time. No
@@ -172,7 +182,7 @@ class ScenesRecipe:
         ahead = {"steps": 500_000, "workers": 14}
         larger = {
             "text": {"batch": 256},
-            "autoencoder": {"batch": 64, "learning_rate": 5e-4, "ema": 0.999},
+            "autoencoder": {"batch": 64, "ema": 0.999},
             "decoder": {"batch": 64, "ema": 0.999},
             "denoiser": {"batch": 512, "learning_rate": 1e-3, "decay": 0.5},
             "clip": {"batch": 512, "ema": 0.999},
@@ -278,7 +288,7 @@ class Workshop:
 
     def family(self, trained: bool = True) -> dict[str, Any]:
         """The components of a pipeline."""
-        if self.recipe.start is None:
+        if not self.recipe.starts_with("vae"):
             self.scaling_factor()  # without it, an autoencoder would have another one's
         found = {
             "vae": self.vae(),
@@ -369,7 +379,7 @@ class Workshop:
     def _started(self, kind: Any, name: str, optional: bool = False) -> Any:
         """The network the recipe starts with, in float32; None without a start, and for what is
         `optional` where that has none."""
-        if self.recipe.start is None or name in self.recipe.anew:
+        if not self.recipe.starts_with(name):
             return None
         try:
             return kind.from_pretrained(self.recipe.start, subfolder=name, dtype="float32")
