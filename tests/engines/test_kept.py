@@ -3,9 +3,11 @@
 import os
 
 import pytest
+import torch
 from engines.test_openvino import asked, equal, off, writes, x
 from pipelines import tiny
 
+from underdraw import backends
 from underdraw.engines import kept
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import answer
@@ -61,6 +63,29 @@ def test_another_process_loads_it(folder, tower):
     assert folder.entries()[0].used > 1  # it counts as used
     folder.clear()
     assert equal(engine, asked(same, x(seed=2)))  # what is loaded is not lost with its file
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_weights_in_half_are_not_held_twice(tmp_path, monkeypatch, damaged):
+    """What was compiled of them is at once taken from its file, which holds them once."""
+    graphs, calls = backends.graphs(), []
+    plain = graphs.loaded
+
+    def loaded(mapped, how):
+        calls.append(len(mapped))
+        if damaged:
+            raise ValueError("cut")
+        return plain(mapped, how)
+
+    monkeypatch.setattr(graphs, "loaded", loaded)
+    tower = tiny.components()["text_encoder"].requires_grad_(False)
+    engine = OpenVino(kept=Kept(tmp_path / "graphs", 1 << 30))
+    assert equal(engine, asked(tower, x())) and not calls
+    half = tower.to(torch.float16)
+    question = asked(half, x().half())
+    made = answer(engine, question)["sum"]
+    assert len(calls) == 1 and engine.loaded == 0 and len(engine.compiled) == 2
+    assert off(made, answer(EAGER, asked(half.float(), x()))["sum"]) <= 0.01
 
 
 @pytest.mark.parametrize("what", ["weights", "size", "precision", "version"])

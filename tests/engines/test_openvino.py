@@ -16,12 +16,13 @@ from pipelines import tiny
 from pipelines.elsewhere import DEVICE
 
 from underdraw import backends, engines
-from underdraw.backends import hardware
+from underdraw.backends import hardware, torch_leaves
 from underdraw.backends.deltas import Full
 from underdraw.controls import Control
 from underdraw.engines.auto import Auto, choice
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question, answer
+from underdraw.engines.kept import Kept
 from underdraw.engines.openvino import OpenVino
 from underdraw.errors import ControlError, InputError, InputTypeError
 from underdraw.networks.program import Program
@@ -394,6 +395,98 @@ def test_programs_for_which_no_graph_is_worth_it(engine, tower, caplog):
             made, plain = made["mean"], plain["mean"]
         assert torch.equal(made, plain)
     assert not engine.compiled and not caplog.records
+
+
+# -- weights in 8 bits
+@pytest.fixture
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(torch_leaves, "LEAST", 256)
+
+
+def test_weights_in_8_bits_stay_so(small_ones_too, engine, tower):
+    eight = tower.quantized("int8")
+    assert equal(engine, asked(tower, x())) and equal(engine, asked(eight, x()))
+    assert len(engine.compiled) == 2
+    plain, small = (network.graphs for network in engine._networks.values())
+    sizes = [next(iter(graphs.values())).size for graphs in (plain, small)]
+    assert sizes[1] < 0.4 * sizes[0]  # scales and biases of so small layers count, too
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in next(iter(small.values())).compiled._compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"
+    ]
+    assert kinds == ["i8"] * 6
+
+
+def test_numbers_in_8_bits_that_change_are_seen(small_ones_too, engine, tower):
+    eight = tower.quantized("int8")
+    layer = eight.text_model.encoder.layers[0].mlp.fc1
+    changes = (
+        lambda: None,
+        lambda: layer.scale.mul_(2),
+        lambda: layer.codes.neg_(),
+        lambda: setattr(layer, "codes", layer.codes.roll(1, 0)),
+        lambda: layer.bias.data.add_(1),
+    )
+    for count, change in enumerate(changes, 1):
+        change()
+        assert equal(engine, asked(eight, x())) and len(engine.compiled) == count
+
+
+def test_whole_networks_in_8_bits(small_ones_too):
+    model, engine = unet(**tiny.ONE_LEVEL).quantized("int8"), OpenVino(kept=None)
+    assert apart(ended(model, 1, engine), ended(model, 1)) <= 1e-4  # four steps under guidance
+    assert len(engine.compiled) == 1
+    given = {"controls": [low_rank_control()]}
+    assert apart(ended(model, 2, engine, **given), ended(model, 2, **given)) <= 1e-4
+    assert len(engine.compiled) == 2
+
+
+def low_rank_control():
+    """A difference over a layer in 8 bits."""
+    from engines.test_compiled import Acting
+
+    return Acting(1.2, None, low_rank(backends.get("torch")))
+
+
+def test_graphs_in_8_bits_are_kept(small_ones_too, tower, tmp_path):
+    kept, eight = Kept(tmp_path / "kept", 1 << 30), tower.quantized("int8")
+    for loaded in (0, 1):
+        engine = OpenVino(kept=kept)
+        assert equal(engine, asked(eight, x())) and engine.loaded == loaded
+    eight.text_model.encoder.layers[0].mlp.fc1.codes.neg_()
+    engine = OpenVino(kept=kept)
+    assert equal(engine, asked(eight, x())) and engine.loaded == 0
+
+
+def test_inputs_in_8_bits_are_asked_for(small_ones_too, tower, monkeypatch):
+    """Where the processor is faster by it, which is tried, and nowhere else."""
+    eight, plain = tower.quantized("int8"), OpenVino(kept=None)
+    for pays, group in ((False, 0), (True, 32)):
+        monkeypatch.setattr(hardware, "int8_pays", lambda pays=pays: pays)
+        engine = OpenVino("int8", kept=None)
+        assert engine._settings(eight)["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == group
+        assert plain._settings(eight)["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
+        made, exact = (answer(one, asked(eight, x()))["sum"] for one in (engine, EAGER))
+        assert off(made, exact) <= (0.05 if pays else EXACT)
+
+
+def test_float8_runs_as_it_is_written(small_ones_too, engine, tower, caplog):
+    assert equal(engine, asked(tower.quantized("float8"), x())) and not engine.compiled
+    assert "keeps its weight in float8" in caplog.text
+
+
+def test_whether_8_bits_pay(monkeypatch):
+    told = {"avx512_vnni": True, "avx2": False}
+    for flag, known in told.items():
+        for seconds, pays in (([0.1, 1.0], True), ([0.9, 1.0], False)):
+            left = iter(seconds)
+            monkeypatch.setattr(hardware, "_least", lambda call, left=left: next(left))
+            cpu = SimpleNamespace(flags=(flag,))
+            monkeypatch.setattr(hardware, "processor", lambda cpu=cpu: cpu)
+            hardware.int8_pays.cache_clear()
+            assert hardware.int8_pays() == (pays and known)
+    hardware.int8_pays.cache_clear()
 
 
 # -- what is refused

@@ -31,7 +31,7 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "torch": frozenset(
         (
             "recomputed compiled compiler_of Watch recording "
-            "quantised quantised_as stored_bytes copies streamed "
+            "quantised quantised_as eight_bits stored_bytes copies streamed "
             "made_artifacts take_artifacts maker Package packaged"
         ).split()
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -147,16 +148,38 @@ def bfloat16_pays() -> bool:
 
     if not _cpu_has_bfloat16():
         return False
-    taken = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(384, 384, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = perf_counter()
-            torch.mm(a, a)
-            times.append(perf_counter() - start)
-        taken[dtype] = min(times)
-    return taken[torch.bfloat16] <= 0.7 * taken[torch.float32]
+    a = torch.ones(384, 384)
+    half = a.bfloat16()
+    return _least(lambda: torch.mm(half, half)) <= PAYS * _least(lambda: torch.mm(a, a))
+
+
+@cache
+def int8_pays() -> bool:
+    """The same of products of whole numbers in 8 bits, which VNNI and AMX multiply."""
+    import torch
+
+    if {"avx_vnni", "avx512_vnni", "amx_int8"}.isdisjoint(processor().flags):
+        return False
+    a = torch.ones(384, 384)
+    eight = a.to(torch.int8)
+    try:
+        return _least(lambda: torch._int_mm(eight, eight)) <= PAYS * _least(lambda: torch.mm(a, a))
+    except (AttributeError, RuntimeError):  # an older PyTorch has none on CPUs
+        return True
+
+
+PAYS = 0.7
+"""Of the time of float32, at most."""
+
+
+def _least(call: Callable[[], Any]) -> float:
+    """Seconds of the fastest of five tries."""
+    times = []
+    for _ in range(5):
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
+    return min(times)
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "bf16")
+FLAGS = tuple("avx2 avx_vnni avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8 neon bf16".split())
 """Of processors, what arithmetic here gains from."""
 SYSTEM = Path("/")
 

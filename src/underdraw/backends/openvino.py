@@ -12,7 +12,7 @@ from underdraw.backends.openvino_graph import (
     settings,
     version,
 )
-from underdraw.backends.openvino_operations import operations, parameter, weight
+from underdraw.backends.openvino_operations import compressed, operations, parameter, weight
 from underdraw.backends.openvino_values import FLOATS, WEIGHT, Value
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "capabilities",
     "compiled",
     "compiled_into",
+    "compressed",
     "described",
     "loaded",
     "model",

@@ -18,6 +18,9 @@ MAGIC = b"RR_UPCVO"
 HEADER = 4096
 """Bytes in which that line ends."""
 
+GROUP = 32
+"""Inputs of a product that share a scale, where they are rounded to 8 bits."""
+
 Settings = Mapping[str, Any]
 """Properties of the CPU plugin."""
 
@@ -43,12 +46,13 @@ def processor() -> str:
     return f"{core().get_property('CPU', 'FULL_DEVICE_NAME')} {capabilities()}"
 
 
-def settings(bfloat16: bool, threads: int) -> dict[str, Any]:
-    """Properties for calls one after another: exact products in float32, or those of bfloat16."""
+def settings(bfloat16: bool, threads: int, eight_bits: bool = False) -> dict[str, Any]:
+    """Properties for calls one after another: exact products in float32, or those of bfloat16; with
+    matrices in 8 bits exact, too, or with inputs in 8 bits."""
     return {
         "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
-        "EXECUTION_MODE_HINT": "PERFORMANCE" if bfloat16 else "ACCURACY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "EXECUTION_MODE_HINT": "PERFORMANCE" if bfloat16 or eight_bits else "ACCURACY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if eight_bits else 0,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # two graphs at work in two threads would share one core
@@ -104,6 +108,10 @@ class Compiled:
         made = [tensor.data.copy() for tensor in request.output_tensors]
         self._free.append(request)
         return made
+
+    def release(self) -> None:
+        """Let go of everything; it cannot be called again."""
+        self._free, self._compiled, self._holds = [], None, None
 
 
 def compiled(graph: Any, how: Settings, holds: Any) -> Compiled:

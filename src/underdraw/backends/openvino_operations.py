@@ -264,3 +264,14 @@ def weight(array: np.ndarray, dtype: str, name: str) -> Value:
     if node.get_element_type() != wanted:
         node = op.convert(node, wanted)
     return Value(node, dtype)
+
+
+def compressed(codes: np.ndarray, scale: np.ndarray, dtype: str, name: str) -> Value:
+    """A weight that is the product of whole numbers in 8 bits and a scale for each output. Products
+    of matrices read it so; for a convolution OpenVINO computes it once."""
+    parts = []
+    for array, part in ((codes, "codes"), (scale, "scale")):
+        node = op.constant(array, shared_memory=True)
+        node.set_friendly_name(f"{WEIGHT}{name}:{part}")
+        parts.append(node)
+    return Value(op.multiply(op.convert(parts[0], element(dtype)), parts[1]), dtype)

@@ -1,6 +1,13 @@
 """PyTorch: leaves are its own layers, nodes are modules, so its ecosystem keeps working."""
 
-from underdraw.backends.torch_leaves import copies, quantised, quantised_as, stored_bytes, streamed
+from underdraw.backends.torch_leaves import (
+    copies,
+    eight_bits,
+    quantised,
+    quantised_as,
+    stored_bytes,
+    streamed,
+)
 from underdraw.backends.torch_operations import (
     array,
     device_of,
@@ -57,6 +64,7 @@ __all__ = [
     "draw",
     "draw_like",
     "dtype_of",
+    "eight_bits",
     "float32",
     "gradient",
     "graft",

@@ -86,6 +86,14 @@ class Quantised(nn.Module):
         return made
 
 
+def eight_bits(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """Whole numbers `(outputs, ...)` and scales `(outputs, 1, ...)` of a layer in "int8", whose
+    product is its weight; None for others."""
+    if isinstance(layer, Quantised) and layer.kind == "int8":
+        return layer.codes, layer.scale
+    return None
+
+
 def _without_numbers(layer: Any) -> Any:
     made = copy(layer)
     made._parameters = dict.fromkeys(layer._parameters)

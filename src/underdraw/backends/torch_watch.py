@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from underdraw.backends.torch_leaves import Quantised
 from underdraw.backends.torch_operations import Node, plain_layer
 
-KINDS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+KINDS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding, Quantised)
 POINTS = 8
 """Numbers of each parameter that are looked at every time."""
 COLUMNS = 4099
@@ -116,6 +117,10 @@ class _Tree:
         for name, module in inside["_modules"].items():
             if not isinstance(module, Node):
                 self._layers.append((f"{path}{name}", module))
+            if type(module) is Quantised:
+                self._mappings.append(vars(module)["_buffers"])
+                self.names += [f"{path}{name}.codes", f"{path}{name}.scale"]
+                self.tensors += [module.codes, module.scale]
             self._walk(f"{path}{name}.", vars(module))
 
     def stands(self) -> bool:
@@ -127,7 +132,11 @@ class _Tree:
         """What is no plain layer."""
         for path, module in self._layers:
             kind, inside = type(module), module.__dict__
-            if kind not in KINDS or plain_layer(module, kind) is None or inside["_buffers"]:
+            eight = kind is Quantised
+            if eight and module.kind != "int8":
+                return f"'{path}' keeps its weight in {module.kind}"
+            more = bool(inside["_buffers"]) and not eight
+            if kind not in KINDS or plain_layer(module, kind) is None or more:
                 return f"'{path}' is a {kind.__name__} that is watched or replaced"
             if inside.get("padding_mode", "zeros") != "zeros":
                 return f"'{path}' pads with {module.padding_mode!r}"
@@ -168,7 +177,7 @@ def _flat(tensor: Tensor) -> np.ndarray:
     if not _dense(tensor):
         tensor = tensor.contiguous()
     flat = tensor.as_strided((tensor.numel(),), (1,))
-    kind = {2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
     return flat.view(kind).numpy()
 
 

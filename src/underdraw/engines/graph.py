@@ -35,6 +35,21 @@ class Weights:
             self.known[id(tensor)] = tensor, self.nn.weight(array, dtype, path)
         return self.known[id(tensor)][1]
 
+    def compressed(self, framework: Any, path: str, codes: Any, scale: Any, dtype: str) -> Any:
+        """The weight of a layer in 8 bits, which stays in them."""
+        if id(codes) not in self.known:
+            arrays = framework.to_bits(codes)[1], framework.to_bits(scale)[1]
+            self.holds += arrays
+            self.known[id(codes)] = codes, self.nn.compressed(*arrays, dtype, path)
+        return self.known[id(codes)][1]
+
+    @property
+    def bytes(self) -> int:
+        """What they take when they are prepared: in float32, or half of it; matrices in 8 bits stay
+        as they are."""
+        eight = sum(a.size for a in self.holds if a.dtype == np.int8 and a.ndim == 2)
+        return 4 * sum(array.size for array in self.holds) - 3 * eight
+
     @property
     def layers(self) -> int:
         """How many products and convolutions there are."""
@@ -61,6 +76,10 @@ class Place:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name == "weight" and (eight := self._framework.eight_bits(self._node)) is not None:
+            dtype = str(self._node.kept.dtype).removeprefix("torch.")
+            path = f"{self._path}.{name}"
+            return self._weights.compressed(self._framework, path, *eight, dtype)
         return self._of(name, getattr(self._node, name))
 
     def __getitem__(self, index: int) -> Any:
