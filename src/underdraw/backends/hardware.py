@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from underdraw.backends.machine import processor
 from underdraw.errors import InputError
@@ -160,12 +160,13 @@ def int8_pays() -> bool:
 
     if {"avx_vnni", "avx512_vnni", "amx_int8"}.isdisjoint(processor().flags):
         return False
-    a = torch.ones(384, 384)
+    a, private = torch.ones(384, 384), cast(Any, torch)
     eight = a.to(torch.int8)
     try:
-        return _least(lambda: torch._int_mm(eight, eight)) <= PAYS * _least(lambda: torch.mm(a, a))
+        taken = _least(lambda: private._int_mm(eight, eight))
     except (AttributeError, RuntimeError):  # an older PyTorch has none on CPUs
         return True
+    return taken <= PAYS * _least(lambda: torch.mm(a, a))
 
 
 PAYS = 0.7

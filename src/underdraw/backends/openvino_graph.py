@@ -92,7 +92,8 @@ class Compiled:
     """A compiled graph. Threads may call it at the same time."""
 
     def __init__(self, compiled: Any, holds: Any = None) -> None:
-        self._compiled, self._holds = compiled, holds
+        self._compiled: Any = compiled
+        self._holds = holds
         """What the graph computes with and must outlive it: weights, or a mapped file."""
         self._free: list[Any] = []
 

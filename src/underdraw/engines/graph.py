@@ -38,9 +38,9 @@ class Weights:
     def compressed(self, framework: Any, path: str, codes: Any, scale: Any, dtype: str) -> Any:
         """The weight of a layer in 8 bits, which stays in them."""
         if id(codes) not in self.known:
-            arrays = framework.to_bits(codes)[1], framework.to_bits(scale)[1]
-            self.holds += arrays
-            self.known[id(codes)] = codes, self.nn.compressed(*arrays, dtype, path)
+            numbers, by = framework.to_bits(codes)[1], framework.to_bits(scale)[1]
+            self.holds += [numbers, by]
+            self.known[id(codes)] = codes, self.nn.compressed(numbers, by, dtype, path)
         return self.known[id(codes)][1]
 
     @property
@@ -78,8 +78,8 @@ class Place:
             raise AttributeError(name)
         if name == "weight" and (eight := self._framework.eight_bits(self._node)) is not None:
             dtype = str(self._node.kept.dtype).removeprefix("torch.")
-            path = f"{self._path}.{name}"
-            return self._weights.compressed(self._framework, path, *eight, dtype)
+            path, (codes, scale) = f"{self._path}.{name}", eight
+            return self._weights.compressed(self._framework, path, codes, scale, dtype)
         return self._of(name, getattr(self._node, name))
 
     def __getitem__(self, index: int) -> Any:
