@@ -95,6 +95,24 @@ def test_editors_see_what_users_get():
     assert seen == {(module, name) for name, module in underdraw.HOMES.items()} | submodules
 
 
+def test_mindspore_is_imported_when_a_network_is_made():
+    code = (
+        "import sys\nfrom underdraw import UnderdrawError\n"
+        "from underdraw.mindspore import StableDiffusionPipeline as Pipe, UNet2DConditionModel\n"
+        "print(sorted({'torch', 'jax', 'mindspore'} & set(sys.modules)))\n"
+        "sys.modules['mindspore'] = None\nimport importlib.util as util\n"
+        "found = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name == 'mindspore' else found(name, *a)\n"
+        "for make in (lambda: Pipe.from_pretrained('underdraw/scenes'), UNet2DConditionModel):\n"
+        "    try: make()\n"
+        "    except UnderdrawError as error: print(error)\n"
+    )
+    loaded, *told = in_fresh_python(code).splitlines()
+    assert loaded == "[]"
+    needed = "backend='mindspore' needs the package mindspore: pip install 'underdraw[mindspore]'"
+    assert told == [needed] * 2
+
+
 def test_an_unknown_name_is_an_attribute_error():
     try:
         underdraw.StableDiffusion3Pipeline  # noqa: B018

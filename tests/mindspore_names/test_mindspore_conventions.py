@@ -1,12 +1,15 @@
 """How users of mindone make and call things, and what they are told where it cannot be."""
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pipelines import tiny
+from pipelines.test_from_single_file import write
 
 import underdraw
 from underdraw import mindspore as room
@@ -114,6 +117,22 @@ def test_folders_and_classes(folder, pipe, tmp_path):
     assert type(copied) is room.StableDiffusionPipeline and copied.unet.nn.name == "mindspore"
     here = underdraw.StableDiffusionPipeline.from_pretrained(folder, backend="mindspore")
     assert room.StableDiffusionPipeline.from_pipe(here).unet.conv_in is here.unet.conv_in
+
+
+def test_single_files_and_copies(folder, pipe, tmp_path):
+    path = tmp_path / "one.safetensors"
+    write(folder, path)
+    read = room.StableDiffusionPipeline.from_single_file(
+        path, tokenizer=folder / "tokenizer", mindspore_dtype="float16"
+    )
+    assert read.dtype == ms.float16 and isinstance(read.vae, room.AutoencoderKL)
+    alone = room.UNet2DConditionModel.from_single_file(path, mindspore_dtype=ms.float32)
+    assert isinstance(alone, room.UNet2DConditionModel)
+    kept = pickle.loads(pickle.dumps(alone))
+    assert isinstance(kept, room.UNet2DConditionModel)
+    for one in (alone, kept):
+        assert np.array_equal(one.conv_in.weight.asnumpy(), pipe.unet.conv_in.weight.asnumpy())
+    assert isinstance(copy.copy(pipe)(**CALL, output_type="latent", generator=noise()), tuple)
 
 
 def test_networks(folder):

@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from pipelines import tiny
@@ -219,3 +220,20 @@ def test_times_a_foreign_scheduler_does_not_take():
 
     with pytest.raises(InputError, match="sigmas: Plain takes no custom sigmas"):
         ForeignSolver(Plain(), None, sigmas=[2.0, 1.0])
+
+
+def test_a_foreign_scheduler_draws_by_pytorch_alone():
+    class Drawing:
+        init_noise_sigma = 1.0
+        timesteps = (1,)
+
+        def set_timesteps(self, steps, device=None): ...
+
+        def step(self, output, t, x, generator=None): ...
+
+        def scale_model_input(self, x, t): ...
+
+    assert len(ForeignSolver(Drawing(), 1, generator=torch.Generator())) == 1
+    for given in (np.random.default_rng(0), [torch.Generator(), np.random.default_rng(0)]):
+        with pytest.raises(InputTypeError, match="generator is numpy's; Drawing"):
+            ForeignSolver(Drawing(), 1, generator=given)

@@ -9,6 +9,8 @@ from copy import copy, deepcopy
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError, InputTypeError
@@ -25,7 +27,7 @@ class ForeignSolver:
     nothing.
 
     Raises:
-        InputTypeError: the object lacks one of the methods.
+        InputTypeError: the object lacks one of the methods, or cannot draw by the generator.
         InputError: it takes no custom timesteps or sigmas, but some are given; or it refuses them.
     """
 
@@ -67,6 +69,12 @@ class ForeignSolver:
         extra = {"eta": eta, "generator": generator}
         takes = inspect.signature(scheduler.step).parameters
         self._extra = {name: value for name, value in extra.items() if name in takes}
+        drawn = generator if isinstance(generator, list | tuple) else [generator]
+        if "generator" in takes and any(isinstance(one, np.random.Generator) for one in drawn):
+            raise InputTypeError(
+                f"generator is numpy's; {type(scheduler).__name__}, which is of another library, "
+                "draws by a torch.Generator"
+            )
         self.initial_sigma = float(self.scheduler.init_noise_sigma)
         self.timesteps = self.scheduler.timesteps
 
