@@ -116,6 +116,10 @@ CONTROLS = {
     ],
     "edit": lambda: [underdraw.AttentionEdit(weights={"sphere": 1.5}, cross=0.6)],
     "subjects": subjects,
+    "interval": lambda: [
+        underdraw.GuidanceInterval(0.3, 5.0).control(),
+        underdraw.Layout([RED], EVER),
+    ],
     "all": lambda: [
         underdraw.Layout([RED], EVER),
         underdraw.Region(mask(), image=photo((72, 40), 3)),

@@ -23,6 +23,8 @@ class Steady(Control):
     """A control that carries nothing from call to call and looks at no latents; override what it
     tells of a call instead of the moments.
 
+    `guides` may say by the call and the carry whether there is an unconditional half.
+
     Under an engine that compiles whole loops, what differs from call to call has to be arrays and
     floats; where other fields differ, another program is compiled from that call on.
     """
@@ -33,7 +35,9 @@ class Steady(Control):
         return (
             kind.before_call is Steady.before_call
             and kind.during_call in (Control.during_call, Asking.during_call)
+            and kind.predict is Control.predict
             and kind.after_step is Steady.after_step
+            and not kind.reuses
         )
 
     def before(self, carry: Any, call: Call) -> Sequence[Change]:

@@ -147,12 +147,14 @@ class Denoiser:
             sites = run.sites + sites
         return sites + Sites(leaves=run.leaves) if run.leaves else sites
 
-    def known(self, calls: Sequence[int], images: int, sites: Sites) -> tuple[Array, Any, Any]:
-        """The context of calls whose differences to layers are alike; keys and values of it, or
-        where controls change it itself; and what residual blocks make of the times,
-        `(calls * (1 or rows), channels, 1, 1)` by place."""
+    def known(
+        self, calls: Sequence[int], images: int, guided: bool, sites: Sites
+    ) -> tuple[Array, Any, Any]:
+        """The context of calls, guided or not, whose differences to layers are alike; keys and
+        values of it, or where controls change it itself; and what residual blocks make of the
+        times, `(calls * (1 or rows), channels, 1, 1)` by place."""
         context = self.context
-        if context.shape[0] == 2 * images and not self.guides(images):
+        if context.shape[0] == 2 * images and not guided:
             context = context[images:]
         rows = context.shape[0]
         self._check(sites.leaves, rows)

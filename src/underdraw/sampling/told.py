@@ -26,6 +26,7 @@ SMALL = 1024
 class Moment:
     """A call, as controls have told of it."""
 
+    guided: bool
     before: tuple[Any, ...]
     leaves: tuple[tuple[Any, ...], ...]
     """By control, of its `Acts` without differences to layers."""
@@ -103,6 +104,7 @@ class Told:
         a, b = self.at(first), self.at(other)
         return (
             not b.before
+            and a.guided == b.guided
             and a.structure == b.structure
             and a.shapes == b.shapes
             and alike(a.sites.leaves, b.sites.leaves)
@@ -111,6 +113,9 @@ class Told:
     def _asked(self, index: int) -> Moment:
         run, nn = self.run, self.run.nn
         call = Call(index, run.calls, run.solver.timestep(index), self.guided)
+        both = zip(self.acting, self.carries, strict=True)
+        if self.guided and not all(control.guides(carry, call) for control, carry in both):
+            call = replace(call, guided=False)
         before, each = list[Any](), list[Acts]()
         total = NO_SITES
         for control, carry in zip(self.acting, self.carries, strict=True):
@@ -126,7 +131,7 @@ class Told:
         leaves = tuple(tuple(found) for found, _ in parts)
         structure = Structure(tuple, (), tuple(one for _, one in parts))
         shapes = tuple(signature(found) for found, _ in parts)
-        return Moment(tuple(before), leaves, structure, shapes, total)
+        return Moment(call.guided, tuple(before), leaves, structure, shapes, total)
 
 
 def _may_differ(values: Sequence[Any]) -> bool:

@@ -145,9 +145,10 @@ def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
     # Behind the last call the rows of arrays repeat it, and are never used.
     places = [min(i, last - 1) for i in range(first, first + WIDTH)]
     sites = denoise.acting(moments[0].sites)
-    context, keys, times = denoise.known(places, images, sites)
+    guided = moments[0].guided
+    context, keys, times = denoise.known(places, images, guided, sites)
     array = partial(run.framework.array, device=getattr(context, "device", None))
-    guidance = Guidance(run.guidance, run.rescale or None) if told.guided else None
+    guidance = Guidance(run.guidance, run.rescale or None) if guided else None
     draw = run.draw
     drawn = [(i, nn.float32(draw())) for i in range(first, last) if draw and solver.draws[i]]
     # Solvers that draw nothing get some, too, of which their rows take none: they then share a

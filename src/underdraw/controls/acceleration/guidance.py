@@ -11,6 +11,7 @@ from underdraw.controls.acceleration.method import Method
 from underdraw.controls.control import Call, Control, Predicted
 from underdraw.controls.planned import Planned
 from underdraw.controls.run import Run
+from underdraw.controls.steady import Steady
 from underdraw.errors import InputError
 from underdraw.schema import Range
 
@@ -88,7 +89,7 @@ class SparseGuidance(Method):
 
 
 @dataclass(frozen=True)
-class _Within(Control):
+class _Within(Steady):
     method: GuidanceInterval
 
     def check(self, planned: Planned) -> None:
