@@ -32,6 +32,14 @@ def noise(seed=3):
     return np.random.default_rng(seed)
 
 
+def pixels():
+    return ms.Tensor(np.zeros((1, 3, 16, 24), np.float32))
+
+
+def moments():
+    return ms.Tensor(np.zeros((1, 8, 2, 3), np.float32))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("pipeline")
@@ -208,6 +216,16 @@ WRONG = [
     (lambda p, f: room.DiffusionPipeline.from_single_file(f), InputTypeError, "single file"),
     (lambda p, f: room.UNet2DConditionModel(backend="jax"), InputError, "backend='jax'"),
     (lambda p, f: p.from_pipe(3), InputTypeError, "pipeline=3"),
+    (lambda p, f: room.UNet2DConditionModel(backend=np.ones(2)), InputError, "backend="),
+    (lambda p, f: room.DiffusionPipeline.from_pretrained(3), InputTypeError, "name_or_path=3"),
+    (lambda p, f: room.VaeImageProcessor.numpy_to_ms(np.ones(3)), InputError, "3 or 4 axes"),
+    (lambda p, f: p.vae.encode(3), InputTypeError, "x is int"),
+    (lambda p, f: p.vae.encode(pixels(), return_dict=3), InputTypeError, "return_dict=3"),
+    (lambda p, f: p.vae.diag_gauss_dist.mode(3), InputTypeError, "parameters is int"),
+    (lambda p, f: p.vae.diag_gauss_dist.mode(pixels()), InputError, "stacked"),
+    (lambda p, f: p.vae.diag_gauss_dist.sample(moments(), 3), InputTypeError, "generator=3"),
+    (lambda p, f: p.vae.diag_gauss_dist.kl(moments(), pixels()), InputError, "other has shape"),
+    (lambda p, f: p.vae.diag_gauss_dist.nll(moments(), 3), InputTypeError, "sample is int"),
 ]
 
 

@@ -109,7 +109,7 @@ def on_mindspore(backend: Any) -> str:
     Raises:
         InputError: it is another.
     """
-    if backend != BACKEND:
+    if not isinstance(backend, str) or backend != BACKEND:
         raise InputError(
             f"backend={checks.shown(backend)}: what underdraw.mindspore has is on MindSpore; the "
             "same names of underdraw are on every backend"

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from underdraw import models
+from underdraw import backends, checks, models
+from underdraw.arguments import checked
 from underdraw.backends.contract import Array
+from underdraw.backends.framework import Framework
+from underdraw.backends.seeds import check_generators
+from underdraw.errors import InputError
 from underdraw.mindspore.conventions import BACKEND, Tupling, here, on_mindspore, tupled
 from underdraw.models.base import Model
 from underdraw.models.outputs import AutoencoderKLOutput, DiagonalGaussian
@@ -41,6 +45,7 @@ class Network(Model):
         return super().from_config(config, on_mindspore(backend))
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_path: str | Path, *, mindspore_dtype: Any = None, **options: Any
     ) -> Self:
@@ -71,6 +76,7 @@ class NetworkOfFiles(Returning, FromSingleFile):
     """A network that original one-file checkpoints hold."""
 
     @classmethod
+    @checked
     def from_single_file(
         cls, source: str | Path, *, mindspore_dtype: Any = None, **options: Any
     ) -> Self:
@@ -97,20 +103,37 @@ class Moments:
 
     def sample(self, parameters: Array, generator: Any = None) -> Array:
         """Latents drawn from it; `generator` one for the batch or a list with one per image."""
-        return DiagonalGaussian(parameters, BACKEND).sample(generator)
+        known = self._read("parameters", parameters)
+        check_generators(generator, parameters.shape[0])
+        return known.sample(generator)
 
     def mode(self, parameters: Array) -> Array:
         """The most likely latents."""
-        return DiagonalGaussian(parameters, BACKEND).mode()
+        return self._read("parameters", parameters).mode()
 
     def kl(self, parameters: Array, other: Array | None = None) -> Array:
         """Divergence from `other`, or from the standard normal distribution, `(batch,)`."""
-        against = None if other is None else DiagonalGaussian(other, BACKEND)
-        return DiagonalGaussian(parameters, BACKEND).kl(against)
+        against = None if other is None else self._read("other", other, parameters)
+        return self._read("parameters", parameters).kl(against)
 
     def nll(self, parameters: Array, sample: Array) -> Array:
         """Negative log-likelihood of latents, `(batch,)`."""
-        return DiagonalGaussian(parameters, BACKEND).nll(sample)
+        known = self._read("parameters", parameters)
+        return known.nll(checks.shaped("sample", sample, known.mean.shape, self._framework))
+
+    def _read(self, name: str, values: Any, like: Any = None) -> DiagonalGaussian:
+        shape = (None, None, None, None) if like is None else tuple(like.shape)
+        values = checks.shaped(name, values, shape, self._framework)
+        if values.shape[1] % 2 or not self._framework.is_floating(values):
+            raise InputError(
+                f"{name} has shape {tuple(values.shape)} and dtype {values.dtype}; needed are "
+                "means and log-variances, stacked"
+            )
+        return DiagonalGaussian(values, BACKEND)
+
+    @property
+    def _framework(self) -> Framework:
+        return backends.get(BACKEND)
 
 
 class AutoencoderKL(NetworkOfFiles, models.AutoencoderKL):
@@ -121,6 +144,7 @@ class AutoencoderKL(NetworkOfFiles, models.AutoencoderKL):
     decode: Giving = tupled(models.AutoencoderKL.decode)
     forward: Giving = tupled(models.AutoencoderKL.forward)
 
+    @checked
     def encode(self, x: Array, return_dict: bool = False) -> AutoencoderKLOutput | tuple[Array]:
         """Mean and log-variance `(batch, 2 * channels, height, width)` of the latents of images
         `(batch, 3, height, width)` in [-1, 1]; with `return_dict` the distribution."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from underdraw.arguments import dtype as check_dtype
+from underdraw.arguments import checked, dtype as check_dtype
 from underdraw.errors import InputTypeError
 from underdraw.mindspore.conventions import Tupling, here, tupled, without_device
 from underdraw.mindspore.networks import brought
@@ -54,6 +54,7 @@ class DiffusionPipeline(base.DiffusionPipeline):
                 setattr(cls, name, without_device(getattr(cls, name)))
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_path: str | Path, *, mindspore_dtype: Any = None, **options: Any
     ) -> Self:
@@ -71,6 +72,7 @@ class DiffusionPipeline(base.DiffusionPipeline):
         return super().from_pretrained(name_or_path, **how)
 
     @classmethod
+    @checked
     def from_single_file(
         cls, source: str | Path, *, mindspore_dtype: Any = None, **options: Any
     ) -> Self:
@@ -84,6 +86,7 @@ class DiffusionPipeline(base.DiffusionPipeline):
         return super().from_single_file(source, **here(mindspore_dtype, options))
 
     @classmethod
+    @checked
     def from_pipe(
         cls, pipeline: base.DiffusionPipeline, *, mindspore_dtype: Any = None, **options: Any
     ) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from underdraw import backends, checks
+from underdraw.arguments import numeric
 from underdraw.backends.contract import Array
 from underdraw.errors import InputError
 from underdraw.mindspore.conventions import BACKEND, plain_type
@@ -37,8 +38,8 @@ class VaeImageProcessor(image_processor.VaeImageProcessor):
     @staticmethod
     def numpy_to_ms(images: np.ndarray) -> Array:
         """A tensor `(images, channels, height, width)` of an array with channels last."""
-        if not isinstance(images, np.ndarray) or images.ndim not in (3, 4):
-            raise InputError(f"images={checks.shown(images)} is no array of pictures")
+        if numeric("images", images).ndim not in (3, 4):
+            raise InputError(f"images has shape {images.shape}; needed are 3 or 4 axes")
         whole = images if images.ndim == 4 else images[..., None]
         return backends.get(BACKEND).array(whole.transpose(0, 3, 1, 2))
 
