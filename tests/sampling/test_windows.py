@@ -23,7 +23,7 @@ from underdraw.controls import Control
 from underdraw.controls.lora import Lora
 from underdraw.controls.steady import Steady
 from underdraw.engines.eager import EAGER
-from underdraw.errors import NonFiniteError
+from underdraw.errors import ControlError, NonFiniteError
 from underdraw.networks.sites import Sites
 from underdraw.sampling import windows
 from underdraw.sampling.whole import Acts, ByCall, _in_python
@@ -229,7 +229,8 @@ def test_a_stream_hands_out_each_step(pipe, engine):
 
 
 def test_callbacks_change_a_run(pipe, engine):
-    """Latents, texts, guidance, and at last that there is none."""
+    """Latents, texts, guidance, and at last that there is none; what was drawn for calls that were
+    then made otherwise is theirs."""
     other = torch.cat(pipe.encode_prompt(PROMPTS[::-1])[::-1])
 
     def changed(pipe, step, timestep, tensors):
@@ -245,9 +246,26 @@ def test_callbacks_change_a_run(pipe, engine):
         "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
         "controls": [underdraw.Layout([RED], EVER)],
     }
-    made = run(pipe, engine, **given)
-    assert alike(made, run(pipe, **given)) and engine.counts == [1] * 6
-    assert not alike(made, run(pipe, controls=given["controls"]), 1e-3)
+    plain = pipe.scheduler
+    pipe.scheduler = schedulers.EulerAncestralDiscreteScheduler(**tiny.SCHEDULE)
+    try:
+        made = run(pipe, engine, **given)
+        assert alike(made, run(pipe, **given)) and engine.counts == [1] * 6
+        assert not alike(made, run(pipe, controls=given["controls"]), 1e-3)
+    finally:
+        pipe.scheduler = plain
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_changes_keep_the_shape(pipe, engine, moment):
+    class Wrong(Steady):
+        pass
+
+    setattr(Wrong, moment, lambda self, carry, call: [lambda nn, x: x[:1]])
+    monkey = Wrong()
+    for chosen in (None, engine):
+        with pytest.raises(ControlError, match=r"returned \(1, 4, 5, 9\)"):
+            run(pipe, chosen, controls=[monkey])
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from underdraw.networks.controlnet import program as controlnets
 from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.networks.layers import repeated
 from underdraw.networks.program import Program
-from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.networks.sites import NO_SITES, Sites, check
 from underdraw.solvers.dense import DenseTable, Memory, advance
 
 
@@ -148,7 +148,9 @@ def whole(
         noise = None if c.noise is None else c.noise[i]
         state = advance(nn, c.table, i, state, output, noise)
         for change in acts.after:
-            state = state._replace(x=nn.float32(change(nn, state.x)))
+            x = change(nn, state.x)
+            check(change, "behind a call", x, state.x.shape)
+            state = state._replace(x=nn.float32(x))
         return state
 
     loop = getattr(backends.get(nn.name), "repeated", _in_python)

@@ -22,6 +22,7 @@ from underdraw.controls.control import Control
 from underdraw.controls.run import Run
 from underdraw.engines.engine import DECLINED, Question
 from underdraw.errors import NonFiniteError
+from underdraw.networks.sites import check
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.steps import BROKEN, LATER, Step
 from underdraw.sampling.told import Moment, Told
@@ -68,7 +69,9 @@ def windows(
             break
         window, before = _window(run, denoise, told, done), state
         for change in told.at(done).before:
-            state = state._replace(x=divided(nn.float32(change(nn, state.x)) + 0))
+            x = change(nn, state.x)
+            check(change, "before a call", x, state.x.shape)
+            state = state._replace(x=divided(nn.float32(x) + 0))
         while done < window.last:
             count = min(1 if run.watched else speed.calls, window.last - done)
             bounds = np.array([done - window.first, done - window.first + count], np.int32)
@@ -77,9 +80,7 @@ def windows(
             begun = perf_counter()
             answer = yield Question(WHOLE, run.model, inputs, nn)
             if answer is DECLINED:
-                # What was drawn for these calls is theirs, however they are made.
-                if unused := [x for i, x in window.drawn if i >= done]:
-                    run.draw = partial(next, chain(unused, _endless(run.draw)))
+                _put_back(run, window, done)
                 return Reached(_state(before if done == window.first else state), done)
             state, done = map_arrays(divided, answer), done + count
             if not framework.is_finite(state.x):
@@ -98,6 +99,7 @@ def windows(
                 changed = True
             if changed:
                 told.forget()
+                _put_back(run, window, done)
                 break
     return Reached(_state(state), done)
 
@@ -108,6 +110,12 @@ def _as_it_is(x: Array) -> Array:
 
 def _state(memory: Memory) -> State:
     return State(memory.x, memory.saved, memory.accumulator, memory.history)
+
+
+def _put_back(run: Run, window: _Window, done: int) -> None:
+    """What was drawn for calls of a window that were not made is theirs, however they will be."""
+    if unused := [x for i, x in window.drawn if i >= done]:
+        run.draw = partial(next, chain(unused, _endless(run.draw)))
 
 
 def _endless(draw: Callable[[], Array] | None) -> Iterator[Array]:
