@@ -33,7 +33,7 @@ from underdraw import (
     schedulers,
 )
 from underdraw.backends.shapes import Path as Place, Shape, Shapes
-from underdraw.backends.tree import map_arrays
+from underdraw.backends.tree import flatten, is_array, is_parameters, unflatten
 from underdraw.controls.acceleration.presets import mixed
 from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.eager import EAGER
@@ -107,11 +107,19 @@ class Counting:
 
     def run(self, question: Question) -> Any:
         nn = Multiplying()
-        inputs = map_arrays(lambda array: Shape(*array.shape), tuple(question.inputs))
+        leaves, structure = flatten(tuple(question.inputs))
+        inputs = unflatten(structure, [unnumbered(leaf) for leaf in leaves])
         made = question.program(nn, Place(), question.model.config, *inputs)
         if question.program.name in COUNTED:
             self.products += nn.products
         return zeros(made)
+
+
+def unnumbered(leaf: Any) -> Any:
+    """A leaf of a question without its numbers."""
+    if is_parameters(leaf):
+        return Place("beside")
+    return Shape(*leaf.shape) if is_array(leaf) else leaf
 
 
 def zeros(made: Any) -> Any:

@@ -15,7 +15,7 @@ from engines.test_compiled import Warmer, low_rank
 from pipelines import tiny
 from pipelines.elsewhere import DEVICE
 
-from underdraw import backends, engines
+from underdraw import AttentionCache, DeepCache, backends, engines
 from underdraw.backends import hardware, torch_leaves
 from underdraw.backends.deltas import Full
 from underdraw.controls import Control
@@ -176,6 +176,18 @@ def test_every_site_of_a_call(engine):
         np.testing.assert_allclose(told, plain, rtol=1e-4)
         assert len(told) == 2 and len(told[0]) > 2
     assert [program for program, _ in engine.compiled] == [UNET]
+
+
+def test_calls_in_part(engine):
+    """What a call tells and another takes as known: a graph for each kind of call."""
+    model = unet(**tiny.ONE_LEVEL)
+    for way, kinds in ((DeepCache(2), 2), (AttentionCache(0.5), 3)):
+        before, controls = len(engine.compiled), [way.control()]
+        made = ended(model, 1, engine, controls=controls, steps=10)
+        assert (
+            apart(made, ended(model, 1, controls=controls, steps=10)) <= 4 * EXACT
+        )  # of ten calls
+        assert len(engine.compiled) - before == kinds
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
