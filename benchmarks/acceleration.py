@@ -29,6 +29,7 @@ from underdraw import (
     GuidanceInterval,
     SparseGuidance,
     StableDiffusionPipeline,
+    TokenDownsampling,
     backends,
     schedulers,
 )
@@ -73,6 +74,7 @@ WAYS: dict[str, Any] = {
     "AdaptiveGuidance(0.99)": (AdaptiveGuidance(0.99),),
     "SparseGuidance(2)": (SparseGuidance(2),),
     "SparseGuidance(3)": (SparseGuidance(3),),
+    "TokenDownsampling(2)": (TokenDownsampling(2),),
 }
 
 

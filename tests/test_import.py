@@ -32,8 +32,8 @@ StableDiffusionControlNetInpaintPipeline StableDiffusionControlNetPipeline
 StableDiffusionDiffEditPipeline StableDiffusionGLIGENPipeline StableDiffusionGLIGENTextImagePipeline
 StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPipeline
 StableDiffusionPipelineOutput StableDiffusionSafetyChecker Structure Style Subject T2IAdapter
-TCDScheduler UNet2DConditionModel UnderdrawError UniPCMultistepScheduler VaeImageProcessor
-WeightError batched
+TCDScheduler TokenDownsampling UNet2DConditionModel UnderdrawError UniPCMultistepScheduler
+VaeImageProcessor WeightError batched
 """.split()
 HEAVY = (
     "torch jax jaxlib mindspore numpy scipy PIL cv2 huggingface_hub tokenizers safetensors "

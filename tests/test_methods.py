@@ -69,6 +69,7 @@ MAKING: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "GuidanceInterval": (underdraw.GuidanceInterval, {}),
     "AdaptiveGuidance": (underdraw.AdaptiveGuidance, {}),
     "SparseGuidance": (underdraw.SparseGuidance, {}),
+    "TokenDownsampling": (underdraw.TokenDownsampling, {}),
     "engines.get": (engines.get, {}),
     "batched": (underdraw.batched, {"streams": []}),
 }

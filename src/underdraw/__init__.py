@@ -55,6 +55,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it to the
         GuidanceInterval as GuidanceInterval,
         SparseGuidance as SparseGuidance,
     )
+    from underdraw.controls.acceleration.tokens import (
+        TokenDownsampling as TokenDownsampling,
+    )
     from underdraw.controls.attention_edit import (
         AttentionEdit as AttentionEdit,
     )

@@ -10,6 +10,7 @@ MODULES = {
         "GuidanceInterval",
         "SparseGuidance",
     ),
+    "underdraw.controls.acceleration.tokens": ("TokenDownsampling",),
     "underdraw.controls.attention_edit": ("AttentionEdit",),
     "underdraw.controls.boxes": ("Box", "Layout", "PerImage", "Style"),
     "underdraw.controls.maps": (

@@ -27,6 +27,7 @@ from underdraw import (
     ImagePrompt,
     SparseGuidance,
     Structure,
+    TokenDownsampling,
     backends,
     schedulers,
 )
@@ -54,6 +55,7 @@ WAYS = {
     "interval": (GuidanceInterval(0.5, 5.0),),
     "adaptive": (AdaptiveGuidance(0.9993),),
     "sparse": (SparseGuidance(3),),
+    "tokens": (TokenDownsampling(least=8),),
     "much": (DeepCache(every=2), AttentionCache(0.3), GuidanceInterval(0.5)),
     "encoder and sparse": (EncoderPropagation(), SparseGuidance()),
 }
@@ -107,6 +109,7 @@ PROMISED = {
     "interval": [(2, ALL)] * 3 + [(BOTH, ALL)] * 6 + [(2, ALL)] * 2,
     "adaptive": [(BOTH, ALL)] * 3 + [(2, ALL)] * 8,
     "sparse": [(BOTH, ALL), (2, ALL), (2, ALL)] * 4,
+    "tokens": [(BOTH, ALL)] * STEPS,
     "much": [
         *[(BOTH, ALL), (BOTH, 2)] * 2,
         (BOTH, ALL),

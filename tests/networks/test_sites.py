@@ -118,6 +118,11 @@ ACTING = {
         "idle": {},
         "wrong": {f"down_blocks.0.{BLOCK}.attn2": drawn(3, 125, 8)},
     },
+    "keys": {
+        "act": lambda nn, place, x: x[:, :5],
+        "idle": same,
+        "wrong": lambda nn, place, x: x[..., 1:],
+    },
     "leaves": {
         "act": low_rank(2, 4, 3, 3),
         "idle": low_rank(2, 4, 3, 3, factor=0),
@@ -141,10 +146,12 @@ PLACES = {
     "up": ("up_blocks.0.resnets.0", (3, 23, 3, 4), (3, 24, 3, 4)),
     "features": ("up_blocks.2.resnets.1", (3, 7, 9, 14), (3, 8, 9, 14)),
     "attended": (f"down_blocks.0.{BLOCK}.attn2", (3, 125, 8), (3, 126, 8)),
+    "keys": (f"down_blocks.0.{BLOCK}.attn1", (3, 126, 7), "(3, any, 8)"),
     "leaves": ("conv_in", (2, 3, 3, 3), (8, 4, 3, 3)),
 }
 ALONE = {
     "conv_in": "two controls replace the first convolution",
+    "keys": "two controls choose what self-attention attends to",
     "features": "two controls know the value at 'up_blocks.2.resnets.1'",
     "attended": f"two controls know the value at 'down_blocks.0.{BLOCK}.attn2'",
 }

@@ -37,6 +37,9 @@ def may_join(a: Inputs, b: Inputs) -> bool:
     return (
         tuple(a.x.shape[1:]) == tuple(b.x.shape[1:])
         and a.x.dtype == b.x.dtype
+        and a.sites.keys == b.sites.keys
+        # Where hooks look at probabilities of one, keys would be all of them for both.
+        and (a.sites.keys is None or not (a.sites.self_attention or b.sites.self_attention))
         and set(a.sites.features) == set(b.sites.features)
         and set(a.sites.attended) == set(b.sites.attended)
         and all(isinstance(part, Mapping) for part in (a.time, b.time, a.context, b.context))
@@ -128,6 +131,7 @@ def join_sites(
         down_residuals=_down_residuals(nn, [sites.down_residuals for sites in each], rows),
         mid_residual=_residual(nn, [sites.mid_residual for sites in each], rows),
         conv_in=conv_in,
+        keys=each[0].keys,
         leaves=deltas_together(*leaves),
         features=_known(nn, [sites.features for sites in each]),
         attended=_known(nn, [sites.attended for sites in each]),

@@ -228,7 +228,7 @@ def transformer_block(
         kv = to_context(p.attn1, 0)
         x, h = for_rows_of(nn, kv, x), for_rows_of(nn, kv, h)
     else:
-        kv = keys_values(nn, p.attn1, h, width, heads)
+        kv = keys_values(nn, p.attn1, _seen(nn, sites, first, h), width, heads)
     hooks = sites.cross_attention if only_cross else sites.self_attention
     x = x + attention(nn, p.attn1, h, kv, heads, first, hooks, extras=extras)
     del h, kv  # held while fusers work, they cost 15 % more page faults
@@ -245,6 +245,15 @@ def transformer_block(
         x = x + apply(nn, sites.cross_attention_output, second, h, extras)
         del h
     return x + feed_forward(nn, p.ff, nn.layer_norm(p.norm3, x))
+
+
+def _seen(nn: Operations, sites: Sites, place: str, x: Array) -> Array:
+    """The tokens that self-attention attends to."""
+    if sites.keys is None or wanting(sites.self_attention, x.shape[1]):
+        return x
+    seen = sites.keys(nn, place, x)
+    check(sites.keys, place, seen, (x.shape[0], None, x.shape[2]))
+    return seen
 
 
 def spatial_transformer(

@@ -179,6 +179,9 @@ class Sites:
     """Added after the middle block (ControlNet)."""
     conv_in: Callable[[Operations, Any, Array], Array] | None = None
     """Replaces the first convolution: `(nn, p.conv_in, x) -> hidden` (GLIGEN's spatial maps)."""
+    keys: Hook | None = None
+    """From the tokens of self-attention those that they attend to, perhaps fewer (token
+    downsampling); where hooks look at probabilities all attend to all."""
     leaves: Deltas = field(default_factory=dict)
     """Differences to layers, by their path (LoRA); keys, values and times that are computed ahead
     have them, too."""
@@ -192,15 +195,18 @@ class Sites:
         """Both act: hooks run one after another, residuals add up.
 
         Raises:
-            ControlError: both replace the first convolution, or know the same value.
+            ControlError: both replace the first convolution, choose keys, or know the same value.
         """
         if self.conv_in is not None and other.conv_in is not None:
             raise ControlError("two controls replace the first convolution; only one can")
+        if self.keys is not None and other.keys is not None:
+            raise ControlError("two controls choose what self-attention attends to; only one can")
         return Sites(
             **{name: getattr(self, name) + getattr(other, name) for name in HOOKS},
             down_residuals=_sum(self.down_residuals, other.down_residuals, _sum_each),
             mid_residual=_sum(self.mid_residual, other.mid_residual, lambda a, b: a + b),
             conv_in=self.conv_in or other.conv_in,
+            keys=self.keys or other.keys,
             leaves=_sum(self.leaves or None, other.leaves or None, together) or {},
             features=_either(self.features, other.features),
             attended=_either(self.attended, other.attended),
@@ -215,6 +221,7 @@ class Sites:
             or self.cross_attention
             or self.beside_cross_attention
             or self.cross_attention_output
+            or self.keys
         )
 
     def owned(self, name: Callable[[Any], Any]) -> Sites:

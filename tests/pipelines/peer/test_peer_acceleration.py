@@ -15,6 +15,7 @@ from underdraw.controls.acceleration.guidance import (
     GuidanceInterval,
     SparseGuidance,
 )
+from underdraw.controls.acceleration.tokens import TokenDownsampling
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BOUND = 5e-6
@@ -152,6 +153,21 @@ def attention(laid, unet):
     return [laid.output(module, name) for name, module in named if name.endswith("attn2")]
 
 
+def tokens(laid, unet):
+    """Keys and values of the 5 x 9 positions of the highest resolution from every second one."""
+
+    def before(_, arguments, named):
+        x = arguments[0]
+        if x.shape[1] == 45:
+            image = x.mT.unflatten(2, (5, 9))
+            fewer = torch.nn.functional.interpolate(image, (2, 4), mode="nearest")
+            named = {**named, "encoder_hidden_states": fewer.flatten(2).mT}
+        return arguments, named
+
+    found = [module for name, module in unet.named_modules() if name.endswith("attn1")]
+    return [module.register_forward_pre_hook(before, with_kwargs=True) for module in found]
+
+
 def nothing(laid, unet):
     return []
 
@@ -179,6 +195,7 @@ WAYS = {
         lambda i: i <= 5,
         classifier_free,
     ),
+    "tokens": ([TokenDownsampling(2, 8)], tokens, never, always, classifier_free),
     "interval": ([GuidanceInterval(0.5, 5.0)], nothing, never, inside, classifier_free),
     "sparse": ([SparseGuidance(3)], nothing, never, lambda i: i % 3 == 0, Differences),
     "deep, sparse": (

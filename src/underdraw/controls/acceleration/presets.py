@@ -15,6 +15,7 @@ from underdraw.controls.acceleration.guidance import (
     SparseGuidance,
 )
 from underdraw.controls.acceleration.method import Method
+from underdraw.controls.acceleration.tokens import TokenDownsampling
 from underdraw.controls.control import Control
 from underdraw.errors import InputError, InputTypeError
 from underdraw.schema import Schema, hints_of
@@ -39,6 +40,7 @@ class Acceleration(Schema):
     guidance_interval: GuidanceInterval | None = None
     adaptive_guidance: AdaptiveGuidance | None = None
     sparse_guidance: SparseGuidance | None = None
+    token_downsampling: TokenDownsampling | None = None
 
     def check(self) -> None:
         for names in TOGETHER:
