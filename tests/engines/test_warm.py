@@ -10,7 +10,7 @@ from pipelines import tiny
 from pipelines.tiny import ONE_LEVEL
 
 from underdraw import engines
-from underdraw.backends import torch as backend
+from underdraw.backends import torch as backend, torch_packages
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.kept import Kept
 from underdraw.errors import InputError, InputTypeError
@@ -117,6 +117,32 @@ def test_blocks_for_all_sizes_serve_others(seen):
         counts.append(len(graphs))
     assert 0 < counts[0] <= counts[1] <= counts[0] + 1
     assert engines.name_of(engine) is None and engines.name_of(Regional()) == "compiled"
+
+
+def test_libraries_go_along(tmp_path, monkeypatch):
+    """PyTorch's record of kernels for CPUs has their source alone."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "ab").mkdir(parents=True)
+    (there / "ab" / "cabc2345.so").write_bytes(b"a library")
+    took = []
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"a record", None))
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda some: took.append(some) or 1)
+    monkeypatch.setattr(torch_packages, "_loaded", lambda folder: ["ab/cabc2345.so"])
+    monkeypatch.setattr(torch_packages, "_kernels", lambda: there)
+    made = torch_packages.made_artifacts()
+    monkeypatch.setattr(torch_packages, "_kernels", lambda: here)
+    assert torch_packages.take_artifacts(made) and took == [b"a record"]
+    assert [path.name for path in here.rglob("*.*")] == ["cabc2345.so"]
+    assert (here / "ab" / "cabc2345.so").read_bytes() == b"a library"
+    (here / "ab" / "cabc2345.so").write_bytes(b"newer")
+    assert torch_packages.take_artifacts(made)
+    assert (here / "ab" / "cabc2345.so").read_bytes() == b"newer"
+    outside = torch_packages.HEAD.pack(10, 1) + b"../evil.so" + b"x"
+    assert not torch_packages.take_artifacts(outside) and not (tmp_path / "evil.so").exists()
+    for damaged in (b"", made[:5], made[:-4] + b"\0" * 9):
+        torch_packages.take_artifacts(damaged)
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
+    assert torch_packages.made_artifacts() is None
 
 
 def test_settings_that_cannot_be():

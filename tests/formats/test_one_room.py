@@ -18,8 +18,12 @@ TRUSTED = {
     "json.loads(wanted)",
     "json.loads(json.dumps(config))",
     "json.loads(image.info[METADATA])",
+    "file.read_bytes()",  # a package
+    # libraries that it has loaded
+    "(folder / name).read_bytes()",
     # the system's own
     "(SYSTEM / path).read_text(encoding='utf-8', errors='replace')",
+    "Path('/proc/self/maps').read_text(encoding='utf-8', errors='replace')",
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -33,21 +36,71 @@ def maker() -> str:
 
 
 # -- what was compiled while running --------------------------------------------------------------
+LIBRARY = re.compile(r"[a-z0-9]{2}/[a-z0-9.]{8,80}\.so")
+"""A kernel in PyTorch's folder."""
+HEAD = struct.Struct("<HQ")
+"""Before each part: bytes of its name, which PyTorch's own record lacks, and of the part."""
+
+
+def made_artifacts() -> bytes | None:
+    """What PyTorch has compiled, or found compiled, since the process began; None for nothing.
+
+    Of kernels for CPUs its own record holds the source alone; so the libraries go along which this
+    process has loaded from PyTorch's folder (on Linux, which tells)."""
+    made = torch.compiler.save_cache_artifacts()
+    if made is None:
+        return None
+    folder = _kernels()
+    parts = {"": made[0], **{name: (folder / name).read_bytes() for name in _loaded(folder)}}
+    heads = {name: HEAD.pack(len(name), len(content)) for name, content in parts.items()}
+    return b"".join(heads[name] + name.encode() + content for name, content in parts.items())
+
+
 def take_artifacts(found: bytes) -> bool:
     """Have PyTorch find there what it compiled in another process; whether it could read it.
 
     They hold code that will run: only what this user has written is to be given.
     """
     try:
-        return torch.compiler.load_cache_artifacts(found) is not None
+        folder, at, taken = _kernels(), 0, False
+        while at < len(found):
+            length, size = HEAD.unpack_from(found, at)
+            at += HEAD.size
+            name, content = found[at : at + length].decode(), found[at + length :][:size]
+            at += length + size
+            if not name:
+                taken = torch.compiler.load_cache_artifacts(content) is not None
+            elif LIBRARY.fullmatch(name) and not (folder / name).exists():
+                _write(folder / name, content)
+        return taken
     except Exception:  # whatever a damaged file makes of its reader
         return False
 
 
-def made_artifacts() -> bytes | None:
-    """What PyTorch has compiled, or found compiled, since the process began; None for nothing."""
-    made = torch.compiler.save_cache_artifacts()
-    return None if made is None else made[0]
+def _kernels() -> Path:
+    """Where PyTorch keeps what it compiles."""
+    from torch._inductor.codecache import cache_dir
+
+    return Path(cache_dir())
+
+
+def _loaded(folder: Path) -> list[str]:
+    """Libraries of this folder that the process has loaded, relative to it."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    paths = {line.split(maxsplit=5)[-1] for line in lines if line.endswith(".so")}
+    inside = (path[len(f"{folder}/") :] for path in paths if path.startswith(f"{folder}/"))
+    return sorted(name for name in inside if LIBRARY.fullmatch(name))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A library that is whole whenever another process looks for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
 
 
 # -- packages -------------------------------------------------------------------------------------
