@@ -1,8 +1,8 @@
 """Every pipeline and control on every backend: the pictures of PyTorch, within 1e-4.
 
 Sizes are odd, height is not width, and images of a batch differ in what they are given. UNets have
-one level, which is compiled in a third of the time; those of three are compared beneath, in
-`networks/`.
+one level, which is compiled in a third of the time, and blocks in its middle only where controls
+act there; those of three are compared beneath, in `networks/`.
 """
 
 import numpy as np
@@ -50,8 +50,11 @@ def mask(size=(72, 40)):
     return pixels
 
 
+MIDDLE = {"mid_block_type": "UNetMidBlock2DCrossAttn"}
+
+
 def components(**unet):
-    return tiny.components(unet={**tiny.ONE_LEVEL, **unet})
+    return tiny.components(unet={**tiny.ONE_LEVEL, "mid_block_type": None, **unet})
 
 
 def pipeline(cls, backend, scheduler=None, **unet):
@@ -144,8 +147,8 @@ def gligen_text_image(backend):
 
 def controls(backend):
     """Boxes of its own for each image, a region kept, and an attention edit, all in one call."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
-    pipe.load_grounding(tiny.moved(opened(components()["unet"]), backend))
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, **MIDDLE)
+    pipe.load_grounding(tiny.moved(opened(components(**MIDDLE)["unet"]), backend))
     steering = [
         PerImage(Layout([RED, BLUE], EVER), [BLUE]),
         Region(mask(), image=photo((72, 40), 3)),
@@ -157,7 +160,7 @@ def controls(backend):
 
 def structure(backend):
     """A ControlNet and an adapter, with other maps and scales for each image."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, **MIDDLE)
     net = tiny.moved(tiny.controlnet({**tiny.UNET, **tiny.ONE_LEVEL}), backend)
     adapter = tiny.moved(tiny.adapter(channels=(16,)), backend)
     maps = [photo((72, 40), seed) for seed in (1, 2)]
@@ -232,7 +235,7 @@ def compiled_once(backend, first, second):
 
 def subjects(backend):
     """One in a half of the run, with what its weights lay over the UNet."""
-    pipe = pipeline(underdraw.StableDiffusionPipeline, backend)
+    pipe = pipeline(underdraw.StableDiffusionPipeline, backend, **MIDDLE)
     reader = encoder(backend)
     reader.overlay = OVERLAY
     pipe.load_subject(reader)
