@@ -47,8 +47,9 @@ def made_artifacts() -> bytes | None:
 
     Of kernels for CPUs its own record holds the source alone; so the libraries go along which this
     process has loaded from PyTorch's folder (on Linux, which tells)."""
-    made = torch.compiler.save_cache_artifacts()
-    if made is None:
+    # PyTorch before 2.7 hands nothing over.
+    save = getattr(torch.compiler, "save_cache_artifacts", lambda: None)
+    if (made := save()) is None:
         return None
     folder = _kernels()
     parts = {"": made[0], **{name: (folder / name).read_bytes() for name in _loaded(folder)}}
@@ -79,7 +80,7 @@ def take_artifacts(found: bytes) -> bool:
 
 def _kernels() -> Path:
     """Where PyTorch keeps what it compiles."""
-    from torch._inductor.codecache import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
 
@@ -118,8 +119,11 @@ def packaged(function: Function, model: Any, arrays: Sequence[Tensor]) -> bytes:
     out.
 
     Raises:
-        InputError: there is no C++ compiler, or the function holds arrays of its own.
+        InputError: there is no C++ compiler, PyTorch is older than 2.8, or the function holds arrays
+            of its own.
     """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        raise InputError(f"packages without weights need PyTorch 2.8; here is {torch.__version__}")
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import InvalidCxxCompiler
 
