@@ -46,7 +46,7 @@ NAMES = (
     ),
     (
         r"Onnx\w*|ORT\w*|OV\w*",
-        'other runtimes come with a later release, as engines; engine="compiled" is there',
+        'other runtimes are engines: engine="openvino", or "compiled"',
     ),
     (
         r"\w*Quant\w*Config|BitsAndBytesConfig|TorchAoConfig|QuantoConfig",

@@ -119,8 +119,8 @@ def packaged(function: Function, model: Any, arrays: Sequence[Tensor]) -> bytes:
     out.
 
     Raises:
-        InputError: there is no C++ compiler, PyTorch is older than 2.8, or the function holds arrays
-            of its own.
+        InputError: there is no C++ compiler, PyTorch is older than 2.8, or the function holds
+            arrays of its own.
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
         raise InputError(f"packages without weights need PyTorch 2.8; here is {torch.__version__}")
