@@ -106,6 +106,8 @@ class _Network:
 
     watch: Any
     packages: dict[Any, tuple[Named, Any] | None] = field(default_factory=dict)
+    state: Any = None
+    """Of the watch, when they were found."""
 
 
 @dataclass
@@ -165,7 +167,9 @@ class Packaged:
             return self._tell(question, odd)
         if framework.recording(model, leaves):
             return self._tell(question, "a gradient is recorded")
-        key = (question.program, question.nn, structure, signature(leaves), known.watch.state)
+        if known.state != known.watch.state:  # what was known is of other layers
+            known.packages, known.state = {}, known.watch.state
+        key = (question.program, question.nn, structure, signature(leaves))
         if key not in known.packages:
             known.packages[key] = self._opened(question, named(question, leaves, structure))
         return known.packages[key]
