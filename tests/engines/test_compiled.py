@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engines.runs import apart, begun, ended, unet
-from pipelines.tiny import DEEP, ONE_LEVEL
+from pipelines.tiny import DEEP, SHORT
 
 from underdraw import engines
 from underdraw.backends import installed
@@ -80,7 +80,7 @@ def low_rank(framework, seed=0):
 # -- PyTorch ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [Compiled, Regional])
 def test_a_run_is_the_same_and_other_numbers_compile_nothing(kind):
-    model, seen = unet(**ONE_LEVEL), []
+    model, seen = unet(**SHORT), []
     engine = kind(by_dynamo(seen))
     assert apart(ended(model, 1, engine), ended(model, 1)) <= 1e-6
     graphs = len(seen)
@@ -101,7 +101,7 @@ def test_a_block_is_compiled_once_for_all_places_of_its_shape():
 
 
 def test_a_control_acts_inside_compiled_programs():
-    model, seen = unet(**ONE_LEVEL), []
+    model, seen = unet(**SHORT), []
     told, plain = [], []
     engine = Compiled(by_dynamo(seen))
     made = ended(model, 1, engine, controls=[Acting(1.2, told)])
@@ -114,7 +114,7 @@ def test_a_control_acts_inside_compiled_programs():
 
 def test_a_wrapped_unet_is_honoured():
     """`torch.compile(unet)` in place of the UNet: its calls run compiled, as it was told to."""
-    model, seen = unet(**ONE_LEVEL), []
+    model, seen = unet(**SHORT), []
 
     def backend(graph, inputs):
         seen.append(graph)
@@ -133,14 +133,14 @@ def test_a_wrapped_unet_is_honoured():
 @pytest.fixture(scope="module")
 def jitted():
     """A network on JAX, the engine that ran it, and the latents."""
-    model, engine = unet("jax", **ONE_LEVEL), Compiled()
+    model, engine = unet("jax", **SHORT), Compiled()
     return model, engine, ended(model, 1, engine)
 
 
 @JAX
 def test_jit_is_the_same_and_compiles_once_for_a_structure(jitted):
     """Another prompt, seed, guidance, strength, number of steps or solver compiles nothing."""
-    (model, engine, made), reference = jitted, unet(**ONE_LEVEL)
+    (model, engine, made), reference = jitted, unet(**SHORT)
     assert apart(made, ended(reference, 1)) <= 1e-4
     programs = [program for program, _ in engine.compiled]
     assert programs[:3] == [CONTEXT, TIMES, UNET]
@@ -256,7 +256,7 @@ def test_engines_by_name():
 @JAX
 def test_blocks_are_not_compiled_on_jax():
     with pytest.raises(InputError, match=r"'compiled' .* 'jax' does not; .*'eager', 'jit'"):
-        ended(unet("jax", **ONE_LEVEL), 1, Regional())
+        ended(unet("jax", **SHORT), 1, Regional())
 
 
 def test_an_error_of_the_engine_ends_the_run():
@@ -277,7 +277,7 @@ def test_an_error_of_the_engine_ends_the_run():
 
 def test_blocks_of_many_shapes_are_all_compiled():
     """PyTorch compiles a function for a few shapes and then no more."""
-    model, seen = unet(**ONE_LEVEL), []
+    model, seen = unet(**SHORT), []
     engine = Regional(by_dynamo(seen))  # which refuses to go on uncompiled
     with torch._dynamo.config.patch(recompile_limit=2):  # of 8
         for images in (1, 2):

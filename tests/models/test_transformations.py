@@ -11,9 +11,6 @@ from underdraw import StableDiffusionPipeline
 from underdraw.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from underdraw.models.outputs import CLIPTextOutput, DiagonalGaussian, UNet2DConditionOutput
 
-SHORT = {**tiny.ONE_LEVEL, "mid_block_type": None}
-"""Of a UNet that is traced in half of the time: one layer down, two up."""
-
 
 def on_torch(model):
     """The same network on PyTorch, which needs no compiling for a number to compare with."""
@@ -23,7 +20,7 @@ def on_torch(model):
 
 
 def test_torch_exports_a_unet(tmp_path):
-    unet = UNet2DConditionModel(**{**tiny.UNET, **SHORT}).eval()
+    unet = UNet2DConditionModel(**{**tiny.UNET, **tiny.SHORT}).eval()
     given = torch.randn(3, 4, 8, 16), torch.tensor(7), torch.randn(3, 5, tiny.WIDTH)
     with torch.no_grad():
         program = torch.export.export(unet, given)
@@ -46,7 +43,7 @@ def test_torch_maps_over_outputs():
 
 
 def test_jax_compiles_calls_that_return_outputs():
-    unet = UNet2DConditionModel(**{**tiny.UNET, **SHORT}, backend="jax")
+    unet = UNet2DConditionModel(**{**tiny.UNET, **tiny.SHORT}, backend="jax")
     draw = np.random.default_rng(0).standard_normal
     x, context = draw((3, 4, 8, 16), np.float32), draw((3, 5, tiny.WIDTH), np.float32)
     found = jax.jit(lambda model, *given: model(*given))(unet, x, 7, context)
@@ -103,7 +100,7 @@ def test_torch_exports_an_encoder():
 
 def test_a_compiled_unet_in_a_pipeline(tmp_path):
     """`torch.compile` wraps a module: the pipeline moves and saves what is inside."""
-    pipe = tiny.pipeline(unet=SHORT)
+    pipe = tiny.pipeline(unet=tiny.SHORT)
     expected = tiny.run(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     assert hasattr(pipe.unet, "_orig_mod")

@@ -54,7 +54,7 @@ MIDDLE = {"mid_block_type": "UNetMidBlock2DCrossAttn"}
 
 
 def components(**unet):
-    return tiny.components(unet={**tiny.ONE_LEVEL, "mid_block_type": None, **unet})
+    return tiny.components(unet={**tiny.SHORT, **unet})
 
 
 def pipeline(cls, backend, scheduler=None, **unet):
