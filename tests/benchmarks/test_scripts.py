@@ -29,6 +29,7 @@ ONE_LEVEL = {
     "block_out_channels": (32,),
     "down_block_types": ("CrossAttnDownBlock2D",),
     "up_block_types": ("CrossAttnUpBlock2D",),
+    "mid_block_type": None,
 }
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
