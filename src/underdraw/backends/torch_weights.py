@@ -314,7 +314,8 @@ def gradient(function: Function, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]
 def compiled(function: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
     """The function compiled by `torch.compile`, with its default settings; `dynamic` for all sizes
     of its arrays at once."""
-    return torch.compile(function, **({} if dynamic is None else {"dynamic": dynamic}))
+    how: dict[str, Any] = {} if dynamic is None else {"dynamic": dynamic}
+    return torch.compile(function, **how)
 
 
 def compiler_of(model: Any) -> Callable[..., Any] | None:
