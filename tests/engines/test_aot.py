@@ -1,8 +1,10 @@
-"""The engine `aot`: packages of programs, found by what they were made for."""
+"""The engine `Packaged(folder)`: packages of programs, found by what they were made for."""
 
+import io
 import logging
 import pickle
 import shutil
+import zipfile
 from copy import deepcopy
 
 import numpy as np
@@ -16,7 +18,8 @@ from pipelines.tiny import ONE_LEVEL
 
 from underdraw import engines
 from underdraw.backends import torch as backend, torch_packages
-from underdraw.engines import Packaged, Packing
+from underdraw.backends.tree import flatten
+from underdraw.engines import Packaged, Packing, aot
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import answer
 from underdraw.errors import InputError, InputTypeError, NotFoundError
@@ -28,15 +31,17 @@ def fake(monkeypatch):
     """Packages that hold the number of a function; which ones were written, in order."""
     functions = []
 
-    def packaged(function, model, arrays):
+    def packaged(function, model, arrays, name):
         with torch.no_grad():
             function(model, arrays)  # as an export runs it
         functions.append(function)
-        return str(len(functions) - 1).encode()
+        return zipped({"number": str(len(functions) - 1), "made_for": name})
 
     class Package:
         def __init__(self, file):
-            self.function = functions[int(file.read_bytes())]
+            with zipfile.ZipFile(file) as archive:
+                self.function = functions[int(archive.read("number"))]
+                self.made_for = archive.read("made_for").decode()
 
         def __call__(self, model, arrays):
             return self.function(model, arrays)
@@ -44,6 +49,14 @@ def fake(monkeypatch):
     monkeypatch.setattr(backend, "packaged", packaged)
     monkeypatch.setattr(backend, "Package", Package)
     return functions
+
+
+def zipped(members):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return made.getvalue()
 
 
 @pytest.fixture
@@ -58,7 +71,7 @@ def same(engine, question):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
-def test_a_package_is_compiled_and_run(tower, tmp_path, monkeypatch):
+def test_a_package_is_compiled_and_run(tower, tmp_path, monkeypatch, caplog):
     """With PyTorch's compiler, as little as shows it: numbers are inputs, weights are read where
     they lie, also where others have taken their place."""
     quick = {"compile_wrapper_opt_level": "O0", "precompile_headers": False}
@@ -78,7 +91,22 @@ def test_a_package_is_compiled_and_run(tower, tmp_path, monkeypatch):
     other = deepcopy(tower)
     other.text_model.encoder.layers[0].mlp.fc2.bias.data.add_(1)
     assert same(engine, asked(other, x(), 0.5)) and same(engine, asked(tower, x(), 0.5))
-    assert engine.used == {file.name}
+    assert engine.used == {file.name} and "runs as it is written" not in caplog.text
+    # Under another's name its code would read past the end of arrays, or for what is not there.
+    question = asked(tower, x(3), 0.5)
+    fitting = aot.named(question, *flatten(question.inputs)).file
+    shutil.copy(file, file.parent / fitting)
+    assert same(engine, question)
+    assert f"{fitting} was made for {file.name}" in caplog.text
+    # Damaged, its code would end the process.
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        (code,) = (one for one in archive.infolist() if one.filename.endswith(".so"))
+    for place in range(code.header_offset + 4096, code.header_offset + code.file_size, 97):
+        content[place] ^= 0xFF
+    file.write_bytes(content)
+    assert same(Packaged(file.parent), asked(tower, x(), 0.5))
+    assert f"{file} cannot be loaded: {code.filename}: Bad CRC-32" in caplog.text
 
 
 def test_what_there_is_no_package_for_runs_as_it_is_written(fake, tower, tmp_path, caplog):
@@ -89,7 +117,7 @@ def test_what_there_is_no_package_for_runs_as_it_is_written(fake, tower, tmp_pat
     assert caplog.text == ""
     for rows in (3, 3):
         assert same(engine, asked(tower, x(rows), 0.5))
-    missing = f"engine 'aot': layers runs as it is written: {tmp_path} holds no package for such"
+    missing = f": layers runs as it is written: {tmp_path} holds no package for such"
     assert caplog.text.count(missing) == 1
     watched = tower.text_model.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *_: None)
     assert same(engine, asked(tower, x(), 0.5))
@@ -119,6 +147,16 @@ def test_a_damaged_package_is_told(fake, tower, tmp_path, caplog):
     packing.written[0].write_bytes(b"x")
     assert same(Packaged(tmp_path), asked(tower, x(), 0.5))
     assert f"{packing.written[0]} cannot be loaded" in caplog.text
+
+
+def test_a_package_under_the_name_of_another_is_told(fake, tower, tmp_path, caplog):
+    packing = Packing(tmp_path)
+    answer(packing, asked(tower, x(), 0.5))
+    answer(packing, asked(tower, x(3), 0.5))
+    mine, other = packing.written
+    shutil.copy(other, mine)
+    assert same(Packaged(tmp_path), asked(tower, x(), 0.5))
+    assert f"layers runs as it is written: {mine} was made for {other.name}" in caplog.text
 
 
 def test_a_run_and_one_with_a_control(fake, tmp_path, caplog):

@@ -21,6 +21,8 @@ Function = Callable[[Any, Sequence[Tensor]], Sequence[Tensor]]
 """From a network and arrays to arrays."""
 MODEL = "model."
 """What the names of a network's parameters begin with in a package."""
+MADE_FOR = "underdraw.made_for"
+"""Under which word of a package its own name is."""
 HOW = {
     # The parameters are the network's, whichever of the kind it is, and lie in memory once.
     "aot_inductor.package_constants_in_so": False,
@@ -114,9 +116,12 @@ class _Whole(nn.Module):
         return tuple(self.function(self.model, arrays))
 
 
-def packaged(function: Function, model: Any, arrays: Sequence[Tensor]) -> bytes:
+def packaged(function: Function, model: Any, arrays: Sequence[Tensor], name: str) -> bytes:
     """The file of a function compiled for arrays as these, with the parameters of the network left
     out.
+
+    Args:
+        name: what it was made for, which is written into it.
 
     Raises:
         InputError: there is no C++ compiler, PyTorch is older than 2.8, or the function holds
@@ -133,7 +138,8 @@ def packaged(function: Function, model: Any, arrays: Sequence[Tensor]) -> bytes:
         if exported.constants:
             raise InputError(f"the program holds arrays of its own: {[*exported.constants][:5]}")
         try:
-            aoti_compile_and_package(exported, package_path=str(file), inductor_configs=HOW)
+            how = {**HOW, "aot_inductor.metadata": {MADE_FOR: name}}
+            aoti_compile_and_package(exported, package_path=str(file), inductor_configs=how)
         except InvalidCxxCompiler as error:
             raise InputError("packages need a C++ compiler, such as g++") from error
         return file.read_bytes()
@@ -146,6 +152,11 @@ class Package:
         self._run: Any = torch._inductor.aoti_load_package(str(file))
         self._names = self._run.get_constant_fqns()
         self._held: list[Tensor] = []
+
+    @property
+    def made_for(self) -> str | None:
+        """The name it was made under, which tells its network and inputs."""
+        return self._run.get_metadata().get(MADE_FOR)
 
     def __call__(self, model: Any, arrays: Sequence[Tensor]) -> Sequence[Tensor]:
         """The outputs, computed with the parameters of this network as they are now."""

@@ -1,7 +1,7 @@
-"""The engine `aot`: programs that were compiled ahead of time, from packages in a folder.
+"""The engines `Packing(folder)` and `Packaged(folder)`: programs compiled ahead of time.
 
-`Packing` writes them: it answers as `eager`, and compiles each program that it meets for inputs of
-this structure. `Packaged` runs them. A package holds compiled code and no weights, so it serves
+`Packing` writes packages: it answers as `eager`, and compiles each program that it meets for inputs
+of this structure. `Packaged` runs them. A package holds compiled code and no weights, so it serves
 every network of one config and layout; its name tells what it was made for.
 """
 
@@ -23,6 +23,8 @@ from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
 from underdraw.engines.keys import key_of
 from underdraw.errors import InputError, NotFoundError, UnderdrawError
+from underdraw.formats.archives import check_entries, open_archive
+from underdraw.formats.opening import map_file
 from underdraw.formats.writing import write_file
 from underdraw.networks.program import Program
 
@@ -92,7 +94,7 @@ class Packing:
             return made
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        made = question.model._framework.packaged(function, question.model, arrays)
+        made = question.model._framework.packaged(function, question.model, arrays, name.file)
         write_file(self.folder / name.file, made)
         self.written.append(self.folder / name.file)
 
@@ -184,13 +186,19 @@ class Packaged:
             return self._tell(question, f"{self.folder} holds no package for such inputs")
         if name.file not in self._files:
             try:
-                self._files[name.file] = question.model._framework.Package(file)
+                with map_file(file) as mapped, open_archive(mapped) as archive:
+                    check_entries(archive, len(mapped))  # PyTorch runs what was damaged
+                package = question.model._framework.Package(file)
             except Exception as error:  # whatever a damaged file makes of its reader
-                return self._tell(question, f"{file} cannot be loaded: {str(error)[:200]}")
+                return self._tell(question, f"{file} cannot be loaded: {str(error)[:300]}")
+            if package.made_for != name.file:  # its code would read past other arrays
+                return self._tell(question, f"{file} was made for {str(package.made_for)[:200]}")
+            self._files[name.file] = package
         return name, self._files[name.file]
 
     def _tell(self, question: Question, reason: str) -> None:
-        text = f"engine 'aot': {question.program.name} runs as it is written: {reason}"
+        name = question.program.name
+        text = f"packages (Packaged, --packages): {name} runs as it is written: {reason}"
         if text not in self._told:
             self._told.add(text)
             LOG.warning(text)

@@ -11,6 +11,7 @@ from underdraw.formats.stored import Window
 
 MAX_CONTENTS = 1 << 23
 """Bytes of an archive's list of contents: 8 MB, which is 80,000 entries of torch's."""
+BLOCK = 1 << 20
 
 
 def open_archive(mapped: mmap.mmap) -> zipfile.ZipFile:
@@ -36,3 +37,31 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     if len(content) != entry.file_size:
         raise zipfile.BadZipFile(f"{len(content):,} bytes of {entry.file_size:,}")
     return content
+
+
+def check_entries(archive: zipfile.ZipFile, most: int) -> None:
+    """Read all entries, a block at a time, for a reader that does not look whether they are whole.
+
+    Args:
+        most: how many bytes they may have together.
+
+    Raises:
+        BadZipFile: one is damaged, encrypted or has less than it says, or they have more than
+            that; the message begins with its name.
+    """
+    left = most
+    for entry in archive.infolist():
+        left -= entry.file_size
+        if left < 0:
+            raise zipfile.BadZipFile(f"{entry.filename:.200}: beyond {most:,} bytes of all entries")
+        size = 0
+        try:
+            with archive.open(entry) as file:
+                while block := file.read(BLOCK):  # at its end the sum is compared
+                    size += len(block)
+        except Exception as error:  # zlib, lzma and CRC errors have no common base
+            raise zipfile.BadZipFile(f"{entry.filename:.200}: {error}") from error
+        if size != entry.file_size:
+            raise zipfile.BadZipFile(
+                f"{entry.filename:.200}: {size:,} bytes of {entry.file_size:,}"
+            )
