@@ -256,6 +256,39 @@ def test_callbacks_change_a_run(pipe, engine):
         pipe.scheduler = plain
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_an_interrupted_run_draws_no_more_than_it_made(pipe, engine, watched, monkeypatch):
+    """Whoever goes on with the same generators gets the pictures that call by call gives."""
+
+    def interrupts(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 2
+        return {}
+
+    class Bar(_Bar):
+        def update(self, count=1):
+            super().update(count)
+            if self.done == 3:
+                pipe._interrupt = True
+
+    def made(engine=None, watched=True):
+        noise = [torch.Generator().manual_seed(i) for i in range(2)]
+        with monkeypatch.context() as patch:
+            if not watched:
+                patch.setattr(type(pipe), "progress_bar", lambda self, total: Bar().begun(total))
+                patch.setattr(windows._Speed, "note", lambda self, *_: setattr(self, "calls", 2))
+            given = {"callback_on_step_end": interrupts} if watched else {}
+            run(pipe, engine, seed=None, generator=noise, **given)
+        return run(pipe, seed=None, generator=noise)
+
+    plain = pipe.scheduler
+    pipe.scheduler = schedulers.EulerAncestralDiscreteScheduler(**tiny.SCHEDULE)
+    try:
+        assert torch.equal(made(engine, watched), made())
+        assert engine.counts == ([1, 1, 1] if watched else [1, 2])
+    finally:
+        pipe.scheduler = plain
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_changes_keep_the_shape(pipe, engine, moment):
     class Wrong(Steady):

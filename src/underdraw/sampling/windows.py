@@ -7,7 +7,7 @@ two questions the host is free: bars, callbacks, previews and interruptions work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -76,11 +76,13 @@ def windows(
             count = min(1 if run.watched else speed.calls, window.last - done)
             bounds = np.array([done - window.first, done - window.first + count], np.int32)
             place = getattr(denoise.context, "device", None)
-            inputs = (state, framework.array(bounds, device=place), window.steering)
+            drawn = _drawn(run, done, count)
+            steering = _noised(nn, window, drawn)
+            inputs = (state, framework.array(bounds, device=place), steering)
             begun = perf_counter()
             answer = yield Question(WHOLE, run.model, inputs, nn)
             if answer is DECLINED:
-                _put_back(run, window, done)
+                _put_back(run, drawn)
                 return Reached(_state(before if done == window.first else state), done)
             state, done = map_arrays(divided, answer), done + count
             if not framework.is_finite(state.x):
@@ -99,7 +101,6 @@ def windows(
                 changed = True
             if changed:
                 told.forget()
-                _put_back(run, window, done)
                 break
     return Reached(_state(state), done)
 
@@ -112,10 +113,19 @@ def _state(memory: Memory) -> State:
     return State(memory.x, memory.saved, memory.accumulator, memory.history)
 
 
-def _put_back(run: Run, window: _Window, done: int) -> None:
-    """What was drawn for calls of a window that were not made is theirs, however they will be."""
-    if unused := [x for i, x in window.drawn if i >= done]:
-        run.draw = partial(next, chain(unused, _endless(run.draw)))
+def _drawn(run: Run, first: int, count: int) -> dict[int, Array]:
+    """The noise of those of so many calls that take some. No more is drawn, for whoever ends or
+    changes the run behind them may go on with the same generators."""
+    draw, solver = run.draw, run.solver
+    if draw is None:
+        return {}
+    return {i: run.nn.float32(draw()) for i in range(first, first + count) if solver.draws[i]}
+
+
+def _put_back(run: Run, drawn: Mapping[int, Array]) -> None:
+    """What was drawn for calls that were declined is theirs, however they will be made."""
+    if drawn:
+        run.draw = partial(next, chain(drawn.values(), _endless(run.draw)))
 
 
 def _endless(draw: Callable[[], Array] | None) -> Iterator[Array]:
@@ -142,8 +152,7 @@ class _Window:
     first: int
     last: int
     steering: Steering
-    drawn: Sequence[tuple[int, Array]]
-    """The noise of calls that take some."""
+    """Its noise is of no call yet."""
 
 
 def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
@@ -157,25 +166,31 @@ def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
     context, keys, times = denoise.known(places, images, guided, sites)
     array = partial(run.framework.array, device=getattr(context, "device", None))
     guidance = Guidance(run.guidance, run.rescale or None) if guided else None
-    draw = run.draw
-    drawn = [(i, nn.float32(draw())) for i in range(first, last) if draw and solver.draws[i]]
     # Solvers that draw nothing get some, too, of which their rows take none: they then share a
     # program with those that do.
-    noise, none = dict(drawn), told.like * 0
-    if drawn:
-        noise = _stacked(nn, [noise.get(i, none) for i in places])
-    else:
-        noise = nn.expand(none[None], (WIDTH, *none.shape))
+    none = nn.expand((told.like * 0)[None], (WIDTH, *told.like.shape))
     steering = Steering(
         part(solver, array, first, WIDTH),
         context,
         guidance,
-        noise,
+        none,
         replace(run.sites, leaves=sites.leaves),
         by_call=_by_call(nn, first, told, moments, places),
         known=Known(keys, times),
     )
-    return _Window(first, last, steering, drawn)
+    return _Window(first, last, steering)
+
+
+def _noised(nn: Any, window: _Window, drawn: Mapping[int, Array]) -> Steering:
+    """What calls of a window go by, with their noise."""
+    if not drawn:
+        return window.steering
+    some = next(iter(drawn.values()))
+    if len(drawn) == 1:
+        noise = nn.expand(some[None], (WIDTH, *some.shape))
+    else:  # other places are never looked at
+        noise = _stacked(nn, [drawn.get(window.first + i, some) for i in range(WIDTH)])
+    return replace(window.steering, noise=noise)
 
 
 def _by_call(
