@@ -256,6 +256,21 @@ def test_callbacks_change_a_run(pipe, engine):
         pipe.scheduler = plain
 
 
+@pytest.mark.parametrize("values", [False, True])
+def test_texts_handed_back_leave_what_is_known_of_times(pipe, engine, values, monkeypatch):
+    """And what is known of them, too, where an array cannot have been changed in place."""
+    if values:
+        monkeypatch.setattr(backends.get("torch"), "arrays_are_values", True, raising=False)
+    given = {
+        "callback_on_step_end": lambda pipe, step, timestep, tensors: tensors,
+        "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+        "controls": [underdraw.Structure(net(), maps())],
+    }
+    assert alike(run(pipe, engine, **given), run(pipe, **given))
+    counts = {name: engine.asked.count(name) for name in ("unet.times", "unet.context")}
+    assert counts == {"unet.times": 1, "unet.context": 1 if values else 6}
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_an_interrupted_run_draws_no_more_than_it_made(pipe, engine, watched, monkeypatch):
     """Whoever goes on with the same generators gets the pictures that call by call gives."""

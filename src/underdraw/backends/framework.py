@@ -41,7 +41,7 @@ EXTRAS: Mapping[str, frozenset[str]] = {
         {
             *("build", "load", "compiled", "networks_are_values", "repeated", "picked"),
             *("keyed", "key_words", "mapped", "resized", "keep_programs", "divided"),
-            *("over_devices", "devices_in_line", "replicate", "spread"),
+            *("arrays_are_values", "over_devices", "devices_in_line", "replicate", "spread"),
         }
     ),
     # Graphs, which take the arrays of networks as arguments.

@@ -36,6 +36,7 @@ from underdraw.errors import InputError
 __all__ = [
     "Root",
     "array",
+    "arrays_are_values",
     "build",
     "build_root",
     "compiled",
@@ -325,6 +326,8 @@ def register_output(kind: type[Any]) -> None:
     jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=static)
 
 
+arrays_are_values = True
+"""An array never changes: the same one holds the same numbers."""
 networks_are_values = True
 """Networks are pytrees, so what was compiled for one serves all of its config."""
 

@@ -102,11 +102,15 @@ class Denoiser:
         guidance = self.run.guidance
         return bool((guidance > 1).any()) if hasattr(guidance, "shape") else guidance > 1
 
-    def set_context(self, context: Array) -> None:
-        """Go on with this context; it may be the same array, changed in place."""
+    def set_context(self, context: Array) -> bool:
+        """Go on with this context, and say whether it may be another; where arrays are no values,
+        the same one may have been changed in place."""
+        if context is self.context and hasattr(self.run.framework, "arrays_are_values"):
+            return False
         self.context, self._keys = self.run.nn.cast(context, self.context), {}
         for beside in self._beside.values():
             beside.keys = {}
+        return True
 
     def ahead(
         self,
@@ -147,26 +151,24 @@ class Denoiser:
             sites = run.sites + sites
         return sites + Sites(leaves=run.leaves) if run.leaves else sites
 
-    def known(
-        self, calls: Sequence[int], images: int, guided: bool, sites: Sites
-    ) -> tuple[Array, Any, Any]:
+    def texts(self, images: int, guided: bool, sites: Sites) -> tuple[Array, Any]:
         """The context of calls, guided or not, whose differences to layers are alike; keys and
-        values of it, or where controls change it itself; and what residual blocks make of the
-        times, `(calls * (1 or rows), channels, 1, 1)` by place."""
+        values of it, or where controls change it itself."""
         context = self.context
         if context.shape[0] == 2 * images and not guided:
             context = context[images:]
-        rows = context.shape[0]
-        self._check(sites.leaves, rows)
-        keys = context if sites.context else self._keys_values(context, sites.leaves)
+        self._check(sites.leaves, context.shape[0])
+        return context, context if sites.context else self._keys_values(context, sites.leaves)
+
+    def times(self, calls: Sequence[int], rows: int, sites: Sites) -> dict[str, Array]:
+        """What residual blocks make of the times of such calls, `(calls * (1 or rows), channels, 1,
+        1)` by place."""
         acting = {path: delta for path, delta in sites.leaves.items() if TIME in path}
         if any(part.count is not None for delta in acting.values() for part in delta.parts):
             each = [self._shifts([call], rows, acting)[0] for call in calls]
             concat = self.run.nn.concat
-            shifts = {place: concat([one[place] for one in each], 0) for place in each[0]}
-        else:
-            shifts, _ = self._shifts(calls, 1, acting)
-        return context, keys, shifts
+            return {place: concat([one[place] for one in each], 0) for place in each[0]}
+        return self._shifts(calls, 1, acting)[0]
 
     def _check(self, leaves: Deltas, rows: int) -> None:
         """That differences fit their layers and the rows, once for each set of them."""

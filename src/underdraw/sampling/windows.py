@@ -22,7 +22,7 @@ from underdraw.controls.control import Control
 from underdraw.controls.run import Run
 from underdraw.engines.engine import DECLINED, Question
 from underdraw.errors import NonFiniteError
-from underdraw.networks.sites import check
+from underdraw.networks.sites import Sites, check
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.steps import BROKEN, LATER, Step
 from underdraw.sampling.told import Moment, Told
@@ -91,15 +91,16 @@ def windows(
             # What is handed out stays: a compiled loop takes over the memory of its state.
             seen, output = state.seen + 0, state.output + 0
             clean = partial(solver.clean, nn, done - 1, seen, output)
-            guidance, rescale = run.guidance, run.rescale
+            guidance, rescale, shape = run.guidance, run.rescale, denoise.context.shape
             change = yield Step(done - 1, solver.timestep(done - 1), state.x + 0, clean)
-            changed = run.guidance is not guidance or run.rescale != rescale
             if change is not None and change.latents is not None:
                 state = state._replace(x=divided(nn.float32(change.latents) + 0))
             if change is not None and change.context is not None:
-                denoise.set_context(change.context)
-                changed = True
-            if changed:
+                another = denoise.set_context(change.context)
+                if another and done < window.last and denoise.context.shape == shape:
+                    window = _reading(window, denoise, run.batch)
+            same = run.guidance is guidance and run.rescale == rescale
+            if not same or denoise.context.shape != shape:
                 told.forget()
                 break
     return Reached(_state(state), done)
@@ -153,6 +154,9 @@ class _Window:
     last: int
     steering: Steering
     """Its noise is of no call yet."""
+    guided: bool
+    sites: Sites
+    """All that act in its calls."""
 
 
 def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
@@ -163,7 +167,8 @@ def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
     places = [min(i, last - 1) for i in range(first, first + WIDTH)]
     sites = denoise.acting(moments[0].sites)
     guided = moments[0].guided
-    context, keys, times = denoise.known(places, images, guided, sites)
+    context, keys = denoise.texts(images, guided, sites)
+    times = denoise.times(places, context.shape[0], sites)
     array = partial(run.framework.array, device=getattr(context, "device", None))
     guidance = Guidance(run.guidance, run.rescale or None) if guided else None
     # Solvers that draw nothing get some, too, of which their rows take none: they then share a
@@ -178,7 +183,15 @@ def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
         by_call=_by_call(nn, first, told, moments, places),
         known=Known(keys, times),
     )
-    return _Window(first, last, steering)
+    return _Window(first, last, steering, guided, sites)
+
+
+def _reading(window: _Window, denoise: Denoiser, images: int) -> _Window:
+    """The same with the context that has come; nothing else of it depends on one."""
+    context, keys = denoise.texts(images, window.guided, window.sites)
+    assert window.steering.known is not None
+    known = Known(keys, window.steering.known.times)
+    return replace(window, steering=replace(window.steering, context=context, known=known))
 
 
 def _noised(nn: Any, window: _Window, drawn: Mapping[int, Array]) -> Steering:
