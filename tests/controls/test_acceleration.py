@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -34,12 +34,13 @@ from underdraw import (
 from underdraw.backends.torch_operations import Torch
 from underdraw.controls.acceleration import method
 from underdraw.controls.acceleration.presets import PRESETS, mixed
+from underdraw.controls.steady import Steady
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.eager import EAGER, Eager
 from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks import decoder, encoder
-from underdraw.networks.sites import HOOKS, Sites, Telling
+from underdraw.networks.sites import HOOKS, NO_SITES, Sites, Telling
 from underdraw.networks.unet import UNET
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.record import repeat
@@ -150,10 +151,33 @@ def test_calls_compute_what_is_promised(model, exact, way, monkeypatch):
         assert len(attentions) == ATTENTIONS * whole + ATTENTIONS // 2 * 5
 
 
+@dataclass(frozen=True)
+class Acting(Steady):
+    """Hooks of somebody else."""
+
+    sites: Sites
+
+    def sites_at(self, nn, carry, like, call):
+        return self.sites
+
+
+HOOKED = {
+    "nothing": NO_SITES,
+    **{name: Sites(**{name: (lambda nn, place, x: x * 1.5,)}) for name in HOOKS},
+    "beside_cross_attention": Sites(beside_cross_attention=(lambda nn, place, x: x * 0 + 1.5,)),
+    "context": Sites(context=(lambda nn, x: x * 1.5,)),
+    "model_input": Sites(model_input=(lambda nn, x: x * 1.5,)),
+    "join": Sites(join=(lambda nn, place, x, skip: (x * 1.5, skip * 1.5),)),
+    "conv_in": Sites(conv_in=lambda nn, p, x: 1.5 * nn.conv2d(p, x, 16, 3)),
+    "mid_residual": Sites(mid_residual=torch.full((1, 1, 1, 1), 1.5)),
+    "down_residuals": Sites(down_residuals=[torch.full((1, 1, 1, 1), 1.5)] * 6),
+}
+
+
 @pytest.mark.parametrize("kept", ["deep", "inner", "encoder", "attention"])
-def test_what_is_known_changes_nothing(kept):
-    """A call of the latents of which everything was kept gives their bits."""
-    model = unet(**tiny.DEEP)
+def test_what_is_known_changes_nothing(model, kept):
+    """A call of the latents of which everything was kept gives their bits, whatever acts in both:
+    no hook acts twice, and none that comes later is left out."""
     config = model.config
     units = decoder.units(config)
     hidden = {"deep": units[-1:], "inner": units[-3:-2], "encoder": units[:1], "attention": ()}
@@ -168,16 +192,19 @@ def test_what_is_known_changes_nothing(kept):
         skip=(Telling(skips),),
         cross_attention_output=(Telling(texts),),
     )
-    question = next(begun(model, steps=4))
-    *inputs, sites = question.inputs
-    telling = telling.owned(lambda _: 0)
-    whole = EAGER.run(replace(question, inputs=(*inputs, sites + telling)))
-    values = {extra.place: extra.value for extra in whole.extras}
-    assert len(values) == len(hidden[kept]) + len(skips) + len(texts) > 0
-    known = Sites(attended=values) if texts else Sites(features=values)
-    part = EAGER.run(replace(question, inputs=(*inputs, sites + known)))
-    assert torch.equal(part.sample, whole.sample)
-    assert not part.extras
+    telling, plain = telling.owned(lambda _: 0), None
+    for name, acts in HOOKED.items():
+        question = next(begun(model, steps=4, controls=[Acting(acts)]))
+        *inputs, sites = question.inputs
+        whole = EAGER.run(replace(question, inputs=(*inputs, sites + telling)))
+        plain = whole.sample if plain is None else plain
+        assert name == "nothing" or not torch.allclose(whole.sample, plain, rtol=1e-3), name
+        values = {extra.place: extra.value for extra in whole.extras}
+        assert len(values) == len(hidden[kept]) + len(skips) + len(texts) > 0
+        known = Sites(attended=values) if texts else Sites(features=values)
+        part = EAGER.run(replace(question, inputs=(*inputs, sites + known)))
+        assert torch.equal(part.sample, whole.sample), name
+        assert not part.extras
 
 
 # -- everywhere --------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def up(blocks: Blocks, p: Node, x: Array, skips: list[Array]) -> Array:
     for unit in units(c)[-len(skips) :]:
         place, level = f"up_blocks.{unit.block}", unit.level
         block, width = p.up_blocks[unit.block], level.width
-        x = apply(nn, sites.up, unit.place, x, blocks.extras)
+        if unit.place not in sites.features:  # what is known has been through the hooks
+            x = apply(nn, sites.up, unit.place, x, blocks.extras)
         x, skip = join(nn, sites.join, place, x, skips.pop())
         x = nn.concat((x, skip), 1)
         x = blocks.residual(block.resnets[unit.layer], x, width, unit.place)

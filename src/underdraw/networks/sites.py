@@ -186,8 +186,8 @@ class Sites:
     """Differences to layers, by their path (LoRA); keys, values and times that are computed ahead
     have them, too."""
     features: Mapping[str, Array] = field(default_factory=dict)
-    """Values by the places of `up` and `skip` that are known: neither they nor what nothing else
-    needs is computed."""
+    """Values by the places of `up` and `skip` that are known, as the hooks there leave them: neither
+    they nor what nothing else needs is computed, and no hook acts on them again."""
     attended: Mapping[str, Array] = field(default_factory=dict)
     """Values by the places of `cross_attention_output` that are known, likewise."""
 
