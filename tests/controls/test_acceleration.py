@@ -207,6 +207,46 @@ def test_what_is_known_changes_nothing(model, kept):
         assert not part.extras
 
 
+@dataclass(frozen=True)
+class UntilCall(Steady):
+    """Somebody else who has guidance in calls before this one alone, and from `again` on."""
+
+    index: int
+    again: int = STEPS
+
+    def guides(self, carry, call):
+        return not self.index <= call.index < self.again
+
+
+@pytest.mark.parametrize("ends", ["guidance", "another control"])
+def test_between_sparse_halves_nothing_guides_where_guidance_is_over(model, ends):
+    """From call 4 to 6; then it begins anew, with both halves."""
+
+    def made(*controls):
+        watch, output = Watch(), []
+        controls = [*controls, *([UntilCall(4, 7)] if ends == "another control" else [])]
+        run = begun(model, steps=STEPS, controls=controls)
+        for step in answered(run, watch):
+            output.append(step.latents)
+            if ends == "guidance" and step.index in (3, 6):
+                run.gi_frame.f_locals["run"].guidance = 1.0 if step.index == 3 else 3.0
+        return output, [rows for rows, _ in watch.calls]
+
+    sparse, rows = made(SparseGuidance(3).control())
+    assert rows == [BOTH, 2, 2, BOTH, 2, 2, 2, BOTH, 2, BOTH, 2]
+
+    # The same latents after call 3, and no guidance from there on: calls of the text alone.
+    @dataclass(frozen=True)
+    class Put(Steady):
+        def after_step(self, nn, carry, latents, call):
+            return (sparse[3] if call.index == 3 else latents), carry
+
+    plain, _ = made(Put())
+    for index in (4, 5, 6):
+        assert torch.equal(sparse[index], plain[index])
+    assert not torch.equal(sparse[8], plain[8])
+
+
 # -- everywhere --------------------------------------------------------------------------------
 ENGINES = {
     "blocks": lambda: Regional(lambda f: f),

@@ -94,6 +94,9 @@ class Predicted:
     """None where the call had no such half."""
     guided: Callable[[Array, Array], Array]
     """Guidance of an unconditional and a conditional prediction, as strong as it is now."""
+    wanted: bool
+    """Whether guidance asks for an unconditional half, and every control but this one has it so:
+    where there is none, this one has left it out."""
 
 
 class Control:

@@ -186,7 +186,7 @@ class Sites:
     """Differences to layers, by their path (LoRA); keys, values and times that are computed ahead
     have them, too."""
     features: Mapping[str, Array] = field(default_factory=dict)
-    """Values by the places of `up` and `skip` that are known, as the hooks there leave them: neither
+    """Values by the places of `up` and `skip` that are known, as hooks there leave them: neither
     they nor what nothing else needs is computed, and no hook acts on them again."""
     attended: Mapping[str, Array] = field(default_factory=dict)
     """Values by the places of `cross_attention_output` that are known, likewise."""

@@ -73,7 +73,7 @@ def sample(
         state, done = yield from windows(run, acting, carries, denoise, state.x)
     for index in range(done, count):
         with framework.no_grad():
-            call = _call(run, denoise, acting, carries, index)
+            call, wishes = _call(run, denoise, acting, carries, index)
             state, sites = _before(nn, acting, carries, state, call)
             seen = state.x
             scaled = solver.model_input(index, seen)
@@ -82,7 +82,7 @@ def sample(
         answer = yield question
         with framework.no_grad():
             output = denoise.prediction(answer, run.batch)
-            output = _predicted(run, denoise, acting, carries, answer.sample, output, call)
+            output = _predicted(run, denoise, acting, carries, answer.sample, output, call, wishes)
             state = solver.advance(nn, index, state, output, run.draw)
             if index == 0 and not framework.is_finite(state.x):
                 raise NonFiniteError(BROKEN)
@@ -101,15 +101,15 @@ def sample(
 
 def _call(
     run: Run, denoise: Denoiser, acting: Sequence[Control], carries: list[Any], index: int
-) -> Call:
-    """Where a call stands, and whether guidance and all controls have it guided."""
-    guided = denoise.guides(run.batch)
-    call = Call(index, run.calls, run.solver.timestep(index), guided)
-    if guided and not all(
-        control.guides(carry, call) for control, carry in zip(acting, carries, strict=True)
-    ):
-        call = replace(call, guided=False)
-    return call
+) -> tuple[Call, Sequence[bool] | None]:
+    """Where a call stands, and which controls have it guided: it is where all of them say so; None
+    where guidance itself is off."""
+    call = Call(index, run.calls, run.solver.timestep(index), denoise.guides(run.batch))
+    if not call.guided:
+        return call, None
+    both = zip(acting, carries, strict=True)
+    wishes = [bool(control.guides(carry, call)) for control, carry in both]
+    return (call if all(wishes) else replace(call, guided=False)), wishes
 
 
 def _before(
@@ -174,15 +174,17 @@ def _predicted(
     sample: Array,
     output: Array,
     call: Call,
+    wishes: Sequence[bool] | None,
 ) -> Array:
-    """The prediction of a call as controls leave it."""
+    """The prediction of a call as controls leave it; `wishes` as of `_call`."""
     for i, control in enumerate(acting):
         if type(control).predict is Control.predict:
             continue
         out = run.nn.float32(sample)
         rest = out.shape[0] - run.batch
         unconditional = out[:rest] if rest else None
-        predicted = Predicted(output, out[rest:], unconditional, denoise.guided)
+        wanted = wishes is not None and all(wish for j, wish in enumerate(wishes) if j != i)
+        predicted = Predicted(output, out[rest:], unconditional, denoise.guided, wanted)
         told = control.predict(run.nn, carries[i], predicted, call)
         output, carries[i] = kept(run.nn, control, "predict", told, 2, output)
     return output

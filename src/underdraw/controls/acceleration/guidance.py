@@ -69,7 +69,7 @@ class AdaptiveGuidance(Method):
 @dataclass(frozen=True)
 class SparseGuidance(Method):
     """The unconditional half in every n-th call; between them its difference from the conditional
-    one is that of the last such call.
+    one is that of the last such call. Calls that others leave unguided stay so.
 
     Args:
         every: so many calls share a difference, 2 to 1000.
@@ -154,7 +154,8 @@ class _Sparse(Control):
     ) -> tuple[Array, Array | None]:
         if predicted.unconditional is not None:
             return predicted.value, predicted.conditional - predicted.unconditional
-        if carry is None:
+        if carry is None or not predicted.wanted:
+            # Where others have ended guidance there is none, and it begins anew with both halves.
             return predicted.value, None
         text = predicted.conditional
         return predicted.guided(text - carry, text), carry
