@@ -143,6 +143,8 @@ class Schema:
 
     owner = ""
     """What messages call this; without a type, or it would be a field."""
+    closed = False
+    """Whether reading one refuses what is no field, instead of leaving it out."""
 
     def __post_init__(self) -> None:
         for name, hint in hints_of(type(self)).items():
@@ -179,20 +181,35 @@ def accept(owner: str, name: str, value: Any, hint: Any) -> Any:
         raise fault(
             owner, f"{name}={shown(refused.value)} is not supported{entry}; allowed: {refused}"
         ) from None
-    except InputError as error:  # of a schema inside
-        raise fault(owner, f"{name}: {error}") from None
+    except InputError as error:  # of a schema inside, which the field's name tells
+        told = str(error)
+        for inner in _owners(hint):
+            told = told.removeprefix(f"{inner}: ")
+        raise fault(owner, f"{name}: {told}") from None
+
+
+def _owners(hint: Any) -> Iterator[str]:
+    """Of the schemas that stand where one value may be."""
+    kind, _ = _split(hint)
+    for option in get_args(kind) if get_origin(kind) in _UNIONS else (kind,):
+        if isinstance(option, type) and issubclass(option, Schema) and option.owner:
+            yield option.owner
 
 
 def read(cls: type[AnySchema], raw: Any) -> AnySchema:
-    """A schema from a mapping such as parsed JSON. Keys that are no fields are left out.
+    """A schema from a mapping such as parsed JSON. Keys that are no fields are left out, but by one
+    that is `closed`.
 
     Raises:
-        InputError: it is no mapping, lacks a field, or a value cannot be.
+        InputError: it is no mapping, lacks a field, or a value cannot be; a key is not known.
     """
     owner = getattr(cls, "owner", "") or cls.__name__
     known: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
     if not isinstance(raw, Mapping):
         raise InputError(f"{owner} is {shown(raw)}; allowed: an object with fields")
+    names = [each.name for each in known]
+    if getattr(cls, "closed", False) and (unknown := [key for key in raw if key not in names]):
+        raise fault(owner, f"{shown(unknown[0])} is not known; allowed: {', '.join(names)}")
     for each in known:
         required = each.default is each.default_factory is dataclasses.MISSING
         if required and each.name not in raw:

@@ -408,6 +408,35 @@ def test_a_picture_says_what_was_left_out():
     assert "acceleration" not in json.loads(exact.info[METADATA])["settings"]
 
 
+RECORDED = {
+    "a way that is not known": ({"deep": {}}, "'deep' is not known; allowed: deep_cache, "),
+    "a field that is not known": (
+        {"deep_cache": {"evry": 3}},
+        "deep_cache: 'evry' is not known; allowed: every, branch, first$",
+    ),
+    "a number": ({"deep_cache": {"every": 1}}, "deep_cache: every=1 is not supported; allowed: a"),
+    "no fields": ({"deep_cache": 3}, "deep_cache: DeepCache is 3; allowed: an object"),
+    "a contradiction": (
+        {"guidance_interval": {"low": 5, "high": 1}},
+        "guidance_interval: low=5 and high=1; allowed",
+    ),
+    "two": (
+        {"deep_cache": {}, "encoder_propagation": {}},
+        "deep_cache and encoder_propagation do not go together",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_record_says_nothing_that_is_not_known(name):
+    told, message = RECORDED[name]
+    pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)
+    metadata = {"pipeline": "StableDiffusionPipeline", "missing": [], "call": {"prompt": "x"}}
+    metadata |= {"scheduler": {"_class_name": "DDIMScheduler"}}
+    with pytest.raises(InputTypeError, match=f": settings: acceleration: {message}"):
+        repeat(pipe, {**metadata, "settings": {"acceleration": told}})
+
+
 def test_steps_are_those_of_exact_runs():
     pipe = tiny.pipeline()
     pipe.enable_acceleration("faster")

@@ -18,6 +18,8 @@ class Method(Schema):
     """A way to compute less: a value that settings and records hold. What acts in a run is the
     control that it makes."""
 
+    closed = True  # a record that says more is of a run that left out something else
+
     def control(self) -> Control:
         """What acts in runs."""
         raise NotImplementedError

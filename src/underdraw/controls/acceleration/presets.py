@@ -33,6 +33,7 @@ class Acceleration(Schema):
     """Which ways to compute less act in calls; None is not at all."""
 
     owner = "acceleration"
+    closed = True
 
     deep_cache: DeepCache | None = None
     encoder_propagation: EncoderPropagation | None = None
