@@ -69,6 +69,7 @@ WAYS: dict[str, Any] = {
     "EncoderPropagation(2)": (EncoderPropagation(2),),
     "EncoderPropagation(3)": (EncoderPropagation(3),),
     "AttentionCache(0.4)": (AttentionCache(0.4),),
+    "AttentionCache(0.45)": (AttentionCache(0.45),),
     "GuidanceInterval(0.28)": (GuidanceInterval(0.28),),
     "GuidanceInterval(0.28, 5.42)": (GuidanceInterval(0.28, 5.42),),
     "AdaptiveGuidance(0.99)": (AdaptiveGuidance(0.99),),

@@ -34,6 +34,7 @@ from underdraw import (
 from underdraw.backends.torch_operations import Torch
 from underdraw.controls.acceleration import method
 from underdraw.controls.acceleration.presets import PRESETS, mixed
+from underdraw.controls.control import Call
 from underdraw.controls.steady import Steady
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.eager import EAGER, Eager
@@ -57,7 +58,7 @@ WAYS = {
     "adaptive": (AdaptiveGuidance(0.9993),),
     "sparse": (SparseGuidance(3),),
     "tokens": (TokenDownsampling(least=8),),
-    "much": (DeepCache(every=2), AttentionCache(0.3), GuidanceInterval(0.5)),
+    "much": (DeepCache(every=2), AttentionCache(0.4), GuidanceInterval(0.5)),
     "encoder and sparse": (EncoderPropagation(), SparseGuidance()),
 }
 ROUNDING = 2e-5
@@ -106,7 +107,7 @@ PROMISED = {
     "deep": [(BOTH, ALL), (BOTH, 2), (BOTH, 2)] * 4,
     "deeper": [*[(BOTH, ALL)] * 2, *[(BOTH, ALL), (BOTH, 6)] * 5],
     "encoder": [(BOTH, ALL)] * 4 + [(BOTH, 10), (BOTH, 10), (BOTH, ALL)] * 3,
-    "attention": [(BOTH, ALL)] * 6 + [(2, ALL)] * 5,
+    "attention": [(BOTH, ALL)] * 5 + [(2, ALL)] * 6,
     "interval": [(2, ALL)] * 3 + [(BOTH, ALL)] * 6 + [(2, ALL)] * 2,
     "adaptive": [(BOTH, ALL)] * 3 + [(2, ALL)] * 8,
     "sparse": [(BOTH, ALL), (2, ALL), (2, ALL)] * 4,
@@ -147,8 +148,8 @@ def test_calls_compute_what_is_promised(model, exact, way, monkeypatch):
     assert watch.calls == PROMISED[way][:STEPS], watch.calls
     assert apart(made, exact) > 20 * ROUNDING
     if way == "attention":
-        whole = 6 * 2  # calls: the first six, looked at twice
-        assert len(attentions) == ATTENTIONS * whole + ATTENTIONS // 2 * 5
+        whole = 5 * 2  # calls: the first five, looked at twice
+        assert len(attentions) == ATTENTIONS * whole + ATTENTIONS // 2 * 6
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,17 @@ def test_what_is_known_changes_nothing(model, kept):
         part = EAGER.run(replace(question, inputs=(*inputs, sites + known)))
         assert torch.equal(part.sample, whole.sample), name
         assert not part.extras
+
+
+@pytest.mark.parametrize(
+    ("after", "calls", "whole"),
+    [(0.4, 25, 10), (0.12, 25, 3), (0.28, 25, 7), (0.41, 25, 11), (0.0, 25, 1), (0.999, 10, 10)],
+)
+def test_how_many_calls_attention_is_computed_in(after, calls, whole):
+    """As with the authors' `gate_step`, that part of the run."""
+    control = AttentionCache(after).control()
+    run = [Call(i, calls, 0.0, True) for i in range(calls)]
+    assert [control.guides(None, call) for call in run] == [i < whole for i in range(calls)]
 
 
 @dataclass(frozen=True)

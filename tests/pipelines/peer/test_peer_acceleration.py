@@ -191,8 +191,8 @@ WAYS = {
     "att": (
         [AttentionCache()],
         attention,
-        lambda i: i > 5,  # the first call at or behind 0.4 of 11
-        lambda i: i <= 5,
+        lambda i: i >= 5,  # 0.4 of 11 is in the fifth call
+        lambda i: i < 5,
         classifier_free,
     ),
     "tokens": ([TokenDownsampling(2, 8)], tokens, never, always, classifier_free),

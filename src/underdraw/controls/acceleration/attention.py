@@ -21,11 +21,12 @@ TO_TEXT = ".attn2.to_q"
 
 @dataclass(frozen=True)
 class AttentionCache(Method):
-    """From some call on cross-attention gives what it gave then, the mean of both halves, and
+    """Behind some call cross-attention gives what it gave then, the mean of both halves, and
     guidance is over (Zhang et al. 2024, "Cross-attention makes inference cumbersome", T-GATE).
 
     Args:
-        after: the part of the run before that call, in [0, 1): 0.4 is the tenth of 25 calls.
+        after: the part of the run up to that call and with it, in [0, 1): at 0.4 the first 10 of 25
+            calls are whole ones, as with the authors' `gate_step` of 10. The first call always is.
 
     Raises:
         InputError: it is no such number.
@@ -53,7 +54,8 @@ class _Attended(Control):
 
     def _last(self, call: Call) -> int:
         """The call of this run whose attention is kept."""
-        return min(math.ceil(self.method.after * call.count), call.count - 1)
+        whole = math.ceil(round(self.method.after * call.count, 6))  # 0.28 of 25 is 7.000000000001
+        return max(whole, 1) - 1
 
     def check(self, planned: Planned) -> None:
         check_reuse(self.method, planned)
