@@ -19,7 +19,7 @@ from pipelines.tiny import ONE_LEVEL
 from underdraw import engines
 from underdraw.backends import torch as backend, torch_packages
 from underdraw.backends.tree import flatten
-from underdraw.engines import Packaged, Packing, aot
+from underdraw.engines import Packaged, Packing, aot, keys
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import answer
 from underdraw.errors import InputError, InputTypeError, NotFoundError
@@ -139,6 +139,44 @@ def test_a_package_is_of_the_layout_of_weights_and_of_its_maker(fake, tower, tmp
     monkeypatch.setattr(backend, "maker", lambda: "0")
     engine = Packaged(tmp_path)
     assert same(engine, asked(tower, x(), 0.5)) and not engine.used
+
+
+def test_a_package_is_of_the_program_and_not_of_its_name(fake, tower, tmp_path, monkeypatch):
+    """Names stay when what they name changes: here, or in another version of underdraw."""
+
+    def scaled(by, more=0.0):
+        def program(nn, p, config, x, y):
+            return {"sum": LAYERS(nn, p, config, x, y)["sum"] * by, "mean": x + more}
+
+        return Program("layers", program)
+
+    packing = Packing(tmp_path)
+    programs = (LAYERS, scaled(1.5), scaled(2.5), scaled(1.5, 0.25))
+    for count, program in enumerate(programs, 1):
+        for _ in range(2):
+            answer(packing, asked(tower, x(), 0.5, program=program))
+        assert len(packing.written) == count
+    engine = Packaged(tmp_path)
+    for count, program in enumerate((*programs, scaled(2.5)), 1):
+        assert same(engine, asked(tower, x(), 0.5, program=program))
+        assert len(engine.used) == min(count, 4)
+    monkeypatch.setattr(keys, "sources", lambda: "of another version")
+    engine = Packaged(tmp_path)
+    assert same(engine, asked(tower, x(), 0.5)) and not engine.used
+
+
+def test_the_sources_of_programs_are_told_apart(tmp_path):
+    def told(**files):
+        for name, text in files.items():
+            file = tmp_path / name / "layers" / f"{name}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return keys.sources.__wrapped__(tmp_path)
+
+    steps = ({}, {"networks": "a"}, {"networks": "b"}, {"backends": "a"}, {"controls": "a"})
+    seen = [told(**files) for files in steps]
+    assert len({*seen, keys.sources()}) == len(steps) + 1
+    assert told(cli="a") == seen[-1]
 
 
 def test_a_damaged_package_is_told(fake, tower, tmp_path, caplog):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from engines.test_openvino import asked, equal, off, writes, x
+from engines.test_openvino import LAYERS, asked, equal, layers, off, writes, x
 from pipelines import tiny
 
 from underdraw import backends
@@ -14,6 +14,7 @@ from underdraw.engines.engine import answer
 from underdraw.engines.kept import Kept
 from underdraw.engines.openvino import OpenVino
 from underdraw.errors import InputError
+from underdraw.networks.program import Program
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_weights_in_half_are_not_held_twice(tmp_path, monkeypatch, damaged):
     assert off(made, answer(EAGER, asked(half.float(), x()))["sum"]) <= 0.01
 
 
-@pytest.mark.parametrize("what", ["weights", "size", "precision", "version"])
+@pytest.mark.parametrize("what", ["weights", "size", "precision", "version", "program"])
 def test_what_was_made_of_something_else_is_not(folder, what, monkeypatch):
     tower = tiny.components()["text_encoder"].requires_grad_(False)
     engine = OpenVino(kept=folder)
@@ -99,7 +100,10 @@ def test_what_was_made_of_something_else_is_not(folder, what, monkeypatch):
         monkeypatch.setattr(OpenVino, "_settings", lambda self, model: how)
     if what == "version":
         monkeypatch.setattr("underdraw.engines.openvino.__version__", "0.0.7")
-    assert equal(engine, asked(tower, x(3 if what == "size" else 2)))
+    program = LAYERS
+    if what == "program":  # the graph itself tells
+        program = Program("layers", lambda *given: layers(*given, more=0.5))
+    assert equal(engine, asked(tower, x(3 if what == "size" else 2), program=program))
     assert engine.loaded == 0 and len(folder.entries()) == 2
 
 

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import blake2b
+from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from underdraw.backends.tree import Structure, is_array, is_parameters, no_data
 from underdraw.engines.engine import Question
+from underdraw.formats import opening
+from underdraw.names import __version__
+
+ROOMS = ("backends", "controls", "networks", "sampling")
+"""Where programs and what acts inside of them are written."""
+OURS = tuple(f"underdraw.{room}." for room in ROOMS)
+
+
+@cache
+def sources(home: Path = Path(__file__).parents[1]) -> str:
+    """A digest of what this version of underdraw computes: of its programs' sources, which change
+    from commit to commit under one number of version. Reading them takes 10 ms."""
+    seen = blake2b(__version__.encode(), digest_size=16)
+    for path in (path for room in ROOMS for path in sorted((home / room).rglob("*.py"))):
+        seen.update(f"\n{path.relative_to(home).as_posix()}\n".encode())
+        seen.update(opening.read_bytes(path))
+    return seen.hexdigest()
+
+
+def written(function: Callable[..., Any]) -> Any:
+    """What a function does as far as itself tells: its code, defaults, and what it encloses.
+    Programs from elsewhere may share a name."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return function
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    name = function.__module__, function.__qualname__
+    if function.__module__.startswith(OURS) and not cells:
+        return name  # `sources` tells what it does
+    defaults = getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)
+    return name, _steps(code), defaults, cells
+
+
+def _steps(code: CodeType) -> Any:
+    """Code without the places it came from; sets, whose order is no order, are left out."""
+    constants = [
+        _steps(one) if isinstance(one, CodeType) else one
+        for one in code.co_consts
+        if not isinstance(one, frozenset)
+    ]
+    return code.co_name, code.co_code, code.co_names, constants
 
 
 def key_of(question: Question, leaves: Sequence[Any], structure: Structure) -> str | None:
@@ -29,6 +73,7 @@ def key_of(question: Question, leaves: Sequence[Any], structure: Structure) -> s
         (
             *(question.program.name, type(model).__name__, model.config, question.nn),
             *(str(model.dtype), str(model.device), layers, structure, arrays),
+            *(sources(), written(question.program.function)),
         )
     )
     # Where an object has no words of its own, its address stands in them.
