@@ -129,6 +129,19 @@ LAYERS = {
     "parameter": Layer(lambda nn, p, x: x * nn.parameter(p.block, "leaf", (7,)), (3, 5, 7)),
     "scalar": Layer(lambda nn, p, x: x * nn.parameter(p.block, "leaf", ()), (3, 5, 7)),
 }
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_shapes_are_those_without_deltas(layer):
+    def traced(over):
+        return trace(lambda nn, p: seen.append(layer.call(nn, over(p), Shape(*layer.shape))))
+
+    seen = []
+    plain, laid = traced(lambda p: p), traced(lambda p: Adapted(p, {"block.leaf": Sum(())}))
+    assert laid == plain and [*laid.leaves] == ["block.leaf"]
+    assert seen[0].shape == seen[1].shape
+
+
 PRODUCTS = [key for key in LAYERS if key.startswith(("linear", "conv"))]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engines.runs import apart, ended, unet
-from engines.test_compiled import Acting
+from engines.test_compiled import Acting, low_rank
 from engines.test_openvino import LAYERS, asked, off, x
 from pipelines import tiny
 from pipelines.tiny import ONE_LEVEL
@@ -212,6 +212,22 @@ def test_a_run_and_one_with_a_control(fake, tmp_path, caplog):
     made = ended(model, 2, more, controls=[Acting(0.7)])
     assert apart(made, ended(model, 2, controls=[Acting(0.7)])) <= 1e-6
     assert len(more.used) == 1 and len(fake) == 2
+
+
+def test_a_run_with_differences_to_layers(fake, tmp_path, caplog):
+    """Those of a LoRA are inputs: another one of its places and ranks runs the same package."""
+    model = unet(**ONE_LEVEL).requires_grad_(False)
+
+    def differing(seed):
+        return {"controls": [Acting(1.2, leaves=low_rank(model._framework, seed))]}
+
+    ended(model, 1, Packing(tmp_path), **differing(0))
+    engine = Packaged(tmp_path)
+    for seed in (0, 1):
+        made = ended(model, 2, engine, **differing(seed))
+        assert apart(made, ended(model, 2, **differing(seed))) <= 1e-6
+    assert len(engine.used) == len(fake) == 1 and caplog.text == ""
+    assert apart(made, ended(model, 2, **differing(0))) > 1e-3
 
 
 def test_gradients_are_recorded_as_ever(fake, tower, tmp_path):

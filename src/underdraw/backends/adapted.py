@@ -78,6 +78,10 @@ class AdaptedLeaf:
         """The same delta over another layer."""
         return AdaptedLeaf(layer, self._delta, self._path)
 
+    def without_delta(self) -> Any:
+        """The layer, or raw parameter, as it is in the network."""
+        return self._layer
+
     def linear(self, nn: Any, x: Array, width: int, bias: bool) -> Array:
         """As the operation."""
         return self._run(nn, Leaf("linear", (width, x.shape[-1]), bias), x)

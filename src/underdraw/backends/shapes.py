@@ -9,6 +9,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
+from underdraw.backends.adapted import AdaptedLeaf
 from underdraw.backends.layout import Layout, Leaf
 from underdraw.errors import InputError
 
@@ -80,12 +81,15 @@ class Path:
 
 @dataclass(frozen=True)
 class Shapes:
-    """`Operations` on `Shape`s which records the leaves it is asked for."""
+    """`Operations` on `Shape`s which records the leaves it is asked for. Deltas over a layer change
+    no shape, so the layer is what is read."""
 
     leaves: dict[str, Leaf]
     name: str = "shapes"
 
-    def _leaf(self, p: Path, leaf: Leaf) -> None:
+    def _leaf(self, p: Path | AdaptedLeaf, leaf: Leaf) -> None:
+        if isinstance(p, AdaptedLeaf):
+            p = p.without_delta()
         if len(self.leaves) >= MOST_LEAVES:
             raise InputError(f"the config makes a network of over {MOST_LEAVES:,} layers")
         if prod(leaf.shape) >= MOST_NUMBERS:
