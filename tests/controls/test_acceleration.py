@@ -373,6 +373,40 @@ def test_networks_beside_it_are_asked_in_whole_calls(name, way):
     assert name == "LoRA" or not torch.allclose(made, without, rtol=1e-3)
 
 
+ENDING = {
+    "ends": ({"end": 0.5}, range(6), [0, 4, 6, 8]),
+    "begins": ({"start": 0.5}, range(6, 12), [0, 4, 6, 8]),
+    "each image": ({"start": [0, 0.2], "end": [0.5, 1]}, range(12), [0, 3, 4, 6, 8]),
+    "strength": ({"strength": (0.75, 0, 0.25)}, range(9), [0, 4, 8, 9]),
+    "T2I-Adapter": ({"end": 0.5}, range(6), [0, 4, 6, 8]),
+}
+
+
+@pytest.mark.parametrize("name", ENDING)
+@pytest.mark.parametrize("way", [DeepCache(4), EncoderPropagation(4, first=1)])
+def test_nets_act_in_their_calls_alone(model, name, way):
+    """No residuals before a net begins or after it ends, inside of what is kept neither: the call
+    with which it does is a whole one."""
+    told, acts, whole = ENDING[name]
+    seen = []
+
+    class Seen(Watch):
+        def run(self, question):
+            if question.program == UNET:
+                sites = question.inputs[-1]
+                if sites.down_residuals is not None or sites.down:
+                    seen.append(len(self.calls))
+            return super().run(question)
+
+    watch, net = Seen(), tiny.controlnet(model)
+    if name == "T2I-Adapter":
+        net = tiny.adapter(channels=(16, 32, 32))
+    controls = [way.control(), Structure(net, picture(40, 72), **told)]
+    ended(model, engine=watch, steps=12, controls=controls)
+    assert seen == [*acts]
+    assert [i for i, (_, blocks) in enumerate(watch.calls) if blocks == ALL] == whole
+
+
 CALLS = ("inpaint", "boxes_everywhere", "maps_and_people", "attention")
 
 

@@ -32,6 +32,9 @@ class Call:
     """Whether rows are doubled for classifier-free guidance, unconditional rows first."""
     extras: tuple[Extra, ...] = ()
     """In `after_step`: what this control's own hooks told inside the call (`sites.Observed`)."""
+    whole: bool = False
+    """In `before_call`, beside controls that reuse: something begins or ends to act with this call
+    (`Control.active`), so nothing that an earlier one gave may stand for it."""
 
     @property
     def progress(self) -> float:
@@ -108,7 +111,8 @@ class Control:
 
     reuses: ClassVar[bool] = False
     """Whether it has calls computed in part (`Sites.features`). In these the networks of other
-    controls are not asked: what they answered last acts again."""
+    controls are not asked: what they answered last acts again. A call with which one of them begins
+    or ends (`Call.whole`) must be none of these."""
 
     def check(self, planned: Planned) -> None:
         """Before anything is computed, when sizes and numbers are known: raise an InputError or
@@ -145,6 +149,11 @@ class Control:
         """Whether this call, for which guidance asks an unconditional half, is to have one; it has
         none as soon as one control says no."""
         return True
+
+    def active(self, carry: Any, like: Array, call: Call) -> Any:
+        """What is equal in calls in which the same of it acts, for runs with controls that reuse;
+        of the latents `like` only shape and place may be used."""
+        return None
 
     def before_call(
         self, nn: Operations, carry: Any, latents: Array, call: Call

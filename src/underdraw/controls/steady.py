@@ -99,6 +99,10 @@ class Asking(Steady):
         """The networks to ask; of the latents `like` only shape and place may be used."""
         return ()
 
+    def active(self, carry: Any, like: Array, call: Call) -> Any:
+        """How many it asks."""
+        return len(self.asks(carry, like, call))
+
     def during_call(
         self, nn: Operations, carry: Any, asked: Asked, call: Call
     ) -> tuple[Sites, Any]:

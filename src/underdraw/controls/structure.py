@@ -205,6 +205,10 @@ class Structure(Asking):
         half = call.guided and bool(self.guess or net.config.global_pool_conditions)
         return (Residuals(net, carry.read[0], scale, self.guess, half),)
 
+    def active(self, carry: Ready, like: Array, call: Call) -> tuple[bool, ...]:
+        """In which images it acts."""
+        return tuple(map(bool, self._scales(call)))
+
     def _net(self, run: Run | Planned) -> Net:
         """The net itself."""
         if not isinstance(self.net, str) and self.net is not None:
@@ -222,12 +226,7 @@ class Structure(Asking):
     def _scale(self, carry: Ready, call: Call, like: Array, half: bool = False) -> Any:
         """How strongly it acts in a call: a number, or one per row of the call (of one half of
         it); None where not at all."""
-        each = [
-            scale * strength.at(call) * (start <= call.progress and call.over <= end)
-            for scale, start, end, strength in together(
-                self.scale, self.start, self.end, self.strength
-            )
-        ]
+        each = self._scales(call)
         if not any(each):
             return None
         if len(set(each)) == 1:
@@ -236,6 +235,15 @@ class Structure(Asking):
         values = np.array(rows, np.float32)[:, None, None, None]
         framework = carry.net._framework
         return framework.array(values, carry.net.dtype, getattr(like, "device", None))
+
+    def _scales(self, call: Call) -> list[float]:
+        """The same of each image, or one for all of them."""
+        return [
+            scale * strength.at(call) * (start <= call.progress and call.over <= end)
+            for scale, start, end, strength in together(
+                self.scale, self.start, self.end, self.strength
+            )
+        ]
 
 
 def _is_controlnet(net: Any) -> bool:

@@ -68,12 +68,16 @@ def sample(
     answers: dict[int, tuple[bool, Sites]] | None = {} if any(c.reuses for c in acting) else None
     if begin is not None:
         begin()
-    done = 0
+    active, done = None, 0
     if together and fits(run, acting):
         state, done = yield from windows(run, acting, carries, denoise, state.x)
     for index in range(done, count):
         with framework.no_grad():
             call, wishes = _call(run, denoise, acting, carries, index)
+            if answers is not None:
+                before, both = active, zip(acting, carries, strict=True)
+                active = [control.active(carry, state.x, call) for control, carry in both]
+                call = replace(call, whole=active != before)
             state, sites = _before(nn, acting, carries, state, call)
             seen = state.x
             scaled = solver.model_input(index, seen)

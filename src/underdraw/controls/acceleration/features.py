@@ -121,7 +121,7 @@ class _Reused(Control):
         rows = latents.shape[0] * (2 if call.guided else 1)
         # A half that was not computed in the last whole call is known to nobody.
         known = min((value.shape[0] for value in carry.values.values()), default=0) >= rows
-        due = call.index < self.method.first or call.index % self.method.every == 0
+        due = call.whole or call.index < self.method.first or call.index % self.method.every == 0
         if due or not known:
             return latents, carry.telling, carry._replace(values={})
         features = {place: of_rows(value, rows) for place, value in carry.values.items()}
