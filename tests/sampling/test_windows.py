@@ -304,16 +304,24 @@ def test_an_interrupted_run_draws_no_more_than_it_made(pipe, engine, watched, mo
         pipe.scheduler = plain
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_changes_keep_the_shape(pipe, engine, moment):
+@dataclass(frozen=True)
+class Cut:
+    """Gives back fewer images than there are."""
+
+    def __call__(self, nn, latents):
+        return latents[:1]
+
+
+@pytest.mark.parametrize(("moment", "told"), [("before", "before_call"), ("after", "after_step")])
+def test_changes_keep_the_shape(pipe, engine, moment, told):
     class Wrong(Steady):
         pass
 
-    setattr(Wrong, moment, lambda self, carry, call: [lambda nn, x: x[:1]])
-    monkey = Wrong()
+    setattr(Wrong, moment, lambda self, carry, call: [Cut()])
     for chosen in (None, engine):
-        with pytest.raises(ControlError, match=r"returned \(1, 4, 5, 9\)"):
-            run(pipe, chosen, controls=[monkey])
+        with pytest.raises(ControlError, match=rf"at '{told}' returned \(1, 4, 5, 9\)"):
+            run(pipe, chosen, controls=[Wrong()])
+    assert "unet" not in engine.asked and engine.counts == ([1] if moment == "after" else [])
 
 
 @dataclass(frozen=True)

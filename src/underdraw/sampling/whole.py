@@ -149,7 +149,7 @@ def whole(
         state = advance(nn, c.table, i, state, output, noise)
         for change in acts.after:
             x = change(nn, state.x)
-            check(change, "behind a call", x, state.x.shape)
+            check(change, "after_step", x, state.x.shape)
             state = state._replace(x=nn.float32(x))
         return state
 

@@ -70,7 +70,7 @@ def windows(
         window, before = _window(run, denoise, told, done), state
         for change in told.at(done).before:
             x = change(nn, state.x)
-            check(change, "before a call", x, state.x.shape)
+            check(change, "before_call", x, state.x.shape)
             state = state._replace(x=divided(nn.float32(x) + 0))
         while done < window.last:
             count = min(1 if run.watched else speed.calls, window.last - done)
