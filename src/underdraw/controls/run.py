@@ -124,3 +124,8 @@ class Run:
         if self.components is not None:
             return self.components.ask(program, model, *inputs)
         return self.engine.run(Question(program, model, inputs, self.nn))
+
+
+def of_rows(value: Array, rows: int) -> Any:
+    """The last rows: of a guided call the conditional half, for a call that has no other."""
+    return value if value.shape[0] <= rows else value[value.shape[0] - rows :]

@@ -15,7 +15,7 @@ from underdraw.controls.control import Asked, Call, Control
 from underdraw.networks.program import Program
 from underdraw.networks.sites import NO_SITES, Sites
 
-Change = Callable[[Operations, Array], Array]
+LatentChange = Callable[[Operations, Array], Array]
 """`(nn, latents) -> latents`, as data."""
 
 
@@ -40,7 +40,7 @@ class Steady(Control):
             and not kind.reuses
         )
 
-    def before(self, carry: Any, call: Call) -> Sequence[Change]:
+    def before(self, carry: Any, call: Call) -> Sequence[LatentChange]:
         """What happens to the latents from which a call starts. Rare: each ends a compiled loop."""
         return ()
 
@@ -48,7 +48,7 @@ class Steady(Control):
         """What acts inside a call; of the latents `like` only shape and place may be used."""
         return NO_SITES
 
-    def after(self, carry: Any, call: Call) -> Sequence[Change]:
+    def after(self, carry: Any, call: Call) -> Sequence[LatentChange]:
         """What happens to the latents behind a call."""
         return ()
 

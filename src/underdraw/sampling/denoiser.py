@@ -12,12 +12,13 @@ from underdraw.backends.adapted import NO_DELTAS
 from underdraw.backends.contract import Array
 from underdraw.backends.deltas import Deltas, check_paths, check_rows
 from underdraw.backends.tree import alike
-from underdraw.controls.run import Conditioning, Run
+from underdraw.controls.run import Conditioning, Run, of_rows
 from underdraw.engines.engine import Question
 from underdraw.networks import unet
 from underdraw.networks.layers import timestep_embedding
 from underdraw.networks.program import Program
 from underdraw.networks.sites import NO_SITES, Sites
+from underdraw.sampling.guidance import Guidance, guide, guided
 
 CHUNK = 64
 """Calls whose time embeddings are computed together."""
@@ -37,7 +38,7 @@ class Denoiser:
         """What distilled UNets are told with the time: the one that the run began with."""
         self._keys: dict[int, Any] = {}
         self._times: dict[int, list[Any]] = {}
-        self._beside: dict[int, _Beside] = {}
+        self._ahead: dict[int, _MadeAhead] = {}
         self._checked: tuple[Deltas, int] = NO_DELTAS, 0
 
     def __call__(self, latents: Array, index: int, sites: Sites = NO_SITES) -> Array:
@@ -66,10 +67,9 @@ class Denoiser:
         Args:
             guided: whether there is an unconditional half; None where guidance asks for one.
         """
-        nn, images, context = self.run.nn, latents.shape[0], self.context
+        nn, images = self.run.nn, latents.shape[0]
         guided = self.guides(images) if guided is None else guided
-        if context.shape[0] == 2 * images and not guided:
-            context = context[images:]
+        context = self.context if guided else of_rows(self.context, images)
         x = nn.concat((latents, latents), 0) if guided else latents
         return nn.cast(x, context), context
 
@@ -81,19 +81,17 @@ class Denoiser:
         return self.guide(out)
 
     def guide(self, out: Array) -> Array:
-        """Classifier-free guidance (Ho & Salimans 2022) of both halves `(2 * batch, ...)`."""
-        half = out.shape[0] // 2
-        return self.guided(out[:half], out[half:])
+        """Guidance of both halves `(2 * batch, ...)`."""
+        return guide(self.run.nn, self.guidance, out)
 
     def guided(self, unconditional: Array, conditional: Array) -> Array:
         """The same of the halves, each `(batch, ...)`."""
-        nn, rescale = self.run.nn, self.run.rescale
-        guided = unconditional + self.run.guidance * (conditional - unconditional)
-        if not rescale:
-            return guided
-        axes = (1, 2, 3)
-        matched = guided * (nn.std(conditional, axes) / nn.std(guided, axes))
-        return rescale * matched + (1 - rescale) * guided
+        return guided(self.run.nn, self.guidance, unconditional, conditional)
+
+    @property
+    def guidance(self) -> Guidance:
+        """As it is for the next call."""
+        return Guidance(self.run.guidance, self.run.rescale or None)
 
     def guides(self, images: int) -> bool:
         """Whether the next call of so many images has an unconditional half."""
@@ -108,8 +106,8 @@ class Denoiser:
         if context is self.context and hasattr(self.run.framework, "arrays_are_values"):
             return False
         self.context, self._keys = self.run.nn.cast(context, self.context), {}
-        for beside in self._beside.values():
-            beside.keys = {}
+        for made in self._ahead.values():
+            made.keys = {}
         return True
 
     def ahead(
@@ -125,18 +123,18 @@ class Denoiser:
         """For a network beside the UNet, as `controls.control.Ahead` tells; `replaced` is the
         context of a call that has one of its own, which is of no use to another."""
         run, nn = self.run, self.run.nn
-        beside = self._beside.setdefault(id(model), _Beside(model))
+        made = self._ahead.setdefault(id(model), _MadeAhead(model))
         whole = self.context if replaced is None else replaced
-        texts = whole if whole.shape[0] == rows else whole[whole.shape[0] - rows :]
-        if replaced is None and rows not in beside.keys:
-            beside.keys[rows] = run.ask(context, model, nn.cast(texts, like))
+        texts = of_rows(whole, rows)
+        if replaced is None and rows not in made.keys:
+            made.keys[rows] = run.ask(context, model, nn.cast(texts, like))
         chunk, within = divmod(index, CHUNK)
-        if chunk not in beside.times:
+        if chunk not in made.times:
             calls = range(chunk * CHUNK, min((chunk + 1) * CHUNK, run.calls))
             shifts = run.ask(times, model, self._timesteps(calls), like)
-            beside.times = {chunk: _by_call(shifts)}
-        known = beside.keys[rows] if replaced is None else nn.cast(texts, like)
-        return beside.times[chunk][within], known
+            made.times = {chunk: _by_call(shifts)}
+        known = made.keys[rows] if replaced is None else nn.cast(texts, like)
+        return made.times[chunk][within], known
 
     def unguided(self, context: Array | None = None) -> Denoiser:
         """The same with one half of the context alone, by default the conditional one."""
@@ -154,9 +152,7 @@ class Denoiser:
     def texts(self, images: int, guided: bool, sites: Sites) -> tuple[Array, Any]:
         """The context of calls, guided or not, whose differences to layers are alike; keys and
         values of it, or where controls change it itself."""
-        context = self.context
-        if context.shape[0] == 2 * images and not guided:
-            context = context[images:]
+        context = self.context if guided else of_rows(self.context, images)
         self._check(sites.leaves, context.shape[0])
         return context, context if sites.context else self._keys_values(context, sites.leaves)
 
@@ -229,7 +225,7 @@ class Denoiser:
 
 
 @dataclass(eq=False)
-class _Beside:
+class _MadeAhead:
     """A network beside the UNet, and what was computed ahead with it."""
 
     model: Any

@@ -22,7 +22,7 @@ from underdraw.controls.control import (
     kept,
     kept_sites,
 )
-from underdraw.controls.run import Run
+from underdraw.controls.run import Run, of_rows
 from underdraw.engines.engine import Question
 from underdraw.errors import NonFiniteError
 from underdraw.networks.sites import NO_SITES, Sites
@@ -151,7 +151,7 @@ def _during(
         if known is not None and known[0] == call.guided:
             inputs = inputs._replace(sites=inputs.sites + known[1])
             continue
-        context, replaced = _rows(denoise.context, inputs.x.shape[0]), None
+        context, replaced = of_rows(denoise.context, inputs.x.shape[0]), None
         for change in inputs.sites.context:
             context = replaced = change(run.nn, context)
         ahead = partial(denoise.ahead, call.index, replaced)
@@ -163,11 +163,6 @@ def _during(
         if answers is not None:
             answers[i] = call.guided, acts
     return replace(question, inputs=inputs)
-
-
-def _rows(context: Array, rows: int) -> Array:
-    """The context of a call: without guidance the conditional half."""
-    return context if context.shape[0] == rows else context[rows:]
 
 
 def _predicted(

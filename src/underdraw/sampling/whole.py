@@ -18,7 +18,8 @@ from underdraw.backends.deltas import Deltas
 from underdraw.backends.node import grow
 from underdraw.backends.tree import Structure, unflatten
 from underdraw.controls.control import Ahead, Asked
-from underdraw.controls.steady import Asks, Change, Need
+from underdraw.controls.run import of_rows
+from underdraw.controls.steady import Asks, LatentChange, Need
 from underdraw.networks import unet
 from underdraw.networks.config import UNetConfig
 from underdraw.networks.controlnet import program as controlnets
@@ -26,18 +27,8 @@ from underdraw.networks.controlnet.config import ControlNetConfig
 from underdraw.networks.layers import repeated
 from underdraw.networks.program import Program
 from underdraw.networks.sites import NO_SITES, Sites, check
+from underdraw.sampling.guidance import Guidance, guide
 from underdraw.solvers.dense import DenseTable, Memory, advance
-
-
-@dataclass(frozen=True, eq=False)
-class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022)."""
-
-    scale: Any
-    """A number, or `(images, 1, 1, 1)`."""
-    rescale: float | None = None
-    """How far the standard deviation of the conditional prediction is restored; None: not at all.
-    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +50,7 @@ class Acts(NamedTuple):
     sites: Sites = NO_SITES
     asks: tuple[Asks, ...] = ()
     """Networks beside the UNet."""
-    after: tuple[Change, ...] = ()
+    after: tuple[LatentChange, ...] = ()
     """What happens to the latents behind it."""
 
 
@@ -147,26 +138,14 @@ def whole(
         output = output if c.guidance is None else guide(nn, c.guidance, output)
         noise = None if c.noise is None else c.noise[i]
         state = advance(nn, c.table, i, state, output, noise)
-        for change in acts.after:
-            x = change(nn, state.x)
-            check(change, "after_step", x, state.x.shape)
+        for alter in acts.after:
+            x = alter(nn, state.x)
+            check(alter, "after_step", x, state.x.shape)
             state = state._replace(x=nn.float32(x))
         return state
 
     loop = getattr(backends.get(nn.name), "repeated", _in_python)
     return loop(bounds[0], bounds[1], call, state)
-
-
-def guide(nn: Operations, guidance: Guidance, out: Array) -> Array:
-    """Both halves `(2 * images, ...)` of a prediction put together."""
-    half = out.shape[0] // 2
-    unconditional, conditional = out[:half], out[half:]
-    guided = unconditional + guidance.scale * (conditional - unconditional)
-    if guidance.rescale is None:
-        return guided
-    axes = (1, 2, 3)
-    matched = guided * (nn.std(conditional, axes) / nn.std(guided, axes))
-    return guidance.rescale * matched + (1 - guidance.rescale) * guided
 
 
 def _known(nn: Operations, p: Node, config: UNetConfig, c: Steering) -> Known:
@@ -186,7 +165,7 @@ class _Ahead:
 
     def __init__(self, nn: Operations, need: Need, table: DenseTable, context: Array) -> None:
         self.need, self.context, model = need, context, need.model
-        texts = nn.cast(context[context.shape[0] - need.rows :], need.like)
+        texts = nn.cast(of_rows(context, need.rows), need.like)
         self.keys = need.context(nn, model, model.config, texts)
         times = need.times(nn, model, model.config, table.timesteps, need.like)
         self.timesteps, self.times = table.timesteps, _by_call(times, len(table))
@@ -201,8 +180,7 @@ class _Ahead:
             time = {place: shifts[i] for place, shifts in self.times.items()}
             if not replaced:
                 return time, self.keys
-            own = context[context.shape[0] - self.need.rows :]
-            return time, nn.cast(own, self.need.like)
+            return time, nn.cast(of_rows(context, self.need.rows), self.need.like)
 
         def ask(program: Program, model: Any, *inputs: Any) -> Any:
             return program(nn, model, model.config, *inputs)

@@ -26,7 +26,7 @@ from underdraw.networks.sites import Sites, check
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.steps import BROKEN, LATER, Step
 from underdraw.sampling.told import Moment, Told
-from underdraw.sampling.whole import WHOLE, Acts, ByCall, Guidance, Known, Steering
+from underdraw.sampling.whole import WHOLE, Acts, ByCall, Known, Steering
 from underdraw.solvers.dense import Memory, part, remember
 from underdraw.solvers.table import State, Table
 
@@ -68,9 +68,9 @@ def windows(
         if told.odd(done):
             break
         window, before = _window(run, denoise, told, done), state
-        for change in told.at(done).before:
-            x = change(nn, state.x)
-            check(change, "before_call", x, state.x.shape)
+        for alter in told.at(done).before:
+            x = alter(nn, state.x)
+            check(alter, "before_call", x, state.x.shape)
             state = state._replace(x=divided(nn.float32(x) + 0))
         while done < window.last:
             count = min(1 if run.watched else speed.calls, window.last - done)
@@ -170,7 +170,7 @@ def _window(run: Run, denoise: Denoiser, told: Told, first: int) -> _Window:
     context, keys = denoise.texts(images, guided, sites)
     times = denoise.times(places, context.shape[0], sites)
     array = partial(run.framework.array, device=getattr(context, "device", None))
-    guidance = Guidance(run.guidance, run.rescale or None) if guided else None
+    guidance = denoise.guidance if guided else None
     # Solvers that draw nothing get some, too, of which their rows take none: they then share a
     # program with those that do.
     none = nn.expand((told.like * 0)[None], (WIDTH, *told.like.shape))

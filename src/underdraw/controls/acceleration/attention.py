@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from underdraw.backends.contract import Array, Operations
-from underdraw.controls.acceleration.method import Method, check_reuse, of_rows
+from underdraw.controls.acceleration.method import Method, check_reuse
 from underdraw.controls.control import Call, Control
 from underdraw.controls.planned import Planned
-from underdraw.controls.run import Run
+from underdraw.controls.run import Run, of_rows
 from underdraw.networks import unet
 from underdraw.networks.sites import NO_SITES, Sites, Telling
 from underdraw.schema import Range

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from underdraw.backends.contract import Array
 from underdraw.controls.control import Control
 from underdraw.controls.planned import Planned
 from underdraw.errors import InputError
@@ -40,8 +38,3 @@ def check_reuse(method: Method, planned: Planned) -> None:
             f"{owner}: this run has {planned.calls} calls of the UNet, which are too unlike each "
             f"other to be left out; allowed: {FEWEST_CALLS} calls or more, {way_out}"
         )
-
-
-def of_rows(value: Array, rows: int) -> Any:
-    """The last rows: of a guided call the conditional half where a call has no other."""
-    return value if value.shape[0] == rows else value[value.shape[0] - rows :]

@@ -20,7 +20,8 @@ from underdraw.networks.sites import NO_SITES, Sites
 from underdraw.pictures import modes
 from underdraw.pictures.writing import to_pil
 from underdraw.pipelines.call.latents import LONGEST_SIDE
-from underdraw.sampling.whole import Guidance, Steering
+from underdraw.sampling.guidance import Guidance
+from underdraw.sampling.whole import Steering
 from underdraw.solvers.dense import dense, remember
 from underdraw.solvers.table import Table
 
