@@ -299,6 +299,15 @@ def test_the_command(fake, tmp_path, monkeypatch):
 
     plain, packed = (np.asarray(Image.open(f"{name}.png"), float) for name in ("plain", "packed"))
     assert np.abs(plain - packed).max() <= 1
+    again = ("generate", "--again", "packed.png", "--as-recorded")
+    assert "give --engine (or --packages)" in run(*again, code=2).stderr
+    run(*again, *packaged, "--out", "again.png")
+    assert np.array_equal(np.asarray(Image.open("again.png")), packed)
+    plainly = ("generate", "--again", "plain.png", "--as-recorded", *packaged)
+    assert "runs as it is written" not in run(*plainly, "--out", "replaced.png").stderr
+    assert np.array_equal(np.asarray(Image.open("replaced.png")), packed)
+    elsewhere = ("--packages", "packages", "--backend", "jax")
+    assert "--packages is for PyTorch" in run("generate", "x y", *elsewhere, code=2).stderr
     wrong = (*size, "--packages", "packages", "--engine", "eager")
     assert "--packages replaces --engine" in run("generate", "x y", *wrong, code=2).stderr
     nowhere = (*size, "--packages", "nowhere")

@@ -20,7 +20,7 @@ OPTIONS = {
     "mask_image": "--mask",
     "controls": "--box or --layout (or --structure, --subject, --image-prompt)",
     "seed": "--seed",
-    "engine": "--engine",
+    "engine": "--engine (or --packages)",
 }
 """Argument that a record may lack -> what gives it on the command line."""
 NEVER = {"output_type", "return_dict", "callback_on_step_end", "callback", "generator"}

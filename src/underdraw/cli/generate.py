@@ -194,10 +194,9 @@ def generate(
         solvers.show_help()
         return
     wanted = sizes.wanted_size(size, height, width)
-    packaged = loading.packaged(packages, engine, backend and backend.value)
     request = Request()
     if again is not None:
-        named = {"image": image, "mask_image": mask, "engine": engine, "seed": seed}
+        named = {"image": image, "mask_image": mask, "engine": engine or packages, "seed": seed}
         named |= {"controls": layout or box, structure.OPTION: structures or edges or depth}
         named |= {subjects.SUBJECT: subject, "subject": subject_weights}
         named |= {"model": model, "tokenizer": tokenizer, "grounding": grounding}
@@ -247,6 +246,9 @@ def generate(
         "subject": subject_weights,
     }
     request.loading |= {name: value for name, value in given.items() if value is not None}
+    packaged = loading.packaged(packages, engine, request.loading.get("backend"))
+    if packaged is not None:
+        request.loading.pop("engine", None)  # of a record
     changes = {
         "negative_prompt": negative,
         "guidance_scale": guidance,
@@ -291,7 +293,8 @@ def generate(
     if pipe.advice.guidance_scale is not None:
         request.call.setdefault("guidance_scale", pipe.advice.guidance_scale)
     tell(
-        f"{loading.summary(pipe, request.loading.get('engine'))}, {type(pipe.scheduler).__name__}, "
+        f"{loading.summary(pipe, 'packages' if packages else request.loading.get('engine'))}, "
+        f"{type(pipe.scheduler).__name__}, "
         f"{request.call['num_inference_steps']} steps, "
         f"seed {first if count == 1 else f'{first} to {first + count - 1}'}"
     )

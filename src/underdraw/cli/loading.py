@@ -97,8 +97,10 @@ def packaged(folder: str | None, engine: str | None, backend: str | None) -> Any
     """
     if folder is None:
         return None
-    if engine is not None or backend not in (None, "torch"):
-        raise InputError("--packages replaces --engine, and is for PyTorch; leave these out")
+    if engine is not None:
+        raise InputError("--packages replaces --engine; leave one of them out")
+    if backend not in (None, "torch"):
+        raise InputError(f"--packages is for PyTorch, not for {backend}; give --backend torch")
     from underdraw.engines import Packaged
 
     return Packaged(folder)
