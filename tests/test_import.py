@@ -95,6 +95,14 @@ def test_editors_see_what_users_get():
     assert seen == {(module, name) for name, module in underdraw.HOMES.items()} | submodules
 
 
+def test_names_for_users_of_mindone_are_classes_of_ours():
+    from underdraw import mindspore
+
+    assert "StableDiffusionPipeline" in mindspore.NAMES
+    modules = {getattr(mindspore, name).__module__ for name in mindspore.NAMES}
+    assert all(module.startswith("underdraw.") for module in modules)
+
+
 def test_mindspore_is_imported_when_a_network_is_made():
     code = (
         "import sys\nfrom underdraw import UnderdrawError\n"

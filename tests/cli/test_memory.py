@@ -1,11 +1,16 @@
 """`--memory WAY`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from cli.test_generate import QUICK, pixels
+from engines.runs import unet
+from pipelines.tiny import ONE_LEVEL
 
 import underdraw
 from underdraw.cli import memory
+from underdraw.errors import InputError
 from underdraw.pictures.writing import read_metadata
 
 
@@ -32,6 +37,9 @@ def test_weights_in_8_bits_come_again(run, tiny):
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     run("generate", "--again", "a.png", "--as-recorded", "--memory", "int8", "--out", "c.png")
     assert read_metadata("c.png")["quantized"] == {"unet": "int8"}
+    run("generate", "--again", "a.png", "--as-recorded", "--memory", "full", "--out", "d.png")
+    assert read_metadata("d.png")["quantized"] is None
+    assert np.array_equal(pixels("d.png"), pixels("plain.png"))
 
     pipe = underdraw.StableDiffusionPipeline.from_pretrained(tiny, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
@@ -50,6 +58,7 @@ def test_weights_in_8_bits_come_again(run, tiny):
     [
         (["less"], "--memory less is not known; allowed: bands, tiles, slices, heads, int8"),
         (["bands", "tiles"], "--memory bands and --memory tiles exclude each other"),
+        (["full", "float8"], "--memory full and --memory float8 exclude each other"),
         (["layers", "int8", "networks"], "--memory layers and --memory networks exclude"),
     ],
 )
@@ -61,7 +70,21 @@ def test_what_cannot_be(run, ways, says):
 
 def test_offloading_needs_somewhere_to_go(run, tiny):
     words = ("generate", "a cone", "--model", tiny, *QUICK, "--memory", "blocks")
-    assert "accelerator" in run(*words, code=2).stderr
+    told = run(*words, code=2).stderr
+    assert "--memory blocks: this machine has no accelerator" in told
+
+
+def test_a_backend_without_such_weights_is_told_by_the_option():
+    pytest.importorskip("jax")
+    model = unet("jax", **ONE_LEVEL)
+    pipe = SimpleNamespace(quantize=lambda kind, names=(): model.quantized(kind))
+    with pytest.raises(InputError, match=r"^--memory int8: (?!kind)"):
+        memory.read_ways(["int8"]).set(pipe)
+    held = {"unet": "float8"}
+    says = r"in 8 bits \(unet: float8\): (?!kind).*; --memory full takes them as they are$"
+    with pytest.raises(InputError, match=says):
+        memory.read_ways([], held).set(pipe)
+    memory.read_ways(["full"], held).set(pipe)
 
 
 def test_every_way_is_told(run):

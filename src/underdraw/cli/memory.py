@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from underdraw.errors import InputError
 
 OPTION = "--memory"
+ARGUMENT = re.compile(r"^\w+=\S+: ")
+"""What errors of the library begin with, which is nothing that was typed."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ WAYS = {
     "heads": Way("attention", lambda pipe: pipe.enable_attention_slicing()),
     "int8": Way("weights", lambda pipe: pipe.quantize("int8")),
     "float8": Way("weights", lambda pipe: pipe.quantize("float8")),
+    "full": Way("weights", lambda pipe: pipe),
     "networks": Way("offloading", lambda pipe: pipe.enable_model_cpu_offload()),
     "blocks": Way("offloading", lambda pipe: pipe.enable_group_offload()),
     "layers": Way("offloading", lambda pipe: pipe.enable_sequential_cpu_offload()),
@@ -50,13 +54,26 @@ class Memory:
         """
         if "weights" not in {WAYS[name].group for name in self.ways}:
             for network, kind in self.quantized.items():
-                pipe.quantize(kind, [network])
+                try:
+                    pipe.quantize(kind, [network])
+                except InputError as error:
+                    raise InputError(
+                        f"the picture was made with weights in 8 bits ({network}: {kind}): "
+                        f"{_told(error)}; {OPTION} full takes them as they are"
+                    ) from error
         for name in self.ways:
-            WAYS[name].take(pipe)
+            try:
+                WAYS[name].take(pipe)
+            except InputError as error:
+                raise InputError(f"{OPTION} {name}: {_told(error)}") from error
 
     def options_of(self) -> dict[str, Any]:
         """What would say the same on the command line."""
         return {"memory": list(self.ways)} if self.ways else {}
+
+
+def _told(error: InputError) -> str:
+    return ARGUMENT.sub("", str(error))
 
 
 EVERYTHING = Memory()

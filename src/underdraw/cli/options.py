@@ -192,8 +192,9 @@ Memory = Annotated[
         metavar="WAY",
         help="Get along with less memory; may be repeated. bands: large pictures in bands of rows; "
         "tiles: in tiles; slices: batches decoded one by one; heads: attention by halves; int8 or "
-        "float8: weights in 8 bits; networks, blocks or layers: these come to the accelerator one "
-        "by one. `underdraw doctor` says what fits.",
+        "float8: weights in 8 bits; full: not so, with --again; networks, "
+        "blocks or layers: these come to the accelerator one by one. `underdraw doctor` says what "
+        "fits.",
     ),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]

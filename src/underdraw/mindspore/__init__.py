@@ -76,7 +76,12 @@ from underdraw.schedulers import (
 )
 from underdraw.text.tokenizer import CLIPTokenizer as CLIPTokenizer
 
-NAMES = sorted(name for name, value in globals().items() if isinstance(value, type))
+NAMES = sorted(
+    name
+    for name, value in globals().items()
+    # From Python 3.11 on `Any` is a class, too.
+    if isinstance(value, type) and value.__module__.startswith("underdraw.")
+)
 """What there is here."""
 
 if not TYPE_CHECKING:  # a type checker shall see wrong names
