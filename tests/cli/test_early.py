@@ -113,6 +113,18 @@ SPHERE = ("edit", "photo.png", "--from", "a red sphere", "--to")
         (("generate", "x", "--grounding", "no/such"), "no/such"),
         (("generate", "x", "--speed", "fast", "--steps", 9), "allowed: 10 steps or more, or"),
         (("evaluate", "--speed", "faster", "--steps", 9), "allowed: 10 steps or more, or"),
+        (
+            ("generate", "x", "--speed", "fast", "--steps", 5, "--solver", "heun"),
+            "5 steps are 9 calls of the UNet, which have nothing of that; allowed: 6 steps or",
+        ),
+        (
+            ("generate", "x", "--image", "photo.png", "--speed", "fast", "--steps", 11),
+            "11 steps are 8 calls of the UNet, which have nothing of that; allowed: 13 steps or",
+        ),
+        (
+            ("generate", "x", "--speed", "fast", "--solver", "lcm", "--steps", 20),
+            "allowed: another --solver",
+        ),
         (("generate", "x", "--engine", "warp"), "--engine warp is not known"),
         (("generate", "(x"), "("),
         (("generate", "x", "--image", "photo.png", "--height", 30), "--height=30 is not"),
@@ -300,3 +312,21 @@ def test_a_picture_in_the_way_of_a_sheet_that_is_not_made(run, unloaded):
     (unloaded / "a.png").write_text("mine")
     with pytest.raises(AssertionError, match="a model was loaded"):
         run("generate", "x", "-n", 2, "--no-grid", "--out", "a.png")
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "strength"), [("heun", 6, None), ("ddim", 10, 1.0), ("heun", 12, 0.5)]
+)
+def test_calls_are_counted_as_runs_count_them(solver, steps, strength):
+    """Not steps: one fewer has too few."""
+    from underdraw.cli.early import Facts, check_speed
+    from underdraw.controls.acceleration.presets import PRESETS
+    from underdraw.errors import InputError
+
+    def check(steps, preset="fast"):
+        check_speed(Facts(), steps, strength, solver, PRESETS[preset], "--speed fast")
+
+    check(steps)
+    check(steps - 2, "exact")
+    with pytest.raises(InputError, match=f"allowed: {steps} steps or more, or --speed exact"):
+        check(steps - 2)

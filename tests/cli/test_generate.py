@@ -96,6 +96,9 @@ def test_what_was_left_out_is_left_out_again(run, tiny):
     assert told["deep_cache"]["every"] == 3
     run("generate", "--again", "a.png", "--as-recorded", "--out", "b.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    few = ("--again", "a.png", "--as-recorded", "--steps", 5)
+    says = run("generate", *few, "--out", "c.png", code=2).stderr
+    assert "has DeepCache" in says and "allowed: 9 steps or more, or --speed exact" in says
     run("generate", "--again", "a.png", "--as-recorded", "--speed", "exact", "--out", "c.png")
     assert "acceleration" not in read_metadata("c.png")["settings"]
     assert not np.array_equal(pixels("a.png"), pixels("c.png"))

@@ -71,6 +71,20 @@ class Request:
     speed: str | None = None
     """A preset of acceleration instead of what `settings` say."""
 
+    def leaves_out(self) -> tuple[Any, str]:
+        """The ways to compute less, None: there are none; and what asks for them."""
+        from underdraw.controls.acceleration.presets import PRESETS, Acceleration
+        from underdraw.schema import read
+
+        if self.speed is not None:
+            return PRESETS[self.speed], f"--speed {self.speed}"
+        told = self.settings.get("acceleration")
+        if told is None:
+            return None, ""
+        found = read(Acceleration, told)
+        names = ", ".join(type(method).__name__ for method in found.methods)
+        return found, f"the picture to make again has {names}, which"
+
     def fitted_before(self) -> tuple[int, int] | None:
         """Width and height at which the picture of a record was worked on; None: there is none."""
         if "image" not in self.inputs:

@@ -19,6 +19,8 @@ class Facts:
     """The most a solver can make."""
     factor: int = 8
     """Of the autoencoder: sides are multiples of it."""
+    scheduler: Mapping[str, Any] | None = None
+    """Its configuration; None: not known."""
 
 
 def facts(model: str, scheduler: Mapping[str, Any] | None = None) -> Facts:
@@ -35,11 +37,12 @@ def facts(model: str, scheduler: Mapping[str, Any] | None = None) -> Facts:
 
     if is_single_file(model):
         find(model)
-        return Facts()
+        return Facts(scheduler=scheduler)
     place = hub.resolve(model, weights=False)
-    steps = (scheduler or _config(place, "scheduler")).get("num_train_timesteps")
+    told = scheduler or _config(place, "scheduler")
+    steps = told.get("num_train_timesteps")
     blocks = _config(place, "vae").get("block_out_channels")
-    known: dict[str, int] = {}
+    known: dict[str, Any] = {"scheduler": told or None}
     if isinstance(steps, int) and steps > 0:
         known["steps"] = steps
     if isinstance(blocks, list) and blocks:
@@ -63,17 +66,14 @@ def check_call(
     guidance: Any = None,
     sides: Mapping[str, Any] | None = None,
     strength: Any = None,
-    speed: str | None = None,
 ) -> None:
     """Raise an InputError for numbers that no call of the model takes; None is not looked at.
 
     Args:
         sides: option -> pixels.
         strength: the least part of the steps that is run.
-        speed: a preset of acceleration.
     """
     from underdraw import checks
-    from underdraw.limits import FEWEST_CALLS
 
     if steps is not None:
         checks.whole("--steps", steps, 1, known.steps)
@@ -90,11 +90,54 @@ def check_call(
                 f"{math.ceil(1 / strength) if strength else 'more'} steps, or a strength of at "
                 f"least {1 / steps:.3g}"
             )
-    run = steps if strength is None or steps is None else int(steps * strength)
-    if speed not in (None, "exact") and run is not None and run < FEWEST_CALLS:
+
+
+def check_speed(
+    known: Facts, steps: int, strength: float | None, solver: str | None, speed: Any, said: str
+) -> None:
+    """Raise an InputError where a run has too few calls for what is to be left out of it, or they
+    are too unlike each other (`controls.acceleration.method.check_reuse`).
+
+    Args:
+        strength: the part of the steps that is run.
+        solver: its name, where it is not that of the checkpoint.
+        speed: an `Acceleration`, or None.
+        said: what asks for it, in messages.
+    """
+    from underdraw.cli.solvers import make_solver
+    from underdraw.limits import FEWEST_CALLS
+    from underdraw.pipelines.components.registry import scheduler_class
+
+    if speed is None or not any(method.reuses for method in speed.methods):
+        return
+    try:
+        config = known.scheduler or {}
+        if solver is None:
+            scheduler = scheduler_class(str(config.get("_class_name"))).from_config(config)
+        else:
+            scheduler = make_solver(solver, config)
+    except UnderdrawError:  # told when it is loaded
+        return
+    steps, part = int(steps), 1.0 if strength is None else strength
+
+    def calls(steps: int) -> int:
+        kept = int(steps * part)
+        order = getattr(scheduler, "order", 1)
+        return len(scheduler.make_table(steps).tail((steps - kept) * order)) if kept else 0
+
+    way_out = "--speed exact"
+    if getattr(scheduler.make_table(steps), "consistency", False):
         raise InputError(
-            f"--speed {speed} leaves out what hardly changes from step to step; {run} steps have "
-            f"nothing of that; allowed: {FEWEST_CALLS} steps or more, or --speed exact"
+            f"{said} leaves out what hardly changes from call to call, and a consistency solver "
+            f"(LCM, TCD) has no calls that are alike; allowed: another --solver, or {way_out}"
+        )
+    if (count := calls(steps)) < FEWEST_CALLS:
+        more = range(steps + 1, known.steps + 1)
+        least = next((n for n in more if calls(n) >= FEWEST_CALLS), None)
+        allowed = way_out if least is None else f"{least} steps or more, or {way_out}"
+        raise InputError(
+            f"{said} leaves out what hardly changes from call to call; {steps} steps are {count} "
+            f"calls of the UNet, which have nothing of that; allowed: {allowed}"
         )
 
 

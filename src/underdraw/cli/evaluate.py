@@ -196,7 +196,11 @@ def check(
         raise InputError(f"{model:.200} has no nets of its own for maps of edges or of depth")
     way = STRENGTH if task is Task.editing else None
     known = early.facts(model)
-    early.check_call(known, steps=steps, guidance=guidance, strength=way, speed=speed)
+    early.check_call(known, steps=steps, guidance=guidance, strength=way)
+    if steps is not None:
+        from underdraw.controls.acceleration.presets import PRESETS
+
+        early.check_speed(known, steps, way, solver, PRESETS[speed], f"--speed {speed}")
 
 
 @contextmanager

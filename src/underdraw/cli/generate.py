@@ -368,11 +368,14 @@ def check(request: Request, prompts: list[str], wanted: sizes.Size, solver: str 
     structure.check_nets(request.structures or [], loading.get("model", options.SCENES))
     known = early.facts(request.loading.get("model", options.SCENES), request.scheduler)
     recorded = {"--height": call.get("height"), "--width": call.get("width")}
+    strength = call.get("strength", IMG2IMG_STRENGTH if begins else None)
     early.check_call(
         known,
         steps=call.get("num_inference_steps"),
         guidance=call.get("guidance_scale"),
         sides=wanted.sides("image" in call) or recorded,
-        strength=call.get("strength", IMG2IMG_STRENGTH if begins else None),
-        speed=request.speed,
+        strength=strength,
     )
+    if not (call.get("timesteps") or call.get("sigmas")):
+        speed, said = request.leaves_out()
+        early.check_speed(known, call["num_inference_steps"], strength, solver, speed, said)

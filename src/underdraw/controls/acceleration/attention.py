@@ -33,6 +33,7 @@ class AttentionCache(Method):
     """
 
     owner = "AttentionCache"
+    reuses = True
 
     after: Annotated[float, Range(0, below=1)] = 0.4
 

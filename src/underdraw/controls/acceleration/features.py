@@ -36,6 +36,7 @@ class DeepCache(Method):
     """
 
     owner = "DeepCache"
+    reuses = True
 
     every: Annotated[int, Range(2, 1000)] = 3
     branch: Annotated[int, Range(0, 1000)] = 0
@@ -61,6 +62,7 @@ class EncoderPropagation(Method):
     """
 
     owner = "EncoderPropagation"
+    reuses = True
 
     every: Annotated[int, Range(2, 1000)] = 3
     first: Annotated[int, Range(1, 1000)] = 3

@@ -17,6 +17,7 @@ class Method(Schema):
     control that it makes."""
 
     closed = True  # a record that says more is of a run that left out something else
+    reuses = False  # whether what calls gave stands for others, so that they must be alike
 
     def control(self) -> Control:
         """What acts in runs."""
