@@ -25,6 +25,7 @@ BASES = {
     "convert": ("photo.png", "out"),
     "cache": (),
     "bench": (),
+    "compile": ("photo.png", "out"),
     "doctor": (),
     "merge": ("photo.png", "photo.png", "--out", "out"),
     "extract-lora": ("photo.png", "photo.png", "out.safetensors"),
