@@ -6,6 +6,7 @@ import pickle
 import shutil
 import zipfile
 from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -163,6 +164,28 @@ def test_a_package_is_of_the_program_and_not_of_its_name(fake, tower, tmp_path, 
     monkeypatch.setattr(keys, "sources", lambda: "of another version")
     engine = Packaged(tmp_path)
     assert same(engine, asked(tower, x(), 0.5)) and not engine.used
+
+
+def test_a_package_is_of_what_acts_in_the_program(fake, tower, tmp_path):
+    """A control of one's own is another one when its method is written anew."""
+
+    def hook(by):
+        @dataclass(frozen=True)
+        class Hook:
+            offset: torch.Tensor
+
+            def __call__(self, nn, y):
+                return {"sum": y * by + self.offset, "mean": nn.mean(y, (1,))}
+
+        return Hook(torch.ones(1))
+
+    packing = Packing(tmp_path)
+    for by in (1.5, 2.5, 1.5):
+        answer(packing, asked(tower, x(), hook(by)))
+    assert len(packing.written) == 2
+    engine = Packaged(tmp_path)
+    assert all(same(engine, asked(tower, x(), hook(by))) for by in (1.5, 2.5, 3.5))
+    assert len(engine.used) == 2
 
 
 def test_the_sources_of_programs_are_told_apart(tmp_path):

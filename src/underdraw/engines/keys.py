@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +17,7 @@ from underdraw.names import __version__
 
 ROOMS = ("backends", "controls", "networks", "sampling")
 """Where programs and what acts inside of them are written."""
+NOT_ELSEWHERE = sys.stdlib_module_names | {"underdraw"}
 OURS = tuple(f"underdraw.{room}." for room in ROOMS)
 
 
@@ -45,13 +47,42 @@ def written(function: Callable[..., Any]) -> Any:
 
 
 def _steps(code: CodeType) -> Any:
-    """Code without the places it came from; sets, whose order is no order, are left out."""
+    """Code without the places it came from, and its sets in order."""
     constants = [
-        _steps(one) if isinstance(one, CodeType) else one
+        _steps(one)
+        if isinstance(one, CodeType)
+        else sorted(map(repr, one))
+        if isinstance(one, frozenset)
+        else one
         for one in code.co_consts
-        if not isinstance(one, frozenset)
     ]
     return code.co_name, code.co_code, code.co_names, constants
+
+
+def acting(structure: Structure) -> list[Any]:
+    """What the methods of those classes do that are in a structure and not of the library: hooks
+    of controls from elsewhere."""
+    found = {name: base for kind in _classes(structure) for name, base in _bases(kind)}
+    return [
+        (name, word, written(method))
+        for name, base in sorted(found.items())
+        for word, method in sorted(vars(base).items())
+        if hasattr(method, "__code__") and (word == "__call__" or not word.startswith("__"))
+    ]
+
+
+def _classes(structure: Structure) -> Iterator[type]:
+    kind = structure.names[0] if structure.kind == "fixed" else structure.kind
+    if isinstance(kind, type):
+        yield kind
+    for child in structure.children:
+        yield from _classes(child)
+
+
+def _bases(kind: type) -> Iterator[tuple[str, type]]:
+    for base in kind.__mro__:
+        if base.__module__.split(".")[0] not in NOT_ELSEWHERE:
+            yield f"{base.__module__}.{base.__qualname__}", base
 
 
 def key_of(question: Question, leaves: Sequence[Any], structure: Structure) -> str | None:
@@ -73,7 +104,7 @@ def key_of(question: Question, leaves: Sequence[Any], structure: Structure) -> s
         (
             *(question.program.name, type(model).__name__, model.config, question.nn),
             *(str(model.dtype), str(model.device), layers, structure, arrays),
-            *(sources(), written(question.program.function)),
+            *(sources(), written(question.program.function), acting(structure)),
         )
     )
     # Where an object has no words of its own, its address stands in them.
