@@ -38,7 +38,8 @@ PIXELS = torch.zeros(1, 3, 32, 32)
 
 # -- what is no user's to call ---------------------------------------------------------------------
 MOMENTS = (
-    "check room placed words networks prepare before_call during_call after_step whole layouts"
+    "check room placed words networks prepare guides active before sites_at asks after before_call "
+    "during_call predict after_step whole layouts"
 )
 """Of controls: the run calls them, `tests/controls/test_broken_hooks.py` tries their answers."""
 PROGRAMS = (
