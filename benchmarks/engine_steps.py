@@ -44,6 +44,7 @@ from tiny_step import STEPS, UNET, pipelines
 import underdraw
 from underdraw import backends
 from underdraw.benchmark.steps import GUIDANCE, TIME, stepper
+from underdraw.benchmark.turns import timed
 from underdraw.engines import EAGER, Compiled, Engine, Regional
 
 HERE = Path(__file__).parents[1]
@@ -201,9 +202,7 @@ def inputs(config: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def seconds(call: Callable[[], Any]) -> float:
     """Processor time of one call, that of compilers which it started included."""
-    before = sum(os.times()[:4])
-    call()
-    return sum(os.times()[:4]) - before
+    return timed(call, lambda: sum(os.times()[:4]))[0]
 
 
 def _new_kernels() -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from underdraw.backends import torch_rates
 from underdraw.benchmark import bench as benches, peers, report
 from underdraw.benchmark.bench import Bench, Plan
 from underdraw.benchmark.random_weights import random_network, random_tensors
-from underdraw.benchmark.turns import clock_of, in_turns
+from underdraw.benchmark.turns import clock_of, in_turns, timed
 from underdraw.benchmark.works import WORKS, Networks, networks_of
 from underdraw.engines.eager import EAGER
 from underdraw.errors import InputError, InputTypeError
@@ -54,6 +54,10 @@ def test_every_other_turn_runs_backwards():
     taken = list(in_turns(ways, 3, lambda: next(times)))
     assert ran == [*"abc", *"cba", *"abc"]
     assert taken[:4] == [("a", 1.0), ("b", 2.0), ("c", 3.0), ("c", 1.0)]
+
+
+def test_a_clock_that_stands_still_leaves_something_to_divide_by():
+    assert timed(lambda: None, lambda: 5.0)[0] > 0
 
 
 def test_processor_time_is_that_of_one_thread_on_the_cpu():

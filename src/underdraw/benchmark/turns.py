@@ -13,6 +13,9 @@ from typing import Any
 
 Call = Callable[[], Any]
 Clock = Callable[[], float]
+TICK = 1e-9
+"""Seconds that a call takes at least: clocks may stand still for what is shorter than their step,
+and times are divided by each other."""
 
 
 def in_turns(ways: Mapping[str, Call], turns: int, clock: Clock) -> Iterator[tuple[str, float]]:
@@ -28,7 +31,7 @@ def timed(call: Call, clock: Clock) -> tuple[float, Any]:
     """Seconds of a call, and what it gave."""
     start = clock()
     made = call()
-    return clock() - start, made
+    return max(clock() - start, TICK), made
 
 
 def clock_of(threads: int, device: str = "cpu") -> Clock:
