@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from underdraw.cli import embedded
 from underdraw.cli.files import read_plain
-from underdraw.errors import InputError, InputTypeError, NotFoundError
+from underdraw.errors import InputError, InputTypeError
 from underdraw.schema import Length, Range, Schema, read, within
 
 BOX = "--box"
@@ -138,14 +138,9 @@ def controls_of(layout: Mapping[str, Any]) -> list[Any]:
 
 def _picture(held: Any, where: str) -> Any:
     """A picture of a layout: a path, or what a record holds of it."""
-    if not isinstance(held, str):
-        return embedded.restored(held, f"the picture of {where}")
-    try:
-        return read_plain(Path(held))
-    except NotFoundError as error:
-        raise NotFoundError(f"{where}: there is no picture {held!r}") from error
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+    if isinstance(held, str):
+        return embedded.named(held, where)
+    return embedded.restored(held, f"the picture of {where}")
 
 
 def with_pictures(layout: Mapping[str, Any]) -> dict[str, Any]:

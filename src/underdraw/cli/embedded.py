@@ -69,6 +69,20 @@ def restored(entry: Any, where: str) -> Any:
         raise InputError(f"{where} is damaged: {error}") from error
 
 
+def named(path: str, where: str) -> Any:
+    """A picture in a file.
+
+    Raises:
+        NotFoundError, InputError: there is none; the message begins with `where`.
+    """
+    try:
+        return read_plain(Path(path))
+    except NotFoundError as error:
+        raise NotFoundError(f"{where}: there is no picture {path!r}") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def picture(held: str | Mapping[str, Any], where: str, option: str) -> Any:
     """A picture that is named by its path, or held by a record.
 
@@ -80,12 +94,7 @@ def picture(held: str | Mapping[str, Any], where: str, option: str) -> Any:
         InputError: it is no picture, or the record does not hold it.
     """
     if isinstance(held, str):
-        try:
-            return read_plain(Path(held))
-        except NotFoundError as error:
-            raise NotFoundError(f"{where}: there is no picture {held!r}") from error
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+        return named(held, where)
     found = restored(held, where)
     if found is None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from underdraw.controls.control import Control
@@ -12,16 +13,16 @@ from underdraw.schema import Schema
 
 
 @dataclass(frozen=True)
-class Method(Schema):
+class Method(Schema, ABC):
     """A way to compute less: a value that settings and records hold. What acts in a run is the
     control that it makes."""
 
     closed = True  # a record that says more is of a run that left out something else
     reuses = False  # whether what calls gave stands for others, so that they must be alike
 
+    @abstractmethod
     def control(self) -> Control:
         """What acts in runs."""
-        raise NotImplementedError
 
 
 def check_reuse(method: Method, planned: Planned) -> None:
