@@ -28,6 +28,9 @@ class TrainingConfig:
     `threads`, for CPUs, computes each part of a step in so many parts at the same time, each on one
     thread (`training.lanes`); 0 leaves it to PyTorch to share each operation among threads.
 
+    `graph` records a step as a CUDA graph at its first batch and replays it (`training.captured`);
+    all batches then have the same shapes. It changes nothing on other devices.
+
     `optimizer`: "adamw", or "muon" (`training.optimizers`), which takes `muon_rate` for matrices
     inside of networks and AdamW with `learning_rate` for all else; both follow the same schedule;
     or "adamw8bit", which keeps AdamW's state in 8 bits (bitsandbytes).
@@ -37,6 +40,7 @@ class TrainingConfig:
     batch: int = 32
     accumulate: int = 1
     threads: int = 0
+    graph: bool = False
     optimizer: str = "adamw"
     learning_rate: float = 1e-4
     muon_rate: float = 0.01

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
+from underdraw.training.captured import Captured, Told, quick_kernels
 from underdraw.training.config import TrainingConfig
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
@@ -110,25 +111,29 @@ def train(
     check_lanes(config.threads, torch.device(device), task.modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with closing(_Run(task, config, folder, torch.device(device), group)) as run:
+    place = torch.device(device)
+    with quick_kernels(place), closing(_Run(task, config, folder, place, group)) as run:
         if resume and (folder / checkpoints.NAME).exists():
             run.restore(checkpoints.load(folder / checkpoints.NAME))
         with _bar(config, run.step, progress, group) as bar, _signals() as signalled:
             while run.progress() < 1:
                 asked = bool(signalled) or run.step == stop_after
-                stop, values = run.advance(asked)
-                if stop:
+                if run.advance(asked):
                     run.save()
                     raise Stopped(
                         f"stopped before step {run.step}; the checkpoint is in {folder}, "
                         "the same command goes on from there"
                     )
                 bar.update()
-                bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                bar.set_postfix(loss=f"{run.latest:.4f}", refresh=False)
                 run.housekeeping()
     run.save()
     run.preview()
     return run.average
+
+
+LATE = 2
+"""Steps after which figures of a captured step are read: the device has then always work left."""
 
 
 class _Run:
@@ -158,7 +163,14 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.precision is torch.float16 and device.type == "cuda"
         )
-        self.step, self.done, self.images = 0, 0.0, 0
+        self.captured: Captured | None = None
+        if config.graph and device.type == "cuda":
+            self.captured = Captured(self.gradients, self.parameters)
+        self.told = Told(self.parameters, late=LATE if self.captured else 0)
+        self.figures: list[str] = []
+        self.noted: dict[int, dict[str, float]] = {}
+        self.latest = math.nan
+        self.step, self.done = 0, 0.0
         self.started = self.saved = self.previewed = time.monotonic()
         self.curve = Curve(folder, config.log_steps)
         self.ahead: Iterator[Batch] | None = None
@@ -176,15 +188,37 @@ class _Run:
             share = max(share, elapsed / (60 * self.config.minutes))
         return min(share, 1.0)
 
-    def advance(self, stop: bool) -> tuple[bool, dict[str, float]]:
+    def advance(self, stop: bool) -> bool:
         """One step; whether any process was asked to stop, in which case nothing was done."""
         if self.group.any(stop):
-            return True, {}
+            return True
         config, group = self.config, self.group
-        batch = _to(self.drawn(), self.device)
+        batch = self.drawn()
         torch.manual_seed(self.stream(self.step)[0])  # for dropout inside networks
-        self.optimizers.clear()
-        parts = _split(batch, config.batch // group.size, config.parts)
+        if self.captured is None:
+            self.optimizers.clear()
+            figures = self.gradients(_to(batch, self.device))
+        else:
+            figures = self.captured(batch, self.device).clone()  # it lies in the same place again
+        figures[:1] = group.average_gradients(self.parameters, figures[:1])
+        share = config.share(self.step, self.progress())
+        self.optimizers.unscale(self.scaler)
+        if config.clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+            figures = torch.cat([figures, norm.detach().float().view(1)])
+        self.noted[self.step] = {"seconds": self.elapsed, "rate": share * config.learning_rate}
+        self.told.add(self.step, figures)
+        self.hear()
+        self.optimizers.step(share, self.scaler)
+        self.scaler.update()
+        self.step += 1
+        self.average.update(self.step)
+        return False
+
+    def gradients(self, batch: dict[str, Any]) -> Tensor:
+        """Compute the gradients of a step; the means of its figures, the loss first, on the device.
+        Their names are in `figures`."""
+        parts = _split(batch, self.config.batch // self.group.size, self.config.parts)
         if self.lanes is not None:
             told = self.lanes.add_gradients(self.loss, parts, self.parameters)
         else:
@@ -193,29 +227,27 @@ class _Run:
                 loss, figures = self.loss(part)
                 loss.backward()
                 told.append(figures)
-        total = _means(told)
-        mean = group.average_gradients(self.parameters, total["loss"])
-        if not math.isfinite(mean):
-            first = self.numbers(self.step)[0]
-            raise NonFiniteError(
-                f"step {self.step}: the loss is {mean}; no weight was changed. Lower "
-                f"learning_rate={config.learning_rate}, or look at examples {first} and on"
-            )
-        share = config.share(self.step, self.progress())
-        self.optimizers.unscale(self.scaler)
-        if config.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-            total["gradient"] = norm.detach()  # read with a row of the curve, if at all
-        self.optimizers.step(share, self.scaler)
-        self.scaler.update()
-        self.step += 1
-        self.average.update(self.step)
-        self.images += config.batch
-        total["loss"] = mean
-        if group.rank == 0:
-            rate = share * config.learning_rate
-            self.curve.add(self.step, self.elapsed, self.step * config.batch, rate, total)
-        return False, total
+        self.figures = list(told[0])
+        return _means(told)
+
+    def hear(self, wait: bool = False) -> None:
+        """Take in what is known of the figures of steps; with `wait`, of all there were.
+
+        Raises:
+            NonFiniteError: a loss is not finite.
+        """
+        for step, figures in self.told.known(wait):
+            noted, first = self.noted.pop(step), self.numbers(step)[0]
+            if not math.isfinite(figures[0]):
+                raise NonFiniteError(
+                    f"step {step}: the loss is {figures[0]}; no weight was changed. Lower "
+                    f"learning_rate={self.config.learning_rate}, or look at examples {first} and on"
+                )
+            self.latest = figures[0]
+            if self.group.rank == 0:
+                images = (step + 1) * self.config.batch
+                values = dict(zip([*self.figures, "gradient"], figures, strict=False))
+                self.curve.add(step + 1, noted["seconds"], images, noted["rate"], values)
 
     def loss(self, part: Batch) -> tuple[Tensor, Figures]:
         """What a part adds to the loss of its step, and its figures."""
@@ -264,6 +296,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint, on the first process; the old one stays whole until it is there."""
+        self.hear(wait=True)
         self.saved = time.monotonic()
         if self.group.rank:
             return
@@ -352,15 +385,14 @@ def _to(batch: Batch, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _means(parts: list[Figures]) -> dict[str, Any]:
-    """Means over the parts of a step, which must tell the same things."""
+def _means(parts: list[Figures]) -> Tensor:
+    """Means over the parts of a step, which must tell the same; in the order of the first."""
     names = list(parts[0])
     if any(set(part) != set(names) for part in parts):
         raise InputError(f"parts of a step tell different figures: {[sorted(p) for p in parts]}")
     values = [torch.as_tensor(part[name]).detach().float() for part in parts for name in names]
     device = values[0].device  # the loss's
-    read = torch.stack([v.to(device) for v in values]).view(len(parts), -1)
-    return dict(zip(names, read.mean(0).cpu().tolist(), strict=True))
+    return torch.stack([v.to(device) for v in values]).view(len(parts), -1).mean(0)
 
 
 def _split(batch: dict[str, Any], count: int, parts: int) -> Iterator[dict[str, Any]]:

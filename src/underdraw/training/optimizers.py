@@ -22,6 +22,8 @@ from underdraw.training.eight_bit import EIGHT_BIT, eight_bit
 OUTSIDE = ("conv_in", "conv_out", "time_emb", "embedding", "heads")
 """Parts of names of matrices that are no inner layers: what reads and what answers, tables, times.
 AdamW suits these better."""
+_torch: Any = torch
+"""Which does not name its operations on lists of tensors as public."""
 _STEPS, _COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 """Of the Newton-Schulz iteration: a quintic that climbs steeply at zero, at the price of singular
 values that end anywhere in 0.7 .. 1.2."""
@@ -84,29 +86,29 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     rows, columns = p.shape[0], math.prod(p.shape[1:])
                     shapes.setdefault((rows, columns), []).append(p)
-            halves = [half for alike in shapes.values() for half in (alike[::2], alike[1::2])]
-            for _ in self.each(lambda alike, group=group: self._move(group, alike), halves):
+            parts = [*shapes.values()]
+            if self.each is not map:  # the more there are, the more evenly threads share them
+                parts = [half for alike in parts for half in (alike[::2], alike[1::2]) if half]
+            for _ in self.each(lambda alike, group=group: self._move(group, alike), parts):
                 pass
 
     @torch.no_grad()  # which is a thread's own
     def _move(self, group: dict[str, Any], alike: list[Tensor]) -> None:
-        """Move parameters of one shape."""
-        if not alike:
-            return
-        updates = []
+        """Move parameters of one shape, in few operations for all of them."""
         for p in alike:
-            state, gradient = self.state[p], p.grad
-            assert gradient is not None
-            if not state:
-                state["momentum"] = torch.zeros_like(p)
-            average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            updates.append(gradient.lerp(average, group["momentum"]).flatten(1))
-        stacked = torch.stack(updates)
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients = [p.grad for p in alike if p.grad is not None]  # all of them
+        momentum = group["momentum"]
+        averages = [self.state[p]["momentum"] for p in alike]
+        _torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        updates = _torch._foreach_lerp(gradients, averages, momentum)
+        stacked = torch.stack([update.flatten(1) for update in updates])
         rows, columns = stacked.shape[1:]
         length = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        for p, made in zip(alike, orthogonalised(stacked), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(made.view_as(p), alpha=-length)
+        _torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+        made = [one.view(p.shape) for one, p in zip(orthogonalised(stacked), alike, strict=True)]
+        _torch._foreach_add_(alike, made, alpha=-length)
 
 
 class Optimizers:

@@ -33,21 +33,22 @@ class Group:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return Group(dist.get_world_size(), dist.get_rank())
 
-    def average_gradients(self, parameters: Sequence[Tensor], loss: float) -> float:
-        """Replace gradients by their mean over the processes, and return the mean of `loss`."""
+    def average_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
+        """Replace gradients by their mean over the processes, and return the mean of `loss`
+        `(1,)`."""
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         if self.size == 1:
             return loss
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([*(g.flatten() for g in gradients), gradients[0].new_tensor([loss])])
+        flat = torch.cat([*(g.flatten() for g in gradients), loss])
         dist.all_reduce(flat)
         flat /= self.size
         parts = flat[:-1].split([g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        return float(flat[-1])
+        return flat[-1:]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any process."""

@@ -1,0 +1,162 @@
+"""What an accelerator computes for a step, without waiting for Python in between.
+
+A step of a small network is some thousand operations. Python starts them one by one, and takes
+about as long for that as an accelerator for computing them. `Captured` records them once as a CUDA
+graph, which is then started as a whole. `Told` reads the figures of a step some steps later, when
+they have long been there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from underdraw.errors import InputError
+
+_torch: Any = torch
+"""Which does not name its operations on lists of tensors as public."""
+WARMUPS = 2
+"""Calls before the recording: libraries choose their kernels, and tables are brought over."""
+
+
+@contextmanager
+def quick_kernels(device: torch.device) -> Iterator[None]:
+    """On CUDA, kernels are chosen by trying them, and products of float32 matrices use TF32."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=True):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Captured:
+    """A function of a batch that computes gradients, recorded at its first call.
+
+    The tensors of a batch are copied to where those of the first one lie, so all batches have the
+    same shapes. What the function returns lies in the same place each time, and so do gradients.
+
+    Args:
+        function: of a dict of tensors on a CUDA device; it must not wait for the device.
+        parameters: whose gradients it computes.
+    """
+
+    def __init__(
+        self, function: Callable[[dict[str, Any]], Tensor], parameters: Sequence[Tensor]
+    ) -> None:
+        self.function, self.parameters = function, parameters
+        self.held: dict[str, Any] = {}
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.result: Tensor | None = None
+
+    def __call__(self, batch: Mapping[str, Any], device: torch.device) -> Tensor:
+        """The function's result and gradients for a batch on the host.
+
+        Raises:
+            InputError: the batch has other tensors or shapes than the first one, or values that are
+                no tensors.
+        """
+        if self.graph is None:
+            self._record(batch, device)
+        check_alike(batch, self.held)
+        for name, tensor in batch.items():
+            self.held[name].copy_(tensor, non_blocking=True)
+        assert self.graph is not None and self.result is not None
+        self.graph.replay()
+        return self.result
+
+    def _record(self, batch: Mapping[str, Any], device: torch.device) -> None:
+        check_alike(batch, batch)
+        self.held = {name: tensor.to(device) for name, tensor in batch.items()}
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                self._forget()
+                self.function(self.held)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._forget()  # those of the recording lie in its own memory
+        self.graph = torch.cuda.CUDAGraph()
+        # Another thread pins the memory of coming batches meanwhile, which "global" would refuse.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.result = self.function(self.held)
+
+    def _forget(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+
+def check_alike(batch: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raise an InputError unless a batch is of tensors of the same names, shapes and dtypes as the
+    first one."""
+    for name, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"graph=True: batch[{name!r}] is of {type(value).__name__}; allowed: tensors"
+            )
+        wanted = first.get(name)
+        if wanted is None or (value.shape, value.dtype) != (wanted.shape, wanted.dtype):
+            had = None if wanted is None else (tuple(wanted.shape), wanted.dtype)
+            raise InputError(
+                f"graph=True: batch[{name!r}] is {tuple(value.shape)} of {value.dtype}, in the "
+                f"first step it was {had}; all steps must be alike"
+            )
+    if missing := [name for name in first if name not in batch]:
+        raise InputError(f"graph=True: a batch lacks {missing}, which the first one had")
+
+
+class Told:
+    """Figures of the last steps, and the weights from before each.
+
+    Whether a loss is finite is known `late` steps after its step; the weights are then put back to
+    what they were. With `late` 0 it is known before they move.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], late: int) -> None:
+        self.parameters, self.late = list(parameters), late
+        self.waiting: deque[tuple[int, Tensor, Any, list[Tensor]]] = deque()
+        self.spare: list[list[Tensor]] = []
+
+    def add(self, step: int, figures: Tensor) -> None:
+        """Begin to read the figures of a step, one-dimensional, before its weights move."""
+        host = torch.empty_like(figures, device="cpu", pin_memory=figures.is_cuda)
+        host.copy_(figures, non_blocking=True)
+        read = None
+        if figures.is_cuda:
+            read = torch.cuda.Event()
+            read.record()
+        kept: list[Tensor] = []
+        if self.late:
+            kept = (
+                self.spare.pop() if self.spare else [torch.empty_like(p) for p in self.parameters]
+            )
+            with torch.no_grad():
+                _torch._foreach_copy_(kept, self.parameters)
+        self.waiting.append((step, host, read, kept))
+
+    def known(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
+        """Steps whose figures are known now, or with `wait` all, with the figures. Where the first
+        one, the loss, is not finite, the weights are put back and nothing more is told."""
+        while len(self.waiting) > (0 if wait else self.late):
+            step, host, read, kept = self.waiting.popleft()
+            if read is not None:
+                read.synchronize()
+            figures = host.tolist()
+            if not math.isfinite(figures[0]):
+                with torch.no_grad():
+                    for p, before in zip(self.parameters, kept, strict=False):
+                        p.copy_(before)
+                self.waiting.clear()
+            elif kept:
+                self.spare.append(kept)
+            yield step, figures
