@@ -163,6 +163,9 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.precision is torch.float16 and device.type == "cuda"
         )
+        self.compute = task.loss
+        if config.compile and device.type == "cuda":
+            self.compute = torch.compile(task.loss, dynamic=False)
         self.captured: Captured | None = None
         if config.graph and device.type == "cuda":
             self.captured = Captured(self.gradients, self.parameters)
@@ -252,7 +255,7 @@ class _Run:
     def loss(self, part: Batch) -> tuple[Tensor, Figures]:
         """What a part adds to the loss of its step, and its figures."""
         with autocast(self.device, self.precision):
-            loss, told = self.task.loss(part)
+            loss, told = self.compute(part)
         return self.scaler.scale(loss / self.config.parts), {"loss": loss.detach(), **told}
 
     def numbers(self, step: int) -> tuple[int, int]:
