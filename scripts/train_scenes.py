@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="end the stage after this time")
     parser.add_argument("--start", help="a family to go on from, such as underdraw/scenes")
     parser.add_argument("--anew", nargs="*", default=[], help="of --start, not these networks")
+    parser.add_argument("--again", nargs="*", default=[], help="stages that go on with --start's")
+    parser.add_argument("--without", nargs="*", default=[], help="stages that never ran")
     parser.add_argument("--steps", type=int, help="how many, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="the highest, of this stage")
     parser.add_argument("--scenes", type=int, help="render so many instead of the recipe's")
@@ -31,7 +33,8 @@ def main() -> None:
         "--accelerator", action="store_true", help="large batches, drawn by other processes"
     )
     arguments = parser.parse_args()
-    recipe = ScenesRecipe(start=arguments.start, anew=tuple(arguments.anew))
+    chosen = {name: tuple(getattr(arguments, name)) for name in ("anew", "again", "without")}
+    recipe = ScenesRecipe(start=arguments.start, **chosen)
     trains = arguments.stage in recipe.runs
     own = {"learning_rate": arguments.learning_rate, "steps": arguments.steps}
     if any(value is not None for value in own.values()) and not trains:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +15,19 @@ from PIL import Image
 
 from underdraw.errors import InputError, NotFoundError
 from underdraw.scenes import has_reserved_pair, render, sample_scene, scene_rng, vocabulary
-from underdraw.training import data
-from underdraw.training.data import CaptionedFolder, RenderedScenes, render_cache, shuffled
+from underdraw.training import data, maps
+from underdraw.training.data import (
+    ArrivingScenes,
+    CaptionedFolder,
+    FirstOf,
+    RenderedScenes,
+    render_cache,
+    scenes_in,
+    shuffled,
+)
+from underdraw.training.maps import KINDS, map_all
+from underdraw.training.recipes import ScenesRecipe
+from underdraw.training.workshop import Workshop
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +137,93 @@ def test_missing_scenes_are_named(tmp_path: Path, cache: Path) -> None:
         RenderedScenes(tmp_path)
     with pytest.raises(InputError, match="holds 20 scenes; 20 are held back"):
         RenderedScenes(cache, held_back=20)
+
+
+def test_scenes_are_trained_on_while_they_arrive(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = RenderedScenes(cache, held_back=3)
+    shutil.copytree(cache / "000", tmp_path / "000")
+    (tmp_path / "000" / "scenes.json").write_text("not read")
+    found = ArrivingScenes(tmp_path, 20, held_back=3)
+    assert len(found) == len(whole) == 17
+    five = whole.pixels(np.arange(5))
+    np.testing.assert_array_equal(found.pixels(np.arange(16)), np.tile(five, (4, 1, 1, 1))[:16])
+    np.testing.assert_array_equal(found.shown(), whole.shown())
+    assert found.captions(np.arange(2), np.random.default_rng(0)) == ["", ""]
+    shutil.copytree(cache / "001", tmp_path / "001")
+    np.testing.assert_array_equal(found.pixels(np.array([5]))[0], five[0])  # not looked at yet
+    monkeypatch.setattr(ArrivingScenes, "PAUSE", -1.0)
+    np.testing.assert_array_equal(found.pixels(np.arange(13)), whole.pixels(np.arange(13)))
+    shutil.copytree(cache / "002", tmp_path / "002")
+    assert found.images(np.arange(17)).equal(whole.images(np.arange(17)))
+
+
+def test_scenes_that_do_not_arrive_are_named(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"none came in 0 s; see whether render_cache"):
+        ArrivingScenes(tmp_path, 100, patience=0.0)
+    with pytest.raises(InputError, match="count=64; 64 are held back"):
+        ArrivingScenes(cache, 64)
+    with pytest.raises(InputError, match="holds 20 scenes; 20 are held back"):
+        ArrivingScenes(cache, 21, held_back=20)
+
+
+def test_no_shard_is_begun_that_would_be_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "SHARD", 2)
+    clock = iter(range(1000))  # a second between looks: a shard is looked at before and after
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    render_cache(tmp_path, 8, seed=5, size=64, seconds=4.5)
+    assert scenes_in(tmp_path) == 6
+    render_cache(tmp_path, 8, seed=5, size=64)
+    assert scenes_in(tmp_path) == 8
+
+
+def test_the_first_of_others(cache: Path) -> None:
+    whole = RenderedScenes(cache, held_back=3)
+    found, two = FirstOf(whole, 5), np.array([4, 1])
+    assert len(found) == 5
+    assert found.images(two).equal(whole.images(two))
+    said = [one.captions(two, np.random.default_rng(0)) for one in (found, whole)]
+    assert said[0] == said[1]
+    with pytest.raises(InputError, match=r"count=18 must be in 1 \.\. 17"):
+        FirstOf(whole, 18)
+
+
+def test_maps_of_the_first(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = RenderedScenes(cache, held_back=3)
+    alone = map_all(whole, "depth", tmp_path / "alone.npy")
+    asked: list[int] = []
+
+    def elsewhere(make: Any, pairs: Any, workers: int) -> Any:
+        asked.append(workers)
+        for pair in pairs:
+            there, told = pickle.loads(pickle.dumps((make, pair)))
+            yield there(told)
+
+    monkeypatch.setattr(maps, "in_order", elsewhere)
+    several = map_all(whole, "depth", tmp_path / "several.npy", count=9, workers=2)
+    assert asked == [2]
+    np.testing.assert_array_equal(several, alone[:9])
+    (pixels,) = whole.pixels(np.array([8]))
+    np.testing.assert_array_equal(several[8], KINDS["depth"](pixels, whole.scene(8)))
+    with pytest.raises(InputError, match=r"count=18 must be in 1 \.\. 17"):
+        map_all(whole, "depth", tmp_path / "other.npy", count=18)
+
+
+def test_what_lies_there_is_read_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (3,))
+    shutil.copytree(cache, tmp_path / "renders")
+    shutil.rmtree(tmp_path / "renders" / "002")
+    shop = Workshop(ScenesRecipe(), tmp_path)
+    first = shop.examples
+    assert len(first) == 13
+    assert Workshop(ScenesRecipe(), tmp_path).examples is first
+    shutil.copytree(cache / "002", tmp_path / "renders" / "002")
+    assert len(shop.examples) == 17
 
 
 def photos(folder: Path, lines: list[str]) -> Path:

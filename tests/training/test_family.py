@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from underdraw.errors import InputError, WeightError
+from underdraw.errors import InputError, UnderdrawError, WeightError
 from underdraw.networks.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
-from underdraw.training import family
-from underdraw.training.data import RenderedScenes
-from underdraw.training.family import PLAN, SHARES, Ledger, sized, stages_of, train_family
+from underdraw.training import beside, family
+from underdraw.training.data import ArrivingScenes, RenderedScenes
+from underdraw.training.family import (
+    ACCELERATED,
+    PLAN,
+    SHARES,
+    Ledger,
+    sized,
+    stages_of,
+    train_family,
+)
 from underdraw.training.loop import Stopped
 from underdraw.training.recipes import STAGES, ScenesRecipe, train_stage
 from underdraw.training.subject_encoder import EncoderConfig
@@ -63,6 +74,7 @@ def tiny() -> ScenesRecipe:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (4,))  # held back: 64
+    monkeypatch.setattr(ArrivingScenes.__init__, "__defaults__", (4, 120.0))
     monkeypatch.setattr(SubjectScenes.__init__, "__defaults__", (2,))
     for name, value in (("_LEAST", 1), ("_MOST", 1), ("_PROBED", 1)):
         monkeypatch.setattr(family, name, value)
@@ -101,6 +113,83 @@ def test_a_family_from_nothing_to_its_scores(
     ran.clear()
     assert train_family(tmp_path, 30.0, tiny(), progress=False) == table
     assert ran == []
+
+
+def test_examples_are_made_beside_the_training(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "START", "fork")  # as small as it is in this process
+    ran: list[tuple[str, int | None]] = []
+
+    def trained(stage: str, *arguments: Any, arriving: int | None = None, **how: Any) -> None:
+        ran.append((stage, arriving))
+        if stage == "denoiser" and len(ran) < 5:
+            raise Stopped("as by a signal")
+        if stage == "autoencoder":
+            train_stage(stage, *arguments, arriving=arriving, **how)
+
+    monkeypatch.setattr(family, "train_stage", trained)
+    monkeypatch.setattr(family, "_score", lambda *arguments: "scores")
+    recipe = replace(tiny(), mapped=5, without=("structure",))
+    how: dict[str, Any] = {"beside": True, "progress": False, "tell": lambda line: None}
+    with pytest.raises(Stopped):
+        train_family(tmp_path, 600.0, recipe, **how)
+    kept = json.loads((tmp_path / PLAN).read_text())
+    assert kept["done"] == ["autoencoder", "renders", "text", "latents"]
+    assert train_family(tmp_path, 600.0, recipe, **how) == "scores"
+    waiting = {*family.WAITING, "structure", "scores"}
+    wanted = [stage for stage in ACCELERATED if stage not in waiting]
+    assert [stage for stage, _ in ran] == [*wanted[:4], *wanted[3:]]
+    assert ran[0] == ("autoencoder", 10)
+    assert all(arriving is None for _, arriving in ran[1:])
+    kept = json.loads((tmp_path / PLAN).read_text())
+    assert kept["counts"] == {"scenes": 10, "views": 8, "subjects": 6, "mapped": 5}
+    assert {*kept["done"]} == {*SHARES} - {"structure"}
+    assert {*kept["beside"]} == {"scenes", "views", "maps", "subjects"}
+    assert len(np.load(tmp_path / "maps" / "edges.npy")) == 5
+    with pytest.raises(InputError, match=r"begun with .*'without': \['structure'\]"):
+        train_family(tmp_path, 600.0, tiny(), **how)
+
+
+def test_what_fails_beside_the_training_is_told(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "START", "fork")
+
+    def fails(*arguments: Any) -> None:
+        raise OSError("no space left")
+
+    def endless(stage: str, *arguments: Any, **how: Any) -> None:
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(family, "render_the_views", fails)
+    monkeypatch.setattr(family, "train_stage", endless)
+    how: dict[str, Any] = {"beside": True, "progress": False, "tell": lambda line: None}
+    with pytest.raises(UnderdrawError, match="views failed: OSError: no space left"):
+        train_family(tmp_path, 600.0, tiny(), **how)
+    assert json.loads((tmp_path / PLAN).read_text())["done"] == []
+    # Nor is anything waited for that never comes.
+    monkeypatch.setattr(family, "render_the_scenes", lambda *arguments: os._exit(3))
+    monkeypatch.setattr(family, "shards_of", lambda folder: [])
+    with pytest.raises(UnderdrawError, match="scenes failed: its process ended with exit code 3"):
+        train_family(tmp_path / "other", 600.0, tiny(), **how)
+
+
+def test_counts_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(family, "_seconds_of_a_scene", lambda recipe: 0.02)
+    recipe = ScenesRecipe().on_accelerator()
+    ledger, stages = Ledger(tmp_path / PLAN, None), list(ACCELERATED)
+    whole = sum(ACCELERATED.values())
+    planned = family._planned(recipe, stages, whole, ledger)
+    assert planned.scenes == 90 * 16 / 0.02
+    assert (planned.views, planned.subjects, planned.mapped) == (24_000, 20_000, 24_000)
+    short = Ledger(tmp_path / "short.json", None)
+    planned = family._planned(recipe, stages, whole / 10, short)
+    assert planned.scenes == 9 * 16 / 0.02
+    made = 0.6 * planned.views + 3 * planned.subjects + 0.35 * (planned.mapped or 0)
+    assert made * 0.02 / 16 == pytest.approx(0.5 * 29, rel=0.01)
 
 
 def test_shares_are_of_what_is_left(tmp_path: Path) -> None:
@@ -146,6 +235,15 @@ def test_a_family_to_start_from_has_stages_behind_it() -> None:
     assert "structure" in anew
     anew = stages_of(ScenesRecipe(start="underdraw/scenes", anew=("vae", "unet")))
     assert {*stages} | {"autoencoder", "decoder"} == {*anew}
+    again = ScenesRecipe(start="underdraw/scenes", again=("autoencoder",), without=("edges",))
+    assert {*stages} | {"autoencoder"} == {*stages_of(again), "edges"}
+    assert "decoder" not in stages_of(ScenesRecipe(without=("decoder",)))
+    for name in ("again", "without"):
+        with pytest.raises(InputError, match=rf"{name}=\['unet'\]; allowed: renders, text"):
+            stages_of(replace(ScenesRecipe(), **{name: ("unet",)}))
+    with pytest.raises(InputError, match=r"without=\['text'\]"):
+        stages_of(ScenesRecipe(without=("text",)))
+    assert stages_of(replace(again, without=("text",)))  # the family has it
 
 
 def test_folders_of_other_runs_are_refused(tmp_path: Path) -> None:

@@ -7,18 +7,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pipelines.elsewhere import DEVICE, Accelerator, There
 
+from underdraw.errors import NotFoundError
+from underdraw.formats.arrays import read_array
 from underdraw.models.grounding import Grounding
 from underdraw.pipelines.blip_diffusion import BlipDiffusionPipeline
 from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
-from underdraw.training import checkpoints
+from underdraw.training import checkpoints, recipes
 from underdraw.training.data import RenderedScenes
 from underdraw.training.recipes import ScenesRecipe, train_stage
 from underdraw.training.subject_scenes import SubjectScenes
 from underdraw.training.views import Views
+from underdraw.training.workshop import Workshop
 
 STAGES = (
     *("autoencoder", "latents", "denoiser", "clip", "grounding", "maps", "structure", "edges"),
@@ -83,3 +87,41 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     blip = BlipDiffusionPipeline.from_pretrained(tmp_path / "export", dtype="float32")
     assert blip.subjects["own"].overlay.unet
     assert made.subjects.keys() == {"subject"}
+
+
+def test_a_stage_goes_on_with_a_network_of_the_start(
+    recipe: ScenesRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(task: Any, config: Any, folder: Path, **where: Any) -> None:
+        folder.mkdir()
+        held = {name: module.state_dict() for name, module in task.modules.items()}
+        if "vae" in held:
+            held["vae"] = {name: value * 1.01 for name, value in held["vae"].items()}
+        checkpoints.save(folder / checkpoints.NAME, {"step": 1, "modules": held, "average": {}})
+
+    monkeypatch.setattr(recipes, "train", moved)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(RenderedScenes.__init__, "__defaults__", (4,))
+    recipe = replace(recipe, again=("autoencoder",), views=1, scenes=6, mapped=1)
+    recipe = replace(recipe, without=("structure",), anew=("structure/edges",))
+    for stage in ("renders", "autoencoder", "latents", "maps", "edges"):
+        train_stage(stage, tmp_path, recipe)
+    shop = Workshop(recipe, tmp_path)
+    before = Workshop(ScenesRecipe(start="underdraw/scenes"), tmp_path).vae(trained=False)
+    name = "decoder.conv_in.weight"
+    old = before.state_dict()[name]
+    assert torch.equal(shop.vae(trained=False).state_dict()[name], old)
+    assert torch.equal(shop.vae().state_dict()[name], old * 1.01)
+    # Its latents are scaled as they are measured.
+    measured = shop.scaling_factor()
+    assert measured != before.config.scaling_factor
+    assert shop.family(trained=False)["vae"].config.scaling_factor == measured
+    kept = read_array(tmp_path / "latents.npy")
+    assert measured == pytest.approx(1 / kept.astype(np.float64).std(), abs=1e-5)
+    # A net for edges begins from nothing, and is taught to read them, if no stage went before.
+    assert len(read_array(tmp_path / "maps" / "edges.npy")) == 1
+    assert {*checkpoints.load(tmp_path / "edges" / "state.pt")["modules"]} == {"controlnet", "head"}
+    assert not shop.reads("edges")
+    assert shop.reads("depth")  # the start's
+    with pytest.raises(NotFoundError, match="run the stage 'structure' first"):
+        Workshop(replace(recipe, without=()), tmp_path).structure("edges", trained=False)

@@ -149,10 +149,10 @@ def train(
         str | None,
         typer.Option(help="Time for all stages together, such as 10m or 1h30m (family)."),
     ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(help="A family to go on from, such as underdraw/scenes (family --budget)."),
-    ] = None,
+    start: train_family.Start = None,
+    anew: train_family.Anew = None,
+    again: train_family.Again = None,
+    without: train_family.Without = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,
@@ -191,6 +191,7 @@ def train(
         raise InputError(
             "--category, --rank, --no-embedding and --subject-weights are for subject-finetune"
         )
+    choices = train_family.Choices.of(start, anew, again, without)
     seconds = None if budget is None else train_family.seconds_of(budget)
     if seconds is not None:
         if recipe is not Recipe.family or data != SCENES_DATA:
@@ -199,8 +200,9 @@ def train(
         if others or not resume:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in others) or "--no-resume"
             raise InputError(f"--budget decides how stages are trained; leave out {named}")
-    elif start is not None:
-        raise InputError("--start is for family with --budget")
+    elif choices != train_family.Choices():
+        name = "--start" if start is not None else "--without"
+        raise InputError(f"{name} is for family with --budget")
     outputs.check_folder(out)
     from underdraw.backends.hardware import resolve_device
 
@@ -211,7 +213,7 @@ def train(
         if recipe is Recipe.subject_finetune:
             raise InputError("subject-finetune needs --data FOLDER: pictures of the subject")
         if seconds is not None:
-            train_family.train_within(out, seconds, start, scenes, place)
+            train_family.train_within(out, seconds, choices, scenes, place)
             return
         train_scenes(recipe, out, changes, scenes, resume, place)
     else:

@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -16,6 +16,8 @@ from .captions import Caption, caption
 from .layout import sample_scene, scene_rng
 from .render import Rendering, render
 from .world import Scene
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,15 @@ def _make(
 
 
 def in_order(
-    make: Callable[[int], Any], indices: Iterable[int], workers: int
+    make: Callable[[T], Any], asked: Iterable[T], workers: int
 ) -> Generator[Any, None, None]:
-    """`map(make, indices)`, by so many processes that work ahead of the caller, without limit."""
+    """`map(make, asked)`, by so many processes that work ahead of the caller, without limit."""
     if workers == 1:
-        yield from map(make, indices)
+        yield from map(make, asked)
         return
     # Spawned, not forked: the caller may already run the threads of a framework.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(make, indices, chunksize=16)
+        yield from pool.imap(make, asked, chunksize=16)
 
 
 def _show(samples: Iterator[Sample], count: int, progress: bool) -> Iterator[Sample]:

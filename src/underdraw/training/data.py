@@ -6,9 +6,11 @@ state, so that a run can be resumed anywhere.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
-from contextlib import closing
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -96,9 +98,13 @@ def render_cache(
     size: int = 128,
     mix: Sequence[int] = MIX,
     workers: int = 1,
+    seconds: float | None = None,
     progress: bool | None = False,
 ) -> None:
     """Render `count` scenes of the split "train" into shards of `SHARD`; finished ones are kept.
+
+    With `seconds`, shards that would not be whole by then are left out, the first apart, by what
+    those before took.
 
     A shard is `NNN/images.npy`, uint8 `(SHARD, size, size, 3)`; `NNN/cells.npy`, uint8 `(SHARD,
     size / 8, size / 8)`, the object that fills most of each cell (0: none); and `NNN/scenes.json`,
@@ -110,9 +116,18 @@ def render_cache(
     places = {folder / f"{number:03d}": indices for number, indices in enumerate(shards)}
     missing = {p: indices for p, indices in places.items() if not (p / "scenes.json").exists()}
     make = partial(_draw, seed, size, tuple(mix))
+    began, done = time.monotonic(), 0
     with bar, closing(in_order(make, chain(*missing.values()), workers)) as drawn:
         bar.update(count - sum(map(len, missing.values())))
         for place, indices in missing.items():
+            taken = time.monotonic() - began
+            there = done > 0 or len(missing) < len(places)
+            if (
+                seconds is not None
+                and there
+                and taken * (1 + len(indices) / max(done, 1)) > seconds
+            ):
+                break
             images = np.empty((len(indices), size, size, 3), np.uint8)
             cells = np.empty((len(indices), size // CELL, size // CELL), np.uint8)
             facts = []
@@ -124,6 +139,7 @@ def render_cache(
                 np.save(new / "images.npy", images)
                 np.save(new / "cells.npy", cells)
                 (new / "scenes.json").write_text(json.dumps(facts))
+            done += len(indices)
 
 
 def _draw(
@@ -174,15 +190,16 @@ class RenderedScenes:
 
     def __init__(self, folder: str | Path, held_back: int = HELD_BACK) -> None:
         settle(Path(folder))
-        places = sorted(Path(folder).glob("[0-9][0-9][0-9]"))
+        places = shards_of(folder)
         if not places:
             raise NotFoundError(f"{folder} holds no rendered scenes; make them with render_cache")
         self._shards = [read_array(place / "images.npy") for place in places]
         self._cells = [read_array(place / "cells.npy") for place in places]
         self._starts = np.cumsum([0, *map(len, self._shards)])
-        self._facts = [
-            f for place in places for f in json_text.read_list(place / "scenes.json", LIMITS)
-        ]
+        with _uncollected():
+            self._facts = [
+                f for place in places for f in json_text.read_list(place / "scenes.json", LIMITS)
+            ]
         if not all(isinstance(f, dict) and {"scene", "boxes"} <= f.keys() for f in self._facts):
             raise InputError(f"{folder} holds a scenes.json without scenes; render it anew")
         self.held_back = held_back
@@ -197,11 +214,7 @@ class RenderedScenes:
         return self._pick(self._shards, indices)
 
     def _pick(self, shards: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
-        found = []
-        for i in np.asarray(indices) + self.held_back:
-            shard = int(np.searchsorted(self._starts, i, "right")) - 1
-            found.append(shards[shard][i - self._starts[shard]])
-        return np.stack(found)
+        return _picked(shards, self._starts, np.asarray(indices) + self.held_back)
 
     def truth(self, indices: np.ndarray) -> np.ndarray:
         """What stands in each cell: int64 `(n, 3, rows, columns)`, the number of its shape (0 where
@@ -260,6 +273,138 @@ class RenderedScenes:
     def shown(self) -> np.ndarray:
         """The images that are held back, uint8."""
         return self.pixels(np.arange(-self.held_back, 0))
+
+
+def shards_of(folder: str | Path) -> list[Path]:
+    """The finished shards of a folder that `render_cache` writes, in order."""
+    return sorted(Path(folder).glob("[0-9][0-9][0-9]"))
+
+
+def scenes_in(folder: str | Path) -> int:
+    """How many scenes there are in the finished shards of such a folder."""
+    return sum(len(read_array(place / "images.npy")) for place in shards_of(folder))
+
+
+def _picked(shards: Sequence[np.ndarray], starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Entries of arrays that follow one another, by their numbers in all of them."""
+    found = []
+    for i in numbers:
+        shard = int(np.searchsorted(starts, i, "right")) - 1
+        found.append(shards[shard][i - starts[shard]])
+    return np.stack(found)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """While millions of values are made that all stay, looking for garbage among them takes as long
+    as reading them; nor is it looked for among them later, which in a forked process would copy
+    every page they lie on."""
+    was = gc.isenabled()
+    gc.collect()  # what is garbage now would stay otherwise
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was:
+            gc.enable()
+
+
+class ArrivingScenes:
+    """Pictures of scenes that another process is still rendering (`render_cache`), for training
+    without captions.
+
+    There are as many as there will be from the beginning; while some are missing, picture `i` is
+    one of those that are there, `i` modulo their number. So a run on them does not repeat to the
+    bit, unlike one on `RenderedScenes`. Only whole shards count, and only their `images.npy` is
+    read; whether there are more is looked at every `PAUSE` seconds at most.
+
+    Args:
+        count: how many scenes there will be, those included that are held back.
+        patience: seconds to wait for the first shard.
+
+    Raises:
+        NotFoundError: it did not come in that time.
+        InputError: `count`, or the first shard, has no more than `held_back`.
+    """
+
+    PAUSE = 2.0
+
+    def __init__(
+        self,
+        folder: str | Path,
+        count: int,
+        held_back: int = HELD_BACK,
+        patience: float = 120.0,
+    ) -> None:
+        if count <= held_back:
+            raise InputError(f"count={count}; {held_back} are held back")
+        self.folder, self.count, self.held_back = Path(folder), count, held_back
+        self._shards: list[np.ndarray] = []
+        self._starts, self._looked = np.zeros(1, np.int64), 0.0
+        until = time.monotonic() + patience
+        while not self._look():
+            if time.monotonic() > until:
+                raise NotFoundError(
+                    f"{folder} holds no rendered scenes, and none came in {patience:.0f} s; see "
+                    "whether render_cache still runs"
+                )
+            time.sleep(0.1)
+        if self._starts[-1] <= held_back:
+            raise InputError(f"{folder} holds {self._starts[-1]} scenes; {held_back} are held back")
+
+    def __len__(self) -> int:
+        return self.count - self.held_back
+
+    def _look(self) -> int:
+        """Take in shards that have come; how many pictures there are."""
+        self._looked = time.monotonic()
+        for place in shards_of(self.folder)[len(self._shards) :]:
+            self._shards.append(read_array(place / "images.npy"))
+        self._starts = np.cumsum([0, *map(len, self._shards)])
+        return int(self._starts[-1])
+
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """Images as stored, uint8 `(n, height, width, 3)`; from -`held_back` to -1 those that are
+        held back."""
+        indices = np.asarray(indices)
+        if self._starts[-1] < self.count and time.monotonic() - self._looked > self.PAUSE:
+            self._look()
+        there = int(self._starts[-1]) - self.held_back
+        numbers = np.where(indices < 0, indices, indices % there) + self.held_back
+        return _picked(self._shards, self._starts, numbers)
+
+    def images(self, indices: np.ndarray) -> Tensor:
+        """Images in [-1, 1], float32 `(n, 3, height, width)`."""
+        return to_signed(self.pixels(indices))
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """Nothing: what is on the pictures is not read."""
+        return [""] * len(indices)
+
+    def shown(self) -> np.ndarray:
+        """The images that are held back, uint8."""
+        return self.pixels(np.arange(-self.held_back, 0))
+
+
+class FirstOf:
+    """The first `count` of other examples."""
+
+    def __init__(self, examples: Examples, count: int) -> None:
+        if not 1 <= count <= len(examples):
+            raise InputError(f"count={count} must be in 1 .. {len(examples)}")
+        self.examples, self.count = examples, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def images(self, indices: np.ndarray) -> Tensor:
+        """Images in [-1, 1], float32 `(n, 3, height, width)`."""
+        return self.examples.images(indices)
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """A caption for each."""
+        return self.examples.captions(indices, rng)
 
 
 def cut(image: np.ndarray, box: np.ndarray, size: int, margin: float = 1.2) -> Tensor:

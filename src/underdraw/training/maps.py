@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from underdraw.errors import InputError, WeightError
 from underdraw.formats.arrays import read_array
 from underdraw.formats.writing import writing_file
 from underdraw.preprocessors.canny import lines
+from underdraw.scenes import Scene
 from underdraw.scenes.depth import depth_of
+from underdraw.scenes.stream import in_order
 from underdraw.training.data import RenderedScenes
 
 Make = Callable[[np.ndarray, Any], np.ndarray]
@@ -39,43 +43,55 @@ def as_map(metres: np.ndarray) -> np.ndarray:
 
 KINDS: Mapping[str, Make] = {"edges": edges, "depth": depth}
 """What maps of scenes there are."""
-_BLOCK = 256
+_BLOCK = 64
+"""Pictures that are read at once; they are on their way to processes before there is a map."""
 
 
 def map_all(
-    examples: RenderedScenes, kind: str, path: str | Path, progress: bool | None = False
+    examples: RenderedScenes,
+    kind: str,
+    path: str | Path,
+    progress: bool | None = False,
+    *,
+    count: int | None = None,
+    workers: int = 1,
 ) -> np.ndarray:
-    """Maps of all examples, uint8 `(n, height, width)`, kept in the file `path`, which is used
-    where it holds as many.
+    """Maps of all examples, or of the first `count`, uint8 `(n, height, width)`, kept in the file
+    `path`, which is used where it holds as many. About 3 ms each and worker.
 
     Raises:
-        InputError: there is no such kind.
+        InputError: there is no such kind, or there are no `count` examples.
     """
     check_kinds([kind])
+    count = len(examples) if count is None else count
+    if not 1 <= count <= len(examples):
+        raise InputError(f"count={count} must be in 1 .. {len(examples)}")
     path = Path(path)
-    if (kept := _kept(path, len(examples))) is not None:
+    if (kept := _kept(path, count)) is not None:
         return kept
     shown = None if progress is None else not progress
-    with tqdm(total=len(examples), unit="map", disable=shown) as bar:
-        made = []
-        for block in _made(examples, kind):
-            made.append(block)
-            bar.update(len(block))
+    made = np.empty((count, *examples.pixels(np.zeros(1, int)).shape[1:3]), np.uint8)
+    with (
+        tqdm(total=count, unit="map", disable=shown) as bar,
+        closing(in_order(partial(_map, kind), _asked(examples, count), workers)) as maps,
+    ):
+        for index, one in enumerate(maps):
+            made[index] = one
+            bar.update()
     with writing_file(path) as file:
-        np.save(file, np.concatenate(made))
+        np.save(file, made)
     return read_array(path)
 
 
-def _made(examples: RenderedScenes, kind: str) -> Iterator[np.ndarray]:
-    for start in range(0, len(examples), _BLOCK):
-        indices = np.arange(start, min(start + _BLOCK, len(examples)))
-        pixels = examples.pixels(indices)
-        yield np.stack(
-            [
-                KINDS[kind](one, examples.scene(int(i)))
-                for i, one in zip(indices, pixels, strict=True)
-            ]
-        )
+def _asked(examples: RenderedScenes, count: int) -> Iterator[tuple[np.ndarray, Scene]]:
+    for start in range(0, count, _BLOCK):
+        indices = np.arange(start, min(start + _BLOCK, count))
+        for i, pixels in zip(indices, examples.pixels(indices), strict=True):
+            yield pixels, examples.scene(int(i))
+
+
+def _map(kind: str, asked: tuple[np.ndarray, Scene]) -> np.ndarray:
+    return KINDS[kind](*asked)
 
 
 def _kept(path: Path, count: int) -> np.ndarray | None:

@@ -37,10 +37,9 @@ from underdraw.training.autoencoder import (
 )
 from underdraw.training.clip import ContrastiveTask
 from underdraw.training.config import shorter
-from underdraw.training.data import render_cache
+from underdraw.training.data import FirstOf, render_cache
 from underdraw.training.grounding import GroundingTask
 from underdraw.training.lanes import lanes_for
-from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import train
 from underdraw.training.maps import KINDS, map_all
 from underdraw.training.spoken import Spoken, read_captions
@@ -76,8 +75,13 @@ def train_stage(
     minutes: float | None = None,
     device: str = "cpu",
     progress: bool | None = None,
+    arriving: int | None = None,
 ) -> None:
     """Run one stage of a recipe in its working folder, or go on with it.
+
+    Args:
+        arriving: how many scenes there will be, where another process still renders them; the
+            stage "autoencoder" begins with those that are there.
 
     Raises:
         InputError: no stage of that name.
@@ -86,7 +90,7 @@ def train_stage(
     """
     if stage not in STAGES:
         raise InputError(f"stage={stage!r} is not known; allowed: {', '.join(STAGES)}")
-    shop = Workshop(recipe or ScenesRecipe(), Path(folder))
+    shop = Workshop(recipe or ScenesRecipe(), Path(folder), arriving)
     shop.folder.mkdir(parents=True, exist_ok=True)
     STAGES[stage](shop, minutes, {"device": device, "progress": progress})
 
@@ -110,17 +114,50 @@ def _on(device: str, family: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _workers(pictures: int) -> int:
+def workers_for(pictures: int) -> int:
     """Processes that render; to start one takes as long as some hundred pictures."""
     return max(1, min(os.cpu_count() or 1, pictures // 256))
 
 
 def _renders(shop: Workshop, minutes: float | None, where: dict) -> None:
+    render_the_views(shop, where["progress"])
+    render_the_scenes(shop, where["progress"])
+
+
+def render_the_scenes(shop: Workshop, bar: bool | None, seconds: float | None = None) -> None:
+    """The scenes of a recipe, or as many as can be rendered in `seconds`."""
     recipe = shop.recipe
-    workers = _workers(recipe.scenes)
-    how = {"seed": recipe.seed, "workers": workers, "progress": where["progress"]}
+    how = {"seed": recipe.seed, "workers": workers_for(recipe.scenes), "progress": bar}
+    render_cache(shop.folder / "renders", recipe.scenes, seconds=seconds, **how)
+
+
+def render_the_views(shop: Workshop, bar: bool | None) -> None:
+    """The pictures of single things of a recipe."""
+    recipe = shop.recipe
+    how = {"seed": recipe.seed, "workers": workers_for(recipe.views), "progress": bar}
     render_views(shop.folder / "views", recipe.views, **how)
-    render_cache(shop.folder / "renders", recipe.scenes, **how)
+
+
+def render_the_subjects(shop: Workshop, bar: bool | None) -> None:
+    """The things with textures of their own of a recipe."""
+    recipe = shop.recipe
+    how = {"seed": recipe.seed + 6, "workers": workers_for(recipe.subjects), "progress": bar}
+    render_subjects(shop.folder / "subjects", recipe.subjects, **how)
+
+
+def make_the_maps(shop: Workshop, bar: bool | None) -> None:
+    """Maps of the scenes of a recipe, of all kinds."""
+    (shop.folder / "maps").mkdir(exist_ok=True)
+    examples = shop.examples
+    count = _mapped(shop)
+    for kind in KINDS:
+        place = shop.folder / "maps" / f"{kind}.npy"
+        map_all(examples, kind, place, bar, count=count, workers=workers_for(count))
+
+
+def _mapped(shop: Workshop) -> int:
+    """How many scenes get maps."""
+    return min(len(shop.examples), shop.recipe.mapped or len(shop.examples))
 
 
 def _text(shop: Workshop, minutes: float | None, where: dict) -> None:
@@ -136,7 +173,7 @@ def _text(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _autoencoder(shop: Workshop, minutes: float | None, where: dict) -> None:
-    examples = shop.examples
+    examples = shop.pictures
     vae = shop.vae(trained=False)
     task = AutoencoderTask(vae, examples, shop.recipe.autoencoder, examples.shown())
     _train(shop, "autoencoder", task, minutes, where)
@@ -156,7 +193,7 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
     batch = 32 if vae.device.type == "cpu" else 512
     path, bar = shop.folder / LATENTS, where["progress"]
     latents = encode_all(vae, shop.examples, path, batch, progress=bar)
-    if not shop.recipe.starts_with("vae"):
+    if shop.recipe.measures:
         write_json(shop.folder / FACTS, {"scaling_factor": round(scaling_factor(latents), 5)})
 
 
@@ -207,8 +244,7 @@ def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
         raise NotFoundError(f"{shop.folder / 'clip'} is not there; run the stage 'clip' first")
     part, heads = shop.grounding(trained=False), shop.heads()
     config = replace(shop.recipe.grounding, truth=shop.recipe.grounding.truth if heads else 0.0)
-    examples = GroundedScenes(shop.folder / "renders")
-    views = shop.views if config.views else None
+    examples, views = shop.examples, shop.views if config.views else None
     if heads is not None:
         heads.to(where["device"])
 
@@ -220,32 +256,31 @@ def _grounding(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _maps(shop: Workshop, minutes: float | None, where: dict) -> None:
-    (shop.folder / "maps").mkdir(exist_ok=True)
-    for kind in KINDS:
-        map_all(shop.examples, kind, shop.folder / "maps" / f"{kind}.npy", where["progress"])
+    make_the_maps(shop, where["progress"])
 
 
 def _structure(stage: str, kinds: Sequence[str]) -> Run:
     def run(shop: Workshop, minutes: float | None, where: dict) -> None:
-        latents = read_array(shop._needs("latents", LATENTS))
+        count = _mapped(shop)
+        latents = read_array(shop._needs("latents", LATENTS))[:count]
         family = _on(where["device"], shop.family())
         net = shop.structure(stage, trained=False)
         for network in (net, family["unet"]):
             network.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
         maps = {kind: shop.maps(kind) for kind in kinds}
         config = shop.recipe.structure
-        if stage != "structure":  # a net that reads already
+        if stage != "structure" and shop.reads(stage):
             config = replace(config, reading=0.0)
-        task = StructureTask(net, family, shop.examples, maps, config, latents)
+        examples = FirstOf(shop.examples, count)
+        task = StructureTask(net, family, examples, maps, config, latents)
         _train(shop, stage, task, minutes, where)
 
     return run
 
 
 def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
-    recipe, bar = shop.recipe, where["progress"]
-    how = {"seed": recipe.seed + 6, "workers": _workers(recipe.subjects), "progress": bar}
-    render_subjects(shop.folder / "subjects", recipe.subjects, **how)
+    bar = where["progress"]
+    render_the_subjects(shop, bar)
     vae = shop.vae().to(where["device"]).eval()
     batch = 32 if vae.device.type == "cpu" else 512
     encode_all(vae, shop.subjects, shop.folder / SUBJECT_LATENTS, batch, progress=bar)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,8 +34,9 @@ from underdraw.training.autoencoder import (
     AutoencoderConfig,
 )
 from underdraw.training.clip import MEAN, STD, ContrastiveConfig
-from underdraw.training.data import TRUTH, RenderedScenes
+from underdraw.training.data import TRUTH, ArrivingScenes, RenderedScenes
 from underdraw.training.grounding import GroundingTrainingConfig, new_part
+from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig
 from underdraw.training.structure import StructureConfig, new_net
 from underdraw.training.subject_encoder import EncoderConfig, new_encoder
@@ -47,6 +48,7 @@ from underdraw.training.views import Views
 
 LATENTS, FACTS, SPOKEN = "latents.npy", "latents.json", "captions"
 SUBJECT_LATENTS = "subject_latents.npy"
+T = TypeVar("T")
 
 PROMPTS = (
     "a red sphere left of a blue cube",
@@ -99,14 +101,19 @@ class ScenesRecipe:
     """Everything that decides what the scenes family becomes, apart from the machine.
 
     `start`: a pipeline folder, Hub id or "underdraw/scenes" whose networks stages begin with, but
-    for those named in `anew`, by their folders there, which begin from nothing.
+    for those named in `anew`, by their folders there, which begin from nothing. Of a whole family,
+    stages in `again` run although `start` has their networks, with which they go on, and those in
+    `without` do not run. Nets for maps are trained on the first `mapped` scenes (None: on all).
     """
 
     start: str | None = None
     anew: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     scenes: int = 57344
     views: int = 8192
     subjects: int = 5184
+    mapped: int | None = None
     seed: int = 20261121
     vae: VAEConfig = VAE
     text: CLIPTextConfig = TEXT
@@ -174,52 +181,75 @@ class ScenesRecipe:
         """Whether a network, by its folder, is that of `start`."""
         return self.start is not None and network not in self.anew
 
+    @property
+    def measures(self) -> bool:
+        """Whether latents are those of an autoencoder trained here, whose scale is to be measured;
+        otherwise it is that of `start`."""
+        return not self.starts_with("vae") or "autoencoder" in self.again
+
     def on_accelerator(self) -> ScenesRecipe:
         """The same for one large accelerator beside some 16 cores: batches that fill it, drawn
         ahead by other processes, and what costs too much elsewhere. End its stages by time. No
         such machine was at hand: batches and rates are from what the stages measured on two cores,
-        scaled."""
+        scaled.
+
+        Muon moves matrices everywhere but where the loss compares the examples of a batch ("clip",
+        "alignment"). Layers that begin at zero do not speak against it: behind them gradients are
+        zero at first, of which Muon makes a step of zero, and their own first step is one of
+        `muon_rate` in every direction, where AdamW's, of `learning_rate` in every entry, is some
+        ten times as long in the one direction it has."""
         ahead = {"steps": 500_000, "workers": 14}
-        larger = {
-            "text": {"batch": 256},
-            "autoencoder": {"batch": 64, "ema": 0.999},
-            "decoder": {"batch": 64, "ema": 0.999},
-            "denoiser": {"batch": 512, "learning_rate": 1e-3, "decay": 0.5},
-            "clip": {"batch": 512, "ema": 0.999},
-            "grounding": {"batch": 256, "warmup": 200, "ema": 0.998},
-            "structure": {"batch": 256, "ema": 0.998},
-            "edges": {"batch": 256, "ema": 0.998},
-            "depth": {"batch": 256, "ema": 0.998},
-            "alignment": {"batch": 512, "ema": 0.999},
-            "subject": {"batch": 256, "warmup": 200, "ema": 0.998},
+        muon = {**ahead, "optimizer": "muon", "muon_rate": 0.01}
+        larger: dict[str, dict[str, Any]] = {
+            "text": {**muon, "batch": 256},
+            "autoencoder": {**muon, "batch": 64, "ema": 0.999},
+            "decoder": {**muon, "batch": 64, "ema": 0.999},
+            "denoiser": {**muon, "batch": 512, "learning_rate": 1e-3, "decay": 0.5},
+            "clip": {**ahead, "batch": 512, "ema": 0.999},
+            "grounding": {**muon, "batch": 256, "warmup": 200, "ema": 0.998},
+            "structure": {**muon, "batch": 256, "ema": 0.998},
+            "edges": {**muon, "batch": 256, "ema": 0.998},
+            "depth": {**muon, "batch": 256, "ema": 0.998},
+            "alignment": {**ahead, "batch": 256, "ema": 0.999},
+            "subject": {**muon, "batch": 256, "warmup": 200, "ema": 0.998},
         }
         return replace(
             self,
             scenes=2 * self.scenes,
-            views=3 * self.views,
-            subjects=8 * self.subjects,
+            views=24_000,
+            subjects=20_000,
+            mapped=24_000,
             autoencoder=replace(self.autoencoder, crop=None, local=1.0),
             denoiser=replace(self.denoiser, captions=0),
-            runs={name: replace(self.runs[name], **ahead, **own) for name, own in larger.items()},
+            runs={name: replace(self.runs[name], **own) for name, own in larger.items()},
         )
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """The working folder of a recipe: renders, latents, and a folder per stage."""
+    """The working folder of a recipe: renders, latents, and a folder per stage. With `arriving`
+    another process still renders the scenes, of which there will be so many."""
 
     recipe: ScenesRecipe
     folder: Path
+    arriving: int | None = None
 
     @property
-    def examples(self) -> RenderedScenes:
+    def examples(self) -> GroundedScenes:
         """The rendered scenes."""
-        return RenderedScenes(self.folder / "renders")
+        return _read(GroundedScenes, self.folder / "renders")
+
+    @property
+    def pictures(self) -> RenderedScenes | ArrivingScenes:
+        """The rendered scenes, of which there may be some already, or all."""
+        if self.arriving is None:
+            return self.examples
+        return ArrivingScenes(self.folder / "renders", self.arriving)
 
     @property
     def views(self) -> Views:
         """Pictures of single things."""
-        return Views(self.folder / "views")
+        return _read(Views, self.folder / "views")
 
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer, which the stage "text" makes."""
@@ -253,13 +283,19 @@ class Workshop:
         started = vae is not None
         if vae is None:
             config = self.recipe.vae
-            if (self.folder / FACTS).exists():
-                config = replace(config, scaling_factor=self.scaling_factor())
-            vae = AutoencoderKL(config)
+            vae = AutoencoderKL(self._scaled(config))
+        elif "autoencoder" in self.recipe.again:
+            vae.config = self._scaled(vae.config)
         if not trained:
             return vae
         self._fill(vae, "autoencoder", "vae", optional=started)
         return self._fill(vae, "decoder", "vae", optional=True)
+
+    def _scaled(self, config: VAEConfig) -> VAEConfig:
+        """The config of an autoencoder with the scale of its latents, where that was measured."""
+        if not (self.folder / FACTS).exists():
+            return config
+        return replace(config, scaling_factor=self.scaling_factor())
 
     def scaling_factor(self) -> float:
         """What the stage "latents" measured.
@@ -288,7 +324,7 @@ class Workshop:
 
     def family(self, trained: bool = True) -> dict[str, Any]:
         """The components of a pipeline."""
-        if not self.recipe.starts_with("vae"):
+        if self.recipe.measures:
             self.scaling_factor()  # without it, an autoencoder would have another one's
         found = {
             "vae": self.vae(),
@@ -326,8 +362,14 @@ class Workshop:
         started = net is not None
         net = net or new_net(self.unet(), middle=False)
         if kind != "structure" and not started:
-            self._fill(net, "structure", "controlnet", optional=trained)
+            optional = trained or "structure" in self.recipe.without
+            self._fill(net, "structure", "controlnet", optional=optional)
         return self._fill(net, kind, "controlnet") if trained else net
+
+    def reads(self, stage: str) -> bool:
+        """Whether the net with which the stage of a kind of maps begins reads maps already."""
+        started = self._started(ControlNetModel, f"structure/{stage}", optional=True)
+        return started is not None or (self.folder / "structure" / checkpoints.NAME).exists()
 
     def maps(self, kind: str) -> np.ndarray:
         """Maps of the examples, which the stage "maps" made."""
@@ -336,7 +378,7 @@ class Workshop:
     @property
     def subjects(self) -> SubjectScenes:
         """Things with textures of their own, which the stage "subjects" renders."""
-        return SubjectScenes(self.folder / "subjects")
+        return _read(SubjectScenes, self.folder / "subjects")
 
     def subject_encoder(self, family: dict[str, Any], stage: str = "subject") -> Any:
         """The subject encoder as far as it is trained when `stage` ends: "" for not at all,
@@ -409,6 +451,25 @@ class Workshop:
             }
             module.load_state_dict({**own, **mean})
         return module
+
+
+_KEPT: dict[tuple[type, Path], tuple[list[tuple[str, int, int]], Any]] = {}
+"""What was read last of each kind, with the state of its folder then."""
+
+
+def _read(kind: type[T], folder: Path) -> T:
+    """The examples in a folder, read once as long as nothing in it changes: of many there are
+    millions of values in JSON."""
+    folder = folder.absolute()
+    names = sorted([*folder.glob("[!.]*.*"), *folder.glob("[0-9][0-9][0-9]/[!.]*.*")])
+    state = [(str(path), (told := path.stat()).st_mtime_ns, told.st_size) for path in names]
+    kept, found = _KEPT.get((kind, folder), ([], None))
+    if found is None or kept != state:
+        for other in [key for key in _KEPT if key[0] is kind]:
+            del _KEPT[other]
+        found = kind(folder)  # type: ignore[call-arg]
+        _KEPT[kind, folder] = state, found
+    return found
 
 
 def image_processor(tower: Any) -> Any:
