@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pipelines import tiny
+from training import recorded
 
 from underdraw.errors import InputError
 from underdraw.models import CLIPVisionModelWithProjection, UNet2DConditionModel
@@ -24,6 +25,7 @@ from underdraw.training.grounding import (
 from underdraw.training.layouts import GroundedScenes, Layout
 from underdraw.training.loop import Draw, Stopped, TrainingConfig, train
 from underdraw.training.truth import TruthHeads
+from underdraw.training.wire import in_bytes, signed
 
 RUN = TrainingConfig(
     steps=40, batch=6, learning_rate=3e-3, warmup=4, ema=0.5, precision="float32", log_steps=4
@@ -212,7 +214,8 @@ def test_features_are_those_of_the_encoders() -> None:
     tokens = parts["tokenizer"](list(PATCHES.names), padding="max_length", max_length=77)
     with torch.no_grad():
         expected = parts["text_encoder"](torch.tensor(tokens["input_ids"])).pooler_output
-    said = task._phrase_features(batch["phrases"], batch["boxes"].shape[1])
+    said = task._phrase_features(batch["phrases"], batch["present"])
+    assert not said[batch["present"] == 0].any()
     rows = said[batch["present"] > 0]
     apart = torch.cdist(rows, expected).min(1).values
     assert apart.max() < 1e-5
@@ -223,11 +226,36 @@ def test_features_are_those_of_the_encoders() -> None:
     # A cut-out shows mostly its own patch.
     layouts = PATCHES.layouts(shuffled(24, 0, 12), np.random.default_rng(0))
     for layout, cells in zip(layouts, batch["pictures"], strict=True):
-        assert cells.shape == (len(layout), 3, 32, 32)
-        for phrase, cell in zip(layout.phrases, cells, strict=True):
+        assert cells.shape == (2, 3, 32, 32) and not cells[len(layout) :].any()
+        for phrase, cell in zip(layout.phrases, signed(cells), strict=False):
             red, blue = (cell[k].gt(0.9).float().mean() for k in (0, 2))
             assert (red > blue) == ("red" in phrase)
             assert max(red, blue) > 0.3
+
+
+class Told(Patches):
+    most = 3
+
+
+def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, patches = family(unet=tiny.DEEP), Told()
+    config = replace(NOTHING, images=0.5, images_only=0.5, drop_boxes=0.3, drop_box=0.3, truth=0.1)
+    task = GroundingTask(
+        part(parts),
+        parts,
+        patches,
+        config,
+        patches.latents(),
+        scale=1.0,
+        heads=TruthHeads.for_unet(parts["unet"].config, (2, 2)),
+    )
+    recorded.check(task, monkeypatch)
+    batch = draw(task)
+    assert batch["boxes"].shape == (6, 3, 4) and batch["truth"].dtype == torch.uint8
+    # Boxes that are nowhere change nothing.
+    of_boxes = ("boxes", "present", "phrases", "pictured", "named", "pictures")
+    fewer = {**batch, **{name: batch[name][:, :2] for name in of_boxes}}
+    torch.testing.assert_close(task.loss(fewer)[0], task.loss(batch)[0])
 
 
 def test_boxes_show_another_picture_of_their_thing() -> None:
@@ -243,11 +271,11 @@ def test_boxes_show_another_picture_of_their_thing() -> None:
         part(parts), parts, PATCHES, config, PATCHES.latents(), scale=1.0, another=another
     )
     batch = draw(task, 6)
-    shown = torch.cat(batch["pictures"])
+    shown = batch["pictures"][batch["pictured"] > 0]
     assert len(shown) == len(asked) > 3
     # Where there is no other picture, the box itself is cut out.
     for number, picture in enumerate(shown, 1):
-        assert bool((picture == 0.5).all()) == (number % 3 != 0)
+        assert bool((picture == in_bytes(torch.tensor(0.5))).all()) == (number % 3 != 0)
     indices = shuffled(len(PATCHES), 0, 6)
     boxes = [(int(i), box.tolist()) for i in indices for box in PATCHES._boxes[int(i)]]
     assert [(i, box) for i, box, _ in asked] == boxes

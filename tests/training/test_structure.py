@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import tiny
+from training import recorded
 
 from underdraw.errors import InputError, NotFoundError
 from underdraw.models import UNet2DConditionModel
@@ -132,8 +133,13 @@ def test_each_example_draws_one_kind_of_map_and_loses_its_caption_as_told() -> N
     assert (bright == 0.5).all()
     inside = (batch["clean"][:, 0] > 0) == (batch["maps"][:, 0, 4::8, 4::8] > 0)
     assert 0.4 < inside.all((1, 2)).float().mean() < 0.6  # a map of the one kind or the other
-    assert 0.2 < batch["texts"].count("") / 600 < 0.3
+    silent = (batch["ids"] == task._tokenize([""])).all(1)
+    assert 0.2 < silent.float().mean() < 0.3
     assert float(batch["timesteps"].float().mean()) == pytest.approx(1000 * 2 / 3, abs=10)
+
+
+def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.check(make(drop_caption=0.5), monkeypatch)
 
 
 def test_pixels_are_encoded_where_there_are_no_latents() -> None:
@@ -141,6 +147,7 @@ def test_pixels_are_encoded_where_there_are_no_latents() -> None:
     net = new_net(parts["unet"], seed=3)
     batch = draw(task := StructureTask(net, parts, HALVES, {"bright": HALVES.bright()}), 3)
     assert batch["pixels"].shape == (3, 3, *SIDES)
+    assert batch["maps"].shape == (3, 1, *SIDES)  # all gray
     assert torch.isfinite(task.loss(batch)[0])
 
 

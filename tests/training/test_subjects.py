@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import tiny
+from training import recorded
 from training.test_grounding import VISION
 
 from underdraw.backends.deltas import Full, LowRank
@@ -32,7 +33,7 @@ from underdraw.training.subject_tuning import (
     TuningConfig,
     tune_subject,
 )
-from underdraw.training.subject_words import prompts
+from underdraw.training.subject_words import OWN, prompts, read
 from underdraw.training.subjects import SubjectTask, SubjectTrainingConfig
 
 RUN = TrainingConfig(
@@ -144,6 +145,31 @@ def test_it_learns_to_say_what_it_sees(family, tmp_path: Path) -> None:
     assert last["generation"] < 0.1 * first["generation"]
     assert last["found"] > 2 * first["found"]
     assert same(bits(family["text_encoder"]), text)
+
+
+def test_steps_can_be_recorded(family, latents, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.check(AlignmentTask(encoder(family), family, Inks()), monkeypatch)
+    config = SubjectTrainingConfig(rank=2, truth=0.1, drop_all=0.3)
+    task = SubjectTask(encoder(family), family, Inks(), config, latents, kinds=(3, 3))
+    recorded.check(task, monkeypatch)
+
+
+def test_tokens_of_a_subject_stand_where_room_was_left(family) -> None:
+    tokens, tower = torch.randn(2, 3, tiny.WIDTH), family["text_encoder"]
+    ids = prompts(family["tokenizer"], 20, ["a red cube", ""], ["red", None], 3)
+    assert ids.shape == (2, 20) and (ids[0] == OWN).nonzero().flatten().tolist() == [2, 3, 4]
+    seen: list[torch.Tensor] = []
+
+    def text(nn: Any, p: Any, config: Any, ids: Any, made: torch.Tensor) -> None:
+        seen.append(made)
+
+    embed = tower.text_model.embeddings.token_embedding
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("underdraw.networks.clip.text", text)
+        read(tower, ids, tokens)
+    (made,) = seen
+    assert torch.equal(made[0, 2:5], tokens[0]) and torch.equal(made[0, :2], embed(ids[0, :2]))
+    assert torch.equal(made[0, 5:], embed(ids[0, 5:])) and torch.equal(made[1], embed(ids[1]))
 
 
 def test_its_tokens_come_to_mean_something_to_the_denoiser(family, latents, tmp_path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training import recorded
 
 from underdraw.errors import InputError
 from underdraw.models import (
@@ -42,6 +43,7 @@ from underdraw.training.text_to_image import (
 )
 from underdraw.training.text_tower import TextTowerTask, initialise, loosely, scenes_tokenizer
 from underdraw.training.views import Views, render_views
+from underdraw.training.wire import in_bytes
 
 RUN = TrainingConfig(
     steps=40, batch=4, learning_rate=3e-3, warmup=4, ema=0.5, precision="float32", log_steps=5
@@ -444,6 +446,19 @@ def test_image_tower_meets_pooled_phrases_of_cut_out_things(
         ContrastiveTask(image, text, tokenizer, Colours(), ContrastiveConfig(crops=0.5))
 
 
+def test_steps_of_towers_and_of_the_autoencoder_can_be_recorded(
+    scenes, views, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = CLIPVisionModelWithProjection(replace(VISION, projection_dim=TEXT.hidden_size))
+    text, config = tower(CLIPTextModel, tokenizer), ContrastiveConfig(crops=0.25, views=0.5)
+    task = ContrastiveTask(image, text, tokenizer, scenes, config, views=views)
+    recorded.check(task, monkeypatch, 8)
+    pictures = AutoencoderTask(AutoencoderKL(VAE), scenes, AutoencoderConfig(crop=32, local=1.0))
+    recorded.check(pictures, monkeypatch)
+    assert pictures.draw(Draw(0, 2, np.random.default_rng(0)))["pixels"].dtype == torch.uint8
+    recorded.check(TextToImageTask(family(tokenizer), scenes), monkeypatch)
+
+
 def test_image_tower_sees_things_alone(scenes, views, tokenizer, tmp_path: Path) -> None:
     image = CLIPVisionModelWithProjection(replace(VISION, projection_dim=TEXT.hidden_size))
     text = tower(CLIPTextModel, tokenizer)
@@ -451,7 +466,7 @@ def test_image_tower_sees_things_alone(scenes, views, tokenizer, tmp_path: Path)
     task = ContrastiveTask(image, text, tokenizer, scenes, config, views=views)
     batch = task.draw(Draw(0, 8, np.random.default_rng(3)))
     pixels, said = views.told(4, np.random.default_rng(3), 64)
-    assert torch.equal(batch["pixels"][:4], pixels) and len(batch["pixels"]) == 8
+    assert torch.equal(batch["pixels"][:4], in_bytes(pixels)) and len(batch["pixels"]) == 8
     length = batch["ids"].shape[1]
     assert torch.equal(batch["ids"][:4, :length], padded(task._tokenize(said), length, tokenizer))
     train(task, replace(RUN, steps=2, batch=8), tmp_path)

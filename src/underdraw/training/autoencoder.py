@@ -22,6 +22,7 @@ from underdraw.formats.writing import writing_file
 from underdraw.models import AutoencoderKL
 from underdraw.training.data import Examples, shuffled, to_signed
 from underdraw.training.loop import Batch, Draw, Figures, autocast, resolve_precision
+from underdraw.training.wire import images, signed
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ class AutoencoderTask:
 
     def draw(self, draw: Draw) -> Batch:
         indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
-        images = self.examples.images(indices)
         crop = self.config.crop
         parts = []
-        for image in images:
+        for image in images(self.examples, indices):
             if crop is not None:
                 top, left = (int(draw.rng.integers(0, side - crop + 1)) for side in image.shape[1:])
                 image = image[:, top : top + crop, left : left + crop]
@@ -88,7 +88,7 @@ class AutoencoderTask:
         return made
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        pixels = batch["pixels"]
+        pixels = signed(batch["pixels"])
         latents = self.vae.encode(pixels).latent_dist
         mean, logvar = latents.mean.float(), latents.logvar.float()
         sample = mean + (0.5 * logvar).exp() * batch["noise"]

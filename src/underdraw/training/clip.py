@@ -16,10 +16,14 @@ from underdraw.errors import InputError
 from underdraw.training.data import Examples, RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.views import Views
+from underdraw.training.wire import Kept, in_bytes, signed, windows, without_padding
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics by which CLIP's image processor normalises pixels in [0, 1]."""
+_STATISTICS = tuple(Kept(torch.tensor(value).view(1, 3, 1, 1)) for value in (MEAN, STD))
+SHORT = 48
+"""Tokens into which the captions of scenes fit, with some to spare."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,15 @@ class ContrastiveTask:
         size, captions, pixels = self.image_encoder.config.image_size, [], []
         if self.views is not None and alone:
             seen, captions = self.views.told(alone, draw.rng, size)
-            pixels.append(seen)
+            pixels.append(in_bytes(seen))
         if len(things):
             assert isinstance(self.examples, RenderedScenes)
             cut, told = self.examples.cut_things(things, draw.rng, size)
-            pixels.append(cut)
+            pixels.append(in_bytes(cut))
             captions = captions + told
         if len(whole):
             captions = captions + self.examples.captions(whole, draw.rng)
-            pixels.append(fitted(self.examples.images(whole), size))
+            pixels.append(in_bytes(fitted(self.examples.images(whole), size)))
         return {"pixels": torch.cat(pixels), "ids": self._tokenize(captions)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -108,10 +112,11 @@ class ContrastiveTask:
         return loss, {"matched": found.mean()}
 
     def embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of images in [-1, 1] and of token ids, each `(batch, projection)`."""
+        """Unit embeddings of images, uint8 or in [-1, 1], and of token ids, each `(batch,
+        projection)`."""
         images = self.image_encoder(normalise(pixels, self.image_encoder.config.image_size))
         with torch.set_grad_enabled("text_encoder" in self.modules and torch.is_grad_enabled()):
-            texts = self.text_encoder(ids)
+            texts = self.text_encoder(without_padding(self.tokenizer, ids))
         told = getattr(texts, "text_embeds", None)
         told = texts.pooler_output if told is None else told
         return (
@@ -130,10 +135,8 @@ class ContrastiveTask:
         return {"retrieved": found.float().mean().item()}
 
     def _tokenize(self, captions: list[str]) -> Tensor:
-        # As long as the longest: what follows the end cannot reach back to the pooled token.
         length = self.text_encoder.config.max_position_embeddings
-        options = {"padding": "longest", "truncation": True, "max_length": length}
-        return torch.as_tensor(np.array(self.tokenizer(captions, **options)["input_ids"]))
+        return torch.from_numpy(windows(self.tokenizer, length, captions, SHORT))
 
 
 class _Scale(nn.Module):
@@ -150,8 +153,7 @@ def fitted(pixels: Tensor, size: int) -> Tensor:
 
 
 def normalise(pixels: Tensor, size: int) -> Tensor:
-    """Images in [-1, 1] to what the image tower expects, `(batch, 3, size, size)`."""
-    pixels = fitted(pixels, size)
-    shape = (1, 3, 1, 1)
-    mean, std = (torch.tensor(v).view(shape).to(pixels.device) for v in (MEAN, STD))
+    """Images, uint8 or in [-1, 1], to what the image tower expects, `(batch, 3, size, size)`."""
+    pixels = fitted(signed(pixels), size)
+    mean, std = (kept.on(pixels.device) for kept in _STATISTICS)
     return ((pixels + 1) / 2 - mean) / std

@@ -25,7 +25,10 @@ from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.tokens import tokenize
 from underdraw.training.truth import Recorder, TruthHeads
 from underdraw.training.watched import Watched
+from underdraw.training.wire import at_hand, images, in_bytes, signed, windows
 
+SHORT = 16
+"""Tokens into which the phrases of scenes fit, with some to spare."""
 _PHRASES = 50_000
 """Phrases whose features are kept in memory."""
 Another = Callable[[int, np.ndarray, np.random.Generator, int], "Tensor | None"]
@@ -135,7 +138,7 @@ class GroundingTask:
                 part.requires_grad_(False).eval()
         self.modules: Mapping[str, nn.Module] = {"grounding": self.grounding.requires_grad_(True)}
         self.inpainting = self._who_inpaints()
-        self._phrases: dict[str, Tensor] = {}
+        self._phrases: dict[bytes | None, Tensor] = {}
         self._phrases_lock = Lock()  # threads may share a step
 
     def _who_inpaints(self) -> str:
@@ -176,7 +179,7 @@ class GroundingTask:
             "timesteps": self.objective.timesteps(count, generator, self.config.early),
             "area": torch.stack([_covered(w.boxes, shape[2:]) for w in whole]),
             **self._holes(layouts, shape, rng),
-            **({} if self.heads is None else self._truth(indices)),
+            **self._truth(indices),
         }
 
     def _clean(self, indices: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
@@ -186,7 +189,7 @@ class GroundingTask:
             clean = np.empty((len(indices), *self.latents.shape[1:]), np.float32)
             clean[order] = self.latents[indices[order]]
             return {"clean": torch.from_numpy(clean) * self.scale}
-        pixels = self.examples.images(indices)
+        pixels = images(self.examples, indices)
         c = self.family["vae"].config
         sides = [side // c.factor for side in pixels.shape[2:]]
         shape = (len(indices), c.latent_channels, *sides)
@@ -195,8 +198,9 @@ class GroundingTask:
     def _boxes(
         self, indices: np.ndarray, layouts: Sequence[Layout], rng: np.random.Generator
     ) -> dict[str, Any]:
-        """Boxes padded to as many as any example has, and what is known of each."""
-        count, most = len(layouts), max(map(len, layouts))
+        """Boxes padded to as many as any example has, and what is known of each: of all examples
+        where these tell it, so that every step has one shape, or of those drawn."""
+        count, most = len(layouts), max(getattr(self.examples, "most", 0), *map(len, layouts))
         boxes = torch.zeros(count, most, 4)
         present = torch.zeros(count, most)
         for i, layout in enumerate(layouts):
@@ -205,7 +209,7 @@ class GroundingTask:
         made: dict[str, Any] = {
             "boxes": boxes,
             "present": present,
-            "phrases": [layout.phrases for layout in layouts],
+            "phrases": self._said(layouts, most),
         }
         if self.pictured:
             c = self.config
@@ -213,16 +217,32 @@ class GroundingTask:
             alone = torch.from_numpy(rng.random((count, most)) < c.images_only)
             made["pictured"] = pictured
             made["named"] = present * (1 - pictured * alone)
-            made["pictures"] = [
-                self._shown(int(i), layout.boxes[pictured[k, : len(layout)].numpy() > 0], rng)
-                for k, (i, layout) in enumerate(zip(indices, layouts, strict=True))
-            ]
+            size = self.family["image_encoder"].config.image_size
+            shown = torch.zeros(count, most, 3, size, size, dtype=torch.uint8)
+            for k, (i, layout) in enumerate(zip(indices, layouts, strict=True)):
+                numbers = np.flatnonzero(pictured[k].numpy())
+                pictures = self._shown(int(i), layout.boxes[numbers], rng, size)
+                for number, picture in zip(numbers, pictures, strict=True):
+                    shown[k, number] = picture
+            made["pictures"] = shown
         return made
 
-    def _shown(self, index: int, boxes: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Pictures of boxes as the image encoder takes them, `(n, 3, size, size)`."""
-        size = self.family["image_encoder"].config.image_size
-        made = [torch.zeros(0, 3, size, size)]
+    def _said(self, layouts: Sequence[Layout], most: int) -> Tensor:
+        """Token ids of phrases, `(examples, most, tokens)`; an empty text where there is no box."""
+        empty = ("",)
+        said = [phrase for one in layouts for phrase in one.phrases + empty * (most - len(one))]
+        told = list(dict.fromkeys([*said, *empty]))
+        length = self.family["text_encoder"].config.max_position_embeddings
+        ids = windows(self.family["tokenizer"], length, told, SHORT)
+        number = {phrase: i for i, phrase in enumerate(told)}
+        rows = ids[[number[phrase] for phrase in said]] if said else ids[:0]
+        return torch.from_numpy(rows.reshape(len(layouts), most, ids.shape[1]))
+
+    def _shown(
+        self, index: int, boxes: np.ndarray, rng: np.random.Generator, size: int
+    ) -> list[Tensor]:
+        """Pictures of boxes, each uint8 `(3, size, size)`."""
+        made: list[Tensor] = []
         pixels: np.ndarray | None = None
         for box in boxes:
             view = None
@@ -231,29 +251,39 @@ class GroundingTask:
             if view is None:
                 pixels = self._pixels(index) if pixels is None else pixels
                 view = cut(pixels, box, size, float(rng.uniform(*self.config.margin)))
-            made.append(view)
-        return torch.cat(made)
+            made.append(in_bytes(view[0]))
+        return made
 
     def _pixels(self, index: int) -> np.ndarray:
-        (image,) = self.examples.images(np.array([index]))
-        return ((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+        (image,) = images(self.examples, np.array([index]))
+        image = in_bytes(image) if image.is_floating_point() else image
+        return image.permute(1, 2, 0).numpy()
 
     @torch.no_grad()
-    def _phrase_features(self, said: Sequence[Sequence[str]], most: int) -> Tensor:
-        """Pooled text features `(examples, most, width)`; those of a phrase are computed once."""
-        encoder = self.family["text_encoder"]
+    def _phrase_features(self, ids: Tensor, present: Tensor) -> Tensor:
+        """Pooled text features `(examples, most, width)`, zero where there is no phrase. Where
+        phrases can be told apart, those of each are computed once."""
+        width, encoder = self.grounding.config.phrase_width, self.family["text_encoder"]
+        if not present.numel():
+            return torch.zeros(*present.shape, width, device=present.device)
+        if not at_hand(ids):
+            pooled = encoder(ids.flatten(0, 1)).pooler_output.float()
+            return pooled.view(*present.shape, width) * present[..., None]
+        there = present.flatten().tolist()
+        said = [
+            row.tobytes() if here else None
+            for row, here in zip(ids.flatten(0, 1).numpy(), there, strict=True)
+        ]
         with self._phrases_lock:
             if len(self._phrases) > _PHRASES:
                 self._phrases.clear()
-            if new := sorted({phrase for one in said for phrase in one} - self._phrases.keys()):
-                pooled = encoder(self._tokenize(new).to(encoder.device)).pooler_output
+            if new := sorted({row for row in said if row is not None} - self._phrases.keys()):
+                rows = torch.from_numpy(np.frombuffer(b"".join(new), np.int64).copy())
+                pooled = encoder(rows.view(len(new), -1)).pooler_output
                 self._phrases.update(zip(new, pooled.float(), strict=True))
             known = dict(self._phrases)
-        none = torch.zeros(self.grounding.config.phrase_width, device=encoder.device)
-        told = [[*(known[p] for p in one), *[none] * (most - len(one))] for one in said]
-        if not most:
-            return none.expand(len(said), 0, -1)
-        return torch.stack([torch.stack(one) for one in told])
+        none = torch.zeros(width)
+        return torch.stack([known.get(row, none) for row in said]).view(*present.shape, width)
 
     def _tokenize(self, texts: Sequence[str]) -> Tensor:
         length = self.family["text_encoder"].config.max_position_embeddings
@@ -278,14 +308,14 @@ class GroundingTask:
         return {"keep": torch.stack(kept)[:, None]}
 
     def _truth(self, indices: np.ndarray) -> dict[str, Tensor]:
-        return {"truth": torch.from_numpy(self.examples.truth(indices))}  # type: ignore
+        return {} if self.heads is None else {"truth": self.heads.asked(self.examples, indices)}
 
     # -- what it learns
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         with torch.no_grad():
             context = self.family["text_encoder"](batch["ids"]).last_hidden_state
             clean = self._latents(batch)
-            phrases = self._phrase_features(batch["phrases"], batch["boxes"].shape[1])
+            phrases = self._phrase_features(batch["phrases"], batch["present"])
             pictures = self._picture_features(batch)
         tokens = self.grounding.boxes(
             batch["boxes"], batch["present"], phrases, batch.get("named"), **pictures
@@ -318,25 +348,30 @@ class GroundingTask:
     def _latents(self, batch: Batch) -> Tensor:
         if "clean" in batch:
             return batch["clean"]
-        found = self.family["vae"].encode(batch["pixels"]).latent_dist
+        found = self.family["vae"].encode(signed(batch["pixels"])).latent_dist
         return (found.mean + found.std * batch["posterior"]).float() * self.scale
 
     def _picture_features(self, batch: Batch) -> dict[str, Tensor]:
         """Image features in their places, at length `image_norm`."""
         if not self.pictured:
             return {}
-        encoder, project = self.family["image_encoder"], self.family.get("image_project")
-        present = batch["pictured"]
-        features = torch.zeros(
-            *present.shape, self.grounding.config.phrase_width, device=present.device
-        )
-        pixels = torch.cat(batch["pictures"]).to(present.device)
-        if len(pixels):
-            embeds = encoder(normalise(pixels, encoder.config.image_size)).image_embeds
-            embeds = embeds if project is None else project(embeds)
-            lengthened = F.normalize(embeds.float(), dim=-1) * self.config.image_norm
-            features[present > 0] = lengthened.to(features.dtype)
+        present, pictures = batch["pictured"], batch["pictures"]
+        width = self.grounding.config.phrase_width
+        features = torch.zeros(*present.shape, width, device=present.device)
+        if not at_hand(present):  # all, also those that are not there: nobody can tell
+            if present.numel():
+                seen = self._look(pictures.flatten(0, 1)).view(*present.shape, width)
+                features = seen * present[..., None]
+        elif (there := present > 0).any():
+            features[there] = self._look(pictures[there])
         return {"images": features, "image_present": present}
+
+    def _look(self, pictures: Tensor) -> Tensor:
+        """Features of pictures `(n, 3, size, size)`, float32 `(n, width)`."""
+        encoder, project = self.family["image_encoder"], self.family.get("image_project")
+        embeds = encoder(normalise(pictures, encoder.config.image_size)).image_embeds
+        embeds = embeds if project is None else project(embeds)
+        return F.normalize(embeds.float(), dim=-1) * self.config.image_norm
 
     def _gate(self) -> Tensor:
         """How far the gates are open on average."""

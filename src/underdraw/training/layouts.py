@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -76,7 +77,11 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 class GroundedExamples(Examples, Protocol):
-    """Numbered images with captions, phrases and boxes."""
+    """Numbered images with captions, phrases and boxes.
+
+    Where they also tell, as `most`, how many boxes any example has at most, all steps of a training
+    have one shape.
+    """
 
     def layouts(self, indices: np.ndarray, rng: np.random.Generator) -> list[Layout]:
         """What stands where in `images(indices)`, at most `MOST` boxes each; phrases may be others
@@ -87,6 +92,11 @@ class GroundedExamples(Examples, Protocol):
 class GroundedScenes(RenderedScenes):
     """Rendered scenes as `GroundedExamples`: every object in its box, named by a phrase that fits
     no other object of the scene, half of the time with all that can be said of it."""
+
+    @cached_property
+    def most(self) -> int:
+        """The most objects of any scene."""
+        return max(len(fact["boxes"]) for fact in self._facts)
 
     def layouts(self, indices: np.ndarray, rng: np.random.Generator) -> list[Layout]:
         found = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from underdraw.errors import InputError
 from underdraw.solvers.schedule import NoiseSchedule, noise_schedule
+from underdraw.training.wire import Kept
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 WEIGHTINGS = ("uniform", "min_snr", "bounded")
@@ -69,7 +70,7 @@ class Objective:
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
         self.alphas_cumprod = torch.from_numpy(config.schedule().alphas_cumprod.copy())
-        self._on: dict[torch.device, Tensor] = {}
+        self._kept = Kept(self.alphas_cumprod)
 
     def timesteps(self, count: int, generator: torch.Generator, early: float = 1.0) -> Tensor:
         """`(count,)`, together spread evenly over the levels, which makes the loss of a step less
@@ -81,11 +82,8 @@ class Objective:
         return (spread ** (1 / early) * steps).long().clamp(max=steps - 1)
 
     def _alphas(self, timesteps: Tensor) -> Tensor:
-        """ᾱ at timesteps; brought to their device once, for a copy waits for what runs there."""
-        device = timesteps.device
-        if device not in self._on:
-            self._on[device] = self.alphas_cumprod.to(device)
-        return self._on[device][timesteps]
+        """ᾱ at timesteps."""
+        return self._kept.on(timesteps.device)[timesteps]
 
     def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self._alphas(timesteps)

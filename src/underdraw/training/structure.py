@@ -20,6 +20,7 @@ from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.tokens import tokenize
+from underdraw.training.wire import at_hand, images, signed
 
 HINT = (8, 16, 32, 64)
 """Widths of the layers in front of a small net: at the published ones they cost half of a step."""
@@ -82,6 +83,7 @@ class StructureTask:
         self.config, self.net = config or StructureConfig(), net
         self.family, self.examples, self.latents, self.seed = family, examples, latents, seed
         self.unet, self.maps = family["unet"], list(maps.values())
+        self._gray = all(isinstance(one, np.ndarray) and one.ndim == 3 for one in self.maps)
         self.objective = Objective(self.config.objective)
         net.require_fit(self.unet)
         if not self.maps:
@@ -127,7 +129,7 @@ class StructureTask:
         return {
             **values,
             "maps": self._maps(indices, kinds),
-            "texts": texts,
+            "ids": self._tokenize(texts),
             "noise": torch.randn(shape, generator=generator),
             "timesteps": self.objective.timesteps(count, generator, self.config.early),
         }
@@ -137,15 +139,15 @@ class StructureTask:
         if self.latents is not None:
             clean = self.latents[np.sort(indices)][np.argsort(np.argsort(indices))]
             return {"clean": torch.from_numpy(clean.astype(np.float32)) * self.scale}
-        pixels = self.examples.images(indices)
+        pixels = images(self.examples, indices)
         c = self.family["vae"].config
         sides = [side // c.factor for side in pixels.shape[2:]]
         shape = (len(indices), c.latent_channels, *sides)
         return {"pixels": pixels, "posterior": torch.randn(shape, generator=generator)}
 
     def _maps(self, indices: np.ndarray, kinds: np.ndarray) -> Tensor:
-        """`(examples, channels, height, width)`, uint8."""
-        channels = self.net.config.conditioning_channels
+        """`(examples, channels, height, width)`, uint8; one channel where none has more."""
+        channels = 1 if self._gray else self.net.config.conditioning_channels
         found = []
         for i, kind in zip(indices, kinds, strict=True):
             one = np.asarray(self.maps[kind][int(i)])
@@ -160,11 +162,13 @@ class StructureTask:
     # -- what it learns
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         with torch.no_grad():
-            context, clean = self._context(batch["texts"]), self._latents(batch)
+            context, clean = self._context(batch["ids"]), self._latents(batch)
         times = batch["timesteps"]
         noisy = self.objective.add_noise(clean, batch["noise"], times)
         nn, net = self.net.nn, self.net
-        hint = program.embed_hint(nn, net, net.config, batch["maps"].to(clean.dtype) / 255)
+        maps = batch["maps"].to(clean.dtype) / 255
+        maps = maps.expand(-1, net.config.conditioning_channels, -1, -1)
+        hint = program.embed_hint(nn, net, net.config, maps)
         temb = encoder.embed_time(nn, net, net.config.encoder, times, noisy)
         told = program.controlnet(nn, net, net.config, noisy, temb, context, hint)
         output = self.unet(
@@ -184,21 +188,28 @@ class StructureTask:
     def _latents(self, batch: Batch) -> Tensor:
         if "clean" in batch:
             return batch["clean"]
-        found = self.family["vae"].encode(batch["pixels"]).latent_dist
+        found = self.family["vae"].encode(signed(batch["pixels"])).latent_dist
         return (found.mean + found.std * batch["posterior"]).float() * self.scale
 
-    def _context(self, texts: Sequence[str]) -> Tensor:
-        """Contexts of texts. That of the empty one is kept; others are not, for the last bits of a
-        context depend on what is encoded with it, and a step on nothing but its number."""
+    def _context(self, ids: Tensor) -> Tensor:
+        """Contexts of token ids. Where texts can be told apart, each is encoded once. That of the
+        empty one is kept; others are not, for the last bits of a context depend on what is encoded
+        with it, and a step on nothing but its number."""
+        if not at_hand(ids):
+            return self._encode(ids)
+        silence = self._tokenize([""])
         if self._empty is None:
-            (self._empty,) = self._encode([""])
-        told = list(dict.fromkeys(text for text in texts if text))
-        known = dict(zip(told, self._encode(told), strict=True)) if told else {}
-        return torch.stack([known.get(text, self._empty) for text in texts])
+            (self._empty,) = self._encode(silence)
+        rows = [row.tobytes() for row in ids.numpy()]
+        first = {row: number for number, row in reversed(list(enumerate(rows)))}
+        first.pop(silence.numpy().tobytes(), None)
+        told = sorted(first.values())
+        made = self._encode(ids[told]) if told else ()
+        known = dict(zip((rows[number] for number in told), made, strict=True))
+        return torch.stack([known.get(row, self._empty) for row in rows])
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        encoder = self.family["text_encoder"]
-        return encoder(self._tokenize(texts).to(encoder.device)).last_hidden_state
+    def _encode(self, ids: Tensor) -> Tensor:
+        return self.family["text_encoder"](ids).last_hidden_state
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         return {}

@@ -25,6 +25,7 @@ from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.subject_words import prompts, read
 from underdraw.training.tokens import tokenize
+from underdraw.training.wire import in_bytes, padded, that_count
 
 
 class SubjectExamples(Examples, Protocol):
@@ -50,6 +51,18 @@ class DescribedSubjects(SubjectExamples, Protocol):
     def described(self, index: int, rng: np.random.Generator) -> str:
         """What can be said of the subject, "a red and blue striped cube"."""
         ...
+
+
+def shown(
+    examples: SubjectExamples, indices: np.ndarray, rng: np.random.Generator, size: int
+) -> Tensor:
+    """A picture of the subject of each, uint8 `(n, 3, size, size)`."""
+    return in_bytes(torch.cat([examples.shown(int(i), rng, size) for i in indices]))
+
+
+CATEGORY, SAID = 4, 12
+"""Pieces of words, with first and last, to which batches are filled up: categories, and what else
+is said."""
 
 
 @dataclass(frozen=True)
@@ -208,24 +221,25 @@ class AlignmentTask:
         short = prompts(
             self.tokenizer, length, [f"a {w}" for w in categories], categories, c.num_query_tokens
         )
-        ids, keep = self.words(categories)
-        told, told_keep = self.words(said)
+        padding = self.words.vocab[PADDING]
+        ids, keep = padded(self.words(categories), CATEGORY, padding)
+        told, told_keep = padded(self.words(said), SAID, padding)
         return {
-            "pixels": torch.cat([self.examples.shown(int(i), rng, size) for i in indices]),
-            "ids": torch.from_numpy(ids),
-            "keep": torch.from_numpy(keep),
-            "said": torch.from_numpy(told),
-            "said_keep": torch.from_numpy(told_keep),
-            "prompts": short.ids,
-            "begins": list(short.begins),
+            "pixels": shown(self.examples, indices, rng, size),
+            "ids": ids,
+            "keep": keep,
+            "said": told,
+            "said_keep": told_keep,
+            "prompts": short,
             "phrases": torch.from_numpy(tokenize(self.tokenizer, 16, said)),
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         c, e = self.encoder.config, self.encoder
         image = normalise(batch["pixels"], c.vision_config.image_size)
-        tokens = directly(qformer.SUBJECT, e, image, batch["ids"], batch["keep"])
-        seen = read(self.text_encoder, batch["prompts"], batch["begins"], tokens).pooled
+        words = that_count(batch["ids"], batch["keep"])
+        tokens = directly(qformer.SUBJECT, e, image, *words)
+        seen = read(self.text_encoder, batch["prompts"], tokens).pooled
         with torch.no_grad():
             said = self.text_encoder(batch["phrases"]).pooler_output
         contrast, found = self._contrast(seen, said, batch["phrases"])
@@ -258,7 +272,7 @@ class AlignmentTask:
         itself = torch.arange(len(image), device=image.device)
         which = torch.where(right, itself, _another(batch["ids"], said))
         right = (said == said[which]).all(-1)
-        words = said[which], batch["said_keep"][which]
+        words = that_count(said[which], batch["said_keep"][which])
         out = directly(qformer.QFORMER, self.encoder, image, *words)
         logits = self.heads.match(out.last[:, :count].float() / self.heads.unit).mean((1, 2))
         told = ((logits > 0) == right).float().mean()
@@ -284,4 +298,5 @@ def _another(categories: Tensor, said: Tensor) -> Tensor:
     """For each example another one, of the same category and with other words where there is."""
     same, alike = ((x[:, None] == x[None]).all(-1) for x in (said, categories))
     likely = 1e-9 + (~same).float() * (1e-4 + alike.float())
-    return torch.multinomial(likely, 1)[:, 0]
+    # As torch.multinomial draws one, without its look at the values, which waits for the device.
+    return (likely / torch.empty_like(likely).exponential_()).argmax(1)

@@ -160,20 +160,19 @@ class SubjectTuningTask:
         clean = clean_of(self.vae, self.shown, self.latents, self.scale, indices, generator)
         return {
             **clean,
-            "prompts": ready.ids,
-            "begins": list(ready.begins),
+            "prompts": ready,
             "noise": torch.randn(clean["clean"].shape, generator=generator),
             "timesteps": self.objective.timesteps(count, generator, c.early),
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         encoder, leaves = _acting(self.text_encoder, self.modules.get("text_encoder"))
-        ids, begins = batch["prompts"], batch["begins"]
+        ids = batch["prompts"]
         if self.tokens is None:
             context = clip.text(encoder.nn, encoder, encoder.config, ids, leaves=leaves).last
         else:
             own = self.tokens.values.expand(len(ids), -1, -1)
-            context = read(encoder, ids, begins, own, leaves=leaves).last
+            context = read(encoder, ids, own, leaves=leaves).last
         unet, deltas = _acting(self.unet, self.modules["unet"])
         clean = latents_of(self.vae, batch, self.scale)
         sites = Sites(leaves=deltas)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,45 +15,37 @@ from underdraw.networks import clip
 from underdraw.networks.program import directly
 from underdraw.training.tokens import tokenize
 
-
-@dataclass(frozen=True)
-class Prompts:
-    """Windows of tokens: `ids` int64 `(n, tokens)`, and where the tokens of a subject begin in
-    each, 0 where there are none."""
-
-    ids: Tensor
-    begins: tuple[int, ...]
+OWN = -1
+"""Stands in windows of tokens where those of a subject go."""
 
 
 def prompts(
     tokenizer: Any, length: int, texts: Sequence[str], words: Sequence[str | None], count: int
-) -> Prompts:
-    """Texts with room for `count` tokens of a subject before `words`; None leaves one without.
+) -> Tensor:
+    """Windows of tokens, int64 `(n, length)`: texts with room (`OWN`) for `count` tokens of a
+    subject before `words`; None leaves one without.
 
     Raises:
         InputError: the words are not in the text.
     """
-    ids, begins = tokenize(tokenizer, length - count, texts), []
+    ids = tokenize(tokenizer, length - count, texts)
     last = ids[:, -1:]  # the end token, or padding
     whole = np.concatenate([ids, np.repeat(last, count, 1)], 1)
     for i, (text, word) in enumerate(zip(texts, words, strict=True)):
         found = [0] if word is None else find(tokenizer, word, ids[i])
         if not found:
             raise InputError(f"the words {word!r:.60} are not in the text {text!r:.80}")
-        at = found[0]
-        begins.append(at)
-        if at:
-            whole[i] = np.concatenate([ids[i, :at], np.full(count, -1), ids[i, at:]])
-    return Prompts(torch.from_numpy(whole), tuple(begins))
+        if at := found[0]:
+            whole[i] = np.concatenate([ids[i, :at], np.full(count, OWN), ids[i, at:]])
+    return torch.from_numpy(whole)
 
 
-def read(text_encoder: Any, ids: Tensor, begins: Sequence[int], tokens: Tensor, **how: Any) -> Any:
-    """What the text tower makes of windows with tokens `(n, count, width)` in them; `how` are
-    further arguments of `networks.clip.text`."""
-    nn, config, count = text_encoder.nn, text_encoder.config, tokens.shape[1]
+def read(text_encoder: Any, ids: Tensor, tokens: Tensor, **how: Any) -> Any:
+    """What the text tower makes of windows of `prompts` with tokens `(n, count, width)` in them;
+    `how` are further arguments of `networks.clip.text`."""
     embeddings = directly(clip.EMBED_TOKENS, text_encoder, ids.clamp(min=0))
-    rows = []
-    for row, at, own in zip(embeddings, begins, tokens, strict=True):
-        rows.append(torch.cat([row[:at], own, row[at + count :]]) if at else row)
-    made = torch.stack(rows)
-    return clip.text(nn, text_encoder, config, ids, made, **how)
+    own = ids == OWN
+    number = (own.cumsum(1) - 1).clamp(min=0)[..., None]
+    placed = tokens.gather(1, number.expand(-1, -1, tokens.shape[2]))
+    made = torch.where(own[..., None], placed, embeddings)
+    return clip.text(text_encoder.nn, text_encoder, text_encoder.config, ids, made, **how)

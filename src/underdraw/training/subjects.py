@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from underdraw.backends.deltas import Deltas
 from underdraw.errors import InputError
+from underdraw.models.wordpiece import PADDING
 from underdraw.networks.blip import qformer
 from underdraw.networks.program import directly
 from underdraw.networks.sites import Sites
@@ -23,9 +24,10 @@ from underdraw.training.data import shuffled
 from underdraw.training.differences import Differences
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.objectives import Objective, ObjectiveConfig
-from underdraw.training.subject_encoder import SubjectExamples
+from underdraw.training.subject_encoder import CATEGORY, SubjectExamples, shown
 from underdraw.training.subject_words import prompts, read
 from underdraw.training.truth import Recorder, TruthHeads
+from underdraw.training.wire import images, padded, signed, that_count
 
 
 @dataclass(frozen=True)
@@ -128,19 +130,19 @@ class SubjectTask:
         length = self.text_encoder.config.max_position_embeddings
         ready = prompts(self.tokenizer, length, texts, words, told.num_query_tokens)
         size = told.vision_config.image_size
-        ids, keep = self.encoder.read(categories)
+        padding = self.encoder.words().vocab[PADDING]
+        ids, keep = padded(self.encoder.read(categories), CATEGORY, padding)
         generator = draw.generator()
         values = clean_of(self.vae, self.examples, self.latents, self.scale, indices, generator)
         shape = values["clean" if "clean" in values else "posterior"].shape
         if self.heads is not None:
-            values["truth"] = torch.from_numpy(self.examples.truth(indices))  # type: ignore
+            values["truth"] = self.heads.asked(self.examples, indices)
         return {
             **values,
-            "pixels": torch.cat([self.examples.shown(int(i), rng, size) for i in indices]),
-            "ids": torch.from_numpy(ids),
-            "keep": torch.from_numpy(keep),
-            "prompts": ready.ids,
-            "begins": list(ready.begins),
+            "pixels": shown(self.examples, indices, rng, size),
+            "ids": ids,
+            "keep": keep,
+            "prompts": ready,
             "noise": torch.randn(shape, generator=generator),
             "timesteps": self.objective.timesteps(count, generator, c.early),
             "where": self.examples.where(indices, (int(shape[2]), int(shape[3]))),
@@ -149,8 +151,9 @@ class SubjectTask:
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         e = self.encoder
         image = normalise(batch["pixels"], e.config.vision_config.image_size)
-        tokens = directly(qformer.SUBJECT, e, image, batch["ids"], batch["keep"])
-        context = read(self.text_encoder, batch["prompts"], batch["begins"], tokens).last
+        words = that_count(batch["ids"], batch["keep"])
+        tokens = directly(qformer.SUBJECT, e, image, *words)
+        context = read(self.text_encoder, batch["prompts"], tokens).last
         deltas = {} if self.differences is None else self.differences.deltas()
         record = None if self.heads is None else Recorder(self.heads.places)
         sites = Sites(leaves=deltas)
@@ -203,7 +206,7 @@ def clean_of(
         clean = np.empty((len(indices), *latents.shape[1:]), np.float32)
         clean[order] = latents[indices[order]]
         return {"clean": torch.from_numpy(clean) * scale}
-    pixels = examples.images(indices)
+    pixels = images(examples, indices)
     sides = [side // vae.config.factor for side in pixels.shape[2:]]
     shape = (len(indices), vae.config.latent_channels, *sides)
     return {"pixels_clean": pixels, "posterior": torch.randn(shape, generator=generator)}
@@ -214,7 +217,7 @@ def latents_of(vae: Any, batch: Batch, scale: float) -> Tensor:
     if "clean" in batch:
         return batch["clean"]
     with torch.no_grad():
-        found = vae.encode(batch["pixels_clean"]).latent_dist
+        found = vae.encode(signed(batch["pixels_clean"])).latent_dist
         return (found.mean + found.std * batch["posterior"]).float() * scale
 
 

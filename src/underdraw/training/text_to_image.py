@@ -26,6 +26,7 @@ from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.spoken import Spoken
 from underdraw.training.tokens import tokenize
 from underdraw.training.truth import Recorder, TruthHeads
+from underdraw.training.wire import images, signed
 
 ADVICE = Advice(guidance_scale=4.5, words=words())
 """For small networks: at the usual 7.5 colours of theirs go over. They know the scenes only."""
@@ -122,14 +123,15 @@ class TextToImageTask:
             values = {"clean": torch.from_numpy(clean) * self.scale}
             shape: Sequence[int] = clean.shape
         else:
-            pixels = self.examples.images(indices)
+            pixels = images(self.examples, indices)
             values = {"pixels": pixels}
             c = self.vae.config
             sides = [side // c.factor for side in pixels.shape[2:]]
             shape = (draw.count, c.latent_channels, *sides)
             values["posterior"] = torch.randn(shape, generator=generator)
-        if "heads" in self.modules:
-            values["truth"] = torch.from_numpy(self.examples.truth(indices))  # type: ignore
+        heads: Any = self.modules.get("heads")
+        if heads is not None:
+            values["truth"] = heads.asked(self.examples, indices)
         return {
             **values,
             **told,
@@ -162,7 +164,7 @@ class TextToImageTask:
             clean = batch["clean"]
         else:
             with torch.no_grad():
-                found = self.vae.encode(batch["pixels"]).latent_dist
+                found = self.vae.encode(signed(batch["pixels"])).latent_dist
                 clean = (found.mean + found.std * batch["posterior"]).float() * self.scale
         noisy = self.objective.add_noise(clean, batch["noise"], batch["timesteps"])
         heads, record = self.modules.get("heads"), None

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from underdraw.backends.torch_weights import tensor
 from underdraw.errors import NotFoundError
 from underdraw.networks.config import UNetConfig
 from underdraw.networks.sites import Sites
+from underdraw.training.wire import Kept
 from underdraw.weights.files import open_tensors
 from underdraw.weights.hub import resolve
 from underdraw.weights.save import save_tensors
@@ -76,7 +78,7 @@ class TruthHeads(nn.Module):
         super().__init__()
         self.kinds, self.finest, self.places = kinds, finest, tuple(widths)
         answers = sum(kinds) + 4 * len(WAVES)
-        self._where: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._where: dict[tuple[int, int], Kept] = {}
         self.heads = nn.ModuleDict(
             {
                 place.replace(".", "_"): nn.Conv2d(width, answers * finest**2, 1)
@@ -91,17 +93,24 @@ class TruthHeads(nn.Module):
         last = len(unet.block_out_channels) - 1
         return cls({f"up_blocks.{last - 1}": deep, f"up_blocks.{last}": wide}, kinds)
 
+    def asked(self, examples: Any, indices: np.ndarray) -> Tensor:
+        """What examples with `truth` answer, `(n, questions, rows, columns)`: uint8 where the
+        answers are few."""
+        truth = examples.truth(indices)
+        return torch.from_numpy(truth.astype(np.uint8) if max(self.kinds) <= 256 else truth)
+
     def forward(self, seen: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over places, and of the last place the share of filled cells told all right and
         how far off its cells' own places are (1: it does not know them). `truth (batch, questions,
-        rows, columns)`, int64."""
+        rows, columns)`, whole numbers such as `asked` gives."""
+        truth = truth.long()
         total = right = lost = torch.zeros((), device=truth.device)
         filled = truth[:, 0] > 0
         here, bare = filled.float(), (~filled).float()
-        key = (truth.shape[2], truth.shape[3], truth.device)
-        if key not in self._where:  # a copy to a device waits for what runs there
-            self._where[key] = places_of(*truth.shape[2:]).to(truth.device)
-        where = self._where[key]
+        size = (truth.shape[2], truth.shape[3])
+        if size not in self._where:
+            self._where[size] = Kept(places_of(*size))
+        where = self._where[size].on(truth.device)
         for place, features in seen.items():
             told = F.pixel_shuffle(self.heads[place.replace(".", "_")](features), self.finest)
             rows, columns = truth.shape[2:]
