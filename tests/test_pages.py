@@ -19,7 +19,7 @@ import pytest
 import torch
 import typer
 from cli.conftest import make_tiny
-from pages import PAGES, ROOT, blocks, commands, docstrings, examine, mentioned
+from pages import PAGES as WRITTEN, ROOT, blocks, commands, docstrings, examine, mentioned
 from PIL import Image
 from pipelines import test_gligen as gligen, tiny
 from pipelines.loras import lora
@@ -40,7 +40,7 @@ from underdraw.weights.vocabularies import CLIP_TOKENS
 
 NEEDS = {"docs/training_jax.md": "optax"}
 """Pages that are left out where a package is not here (`tests/backends/test_installed.py`)."""
-PAGES = [page for page in PAGES if page not in NEEDS or find_spec(NEEDS[page])]
+PAGES = [page for page in WRITTEN if page not in NEEDS or find_spec(NEEDS[page])]
 STEPS = 2
 LATENTS = torch.ones(1, 4, 8, 8)
 NOT_RUN = {
@@ -236,7 +236,7 @@ def test_shell(page, desk, cheaper, fake_hub, monkeypatch):
 
 def test_what_is_not_run_is_there():
     texts = [
-        c for page in PAGES for c in (*commands(page), *[b.text for b in blocks(page, "python")])
+        c for page in WRITTEN for c in (*commands(page), *[b.text for b in blocks(page, "python")])
     ]
     for part in NOT_RUN:
         assert any(part in text for text in texts), part
