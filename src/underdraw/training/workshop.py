@@ -198,7 +198,7 @@ class ScenesRecipe:
         zero at first, of which Muon makes a step of zero, and their own first step is one of
         `muon_rate` in every direction, where AdamW's, of `learning_rate` in every entry, is some
         ten times as long in the one direction it has."""
-        ahead = {"steps": 500_000, "workers": 14}
+        ahead = {"steps": 500_000, "workers": 14, "graph": True}
         muon = {**ahead, "optimizer": "muon", "muon_rate": 0.01}
         larger: dict[str, dict[str, Any]] = {
             "text": {**muon, "batch": 256},
