@@ -147,6 +147,9 @@ def test_examples_are_made_beside_the_training(
     assert {*kept["done"]} == {*SHARES} - {"structure"}
     assert {*kept["beside"]} == {"scenes", "views", "maps", "subjects"}
     assert len(np.load(tmp_path / "maps" / "edges.npy")) == 5
+    ran.clear()
+    assert train_family(tmp_path, 600.0, recipe, **how) == "scores"
+    assert ran == []
     with pytest.raises(InputError, match=r"begun with .*'without': \['structure'\]"):
         train_family(tmp_path, 600.0, tiny(), **how)
 

@@ -18,6 +18,9 @@ from .render import Rendering, render
 from .world import Scene
 
 T = TypeVar("T")
+START = "spawn"
+"""How processes begin. Forked they would begin at once, but the caller may already run the threads
+of a framework; who knows that it does not may set this."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def in_order(
     if workers == 1:
         yield from map(make, asked)
         return
-    # Spawned, not forked: the caller may already run the threads of a framework.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    context: Any = multiprocessing.get_context(START)
+    with context.Pool(workers) as pool:
         yield from pool.imap(make, asked, chunksize=16)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from underdraw.errors import UnderdrawError
+from underdraw.scenes import stream
 
 Work = Callable[[], Any]
 """Can be pickled, as what it returns can."""
@@ -104,6 +105,10 @@ class Beside:
         """Take in what the process tells until it ends."""
         while True:
             try:
+                # Processes that it has forked may keep the pipe open longer than it lives.
+                while not self._hears.poll(0.2):
+                    if not self._process.is_alive() and not self._hears.poll():
+                        raise EOFError
                 name, told = self._hears.recv()
             except (EOFError, OSError):
                 break
@@ -132,6 +137,8 @@ def _work(works: Mapping[str, Work], tells: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # leaves nothing half-made
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "fork" in multiprocessing.get_all_start_methods():
+        stream.START = "fork"  # here no framework has begun to work
     for name, work in works.items():
         began = time.monotonic()
         try:

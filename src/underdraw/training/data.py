@@ -6,11 +6,10 @@ state, so that a run can be resumed anywhere.
 
 from __future__ import annotations
 
-import gc
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -84,9 +83,10 @@ def _permutation(count: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, count]).permutation(count)
 
 
-def to_signed(images: np.ndarray) -> Tensor:
-    """uint8 `(n, height, width, 3)` to float32 `(n, 3, height, width)` in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+def to_signed(images: np.ndarray, device: Any = "cpu") -> Tensor:
+    """uint8 `(n, height, width, 3)` to float32 `(n, 3, height, width)` in [-1, 1], on a device."""
+    there = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    return there.float().div_(127.5).sub_(1).contiguous()
 
 
 # -- rendered scenes -----------------------------------------------------------------------------
@@ -196,10 +196,9 @@ class RenderedScenes:
         self._shards = [read_array(place / "images.npy") for place in places]
         self._cells = [read_array(place / "cells.npy") for place in places]
         self._starts = np.cumsum([0, *map(len, self._shards)])
-        with _uncollected():
-            self._facts = [
-                f for place in places for f in json_text.read_list(place / "scenes.json", LIMITS)
-            ]
+        self._facts = [
+            f for place in places for f in json_text.read_list(place / "scenes.json", LIMITS)
+        ]
         if not all(isinstance(f, dict) and {"scene", "boxes"} <= f.keys() for f in self._facts):
             raise InputError(f"{folder} holds a scenes.json without scenes; render it anew")
         self.held_back = held_back
@@ -294,22 +293,6 @@ def _picked(shards: Sequence[np.ndarray], starts: np.ndarray, numbers: np.ndarra
     return np.stack(found)
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """While millions of values are made that all stay, looking for garbage among them takes as long
-    as reading them; nor is it looked for among them later, which in a forked process would copy
-    every page they lie on."""
-    was = gc.isenabled()
-    gc.collect()  # what is garbage now would stay otherwise
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        if was:
-            gc.enable()
-
-
 class ArrivingScenes:
     """Pictures of scenes that another process is still rendering (`render_cache`), for training
     without captions.
@@ -385,6 +368,35 @@ class ArrivingScenes:
     def shown(self) -> np.ndarray:
         """The images that are held back, uint8."""
         return self.pixels(np.arange(-self.held_back, 0))
+
+
+class Stored(Protocol):
+    """Numbered pictures as they are kept."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 `(n, height, width, 3)`."""
+        ...
+
+
+class OnDevice:
+    """Pictures that come to a device as they are stored, a quarter of the bytes, and are made
+    numbers there, to be encoded as fast as it can."""
+
+    def __init__(self, examples: Stored, device: Any) -> None:
+        self.examples, self.device = examples, device
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def images(self, indices: np.ndarray) -> Tensor:
+        """Images in [-1, 1], float32 `(n, 3, height, width)`, on the device."""
+        return to_signed(self.examples.pixels(indices), self.device)
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """Nothing: what is on the pictures is not asked."""
+        return [""] * len(indices)
 
 
 class FirstOf:

@@ -324,8 +324,11 @@ def _planned(
 
 
 def _seconds_for_scenes(stages: Sequence[str], budget: float, ledger: Ledger) -> float:
-    """What is left of the stage beside which scenes are rendered."""
-    stage = "autoencoder" if "autoencoder" in _left(stages, ledger) else "renders"
+    """What is left of the stage beside which scenes are rendered; 0 where there is none left."""
+    left = _left(stages, ledger)
+    stage = next((one for one in ("autoencoder", "renders") if one in left), None)
+    if stage is None:
+        return 0.0
     has = ledger.allotted(stage, stages, budget, _shares_beside(stages))
     return has - ledger.seconds.get(stage, 0.0)
 
@@ -341,6 +344,8 @@ def _train_beside(
 ) -> None:
     """Run the stages; each waits for what it needs of what another process makes meanwhile."""
     left, shares = _left(stages, ledger), _shares_beside(stages)
+    if not left:
+        return
     shop, before = Workshop(recipe, folder), dict(ledger.beside)
     works: dict[str, Work] = {
         "scenes": partial(_scenes, shop, _seconds_for_scenes(stages, budget, ledger)),

@@ -37,7 +37,7 @@ from underdraw.training.autoencoder import (
 )
 from underdraw.training.clip import ContrastiveTask
 from underdraw.training.config import shorter
-from underdraw.training.data import FirstOf, render_cache
+from underdraw.training.data import FirstOf, OnDevice, render_cache
 from underdraw.training.grounding import GroundingTask
 from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import train
@@ -189,12 +189,18 @@ def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
 def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
     with suppress(FileNotFoundError):
         (shop.folder / FACTS).unlink()  # it is written anew, whatever is in it
-    vae = shop.vae().to(where["device"]).eval()
-    batch = 32 if vae.device.type == "cpu" else 512
-    path, bar = shop.folder / LATENTS, where["progress"]
-    latents = encode_all(vae, shop.examples, path, batch, progress=bar)
+    latents = _encoded(shop, shop.examples, LATENTS, where)
     if shop.recipe.measures:
         write_json(shop.folder / FACTS, {"scaling_factor": round(scaling_factor(latents), 5)})
+
+
+def _encoded(shop: Workshop, examples: Any, name: str, where: dict) -> np.ndarray:
+    """Latents of pictures, in a file of that name."""
+    vae = shop.vae().to(where["device"]).eval()
+    path, bar = shop.folder / name, where["progress"]
+    if vae.device.type == "cpu":
+        return encode_all(vae, examples, path, progress=bar)
+    return encode_all(vae, OnDevice(examples, vae.device), path, 512, progress=bar)
 
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
@@ -279,11 +285,8 @@ def _structure(stage: str, kinds: Sequence[str]) -> Run:
 
 
 def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
-    bar = where["progress"]
-    render_the_subjects(shop, bar)
-    vae = shop.vae().to(where["device"]).eval()
-    batch = 32 if vae.device.type == "cpu" else 512
-    encode_all(vae, shop.subjects, shop.folder / SUBJECT_LATENTS, batch, progress=bar)
+    render_the_subjects(shop, where["progress"])
+    _encoded(shop, shop.subjects, SUBJECT_LATENTS, where)
 
 
 def _alignment(shop: Workshop, minutes: float | None, where: dict) -> None:

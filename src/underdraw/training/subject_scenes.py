@@ -141,9 +141,13 @@ class SubjectScenes:
         shard = int(np.searchsorted(self._starts, i, "right")) - 1
         return self._arrays[name][shard][i - self._starts[shard]]
 
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """The scenes as stored, uint8 `(n, height, width, 3)`."""
+        return np.stack([self._one("scenes", i) for i in indices])
+
     def images(self, indices: np.ndarray) -> Tensor:
         """The scenes in [-1, 1], float32 `(n, 3, height, width)`."""
-        return to_signed(np.stack([self._one("scenes", i) for i in indices]))
+        return to_signed(self.pixels(indices))
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         """A caption of each scene that names the subject by its category alone."""

@@ -3,7 +3,10 @@ keep what they make."""
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -403,7 +406,7 @@ class Workshop:
         with; None where nothing did."""
         path, start = self.folder / "denoiser" / checkpoints.NAME, self.recipe.start
         if path.exists():
-            raw = checkpoints.load(path)["modules"].get("heads")
+            raw = _weights(path)["modules"].get("heads")
         elif start is None or {"unet", HEADS} & {*self.recipe.anew}:
             raw = None
         else:
@@ -442,7 +445,7 @@ class Workshop:
         path = self.folder / stage / checkpoints.NAME
         if optional and not path.exists():
             return module
-        state = checkpoints.load(self._needs(stage, f"{stage}/{checkpoints.NAME}"))
+        state = _weights(self._needs(stage, f"{stage}/{checkpoints.NAME}"))
         if name in state["modules"]:
             own = state["modules"][name]
             prefix = f"{name}."
@@ -467,8 +470,45 @@ def _read(kind: type[T], folder: Path) -> T:
     if found is None or kept != state:
         for other in [key for key in _KEPT if key[0] is kind]:
             del _KEPT[other]
-        found = kind(folder)  # type: ignore[call-arg]
+        with _uncollected():
+            found = kind(folder)  # type: ignore[call-arg]
         _KEPT[kind, folder] = state, found
+    return found
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """While millions of values are made that all stay, looking for garbage among them takes as long
+    as reading them; nor is it looked for among them later, which in a forked process would copy
+    every page they lie on."""
+    was = gc.isenabled()
+    gc.collect()  # what is garbage now would stay otherwise
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was:
+            gc.enable()
+
+
+_WEIGHTS: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
+"""The weights of training states that were read, with the state of their files then."""
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """The weights in a training state, and their means, on the host, not to be written into; read
+    once as long as the file does not change: a stage needs those of many stages before, several
+    times."""
+    path, told = path.absolute(), path.stat()
+    state = told.st_mtime_ns, told.st_size
+    kept, found = _WEIGHTS.get(path, (None, {}))
+    if kept != state:
+        for other in [one for one in _WEIGHTS if one.parent.parent != path.parent.parent]:
+            del _WEIGHTS[other]
+        read = checkpoints.load(path)
+        found = {name: read[name] for name in ("modules", "average")}
+        _WEIGHTS[path] = state, found
     return found
 
 
