@@ -457,6 +457,7 @@ def test_steps_of_towers_and_of_the_autoencoder_can_be_recorded(
     recorded.check(pictures, monkeypatch)
     assert pictures.draw(Draw(0, 2, np.random.default_rng(0)))["pixels"].dtype == torch.uint8
     recorded.check(TextToImageTask(family(tokenizer), scenes), monkeypatch)
+    recorded.check(TextTowerTask(text, tokenizer, scenes), monkeypatch)
 
 
 def test_image_tower_sees_things_alone(scenes, views, tokenizer, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ can therefore be checked on boxes alone, without knowing the scene.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from .solids import SOLIDS, centre
+from .solids import SOLIDS
 from .vocabulary import RELATIONS, check_choice
 from .world import Camera, Scene, SceneObject
 
@@ -53,8 +54,15 @@ def box_relation(
 
 def _anchors(obj: SceneObject, camera: Camera) -> tuple[float, float, float]:
     """Middle across, foot down and front rim down, in shares of the shorter side."""
+    _, deep, high = (side * obj.radius for side in SOLIDS[obj.shape].extent)
     x, y = obj.position
-    thick = SOLIDS[obj.shape].extent[1] * obj.radius
-    points = np.array([centre(obj), [x, y, 0], [x, y - thick, 0]], np.float32)
+    return _seen(x, y, high / 2, deep, camera)
+
+
+@lru_cache(maxsize=64)  # a caption compares the same few objects with each other
+def _seen(
+    x: float, y: float, middle: float, deep: float, camera: Camera
+) -> tuple[float, float, float]:
+    points = np.array([[x, y, middle], [x, y, 0], [x, y - deep, 0]], np.float32)
     found = camera.project(points, 1, 1)
     return float(found[0, 0]), float(found[1, 1]), float(found[2, 1])

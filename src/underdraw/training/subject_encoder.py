@@ -57,7 +57,7 @@ def shown(
     examples: SubjectExamples, indices: np.ndarray, rng: np.random.Generator, size: int
 ) -> Tensor:
     """A picture of the subject of each, uint8 `(n, 3, size, size)`."""
-    return in_bytes(torch.cat([examples.shown(int(i), rng, size) for i in indices]))
+    return torch.cat([in_bytes(examples.shown(int(i), rng, size)) for i in indices])
 
 
 CATEGORY, SAID = 4, 12

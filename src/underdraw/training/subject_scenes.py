@@ -159,7 +159,7 @@ class SubjectScenes:
 
     def category(self, index: int) -> str:
         """What the subject is, in a word."""
-        return self.scene(index).objects[0].shape
+        return self._facts[int(index) + self.held_back]["scene"]["objects"][0]["shape"]
 
     def described(self, index: int, rng: np.random.Generator) -> str:
         """What can be said of the subject."""

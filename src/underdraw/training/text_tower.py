@@ -25,6 +25,7 @@ from underdraw.text.tokenizer import CLIPTokenizer
 from underdraw.text.vocabulary import train_vocabulary
 from underdraw.training.data import RenderedScenes, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
+from underdraw.training.wire import Kept, at_hand
 
 MENTIONS = 4
 _KINDS = {
@@ -94,19 +95,17 @@ class TextTowerTask:
         )
         self.modules = {"text_encoder": self.tower, "heads": self.heads}
         words = [f"{word}</w>" for word in (*vocabulary.SHAPES, "thing")]
-        self.nouns = torch.tensor(tokenizer.convert_tokens_to_ids(words))
+        self.nouns = Kept(torch.tensor(tokenizer.convert_tokens_to_ids(words)))
 
     def draw(self, draw: Draw) -> Batch:
         indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
-        return self.ask(indices, draw.rng, full=draw.rng.random() < 0.1)
+        return self.ask(indices, draw.rng)
 
-    def ask(self, indices: np.ndarray, rng: np.random.Generator, full: bool) -> Batch:
-        """Captions of the examples and the right answers; `full` pads to the whole length."""
+    def ask(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Captions of the examples and the right answers."""
         said = [self.examples.described(int(i), rng) for i in indices]
         rows = self.tokenizer([loosely(c.text, rng) for c in said])["input_ids"]
         length = self.tower.config.max_position_embeddings
-        if not full:
-            length = min(length, max(map(len, rows)) + _SPARE)
         rows = [row[: length - _SPARE] for row in rows]
         pad = self.tokenizer.pad_token_id
         answers = [
@@ -125,8 +124,10 @@ class TextTowerTask:
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        hidden = self.tower(batch["ids"]).last_hidden_state.float()
-        end, facts = batch["end"], batch["facts"]
+        ids, end, facts = batch["ids"], batch["end"], batch["facts"]
+        if at_hand(ids):  # what follows is not looked at
+            ids = ids[:, : int(end.max()) + 1 + _SPARE]
+        hidden = self.tower(ids).last_hidden_state.float()
         rows = torch.arange(len(end), device=end.device)
         after = end[:, None] + 1 + torch.arange(MENTIONS, device=end.device)
         slots = self.heads["slot"](hidden[rows[:, None], after])
@@ -139,19 +140,21 @@ class TextTowerTask:
         for part, answer in zip(parts, batch["around"].T, strict=True):
             loss = loss + 0.5 * F.cross_entropy(part.float(), answer)
 
-        noun = (batch["ids"][..., None] == self.nouns.to(end.device)).any(-1)
+        noun = (ids[..., None] == self.nouns.on(end.device)).any(-1)
         rank = noun.cumsum(1) - 1
-        chosen = noun & (rank < batch["there"].sum(1).long()[:, None])
-        image = rows[:, None].expand_as(rank)[chosen]
-        parts = self.heads["noun"](hidden[chosen]).float().split(_SIZES[:4], -1)
+        chosen = (noun & (rank < batch["there"].sum(1).long()[:, None])).float()
+        rank = rank.clamp(0, MENTIONS - 1)
+        parts = self.heads["noun"](hidden).float().split(_SIZES[:4], -1)
         for j, part in enumerate(parts):
-            loss = loss + 0.5 * F.cross_entropy(part, facts[image, rank[chosen], j])
+            answer = facts[..., j].gather(1, rank)
+            each = F.cross_entropy(part.transpose(1, 2), answer, reduction="none")
+            loss = loss + 0.5 * (each * chosen).sum() / chosen.sum().clamp(min=1)
         return loss, {"right": right}
 
     def preview(self, folder: Path, step: int) -> dict[str, float]:
         """The share of unseen captions of which every object is told right."""
         held = np.arange(-self.examples.held_back, 0)
-        batch = self.ask(np.repeat(held, 4), np.random.default_rng(1), full=True)
+        batch = self.ask(np.repeat(held, 4), np.random.default_rng(1))
         device = self.tower.device
         moved = {name: value.to(device) for name, value in batch.items()}
         return {"captions_right": float(self.loss(moved)[1]["right"])}
