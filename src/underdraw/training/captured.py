@@ -22,20 +22,16 @@ from underdraw.errors import InputError
 _torch: Any = torch
 """Which does not name its operations on lists of tensors as public."""
 WARMUPS = 2
-"""Calls before the recording: libraries choose their kernels, and tables are brought over."""
+"""Calls before the recording, in which libraries load their kernels and tables are brought over."""
 
 
 @contextmanager
-def quick_kernels(device: torch.device) -> Iterator[None]:
-    """On CUDA, kernels are chosen by trying them, and products of float32 matrices use TF32."""
-    if device.type != "cuda":
-        yield
-        return
+def quick_products(device: torch.device) -> Iterator[None]:
+    """On CUDA, products of float32 matrices use TF32 inside the block."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = before or device.type == "cuda"
     try:
-        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=True):
-            yield
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 

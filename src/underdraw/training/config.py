@@ -29,9 +29,7 @@ class TrainingConfig:
     thread (`training.lanes`); 0 leaves it to PyTorch to share each operation among threads.
 
     `graph` records a step as a CUDA graph at its first batch and replays it (`training.captured`);
-    all batches then have the same shapes. `compile` lets PyTorch's compiler fuse the operations of
-    a step, for which it takes a minute or two at the first one. Both change nothing on other
-    devices.
+    all batches then have the same shapes. It changes nothing on other devices.
 
     `optimizer`: "adamw", or "muon" (`training.optimizers`), which takes `muon_rate` for matrices
     inside of networks and AdamW with `learning_rate` for all else; both follow the same schedule;
@@ -43,7 +41,6 @@ class TrainingConfig:
     accumulate: int = 1
     threads: int = 0
     graph: bool = False
-    compile: bool = False
     optimizer: str = "adamw"
     learning_rate: float = 1e-4
     muon_rate: float = 0.01

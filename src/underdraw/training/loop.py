@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
-from underdraw.training.captured import Captured, Told, quick_kernels
+from underdraw.training.captured import Captured, Told, quick_products
 from underdraw.training.config import TrainingConfig
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
@@ -112,7 +112,7 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     place = torch.device(device)
-    with quick_kernels(place), closing(_Run(task, config, folder, place, group)) as run:
+    with quick_products(place), closing(_Run(task, config, folder, place, group)) as run:
         if resume and (folder / checkpoints.NAME).exists():
             run.restore(checkpoints.load(folder / checkpoints.NAME))
         with _bar(config, run.step, progress, group) as bar, _signals() as signalled:
@@ -163,9 +163,6 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.precision is torch.float16 and device.type == "cuda"
         )
-        self.compute = task.loss
-        if config.compile and device.type == "cuda":
-            self.compute = torch.compile(task.loss, dynamic=False)
         self.captured: Captured | None = None
         if config.graph and device.type == "cuda":
             self.captured = Captured(self.gradients, self.parameters)
@@ -255,7 +252,7 @@ class _Run:
     def loss(self, part: Batch) -> tuple[Tensor, Figures]:
         """What a part adds to the loss of its step, and its figures."""
         with autocast(self.device, self.precision):
-            loss, told = self.compute(part)
+            loss, told = self.task.loss(part)
         return self.scaler.scale(loss / self.config.parts), {"loss": loss.detach(), **told}
 
     def numbers(self, step: int) -> tuple[int, int]:
