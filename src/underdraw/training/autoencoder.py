@@ -188,11 +188,15 @@ def encode_all(
     first, saved = len(parts[0]) if parts else 0, time.monotonic()
     hidden = None if progress is None else not progress
     with tqdm(total=len(examples), initial=first, unit="image", disable=hidden) as bar:
-        for start in range(first, len(examples), batch):
-            indices = np.arange(start, min(start + batch, len(examples)))
-            pixels = examples.images(indices).to(vae.device)
+        count = len(examples)
+        blocks = [np.arange(k, min(k + batch, count)) for k in range(first, count, batch)]
+        read = images(examples, blocks[0]) if blocks else None
+        for number, indices in enumerate(blocks, 1):
+            assert read is not None
             with autocast(vae.device, dtype):
-                mean = vae.encode(pixels).latent_dist.mode()
+                mean = vae.encode(signed(read.to(vae.device))).latent_dist.mode()
+            if number < len(blocks):  # while an accelerator computes
+                read = images(examples, blocks[number])
             parts.append(mean.float().cpu().numpy().astype(np.float16))
             bar.update(len(indices))
             if time.monotonic() - saved > _KEEP:
