@@ -1,6 +1,7 @@
 """`underdraw train`: what is trained belongs to tests/training; here, that it is reached."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from underdraw.cli import train_family
 from underdraw.training import recipes
+from underdraw.training.workshop import Workshop
 from underdraw.weights import folders
 
 
@@ -205,6 +207,8 @@ def test_a_few_steps_of_the_text_tower_of_the_scenes_family(run, tmp_path, monke
     # It needs captions of scenes alone; things in views are rendered in `training/test_recipes.py`.
     views = recipes.render_views
     monkeypatch.setattr(recipes, "render_views", lambda to, count, **how: views(to, 2, **how))
+    whole, narrow = Workshop.text_config, {"hidden_size": 32, "intermediate_size": 64}
+    monkeypatch.setattr(Workshop, "text_config", lambda *told: replace(whole(*told), **narrow))
     arguments = ("train", "text", "--out", "work", "--scenes", 72, *QUICK)
     assert run(*arguments).stdout.endswith("work/text\n")
     assert (tmp_path / "work" / "text" / "state.pt").exists()

@@ -22,15 +22,21 @@ from underdraw.evaluation.train_evaluator import (
 from underdraw.evaluation.weights import write_network
 
 
-@pytest.fixture
-def few(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "CHUNK", 16)
-    return examples.render_examples(tmp_path / "renders", 40)
+@pytest.fixture(scope="module")
+def renders(tmp_path_factory):
+    return tmp_path_factory.mktemp("renders")
 
 
-def test_renders_are_kept_and_repeat(few, tmp_path):
+@pytest.fixture(scope="module")
+def few(renders):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "CHUNK", 16)
+        return examples.render_examples(renders, 40)
+
+
+def test_renders_are_kept_and_repeat(few, renders):
     assert few.images.shape == (40, 128, 128, 3)
-    assert len(list((tmp_path / "renders").iterdir())) == 3
+    assert len(list(renders.iterdir())) == 3
     image, boxes, feet, labels = examples.example_at(examples.SEED, 37)
     assert np.array_equal(few.images[37], image)
     assert np.array_equal(few.boxes[37], boxes)
@@ -168,8 +174,9 @@ def test_folding_changes_nothing():
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(examples, "CHUNK", 32)
+    monkeypatch.setattr(examples, "CHUNK", 16)
+    monkeypatch.setattr(train_evaluator, "TrainConfig", partial(TrainConfig, batch=8))
     out = tmp_path / "new" / "evaluator.safetensors"
-    main(["--renders", str(tmp_path / "r"), "--out", str(out), "--count", "32", "--epochs", "1"])
+    main(["--renders", str(tmp_path / "r"), "--out", str(out), "--count", "16", "--epochs", "1"])
     assert "trained in" in capsys.readouterr().out
     assert load_evaluator(out).detect(np.zeros((1, 64, 64, 3), np.float32)) is not None

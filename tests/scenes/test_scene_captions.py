@@ -1,6 +1,7 @@
 """Captions are true, unambiguous, within the vocabulary, and can be read back."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,14 +30,17 @@ def stated(told):
     return mentions, told.relations, told.floor, told.light
 
 
+@cache
 def each_caption():
+    made = []
     for index in range(MANY):
         scene = scene_at(21, index)
-        yield scene, caption(scene, np.random.default_rng(index))
+        made.append((scene, caption(scene, np.random.default_rng(index))))
     rng = np.random.default_rng(5)
     for _ in range(60):
         scene = subject_scene(sample_subject(rng), rng)
-        yield scene, caption(scene, rng)
+        made.append((scene, caption(scene, rng)))
+    return tuple(made)
 
 
 def test_mentions_fit_their_object_and_no_other():
