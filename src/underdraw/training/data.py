@@ -83,10 +83,9 @@ def _permutation(count: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, count]).permutation(count)
 
 
-def to_signed(images: np.ndarray, device: Any = "cpu") -> Tensor:
-    """uint8 `(n, height, width, 3)` to float32 `(n, 3, height, width)` in [-1, 1], on a device."""
-    there = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-    return there.float().div_(127.5).sub_(1).contiguous()
+def to_signed(images: np.ndarray) -> Tensor:
+    """uint8 `(n, height, width, 3)` to float32 `(n, 3, height, width)` in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
 # -- rendered scenes -----------------------------------------------------------------------------
@@ -368,35 +367,6 @@ class ArrivingScenes:
     def shown(self) -> np.ndarray:
         """The images that are held back, uint8."""
         return self.pixels(np.arange(-self.held_back, 0))
-
-
-class Stored(Protocol):
-    """Numbered pictures as they are kept."""
-
-    def __len__(self) -> int: ...
-
-    def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 `(n, height, width, 3)`."""
-        ...
-
-
-class OnDevice:
-    """Pictures that come to a device as they are stored, a quarter of the bytes, and are made
-    numbers there, to be encoded as fast as it can."""
-
-    def __init__(self, examples: Stored, device: Any) -> None:
-        self.examples, self.device = examples, device
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def images(self, indices: np.ndarray) -> Tensor:
-        """Images in [-1, 1], float32 `(n, 3, height, width)`, on the device."""
-        return to_signed(self.examples.pixels(indices), self.device)
-
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """Nothing: what is on the pictures is not asked."""
-        return [""] * len(indices)
 
 
 class FirstOf:

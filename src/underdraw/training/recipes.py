@@ -37,7 +37,7 @@ from underdraw.training.autoencoder import (
 )
 from underdraw.training.clip import ContrastiveTask
 from underdraw.training.config import shorter
-from underdraw.training.data import FirstOf, OnDevice, render_cache
+from underdraw.training.data import FirstOf, render_cache
 from underdraw.training.grounding import GroundingTask
 from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import train
@@ -197,10 +197,8 @@ def _latents(shop: Workshop, minutes: float | None, where: dict) -> None:
 def _encoded(shop: Workshop, examples: Any, name: str, where: dict) -> np.ndarray:
     """Latents of pictures, in a file of that name."""
     vae = shop.vae().to(where["device"]).eval()
-    path, bar = shop.folder / name, where["progress"]
-    if vae.device.type == "cpu":
-        return encode_all(vae, examples, path, progress=bar)
-    return encode_all(vae, OnDevice(examples, vae.device), path, 512, progress=bar)
+    batch = 32 if vae.device.type == "cpu" else 512
+    return encode_all(vae, examples, shop.folder / name, batch, progress=where["progress"])
 
 
 def _denoiser(shop: Workshop, minutes: float | None, where: dict) -> None:
