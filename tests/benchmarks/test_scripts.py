@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -299,10 +300,13 @@ def test_steps_on_jax(engine_steps, monkeypatch):
 
 
 def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):
-    here, few = BENCHMARKS.parent, "import tiny_step; tiny_step.STEPS = 2\n"
-    monkeypatch.setattr(engine_steps, "CHILD", few + engine_steps.CHILD)
-    measured = engine_steps._cases(here, (1, 1), False, ONE_LEVEL)
-    turns = []
+    import tiny_step
+
+    here, turns = BENCHMARKS.parent, []
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_step, "STEPS", 2)
+        patch.setattr(subprocess, "run", at_once)  # what diffusers imports takes seconds
+        measured = engine_steps._cases(here, (1, 1), False, ONE_LEVEL)
 
     def cases(folder, *asked):
         turns.append(folder)
@@ -314,6 +318,21 @@ def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):
     assert made[0].name == "now by before, tiny pipeline step, DDIMScheduler (s)"
     assert [one.ratio for one in made] == [pytest.approx(1.0)] * 8
     assert capsys.readouterr().out.count("diffusers, measured by both: 1.00") == 8
+
+
+def test_a_source_is_measured_by_itself(engine_steps, monkeypatch, tmp_path):
+    """In a process that finds its scripts and its package first."""
+    said = "[os.environ['PYTHONPATH'], os.getcwd(), *sys.argv[1:]]"
+    code = f"import json, os, sys; print('a word'); print(json.dumps([['|'.join({said}), 1, 2]]))"
+    monkeypatch.setattr(engine_steps, "CHILD", code)
+    ((told, seconds),) = engine_steps._cases(tmp_path, (3, 4), True, {"a": 1}).items()
+    paths, folder, *asked = told.split("|")
+    assert paths.split(os.pathsep) == [str(tmp_path / "benchmarks"), str(tmp_path / "src")]
+    assert Path(folder).samefile(tmp_path)
+    assert (asked, seconds) == (["full", '{"a": 1}', "[3, 4]"], (1, 2))
+    monkeypatch.setattr(engine_steps, "CHILD", "raise SystemExit('no such option')")
+    with pytest.raises(RuntimeError, match="no such option"):
+        engine_steps._cases(tmp_path, (3, 4), True, {})
 
 
 def test_what_engine_steps_measures_is_chosen(engine_steps, tmp_path, monkeypatch, capsys):
