@@ -27,12 +27,13 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     # Keeps less for a gradient; `torch.compile`, and what a network was compiled by; whether
     # parameters are what they were, and whether a call is recorded for a gradient; weights in 8
     # bits, how much memory they take, and layers that come to a device while they are used; what
-    # was compiled in another process, and by what; packages of compiled programs.
+    # was compiled in another process, and by what; packages of compiled programs; where parameters
+    # lie, and functions recorded as CUDA graphs.
     "torch": frozenset(
         (
             "recomputed compiled compiler_of Watch recording "
             "quantised quantised_as eight_bits stored_bytes copies streamed "
-            "made_artifacts take_artifacts maker Package packaged"
+            "made_artifacts take_artifacts maker Package packaged Tree Recording"
         ).split()
     ),
     # Trees without a model class; `jax.jit`, which takes networks as arguments, and loops; keys,

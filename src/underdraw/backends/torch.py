@@ -1,5 +1,6 @@
 """PyTorch: leaves are its own layers, nodes are modules, so its ecosystem keeps working."""
 
+from underdraw.backends.torch_graphs import Recording
 from underdraw.backends.torch_leaves import (
     copies,
     eight_bits,
@@ -26,7 +27,7 @@ from underdraw.backends.torch_packages import (
     packaged,
     take_artifacts,
 )
-from underdraw.backends.torch_watch import Watch, recording
+from underdraw.backends.torch_watch import Tree, Watch, recording
 from underdraw.backends.torch_weights import (
     Root,
     build_root,
@@ -53,7 +54,9 @@ from underdraw.backends.torch_weights import (
 
 __all__ = [
     "Package",
+    "Recording",
     "Root",
+    "Tree",
     "Watch",
     "array",
     "build_root",

@@ -35,7 +35,7 @@ class Watch:
 
     def __init__(self, root: Any) -> None:
         self._inside = vars(root)  # not the root, which would then live as long as its watch
-        self._tree = _Tree({})
+        self._tree = Tree({})
         self._marks: list[Any] = []
         self._copied = False
         self._views: list[np.ndarray] = []
@@ -55,7 +55,7 @@ class Watch:
             whole: read all numbers, as it is done where `due`, and not some of each parameter.
         """
         if not self._tree.stands():
-            self._tree, self._marks = _Tree(self._inside), []
+            self._tree, self._marks = Tree(self._inside), []
         if (odd := self._tree.odd()) is not None:
             return odd
         marks = self._tree.marks()
@@ -93,8 +93,8 @@ class Watch:
             return list(pool.map(_sums, self._views))
 
 
-class _Tree:
-    """The modules and parameters under a root, whose attributes are given."""
+class Tree:
+    """The modules and parameters under a root, whose attributes (`vars(root)`) are given."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self.names: list[str] = []
@@ -143,6 +143,10 @@ class _Tree:
             if inside.get("max_norm") is not None:
                 return f"'{path}' changes its rows when they are read"
         return None
+
+    def places(self) -> list[Any]:
+        """Where each parameter lies."""
+        return [(t.data_ptr(), t.stride()) for t in self.tensors]
 
     def marks(self) -> list[Any]:
         """Where each parameter lies, and how often it was written to as far as PyTorch counts."""

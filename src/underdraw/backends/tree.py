@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any
 
 from underdraw.backends.node import BaseRoot, Node
+from underdraw.shown import shown
 
 ARRAY, NUMBER, PARAMETERS = "array", "number", "parameters"
 
@@ -105,6 +106,15 @@ def no_data(structure: Structure) -> Any:
         value = structure.names[1]
         return None if _is_plain(value) else value
     return next((odd for odd in map(no_data, structure.children) if odd is not None), None)
+
+
+def unseen(structure: Structure) -> str | None:
+    """Why a program must not be kept with what is fixed in a structure (`no_data`), as a sentence
+    that is the same for each function of one definition; None where it may be."""
+    odd = no_data(structure)
+    if odd is None:
+        return None
+    return f"{getattr(odd, '__qualname__', None) or shown(odd)} is no data, and could change unseen"
 
 
 def _is_plain(value: Any) -> bool:

@@ -19,6 +19,7 @@ from underdraw.benchmark.turns import Call, Clock, clock_of, in_turns, timed
 from underdraw.benchmark.works import WORKS, Job, Networks, networks_of, random_networks
 from underdraw.checks import shown
 from underdraw.engines.compiled import Compiled, Regional
+from underdraw.engines.cuda_graphs import CudaGraphs
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine
 from underdraw.engines.openvino import OpenVino
@@ -207,6 +208,7 @@ MAKING: Mapping[str, Callable[[], Engine]] = {
     "compiled": lambda: Regional(kept=None),
     "jit": lambda: Compiled(kept=None),
     "openvino": lambda: OpenVino(kept=None),
+    "graph": CudaGraphs,
 }
 
 

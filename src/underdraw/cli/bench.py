@@ -30,7 +30,8 @@ def bench(
     engines: Annotated[
         str | None,
         typer.Option(
-            help="eager, compiled, jit, openvino, with commas; eager and openvino if not given."
+            help="eager, compiled, jit, openvino, graph, with commas; eager and openvino if not "
+            "given."
         ),
     ] = None,
     beside: Annotated[

@@ -10,7 +10,12 @@ from underdraw.cli.options import SCENES
 from underdraw.errors import InputError, NotFoundError
 from underdraw.weights.files import SUFFIXES
 
-BACKENDS = {"compiled": ("torch",), "jit": ("torch", "jax", "mindspore"), "openvino": ("torch",)}
+BACKENDS = {
+    "compiled": ("torch",),
+    "jit": ("torch", "jax", "mindspore"),
+    "openvino": ("torch",),
+    "graph": ("torch",),
+}
 """Engine -> the backends it runs on; all others run on every one."""
 
 

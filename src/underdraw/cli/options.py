@@ -11,7 +11,7 @@ import typer
 from underdraw.cli import solvers
 
 SCENES = "underdraw/scenes"
-ENGINES = ("eager", "compiled", "jit", "openvino", "auto")
+ENGINES = ("eager", "compiled", "jit", "openvino", "graph", "auto")
 """The same as `engines.NAMES`, which would import numpy."""
 MOST_SIDE = 16384
 """Pixels of a side."""
@@ -90,6 +90,7 @@ Engine = Annotated[
         "blocks by torch.compile; the first picture takes a minute longer, the others less. jit: "
         "whole networks by the framework's own compiler, which takes longer to begin. "
         "openvino: whole networks, on the CPU; compiled in seconds, and kept for the next time. "
+        "graph: whole networks as CUDA graphs, recorded at the first step. "
         "auto: openvino where it is installed and faster, else eager.",
         autocompletion=lambda incomplete: [e for e in ENGINES if e.startswith(incomplete)],
     ),

@@ -10,6 +10,7 @@ from underdraw.checks import shown
 from underdraw.engines.aot import Packaged, Packing
 from underdraw.engines.auto import Auto
 from underdraw.engines.compiled import Compiled, Regional
+from underdraw.engines.cuda_graphs import CudaGraphs
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Engine
 from underdraw.engines.openvino import OpenVino
@@ -20,6 +21,7 @@ __all__ = [
     "NAMES",
     "Auto",
     "Compiled",
+    "CudaGraphs",
     "Engine",
     "OpenVino",
     "Packaged",
@@ -34,6 +36,7 @@ NAMES: Mapping[str, Callable[[], Engine]] = {
     "compiled": Regional,
     "jit": Compiled,
     "openvino": OpenVino,
+    "graph": CudaGraphs,
     "auto": Auto,
 }
 """By name what makes an engine: each pipeline that asks gets one of its own, but for eager."""
@@ -70,6 +73,8 @@ def name_of(engine: Engine) -> str | None:
     if isinstance(engine, OpenVino) and engine.precision != "auto":
         return None
     if isinstance(engine, Regional) and engine.dynamic:
+        return None
+    if isinstance(engine, CudaGraphs) and engine.fused:
         return None
     if isinstance(engine, Auto) and engine.chosen is not None:
         return engine.chosen

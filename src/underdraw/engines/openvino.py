@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from underdraw import backends, checks
 from underdraw.backends import hardware
-from underdraw.backends.tree import Structure, flatten, is_parameters, no_data, unflatten
+from underdraw.backends.tree import Structure, flatten, is_parameters, unflatten, unseen
 from underdraw.checks import shown
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
@@ -173,10 +173,7 @@ class OpenVino:
             return f"the network is in {model.dtype}"
         if framework.recording(model, leaves):
             return "a gradient is recorded"
-        odd = no_data(structure)
-        if odd is not None:
-            return f"{shown(odd)} is no data, and could change unseen"
-        return None
+        return unseen(structure)
 
     def _look(self, program: Program, trees: Sequence[Any]) -> str | None:
         """Look whether the weights are as they were; what of them no graph can hold, or None."""
