@@ -5,6 +5,8 @@ CUDA's recording itself needs a GPU; what is recorded is `_Run.gradients`, which
 
 from __future__ import annotations
 
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,12 @@ import torch
 from training.line import CONFIG, Line, weights
 
 from underdraw.errors import InputError, NonFiniteError
-from underdraw.training.captured import Captured, Told, check_alike
+from underdraw.training import loop
+from underdraw.training.captured import Captured, Told, check_alike, quick_products
 from underdraw.training.loop import LATE, _Run, train
 from underdraw.training.parallel import Group
+
+MATMUL = torch.backends.cuda.matmul
 
 
 def running(task: Line, folder: Path) -> _Run:
@@ -23,7 +28,12 @@ def running(task: Line, folder: Path) -> _Run:
     run = _Run(task, CONFIG, folder, torch.device("cpu"), Group())
 
     class Recorded(Captured):
-        def __call__(self, batch, device):
+        def record(self, batch, device):
+            if not self.held:
+                self.function(dict(batch))
+                self.held = dict(batch)
+
+        def __call__(self, batch):
             for p in self.parameters:
                 p.grad = None
             return self.function(dict(batch))
@@ -78,6 +88,74 @@ def test_a_loss_at_the_end_of_a_run_is_not_missed(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="step 1"):
         run.save()
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_no_preview_looks_at_weights_that_turn_out_to_be_no_numbers(tmp_path: Path) -> None:
+    task = Line()
+    run = running(task, tmp_path)
+    task.poison = 0
+    run.advance(False)
+    with pytest.raises(NonFiniteError, match="step 0"):
+        run.preview()
+    assert task.previews == []
+
+
+def test_the_bar_shows_no_loss_before_one_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    class Bar(nullcontext):
+        def update(self) -> None:
+            shown.append("")
+
+        def set_postfix(self, loss: str, refresh: bool) -> None:
+            shown[-1] = loss
+
+    bar = Bar()
+    bar.enter_result = bar
+    monkeypatch.setattr(loop, "_bar", lambda *how: bar)
+    monkeypatch.setattr(loop, "_Run", lambda task, config, folder, *how: running(task, folder))
+    train(Line(), CONFIG, tmp_path)
+    assert [bool(loss) for loss in shown] == [False] * LATE + [True] * (CONFIG.steps - LATE)
+    assert "nan" not in shown
+
+
+def test_a_run_that_has_ended_holds_no_recording(tmp_path: Path) -> None:
+    run = running(Line(), tmp_path)
+    held = weakref.ref(run.captured)
+    run.close()
+    assert held() is None
+
+
+def test_the_host_waits_for_figures_that_no_event_tells_of() -> None:
+    asked: list[bool] = []
+
+    class Elsewhere(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.copy_:
+                asked.append((kwargs or {}).get("non_blocking", False))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    told = Told([], 0)
+    told.add(0, torch.tensor([1.0, 2.0]).as_subclass(Elsewhere))
+    assert list(told.known()) == [(0, [1.0, 2.0])] and asked == [False]
+
+
+@pytest.mark.skipif(not hasattr(MATMUL, "fp32_precision"), reason="of newer versions of PyTorch")
+def test_who_said_how_products_are_computed_is_heard() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    with quick_products(cuda):
+        assert MATMUL.allow_tf32
+    assert not MATMUL.allow_tf32
+    before, MATMUL.fp32_precision = MATMUL.fp32_precision, "tf32"
+    try:
+        with quick_products(cpu), quick_products(cuda):
+            assert MATMUL.fp32_precision == "tf32"
+        assert MATMUL.fp32_precision == "tf32"
+    finally:
+        MATMUL.fp32_precision = before
 
 
 def test_batches_of_a_recording_are_alike() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -27,20 +27,28 @@ WARMUPS = 2
 
 @contextmanager
 def quick_products(device: torch.device) -> Iterator[None]:
-    """On CUDA, products of float32 matrices use TF32 inside the block."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = before or device.type == "cuda"
+    """On CUDA, products of float32 matrices use TF32 inside the block, unless `fp32_precision`
+    says how they are computed: PyTorch refuses this older switch beside it."""
+    matmul, before = torch.backends.cuda.matmul, None
+    if device.type == "cuda":
+        with suppress(RuntimeError):
+            before = matmul.allow_tf32
+    if before is None:
+        yield
+        return
+    matmul.allow_tf32 = True
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 class Captured:
-    """A function of a batch that computes gradients, recorded at its first call.
+    """A function of a batch that computes gradients, recorded with the first one.
 
     The tensors of a batch are copied to where those of the first one lie, so all batches have the
     same shapes. What the function returns lies in the same place each time, and so do gradients.
+    What it draws at random is what a seed set right before the call gives.
 
     Args:
         function: of a dict of tensors on a CUDA device; it must not wait for the device.
@@ -55,15 +63,13 @@ class Captured:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: Tensor | None = None
 
-    def __call__(self, batch: Mapping[str, Any], device: torch.device) -> Tensor:
-        """The function's result and gradients for a batch on the host.
+    def __call__(self, batch: Mapping[str, Any]) -> Tensor:
+        """The function's result and gradients for a batch on the host, once one was recorded.
 
         Raises:
             InputError: the batch has other tensors or shapes than the first one, or values that are
                 no tensors.
         """
-        if self.graph is None:
-            self._record(batch, device)
         check_alike(batch, self.held)
         for name, tensor in batch.items():
             self.held[name].copy_(tensor, non_blocking=True)
@@ -71,7 +77,15 @@ class Captured:
         self.graph.replay()
         return self.result
 
-    def _record(self, batch: Mapping[str, Any], device: torch.device) -> None:
+    def record(self, batch: Mapping[str, Any], device: torch.device) -> None:
+        """Record the function with a batch on the host, unless that was done. It is called for
+        that, so random numbers are drawn.
+
+        Raises:
+            InputError: values of the batch are no tensors.
+        """
+        if self.graph is not None:
+            return
         check_alike(batch, batch)
         self.held = {name: tensor.to(device) for name, tensor in batch.items()}
         stream = torch.cuda.Stream(device)
@@ -126,7 +140,8 @@ class Told:
     def add(self, step: int, figures: Tensor) -> None:
         """Begin to read the figures of a step, one-dimensional, before its weights move."""
         host = torch.empty_like(figures, device="cpu", pin_memory=figures.is_cuda)
-        host.copy_(figures, non_blocking=True)
+        # Only CUDA's events, below, tell when a copy that nobody waits for has ended.
+        host.copy_(figures, non_blocking=figures.is_cuda)
         read = None
         if figures.is_cuda:
             read = torch.cuda.Event()

@@ -125,7 +125,8 @@ def train(
                         "the same command goes on from there"
                     )
                 bar.update()
-                bar.set_postfix(loss=f"{run.latest:.4f}", refresh=False)
+                if not math.isnan(run.latest):  # of a captured step it is not known at once
+                    bar.set_postfix(loss=f"{run.latest:.4f}", refresh=False)
                 run.housekeeping()
     run.save()
     run.preview()
@@ -194,12 +195,14 @@ class _Run:
             return True
         config, group = self.config, self.group
         batch = self.drawn()
+        if self.captured is not None:
+            self.captured.record(batch, self.device)
         torch.manual_seed(self.stream(self.step)[0])  # for dropout inside networks
         if self.captured is None:
             self.optimizers.clear()
             figures = self.gradients(_to(batch, self.device))
         else:
-            figures = self.captured(batch, self.device).clone()  # it lies in the same place again
+            figures = self.captured(batch).clone()  # it lies in the same place again
         figures[:1] = group.average_gradients(self.parameters, figures[:1])
         share = config.share(self.step, self.progress())
         self.optimizers.unscale(self.scaler)
@@ -280,8 +283,8 @@ class _Run:
         return next(self.ahead)
 
     def close(self) -> None:
-        """End the workers, and the threads."""
-        self.ahead = None
+        """End the workers, and the threads, and give back the memory of what was recorded."""
+        self.ahead = self.captured = None
         if self.lanes is not None:
             self.lanes.close()
 
@@ -350,7 +353,8 @@ class _Run:
         self.step, self.done = state["step"], state["elapsed"]
 
     def preview(self) -> None:
-        """Let the task look at its averaged weights."""
+        """Let the task look at its averaged weights, if they are numbers."""
+        self.hear(wait=True)
         self.previewed = time.monotonic()
         if self.group.rank:
             return
