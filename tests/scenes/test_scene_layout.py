@@ -1,11 +1,14 @@
 """Random scenes: the split keeps its word, streams are in order, workers change nothing."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from underdraw.errors import UnderdrawError
 from underdraw.scenes import (
     has_reserved_pair,
     is_reserved,
@@ -13,6 +16,7 @@ from underdraw.scenes import (
     sample_scene,
     scene_at,
     scene_rng,
+    stream,
 )
 from underdraw.scenes.vocabulary import COLOURS, SHAPES
 
@@ -59,6 +63,20 @@ def test_workers_change_nothing():
     for a, b in zip(alone, shared, strict=True):
         assert a.scene == b.scene and a.caption == b.caption
         np.testing.assert_array_equal(a.rendering.image, b.rendering.image)
+
+
+def _killed_at_five(number):
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills no process this way")
+def test_nobody_waits_for_a_process_that_was_killed(monkeypatch):
+    monkeypatch.setattr(stream, "START", "fork")
+    assert list(stream.in_order(abs, range(-70, 0), 2)) == list(range(70, 0, -1))
+    with pytest.raises(UnderdrawError, match="one of 2 processes that make examples was killed"):
+        list(stream.in_order(_killed_at_five, range(70), 2))
 
 
 def test_bad_arguments_are_refused():

@@ -247,6 +247,20 @@ def test_a_family_to_start_from_has_stages_behind_it() -> None:
     with pytest.raises(InputError, match=r"without=\['text'\]"):
         stages_of(ScenesRecipe(without=("text",)))
     assert stages_of(replace(again, without=("text",)))  # the family has it
+    with pytest.raises(InputError, match=r"anew=\['unt'\]; allowed: text_encoder, vae, unet"):
+        ScenesRecipe(start="underdraw/scenes", anew=("unt",))
+    maps = ("maps", "structure", "edges", "depth")
+    assert not {*maps} & {*stages_of(ScenesRecipe(without=maps))}
+    for missing, needing in (
+        ("maps", "structure, edges, depth"),
+        ("clip", "grounding"),
+        ("subjects", "alignment, subject"),
+        ("alignment", "subject"),
+    ):
+        with pytest.raises(InputError, match=rf"without=\['{missing}'\]: {needing} need"):
+            stages_of(ScenesRecipe(without=(missing,)))
+    # The family has the networks of these.
+    assert stages_of(ScenesRecipe(start="underdraw/scenes", without=("clip", "alignment")))
 
 
 def test_folders_of_other_runs_are_refused(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from underdraw.errors import InputError
+from underdraw.errors import InputError, UnderdrawError
 
 from .captions import Caption, caption
 from .layout import sample_scene, scene_rng
@@ -21,6 +25,8 @@ T = TypeVar("T")
 START = "spawn"
 """How processes begin. Forked they would begin at once, but the caller may already run the threads
 of a framework; who knows that it does not may set this."""
+_CHUNK, _AHEAD = 16, 4
+"""What a process is given at once, and how many of these for each process at the same time."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,34 @@ def _make(
 def in_order(
     make: Callable[[T], Any], asked: Iterable[T], workers: int
 ) -> Generator[Any, None, None]:
-    """`map(make, asked)`, by so many processes that work ahead of the caller, without limit."""
+    """`map(make, asked)`, by so many processes that work some way ahead of the caller.
+
+    Raises:
+        UnderdrawError: a process was killed, as the system does where memory ends.
+    """
     if workers == 1:
         yield from map(make, asked)
         return
-    context: Any = multiprocessing.get_context(START)
-    with context.Pool(workers) as pool:
-        yield from pool.imap(make, asked, chunksize=16)
+    left, ahead = iter(asked), deque[Future[list[Any]]]()
+    # A Pool would wait for ever for what a killed process was making.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START))
+    try:
+        while True:
+            while len(ahead) < _AHEAD * workers and (chunk := list(islice(left, _CHUNK))):
+                ahead.append(pool.submit(_made, make, chunk))
+            if not ahead:
+                return
+            yield from ahead.popleft().result()
+    except BrokenProcessPool:
+        raise UnderdrawError(
+            f"one of {workers} processes that make examples was killed; was there enough memory?"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _made(make: Callable[[T], Any], asked: Sequence[T]) -> list[Any]:
+    return [make(one) for one in asked]
 
 
 def _show(samples: Iterator[Sample], count: int, progress: bool) -> Iterator[Sample]:

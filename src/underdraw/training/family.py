@@ -203,34 +203,54 @@ def stages_of(recipe: ScenesRecipe) -> list[str]:
     those of `again`; never those of `without`.
 
     Raises:
-        InputError: `again` or `without` name no stage, or one whose networks others need.
+        InputError: `again` or `without` name no stage, or one that others need.
     """
     for name in ("again", "without"):
         if unknown := {*getattr(recipe, name)} - {*SHARES}:
             raise InputError(f"{name}={sorted(unknown)}; allowed: {', '.join(SHARES)}")
     behind = _behind(recipe) - {*recipe.again}
-    for stage in _NEEDED & {*recipe.without} - behind:
-        raise InputError(f"without={[stage]}: other stages need what it makes")
-    return [stage for stage in SHARES if stage not in behind | {*recipe.without}]
+    stages = [stage for stage in SHARES if stage not in behind | {*recipe.without}]
+    for missing in [stage for stage in SHARES if stage in {*recipe.without} - behind]:
+        if missing in _ALWAYS:
+            raise InputError(f"without={[missing]}: other stages need what it makes")
+        if missing == "alignment" and _holds(recipe, "qformer"):
+            continue
+        if needing := [stage for stage in stages if missing in AFTER.get(stage, ())]:
+            raise InputError(
+                f"without={[missing]}: {', '.join(needing)} need what it makes; leave that out, too"
+            )
+    return stages
 
 
-_NEEDED = {"renders", "text", "autoencoder", "latents", "denoiser", "export", "scores"}
+_ALWAYS = {"renders", "text", "autoencoder", "latents", "denoiser", "export", "scores"}
 """Stages that are left out only where a family to start from has their networks."""
+AFTER: Mapping[str, Sequence[str]] = {
+    "grounding": ("clip",),
+    **dict.fromkeys(("structure", *KINDS), ("maps",)),
+    "alignment": ("subjects",),
+    "subject": ("subjects", "alignment"),
+}
+"""By stage: others without whose work it cannot run, apart from those."""
 
 
 def _behind(recipe: ScenesRecipe) -> set[str]:
     """The stages whose networks the `start` has."""
     if recipe.start is None:
         return set()
-    there = resolve(recipe.start)
     held = [stages for network, stages in STARTED.items() if recipe.starts_with(network)]
     behind = {stage for stages in held for stage in stages}
-    if (there / "image_encoder").is_dir() and "image_encoder" not in recipe.anew:
+    if _holds(recipe, "image_encoder"):
         behind.add("clip")
-    nets = {f"structure/{kind}" for kind in KINDS}
-    if all((there / net).is_dir() for net in nets) and not nets & {*recipe.anew}:
+    if all(_holds(recipe, f"structure/{kind}") for kind in KINDS):
         behind.add("structure")
     return behind
+
+
+def _holds(recipe: ScenesRecipe, network: str) -> bool:
+    """Whether the `start` has a network, with which the recipe begins."""
+    if recipe.start is None or not recipe.starts_with(network):
+        return False
+    return (resolve(recipe.start) / network).is_dir()
 
 
 def train_family(
@@ -358,7 +378,7 @@ def _train_beside(
     cores = Beside(works)
 
     def noted() -> ScenesRecipe:
-        for name, made in cores.made.items():
+        for name, made in dict(cores.made).items():  # more may come meanwhile
             ledger.beside[name] = round(before.get(name, 0.0) + made.seconds, 1)
         if "scenes" in cores.made:
             ledger.counts["scenes"] = cores.made["scenes"].value

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from underdraw.errors import NotFoundError, WeightError
+from underdraw.errors import InputError, NotFoundError, WeightError
 from underdraw.formats.arrays import read_array
 from underdraw.formats.json_text import read_object
 from underdraw.models import (
@@ -41,6 +41,7 @@ from underdraw.training.data import TRUTH, ArrivingScenes, RenderedScenes
 from underdraw.training.grounding import GroundingTrainingConfig, new_part
 from underdraw.training.layouts import GroundedScenes
 from underdraw.training.loop import TrainingConfig
+from underdraw.training.maps import KINDS
 from underdraw.training.structure import StructureConfig, new_net
 from underdraw.training.subject_encoder import EncoderConfig, new_encoder
 from underdraw.training.subject_scenes import SubjectScenes
@@ -99,6 +100,13 @@ VISION = CLIPVisionConfig(
 )
 
 
+NETWORKS = (
+    *("text_encoder", "vae", "unet", HEADS, "image_encoder", "grounding"),
+    *(*(f"structure/{kind}" for kind in KINDS), "qformer"),
+)
+"""What stages train, by folders of a family."""
+
+
 @dataclass(frozen=True)
 class ScenesRecipe:
     """Everything that decides what the scenes family becomes, apart from the machine.
@@ -107,6 +115,8 @@ class ScenesRecipe:
     for those named in `anew`, by their folders there, which begin from nothing. Of a whole family,
     stages in `again` run although `start` has their networks, with which they go on, and those in
     `without` do not run. Nets for maps are trained on the first `mapped` scenes (None: on all).
+
+    Raises InputError where `anew` names no network.
     """
 
     start: str | None = None
@@ -175,6 +185,10 @@ class ScenesRecipe:
             "subject": TrainingConfig(3000, 16, learning_rate=1e-3, warmup=30, decay=0.6, ema=0.99),
         }
     )
+
+    def __post_init__(self) -> None:
+        if unknown := {*self.anew} - {*NETWORKS}:
+            raise InputError(f"anew={sorted(unknown)}; allowed: {', '.join(NETWORKS)}")
 
     def run(self, name: str) -> TrainingConfig:
         """How the stage `name` is trained."""
