@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,25 @@ def test_what_fails_beside_the_training_is_told(
     monkeypatch.setattr(family, "shards_of", lambda folder: [])
     with pytest.raises(UnderdrawError, match="scenes failed: its process ended with exit code 3"):
         train_family(tmp_path / "other", 600.0, tiny(), **how)
+
+
+def _no_space() -> None:
+    raise OSError("no space left")
+
+
+def test_who_ignores_interrupts_is_interrupted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside, "START", "fork")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    try:
+        with pytest.raises(KeyboardInterrupt), beside.Beside({"views": _no_space}) as cores:
+            for _ in range(1000):
+                time.sleep(0.01)
+        assert cores.fault == "views failed: OSError: no space left"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_counts_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,9 @@ class Beside:
     start processes themselves. All of them end with the block.
 
     When a work fails, or the process dies, the main thread is interrupted as by Ctrl-C, so that a
-    training saves what it has; `fault` then tells why, and `until` and `wait` raise it.
+    training saves what it has; `fault` then tells why, and `until` and `wait` raise it. Inside the
+    block that is so, too, where Ctrl-C is ignored, as scripts have it for what they start in the
+    background.
     """
 
     def __init__(self, works: Mapping[str, Work]) -> None:
@@ -49,6 +51,7 @@ class Beside:
         self._changed = threading.Condition()
         self._main = threading.current_thread() is threading.main_thread()
         self._process: Any = None
+        self._ignored = False
         if not works:
             return
         context: Any = multiprocessing.get_context(START)
@@ -60,10 +63,17 @@ class Beside:
         self._listener.start()
 
     def __enter__(self) -> Beside:
+        if self._main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            self._ignored = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            if self._ignored:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def until(self, there: Callable[[], bool]) -> None:
         """Wait for something that the process does, looked at some times a second.

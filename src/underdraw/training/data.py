@@ -58,7 +58,11 @@ HELD_BACK = 64
 
 
 class Examples(Protocol):
-    """Numbered images with captions."""
+    """Numbered images with captions.
+
+    Where they also have a method `pixels(indices)`, which gives the same images as uint8 `(n,
+    height, width, 3)`, those go to the device: a quarter of the bytes.
+    """
 
     def __len__(self) -> int: ...
 
@@ -120,12 +124,9 @@ def render_cache(
         bar.update(count - sum(map(len, missing.values())))
         for place, indices in missing.items():
             taken = time.monotonic() - began
-            there = done > 0 or len(missing) < len(places)
-            if (
-                seconds is not None
-                and there
-                and taken * (1 + len(indices) / max(done, 1)) > seconds
-            ):
+            each = taken / done if done else 0.0  # which nobody knows yet
+            first = not done and len(missing) == len(places)
+            if seconds is not None and not first and taken + each * len(indices) > seconds:
                 break
             images = np.empty((len(indices), size, size, 3), np.uint8)
             cells = np.empty((len(indices), size // CELL, size // CELL), np.uint8)
@@ -322,7 +323,7 @@ class ArrivingScenes:
         if count <= held_back:
             raise InputError(f"count={count}; {held_back} are held back")
         self.folder, self.count, self.held_back = Path(folder), count, held_back
-        self._shards: list[np.ndarray] = []
+        self._shards: dict[Path, np.ndarray] = {}
         self._starts, self._looked = np.zeros(1, np.int64), 0.0
         until = time.monotonic() + patience
         while not self._look():
@@ -341,9 +342,10 @@ class ArrivingScenes:
     def _look(self) -> int:
         """Take in shards that have come; how many pictures there are."""
         self._looked = time.monotonic()
-        for place in shards_of(self.folder)[len(self._shards) :]:
-            self._shards.append(read_array(place / "images.npy"))
-        self._starts = np.cumsum([0, *map(len, self._shards)])
+        for place in shards_of(self.folder):  # of which a missing one may come after later ones
+            if place not in self._shards:
+                self._shards[place] = read_array(place / "images.npy")
+        self._starts = np.cumsum([0, *map(len, self._shards.values())])
         return int(self._starts[-1])
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
@@ -354,7 +356,7 @@ class ArrivingScenes:
             self._look()
         there = int(self._starts[-1]) - self.held_back
         numbers = np.where(indices < 0, indices, indices % there) + self.held_back
-        return _picked(self._shards, self._starts, numbers)
+        return _picked([*self._shards.values()], self._starts, numbers)
 
     def images(self, indices: np.ndarray) -> Tensor:
         """Images in [-1, 1], float32 `(n, 3, height, width)`."""
