@@ -16,7 +16,7 @@ from training.line import CONFIG, Line, weights
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import loop
-from underdraw.training.captured import Captured, Told, check_alike, quick_products
+from underdraw.training.captured import Captured, PendingFigures, check_alike, quick_products
 from underdraw.training.loop import LATE, _Run, train
 from underdraw.training.parallel import Group
 
@@ -39,7 +39,7 @@ def running(task: Line, folder: Path) -> _Run:
             return self.function(dict(batch))
 
     run.captured = Recorded(run.gradients, run.parameters)
-    run.told = Told(run.parameters, LATE)
+    run.pending = PendingFigures(run.parameters, LATE)
     return run
 
 
@@ -50,9 +50,9 @@ def test_figures_read_late_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "late").mkdir()
     for step in range(CONFIG.steps):
         assert not run.advance(False)
-        assert len(run.told.waiting) == min(step + 1, LATE)
+        assert len(run.pending.waiting) == min(step + 1, LATE)
     run.save()
-    assert not run.told.waiting
+    assert not run.pending.waiting
     for a, b in zip(weights(plain), weights(late), strict=True):
         assert torch.equal(a, b)
     curves = [
@@ -138,9 +138,9 @@ def test_the_host_waits_for_figures_that_no_event_tells_of() -> None:
                 asked.append((kwargs or {}).get("non_blocking", False))
             return super().__torch_function__(func, types, args, kwargs)
 
-    told = Told([], 0)
-    told.add(0, torch.tensor([1.0, 2.0]).as_subclass(Elsewhere))
-    assert list(told.known()) == [(0, [1.0, 2.0])] and asked == [False]
+    pending = PendingFigures([], 0)
+    pending.add(0, torch.tensor([1.0, 2.0]).as_subclass(Elsewhere))
+    assert list(pending.known()) == [(0, [1.0, 2.0])] and asked == [False]
 
 
 @pytest.mark.skipif(not hasattr(MATMUL, "fp32_precision"), reason="of newer versions of PyTorch")

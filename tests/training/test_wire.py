@@ -38,5 +38,5 @@ def test_words_are_filled_up_and_emptied() -> None:
     filled, told = wire.padded((ids, keep), 5, 9)
     assert filled.tolist() == [[5, 6, 0, 9, 9], [5, 6, 7, 9, 9]]
     assert told.sum(1).tolist() == [2, 3]
-    assert [x.shape for x in wire.that_count(filled, told)] == [(2, 3)] * 2
+    assert [x.shape for x in wire.unpadded(filled, told)] == [(2, 3)] * 2
     assert [x.shape for x in wire.padded((ids, keep), 2, 9)] == [(2, 3)] * 2

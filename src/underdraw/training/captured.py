@@ -2,8 +2,8 @@
 
 A step of a small network is some thousand operations. Python starts them one by one, and takes
 about as long for that as an accelerator for computing them. `Captured` records them once as a CUDA
-graph, which is then started as a whole. `Told` reads the figures of a step some steps later, when
-they have long been there.
+graph, which is then started as a whole. `PendingFigures` reads the figures of a step some steps
+later, when they have long been there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from underdraw.errors import InputError
 
-_torch: Any = torch
-"""Which does not name its operations on lists of tensors as public."""
 WARMUPS = 2
 """Calls before the recording, in which libraries load their kernels and tables are brought over."""
 
@@ -125,11 +123,13 @@ def check_alike(batch: Mapping[str, Any], first: Mapping[str, Any]) -> None:
         raise InputError(f"graph=True: a batch lacks {missing}, which the first one had")
 
 
-class Told:
-    """Figures of the last steps, and the weights from before each.
+class PendingFigures:
+    """Figures of the last steps, which are on their way to the host, and the weights from before
+    each.
 
     Whether a loss is finite is known `late` steps after its step; the weights are then put back to
-    what they were. With `late` 0 it is known before they move.
+    what they were, so `late + 1` copies of them are kept. With `late` 0 it is known before they
+    move, and none is.
     """
 
     def __init__(self, parameters: Sequence[Tensor], late: int) -> None:
@@ -152,7 +152,7 @@ class Told:
                 self.spare.pop() if self.spare else [torch.empty_like(p) for p in self.parameters]
             )
             with torch.no_grad():
-                _torch._foreach_copy_(kept, self.parameters)
+                torch._foreach_copy_(kept, self.parameters)  # pyright: ignore[reportPrivateImportUsage]
         self.waiting.append((step, host, read, kept))
 
     def known(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:

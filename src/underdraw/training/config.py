@@ -29,7 +29,11 @@ class TrainingConfig:
     thread (`training.lanes`); 0 leaves it to PyTorch to share each operation among threads.
 
     `graph` records a step as a CUDA graph at its first batch and replays it (`training.captured`);
-    all batches then have the same shapes. It changes nothing on other devices.
+    all batches then have the same shapes, and a loss that is not finite is known two steps later,
+    when the weights are put back to what they were. It changes nothing on other devices.
+
+    `precision` is the dtype of autocast: "auto" takes bfloat16 where the device computes in it. On
+    CUDA products in float32 use TF32.
 
     `optimizer`: "adamw", or "muon" (`training.optimizers`), which takes `muon_rate` for matrices
     inside of networks and AdamW with `learning_rate` for all else; both follow the same schedule;

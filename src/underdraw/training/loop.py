@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
-from underdraw.training.captured import Captured, Told, quick_products
+from underdraw.training.captured import Captured, PendingFigures, quick_products
 from underdraw.training.config import TrainingConfig
 from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
@@ -35,7 +35,8 @@ from underdraw.training.workers import Batch, check_workers, drawn_ahead
 
 Figures = dict[str, "float | Tensor"]
 """Numbers by name. Tensors with one number may stay on the device: to read one is to wait for it,
-and the loop reads all of a step at once."""
+and the loop reads all of a step at once. Of a step that is recorded (`TrainingConfig.graph`) they
+all are such tensors, since nothing else changes when it is played again."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class _Run:
         self.captured: Captured | None = None
         if config.graph and device.type == "cuda":
             self.captured = Captured(self.gradients, self.parameters)
-        self.told = Told(self.parameters, late=LATE if self.captured else 0)
+        self.pending = PendingFigures(self.parameters, late=LATE if self.captured else 0)
         self.figures: list[str] = []
         self.noted: dict[int, dict[str, float]] = {}
         self.latest = math.nan
@@ -210,8 +211,8 @@ class _Run:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
             figures = torch.cat([figures, norm.detach().float().view(1)])
         self.noted[self.step] = {"seconds": self.elapsed, "rate": share * config.learning_rate}
-        self.told.add(self.step, figures)
-        self.hear()
+        self.pending.add(self.step, figures)
+        self.read_figures()
         self.optimizers.step(share, self.scaler)
         self.scaler.update()
         self.step += 1
@@ -233,13 +234,13 @@ class _Run:
         self.figures = list(told[0])
         return _means(told)
 
-    def hear(self, wait: bool = False) -> None:
+    def read_figures(self, wait: bool = False) -> None:
         """Take in what is known of the figures of steps; with `wait`, of all there were.
 
         Raises:
             NonFiniteError: a loss is not finite.
         """
-        for step, figures in self.told.known(wait):
+        for step, figures in self.pending.known(wait):
             noted, first = self.noted.pop(step), self.numbers(step)[0]
             if not math.isfinite(figures[0]):
                 raise NonFiniteError(
@@ -299,7 +300,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint, on the first process; the old one stays whole until it is there."""
-        self.hear(wait=True)
+        self.read_figures(wait=True)
         self.saved = time.monotonic()
         if self.group.rank:
             return
@@ -354,7 +355,7 @@ class _Run:
 
     def preview(self) -> None:
         """Let the task look at its averaged weights, if they are numbers."""
-        self.hear(wait=True)
+        self.read_figures(wait=True)
         self.previewed = time.monotonic()
         if self.group.rank:
             return

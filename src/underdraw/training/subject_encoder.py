@@ -25,7 +25,7 @@ from underdraw.training.data import Examples, shuffled
 from underdraw.training.loop import Batch, Draw, Figures
 from underdraw.training.subject_words import prompts, read
 from underdraw.training.tokens import tokenize
-from underdraw.training.wire import in_bytes, padded, that_count
+from underdraw.training.wire import in_bytes, padded, unpadded
 
 
 class SubjectExamples(Examples, Protocol):
@@ -237,7 +237,7 @@ class AlignmentTask:
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         c, e = self.encoder.config, self.encoder
         image = normalise(batch["pixels"], c.vision_config.image_size)
-        words = that_count(batch["ids"], batch["keep"])
+        words = unpadded(batch["ids"], batch["keep"])
         tokens = directly(qformer.SUBJECT, e, image, *words)
         seen = read(self.text_encoder, batch["prompts"], tokens).pooled
         with torch.no_grad():
@@ -272,7 +272,7 @@ class AlignmentTask:
         itself = torch.arange(len(image), device=image.device)
         which = torch.where(right, itself, _another(batch["ids"], said))
         right = (said == said[which]).all(-1)
-        words = that_count(said[which], batch["said_keep"][which])
+        words = unpadded(said[which], batch["said_keep"][which])
         out = directly(qformer.QFORMER, self.encoder, image, *words)
         logits = self.heads.match(out.last[:, :count].float() / self.heads.unit).mean((1, 2))
         told = ((logits > 0) == right).float().mean()

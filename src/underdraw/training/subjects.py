@@ -27,7 +27,7 @@ from underdraw.training.objectives import Objective, ObjectiveConfig
 from underdraw.training.subject_encoder import CATEGORY, SubjectExamples, shown
 from underdraw.training.subject_words import prompts, read
 from underdraw.training.truth import Recorder, TruthHeads
-from underdraw.training.wire import images, padded, signed, that_count
+from underdraw.training.wire import images, padded, signed, unpadded
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class SubjectTask:
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         e = self.encoder
         image = normalise(batch["pixels"], e.config.vision_config.image_size)
-        words = that_count(batch["ids"], batch["keep"])
+        words = unpadded(batch["ids"], batch["keep"])
         tokens = directly(qformer.SUBJECT, e, image, *words)
         context = read(self.text_encoder, batch["prompts"], tokens).last
         deltas = {} if self.differences is None else self.differences.deltas()

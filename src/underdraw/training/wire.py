@@ -87,8 +87,9 @@ def padded(words: tuple[np.ndarray, np.ndarray], short: int, padding: int) -> tu
     return torch.from_numpy(filled), torch.from_numpy(np.pad(keep, more))
 
 
-def that_count(ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Pieces of words up to the last that counts in any row, where that can be told."""
+def unpadded(ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Pieces of words up to the last that counts in any row, where that can be told: what `padded`
+    was given."""
     if not at_hand(ids):
         return ids, keep
     longest = max(1, int(keep.sum(1).max()))
