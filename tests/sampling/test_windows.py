@@ -25,7 +25,9 @@ from underdraw.controls.steady import Steady
 from underdraw.engines.eager import EAGER
 from underdraw.errors import ControlError, NonFiniteError
 from underdraw.networks.sites import Sites
+from underdraw.pipelines.inversion import invert_pictures
 from underdraw.sampling import windows
+from underdraw.sampling.inversion import FixedPoint, NegativePrompt, NullTextInversion, finish
 from underdraw.sampling.whole import Acts, ByCall, _in_python
 
 SIZE = {"height": 40, "width": 72}  # latents 5 x 9
@@ -431,3 +433,41 @@ def test_numbers_keep_the_dtype_that_they_meet():
 
     made = framework.compiled(at)(framework.array(np.ones(2), half), 0.5, 0.25, 1)
     assert made.dtype == half and made.tolist() == [0.25, 0.25]
+
+
+INVERSIONS = {
+    "plain": ("plain", {"guidance_scale": 3.0}, 4, 4),
+    "negative-prompt": (NegativePrompt(), {"strength": 0.6}, 2, 2),
+    "null-text": (NullTextInversion(iterations=1, rate=0.1), {}, 4, 0),
+    "fixed-point": (FixedPoint(iterations=2), {}, 0, 4),
+    "negative-prompt, solved": (NegativePrompt(FixedPoint(iterations=2)), {}, 0, 4),
+}
+"""What each is asked for, and how many calls of the way up and of that down are calls of a loop."""
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_inversions_go_up_and_down_by_the_loop(pipe, engine, name):
+    """Where the next call is known before the last one has answered; each level is handed out."""
+    method, changes, up, down = INVERSIONS[name]
+    given = {"num_inference_steps": 4, "guidance_scale": 3.0, **changes}
+
+    def inverted(engine, resume=None):
+        pipe.engine = engine
+        try:
+            pictures = [photo((72, 40), seed) for seed in (1, 2)]
+            yield from invert_pictures(pipe, pictures, PROMPTS, method, resume=resume, **given)
+        finally:
+            pipe.engine = None
+
+    expected, made = finish(inverted(None)), [*inverted(engine)]
+    levels = [len(one.latents) for one in made]
+    assert levels[: made[-1].calls] == [*range(2, 2 + made[-1].calls)]
+    assert len(engine.counts) <= up + down and sum(engine.counts) == up + down
+    assert engine.counts[:up] == [1] * up
+    half, once = made[1], len(engine.counts)
+    resumed = finish(inverted(engine, half))
+    assert len(engine.counts) - once <= max(up - 2, 0) + down
+    for found in (made[-1], resumed):
+        for mine, theirs in zip(found.latents, expected.latents, strict=True):
+            assert alike(mine, theirs, 1e-5)
+        np.testing.assert_allclose(found.error.latents, expected.error.latents, 1e-3)

@@ -31,6 +31,7 @@ from underdraw.engines.engine import answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import sample
+from underdraw.sampling.windows import asked_together, windows
 from underdraw.shown import of_fields
 from underdraw.solvers.solver import Solver
 from underdraw.solvers.table import OUTPUT, Table, X
@@ -208,6 +209,8 @@ def _run(
     framework, method = denoise.run.framework, found.method
     way = getattr(method, "way", method)
     upwards = denoise.unguided() if follows(method) else denoise
+    if isinstance(way, Plain) and asked_together(denoise.run) and isinstance(solver, Table):
+        found = yield from _all_up(upwards, solver, steps, found)
     while len(found.latents) <= found.calls:
         index = found.calls - len(found.latents)
         with framework.no_grad():
@@ -230,10 +233,11 @@ def reconstruct(denoise: Denoiser, solver: Solver, inversion: Inversion) -> Arra
     """The latents that the solver makes of an inversion, `(images, channels, height, width)`."""
     if inversion.reached is not None and len(inversion.negatives) == inversion.calls:
         return inversion.reached
-    run = replace(denoise.run, solver=solver, draw=_no_noise, components=None)
+    run = replace(denoise.run, solver=solver, draw=_no_noise, components=None, watched=False)
     again = Denoiser(run)
     again.set_context(denoise.context)
-    asking = sample(run, inversion.noise, inversion.controls, denoise=again)
+    together = asked_together(run)
+    asking = sample(run, inversion.noise, inversion.controls, None, again, together)
     return _last(answered(asking, denoise.run.engine)).latents
 
 
@@ -318,6 +322,34 @@ def _up(
         latents=(*found.latents, best),
         residuals=(*found.residuals, tuple(left.tolist())),
     )
+
+
+def _all_up(
+    denoise: Denoiser, solver: Table, steps: Sequence[_Step], found: Inversion
+) -> Generator[Inversion, None, Inversion]:
+    """Plain steps by the program of a run's whole loop, which goes up by a table as down; it hands
+    out each, for all are kept. What the engine declines is left to do."""
+    done = len(found.latents) - 1
+    if done == found.calls:
+        return found
+    run = replace(denoise.run, solver=turned(solver, steps).tail(done), latents=found.noise)
+    again = Denoiser(run)
+    again.set_context(denoise.context)
+    for step in answered(windows(run, (), (), again, found.noise), run.engine):
+        found = replace(found, latents=(*found.latents, step.latents))
+        yield found
+    return found
+
+
+def turned(solver: Table, steps: Sequence[_Step]) -> Table:
+    """The table of the way up: its call i is turned call -1 - i, the network asked at its times."""
+    weights = np.zeros_like(solver.weights)
+    for call, step in zip(weights, reversed(steps), strict=True):
+        call[0, X], call[0, OUTPUT] = 1 / step.x, -step.output / step.x
+    columns = ("timesteps", "input_scale", "alpha", "sigma", "read_clean", "pushes", "draws")
+    back = {name: getattr(solver, name)[::-1] for name in columns}
+    order = np.arange(len(solver))
+    return replace(solver, weights=weights, steps=order, clip=None, restart=None, **back)
 
 
 def _down(

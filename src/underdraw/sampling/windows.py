@@ -43,6 +43,11 @@ class Reached(NamedTuple):
     calls: int
 
 
+def asked_together(run: Run) -> bool:
+    """Whether the run's engine compiles whole loops, on a framework that has them."""
+    return getattr(run.engine, "loops", False) and hasattr(run.framework, "repeated")
+
+
 def fits(run: Run, acting: Sequence[Control]) -> bool:
     """Whether many calls of the run can be asked for at once: its solver is a table, and controls
     look at no latents."""

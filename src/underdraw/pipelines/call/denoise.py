@@ -22,6 +22,7 @@ from underdraw.pipelines.components.lora_mix import standing
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import sample
 from underdraw.sampling.steps import LATER, UNWATCHED, Step
+from underdraw.sampling.windows import asked_together
 
 LOG = logging.getLogger(__name__)
 Steps = Generator[Question | Step, Any, Array]
@@ -80,9 +81,7 @@ def denoise(run: Run, plan: Plan, latents: Array, own: Sequence[Control] = ()) -
                 hooked = (*components.attached.beside, components.own_grounding)
                 held.enter_context(components.borrow(*hooked, whole=True))
 
-        whole = getattr(components.engine, "loops", False)
-        together = whole and hasattr(components.framework, "repeated")
-        loop = sample(run, latents, controls, ready, denoiser, together)
+        loop = sample(run, latents, controls, ready, denoiser, asked_together(run))
         latents = yield from _driven(loop, run, plan, latents)
     if not components.framework.is_finite(latents):
         raise NonFiniteError(LATER)
