@@ -3,6 +3,7 @@
 import pickle
 from copy import deepcopy
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ from engines.runs import apart, begun, ended, unet
 from pipelines.tiny import DEEP, SHORT
 
 from underdraw import engines
-from underdraw.backends import installed
+from underdraw.backends import get, installed
 from underdraw.backends.deltas import LowRank
 from underdraw.controls import Control
+from underdraw.engines.auto import Auto
 from underdraw.engines.compiled import Compiled, Regional
 from underdraw.engines.engine import Engine, Question, answered
 from underdraw.errors import InputError, InputTypeError
 from underdraw.networks.sites import Observed, Sites, UpTo, owner_field
 from underdraw.networks.unet import CONTEXT, TIMES, UNET
+from underdraw.sampling.windows import asked_together
 
 JAX = pytest.mark.skipif("jax" not in installed(), reason="needs JAX")
 
@@ -179,6 +182,18 @@ def test_jit_shares_what_it_compiled_between_networks_of_one_config(jitted):
     assert len(engine.compiled) == count
     assert apart(made, ended(reference, 1)) <= 1e-4
     assert apart(made, before) > 1e-2
+
+
+@JAX
+def test_auto_is_jit_on_jax(jitted):
+    """And like it asked for whole loops there, which PyTorch has none of."""
+    model, engine, made = jitted
+    auto, count = Auto(), len(engine.compiled)
+    auto._jit = engine
+    assert apart(ended(model, 1, auto), made) == 0 and len(engine.compiled) == count
+    assert engines.name_of(auto) == "jit" and "compiles" in auto.why
+    runs = (SimpleNamespace(engine=auto, framework=get(name)) for name in ("jax", "torch"))
+    assert [asked_together(run) for run in runs] == [True, False]
 
 
 # -- engines from outside --------------------------------------------------------------------------

@@ -393,7 +393,7 @@ def test_jit_compiles_nothing_for_a_second_call():
 
 
 ROUNDING = 0.05
-"""Of the largest value: 8 bits of mantissa after three guided steps; 0.03 was measured, on PyTorch 0.023."""
+"""Of the largest value: 8 bits of mantissa after three guided steps; 0.03 was measured."""
 
 
 @pytest.mark.skipif("jax" not in OTHERS, reason="needs JAX")

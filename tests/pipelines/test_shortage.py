@@ -6,6 +6,7 @@ from pipelines import tiny
 from typer.testing import CliRunner
 
 import underdraw
+from underdraw import backends
 from underdraw.backends import machine
 from underdraw.cli import app
 from underdraw.errors import OutOfMemoryError
@@ -84,6 +85,8 @@ def test_the_doctor(monkeypatch):
     assert done.exit_code == 0, done.output
     for word in ("processor:", "memory:", "PyTorch", "jax", "Stable Diffusion 1.5", "settings:"):
         assert word in done.output
+    on_jax = "engine='auto' with backend='jax' takes jit: JAX compiles" in done.output
+    assert on_jax == ("jax" in backends.installed())
     monkeypatch.setattr(machine, "free_memory", lambda device: 3_000_000_000)
     little = CliRunner().invoke(app.app, ["doctor"]).output
     assert "too much" in little and "int8" in little

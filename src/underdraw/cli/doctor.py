@@ -65,6 +65,9 @@ def report(side: int) -> list[str]:
         f"dtype='auto' takes {best} on {device}: {why}",
         f"engine='auto' takes {engine} on {device}: {because}",
     ]
+    if _version("jax") is not None:
+        engine, because = choice_for("jax", device)
+        lines.append(f"engine='auto' with backend='jax' takes {engine}: {because}")
     lines += ["", f"Stable Diffusion 1.5, a picture of {side} x {side}, on {device}:"]
     fitting = []
     for name, weight, number, how in WAYS:

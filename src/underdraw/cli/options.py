@@ -91,7 +91,7 @@ Engine = Annotated[
         "whole networks by the framework's own compiler, which takes longer to begin. "
         "openvino: whole networks, on the CPU; compiled in seconds, and kept for the next time. "
         "graph: whole networks as CUDA graphs, recorded at the first step. "
-        "auto: openvino where it is installed and faster, else eager.",
+        "auto: openvino where it is installed and faster, jit on JAX, else eager.",
         autocompletion=lambda incomplete: [e for e in ENGINES if e.startswith(incomplete)],
     ),
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import platform
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from underdraw import backends
+from underdraw.engines.compiled import Compiled
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
 from underdraw.engines.openvino import OpenVino
@@ -20,12 +21,16 @@ MEASURED = ("x86_64", "amd64")
 @dataclass
 class Auto:
     """`openvino` for networks of PyTorch on the CPU, where it is installed and was measured to be
-    faster; `eager` for all others. What was chosen is in `chosen`, and why in `why`."""
+    faster; `jit` for those of JAX; `eager` for all others. What was chosen is in `chosen`, and why
+    in `why`."""
 
+    loops: ClassVar[bool] = True
+    """As `jit` is; nobody else is asked for many calls, for only JAX has loops (`repeated`)."""
     chosen: str | None = field(default=None, init=False)
     """The engine of the last question; None before the first."""
     why: str = field(default="", init=False)
     _openvino: OpenVino = field(default_factory=OpenVino, init=False, repr=False)
+    _jit: Compiled = field(default_factory=Compiled, init=False, repr=False)
 
     def run(self, question: Question) -> Any:
         """The outputs, by the engine of choice."""
@@ -33,7 +38,7 @@ class Auto:
         if (name, why) != (self.chosen, self.why):
             self.chosen, self.why = name, why
             LOG.info("engine 'auto': %s, %s", name, why)
-        return (self._openvino if name == "openvino" else EAGER).run(question)
+        return {"openvino": self._openvino, "jit": self._jit}.get(name, EAGER).run(question)
 
     def __reduce__(self) -> Any:
         """For copies and pickles: what was compiled stays here."""
@@ -47,6 +52,8 @@ def choice(model: Any) -> tuple[str, str]:
 
 def choice_for(backend: str, device: str) -> tuple[str, str]:
     """The engine for networks of a backend on a device, and why it is this one."""
+    if backend == "jax":
+        return "jit", "JAX compiles either programs or each operation of them, which takes longer"
     if backend != "torch":
         return "eager", f"the network is one of {backend}"
     if device.partition(":")[0] != "cpu":
