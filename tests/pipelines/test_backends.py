@@ -177,14 +177,28 @@ def structure(backend):
 
 
 def null_text(backend):
-    """A picture inverted by gradients through the UNet, then edited."""
+    """A picture inverted by gradients through the UNet, then edited; another picture, prompt and
+    guidance compile nothing."""
     pipe = pipeline(underdraw.StableDiffusionPipeline, backend, scheduler=ddim())
     two = {"num_inference_steps": 2}
     method = NullTextInversion(iterations=2, rate=0.1)
-    found = finish(invert_pictures(pipe, photo((72, 40)), TWO[0], method, measure=False, **two))
+
+    def inverted(seed, prompt, **changes):
+        given = {"measure": False, **two, **changes}
+        return finish(invert_pictures(pipe, photo((72, 40), seed), prompt, method, **given))
+
+    kept = []
+
+    def first():
+        kept.append(inverted(0, TWO[0]))
+        return kept[0].noise
+
+    second = lambda: inverted(1, TWO[1], guidance_scale=3.0).noise  # noqa: E731
+    others, (found,) = compiled_once(backend, first, second), kept
     noise = pipe.parts.nn.concat([found.noise, found.noise], 0)
     steering = [*found.controls, AttentionEdit(weights={"sphere": 1.5})]
-    return pipe(TWO, latents=noise, controls=steering, **{**CALL, **two}).images
+    made = pipe(TWO, latents=noise, controls=steering, **{**CALL, **two}).images
+    return backends.get(backend).to_numpy(made), *others
 
 
 def batched(backend):
@@ -295,9 +309,8 @@ CASES = {
 # On MindSpore `tests/mindspore_names` makes these calls, under mindone's names.
 NAMED = {"text_to_image", "img2img", "inpaint", "diffedit", "gligen", "gligen_text_image"}
 NAMED |= {"controls", "structure"}
-# JAX, which compiles each derivative for itself, would take two minutes for gradients of a UNet;
-# maps on JAX are in `tests/controls/test_structure.py`, compiled once.
-ELSEWHERE = {("null_text", "jax"), ("structure", "jax"), *((name, "mindspore") for name in NAMED)}
+# Maps on JAX are in `tests/controls/test_structure.py`, compiled once.
+ELSEWHERE = {("structure", "jax"), *((name, "mindspore") for name in NAMED)}
 PAIRS = [
     (name, backend) for backend in OTHERS for name in CASES if (name, backend) not in ELSEWHERE
 ]

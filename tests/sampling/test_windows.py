@@ -464,6 +464,7 @@ def test_inversions_go_up_and_down_by_the_loop(pipe, engine, name):
     assert levels[: made[-1].calls] == [*range(2, 2 + made[-1].calls)]
     assert len(engine.counts) <= up + down and sum(engine.counts) == up + down
     assert engine.counts[:up] == [1] * up
+    assert ("unet.nearer" in engine.asked) == (name == "null-text")
     half, once = made[1], len(engine.counts)
     resumed = finish(inverted(engine, half))
     assert len(engine.counts) - once <= max(up - 2, 0) + down

@@ -27,10 +27,12 @@ from underdraw import checks
 from underdraw.backends.contract import Array
 from underdraw.controls.null_text import NullText
 from underdraw.engines.eager import EAGER
-from underdraw.engines.engine import answered
+from underdraw.engines.engine import Question, answer, answered
 from underdraw.errors import InputError, InputTypeError, NonFiniteError
+from underdraw.networks import unet
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.sampling.loop import sample
+from underdraw.sampling.nearer import NEARER, Aim
 from underdraw.sampling.windows import asked_together, windows
 from underdraw.shown import of_fields
 from underdraw.solvers.solver import Solver
@@ -370,22 +372,27 @@ def _down(
         full = conditional(given, index)
         first = denoise.context[:images] if not found.negatives else found.negatives[-1]
         context = nn.float32(first)
+    compiled = asked_together(denoise.run)
     empty = conditional.unguided(context)
-    empty.run = replace(empty.run, engine=EAGER, components=None)  # gradients flow through it
+    empty.run = replace(empty.run, components=None)
+    if not compiled:  # other engines have no gradients
+        empty.run = replace(empty.run, engine=EAGER)
+    with framework.no_grad():
+        x_in, time, _, sites = unet.Inputs(*empty.question(given, index).inputs)
+    aim = Aim(x, goal, full, denoise.guidance, step.x, step.output)
+    model = denoise.run.model
 
-    def lead(negative: Array) -> tuple[Array, tuple[Array, Array]]:
-        """Sum of the distances, for they do not depend on each other; each; where the call ends."""
-        empty.set_context(negative)
-        guided = denoise.guide(nn.concat((empty(given, index), full), 0))
-        ends = step.x * x + step.output * guided
-        far = nn.mean((ends - goal) ** 2, (1, 2, 3))
-        return nn.mean(far, (0, 1, 2, 3)).reshape(1)[0] * images, (far, ends)
+    def lead(context: Array) -> tuple[Array, Array, Array]:
+        inputs = (context, x_in, time, sites, aim)
+        if compiled:
+            return answer(denoise.run.engine, Question(NEARER, model, inputs, nn))
+        return NEARER(nn, model, model.config, *inputs)
 
     rate = method.rate * (1 - index / (2 * found.calls))
     enough = method.tolerance * (1 + 2 * index)
     moments, best, least, reached = (context * 0, context * 0), context, None, x
     for count in range(1, method.iterations + 2):
-        gradient, (far, ends) = framework.gradient(lead, context)
+        gradient, far, ends = lead(context)
         with framework.no_grad():
             if least is None:
                 best, least, reached = context, far, ends
