@@ -149,6 +149,18 @@ def pairs(session: nox.Session) -> None:
 
 
 @nox.session
+def jax_alone(session: nox.Session) -> None:
+    """Backends, networks, pipelines, training and Flax's names on JAX where nothing else is
+    installed; `tests` runs the same beside all the rest, so for releases."""
+    session.install(*INSTALL, "constraints/tests.txt", ".[jax,jax-train,test]")
+    files = ["pipelines/test_backends.py", "training/test_optax.py", "flax_names"]
+    chosen = session.posargs or ["tests/backends", "tests/networks", *(f"tests/{f}" for f in files)]
+    expected = {"UNDERDRAW_EXPECT": "torch,jax"}
+    named = ("-k", "jax or flax or optax or installed")
+    session.run("pytest", *WORKERS, *named, *chosen, env=ENVIRONMENT | expected)
+
+
+@nox.session
 def mindspore(session: nox.Session) -> None:
     """Backends, networks and pipelines on MindSpore, which needs numpy 1 and so its own room."""
     session.install(*INSTALL, "constraints/mindspore.txt", ".[mindspore,test]")
