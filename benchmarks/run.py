@@ -25,6 +25,7 @@ SCRIPTS = {
     "import_time": "Import",
     "tiny_step": "A whole pipeline with a tiny UNet: what Python costs",
     "engine_steps": "Engines: runs in one batch, and compiled steps",
+    "framework_steps": "PyTorch, JAX and MindSpore beside PyTorch's eager",
     "openvino_step": "The engine `openvino`",
     "training_rate": "Training: images a second",
     "cold_start": "Cold start from a full-size fp16 folder",
@@ -41,6 +42,7 @@ QUICK = {
     if (name.endswith("_step") and name != "tiny_step") or name in ("vae_decode", "training_rate")
 }
 QUICK["cold_start"] = ["1"]
+QUICK["framework_steps"] = ["--quick"]
 
 PREFACE = """# Results
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from underdraw.engines import EAGER
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 UNET = {
     "sample_size": 8,
@@ -297,6 +299,26 @@ def test_steps_on_jax(engine_steps, monkeypatch):
     monkeypatch.setattr(engine_steps, "Compiled", lambda: once)
     monkeypatch.setattr(engine_steps, "EAGER", once)
     assert len(engine_steps.jit(1, ONE_LEVEL)) == 2
+
+
+@pytest.mark.parametrize("backend", ["torch", *(n for n in ("jax",) if find_spec(n))])
+def test_steps_on_frameworks(backend, capsys, monkeypatch, tmp_path):
+    """Whole calls of PyTorch, seen by step and not; of JAX a step alone, which compiles less."""
+    import framework_steps
+    from pipelines import tiny
+
+    tiny.pipeline(unet=tiny.SHORT).save_pretrained(tmp_path)
+    other = {"torch": "torch watched", "jax": "jax loop"}[backend]
+    ways = {name: framework_steps.WAYS.get(name, lambda: EAGER) for name in ("torch eager", other)}
+    monkeypatch.setattr(framework_steps, "WAYS", {**ways, "none eager": None})
+    monkeypatch.setattr(framework_steps, "SECOND", (other,))
+    works = ("step", "call") if backend == "torch" else ("step",)
+    made = framework_steps.main(tuple(framework_steps.WAYS), works, 64, 2, 1, str(tmp_path))
+    names = [f"{way}, {work}" for work in works for way in ways]
+    both = [f"{name}{end}" for name in names for end in (" (s a step)", ", first (s)")]
+    assert [one.name for one in made] == both and all(one.ours > 0 for one in made)
+    for line in capsys.readouterr().out.split("apart ")[1:]:
+        assert float(line.split()[0]) < 1e-4
 
 
 def test_two_sources(engine_steps, capsys, monkeypatch, tmp_path):

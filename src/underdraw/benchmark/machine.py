@@ -11,7 +11,7 @@ from typing import Any
 from underdraw.backends import hardware, machine
 from underdraw.names import __version__
 
-PACKAGES = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
+PACKAGES = ("torch", "jax", "mindspore", "diffusers", "transformers", "openvino", "onnxruntime")
 
 
 def described() -> dict[str, Any]:
