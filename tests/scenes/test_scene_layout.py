@@ -1,9 +1,12 @@
 """Random scenes: the split keeps its word, streams are in order, workers change nothing."""
 
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +22,10 @@ from underdraw.scenes import (
     stream,
 )
 from underdraw.scenes.vocabulary import COLOURS, SHAPES
+
+FORKS = pytest.mark.filterwarnings("ignore:.*fork\\(\\)")
+"""JAX, which other tests may have imported, warns of what it does not see: these children do not
+compute by it."""
 
 
 def test_about_one_pair_in_sixteen_is_reserved():
@@ -71,12 +78,32 @@ def _killed_at_five(number):
     return number
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills no process this way")
+@FORKS
 def test_nobody_waits_for_a_process_that_was_killed(monkeypatch):
     monkeypatch.setattr(stream, "START", "fork")
     assert list(stream.in_order(abs, range(-70, 0), 2)) == list(range(70, 0, -1))
     with pytest.raises(UnderdrawError, match="one of 2 processes that make examples was killed"):
         list(stream.in_order(_killed_at_five, range(70), 2))
+
+
+def _is_killed_while_others_work_for_it():
+    asked = stream.in_order(time.sleep, [0.01] * 999, 2)
+    next(asked)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@FORKS
+def test_processes_end_with_the_one_they_work_for(monkeypatch):
+    monkeypatch.setattr(stream, "START", "fork")
+    reads, writes = os.pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=_is_killed_while_others_work_for_it
+    )
+    process.start()
+    os.close(writes)  # they have it, too, as long as they live
+    process.join()
+    with open(reads, "rb") as pipe:
+        assert select.select([pipe], [], [], 20)[0] and pipe.read() == b""
 
 
 def test_bad_arguments_are_refused():

@@ -35,6 +35,11 @@ from underdraw.training.subject_scenes import SubjectScenes
 LEVELS = ("DownBlock2D", "UpBlock2D")
 
 
+FORKS = pytest.mark.filterwarnings("ignore:.*fork\\(\\)")
+"""JAX, which other tests may have imported, warns of what it does not see: these children do not
+compute by it."""
+
+
 def tiny() -> ScenesRecipe:
     """The recipe with networks as small as they go, of a step for each stage."""
     wide = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
@@ -116,6 +121,7 @@ def test_a_family_from_nothing_to_its_scores(
     assert ran == []
 
 
+@FORKS
 def test_examples_are_made_beside_the_training(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +161,7 @@ def test_examples_are_made_beside_the_training(
         train_family(tmp_path, 600.0, tiny(), **how)
 
 
+@FORKS
 def test_what_fails_beside_the_training_is_told(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +191,7 @@ def _no_space() -> None:
     raise OSError("no space left")
 
 
+@FORKS
 def test_who_ignores_interrupts_is_interrupted_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

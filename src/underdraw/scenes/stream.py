@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -96,7 +98,7 @@ def in_order(
         return
     left, ahead = iter(asked), deque[Future[list[Any]]]()
     # A Pool would wait for ever for what a killed process was making.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START), _begin_worker)
     try:
         while True:
             while len(ahead) < _AHEAD * workers and (chunk := list(islice(left, _CHUNK))):
@@ -110,6 +112,18 @@ def in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """A process ends with the one that asks, also where that is killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _made(make: Callable[[T], Any], asked: Sequence[T]) -> list[Any]:
