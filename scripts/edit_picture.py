@@ -1,5 +1,7 @@
 """Make docs/pictures/edit.png: renders before an edit, the place that was found, and after it.
 
+Pairs and seeds are the first ones, as they come.
+
 python scripts/edit_picture.py [OUT.png]
 """
 
@@ -12,7 +14,7 @@ from underdraw import StableDiffusionDiffEditPipeline, StableDiffusionPipeline
 from underdraw.evaluation import held_out_pairs
 from underdraw.pictures.writing import grid, to_pil
 
-PAIRS = (1, 5, 7)  # of `held_out_pairs`: edits that succeed, as two of three do
+PAIRS = range(4)  # of `held_out_pairs`: another colour, another shape, a removal, an addition
 
 
 def main(out: str) -> None:
