@@ -12,7 +12,7 @@ from underdraw.training.recipes import ScenesRecipe
 from underdraw.training.text_to_image import scheduler_for
 
 STEPS = 6
-CALL = {"num_inference_steps": STEPS, "guidance_scale": 4.5, "seed": 7, "height": 96, "width": 96}
+CALL = {"num_inference_steps": STEPS, "guidance_scale": 4.5, "seed": 7}
 
 
 def drawn(pipe, config):

@@ -62,22 +62,22 @@ SHARES: Mapping[str, float] = {
 }
 """What of a budget each stage gets, in the order in which they run; they need not add up to 1."""
 ACCELERATED: Mapping[str, float] = {
-    "autoencoder": 90,
+    "autoencoder": 70,
     "renders": 2,
     "text": 10,
-    "latents": 8,
-    "denoiser": 290,
+    "latents": 7,
+    "denoiser": 235,
     "decoder": 20,
-    "clip": 35,
-    "grounding": 80,
+    "clip": 30,
+    "grounding": 65,
     "maps": 1,
     "structure": 15,
-    "edges": 30,
-    "depth": 30,
+    "edges": 22,
+    "depth": 22,
     "subjects": 5,
-    "alignment": 12,
-    "subject": 45,
-    "export": 6,
+    "alignment": 10,
+    "subject": 32,
+    "export": 5,
     "scores": 14,
 }
 """The same beside an accelerator, where examples are made by another process meanwhile: "renders"
