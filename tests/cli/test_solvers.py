@@ -11,7 +11,7 @@ from underdraw.evaluation.detector import load_evaluator
 from underdraw.training.recipes import ScenesRecipe
 from underdraw.training.text_to_image import scheduler_for
 
-STEPS = 6
+STEPS = 14
 CALL = {"num_inference_steps": STEPS, "guidance_scale": 4.5, "seed": 7}
 
 

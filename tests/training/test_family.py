@@ -214,13 +214,13 @@ def test_counts_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ledger, stages = Ledger(tmp_path / PLAN, None), list(ACCELERATED)
     whole = sum(ACCELERATED.values())
     planned = family._planned(recipe, stages, whole, ledger)
-    assert planned.scenes == 90 * 16 / 0.02
-    assert (planned.views, planned.subjects, planned.mapped) == (24_000, 20_000, 24_000)
+    assert planned.scenes == ACCELERATED["autoencoder"] * 16 / 0.02
+    assert (planned.views, planned.subjects, planned.mapped) == (24_000, 16_000, 24_000)
     short = Ledger(tmp_path / "short.json", None)
     planned = family._planned(recipe, stages, whole / 10, short)
-    assert planned.scenes == 9 * 16 / 0.02
+    assert planned.scenes == ACCELERATED["autoencoder"] / 10 * 16 / 0.02
     made = 0.6 * planned.views + 3 * planned.subjects + 0.35 * (planned.mapped or 0)
-    assert made * 0.02 / 16 == pytest.approx(0.5 * 29, rel=0.01)
+    assert made * 0.02 / 16 == pytest.approx(0.5 * ACCELERATED["denoiser"] / 10, rel=0.01)
 
 
 def test_shares_are_of_what_is_left(tmp_path: Path) -> None:
