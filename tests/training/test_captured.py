@@ -29,9 +29,9 @@ def running(task: Line, folder: Path) -> _Run:
 
     class Recorded(Captured):
         def record(self, batch, device):
-            if not self.held:
+            if not self.first:
                 self.function(dict(batch))
-                self.held = dict(batch)
+                self.first = dict(batch)
 
         def __call__(self, batch):
             for p in self.parameters:

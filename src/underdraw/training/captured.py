@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from underdraw.backends.torch_graphs import Recording
 from underdraw.errors import InputError
-
-WARMUPS = 2
-"""Calls before the recording, in which libraries load their kernels and tables are brought over."""
 
 
 @contextmanager
@@ -57,9 +55,8 @@ class Captured:
         self, function: Callable[[dict[str, Any]], Tensor], parameters: Sequence[Tensor]
     ) -> None:
         self.function, self.parameters = function, parameters
-        self.held: dict[str, Any] = {}
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.result: Tensor | None = None
+        self.first: dict[str, Tensor] = {}
+        self.recording: Recording | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """The function's result and gradients for a batch on the host, once one was recorded.
@@ -68,12 +65,9 @@ class Captured:
             InputError: the batch has other tensors or shapes than the first one, or values that are
                 no tensors.
         """
-        check_alike(batch, self.held)
-        for name, tensor in batch.items():
-            self.held[name].copy_(tensor, non_blocking=True)
-        assert self.graph is not None and self.result is not None
-        self.graph.replay()
-        return self.result
+        check_alike(batch, self.first)
+        assert self.recording is not None
+        return self.recording.replay([batch[name] for name in self.first])
 
     def record(self, batch: Mapping[str, Any], device: torch.device) -> None:
         """Record the function with a batch on the host, unless that was done. It is called for
@@ -82,22 +76,16 @@ class Captured:
         Raises:
             InputError: values of the batch are no tensors.
         """
-        if self.graph is not None:
+        if self.recording is not None:
             return
         check_alike(batch, batch)
-        self.held = {name: tensor.to(device) for name, tensor in batch.items()}
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                self._forget()
-                self.function(self.held)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._forget()  # those of the recording lie in its own memory
-        self.graph = torch.cuda.CUDAGraph()
-        # Another thread pins the memory of coming batches meanwhile, which "global" would refuse.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.result = self.function(self.held)
+
+        def call(tensors: list[Tensor]) -> Tensor:
+            return self.function(dict(zip(batch, tensors, strict=True)))
+
+        # Gradients are forgotten before: those of the recording lie in its own memory.
+        self.recording = Recording(call, [*batch.values()], device, before=self._forget)
+        self.first = dict(zip(batch, self.recording.inputs, strict=True))
 
     def _forget(self) -> None:
         for p in self.parameters:
