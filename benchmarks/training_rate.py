@@ -26,9 +26,10 @@ from underdraw.training.data import RenderedScenes, render_cache
 from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import _Run
 from underdraw.training.parallel import Group
+from underdraw.training.scenes_recipe import ScenesRecipe
 from underdraw.training.spoken import Spoken, read_captions
 from underdraw.training.text_to_image import TextToImageTask
-from underdraw.training.workshop import ScenesRecipe, Workshop
+from underdraw.training.workshop import Workshop
 
 SCENES = 192
 

@@ -19,6 +19,7 @@ from underdraw import checks
 from underdraw.backends.counting import Counting
 from underdraw.backends.shapes import Path as Node, Shape
 from underdraw.backends.tree import Structure, flatten, map_arrays, signature, unflatten
+from underdraw.engines.as_written import AsWritten
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
 from underdraw.engines.keys import key_of
@@ -136,7 +137,11 @@ class Packaged:
     _networks: WeakKeyDictionary[Any, _Network] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
-    _told: set[str] = field(default_factory=set, init=False, repr=False)
+    _as_written: AsWritten = field(
+        default_factory=lambda: AsWritten("packages (Packaged, --packages)", LOG),
+        init=False,
+        repr=False,
+    )
     _lock: Any = field(default_factory=RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -163,12 +168,12 @@ class Packaged:
         """The package of a question; None: it runs as it is written."""
         model, framework = question.model, question.model._framework
         if not hasattr(framework, "Package"):
-            return self._tell(question, f"{question.nn.name!r} runs no packages")
+            return self._as_written.tell(question.program, f"{question.nn.name!r} runs no packages")
         known = self._networks.setdefault(model, _Network(framework.Watch(model)))
         if (odd := known.watch.look(False)) is not None:
-            return self._tell(question, odd)
+            return self._as_written.tell(question.program, odd)
         if framework.recording(model, leaves):
-            return self._tell(question, "a gradient is recorded")
+            return self._as_written.tell(question.program, "a gradient is recorded")
         if known.state != known.watch.state:  # what was known is of other layers
             known.packages, known.state = {}, known.watch.state
         key = (question.program, question.nn, structure, signature(leaves))
@@ -180,28 +185,27 @@ class Packaged:
         if name is None:
             return None
         if isinstance(name, str):
-            return self._tell(question, name)
+            return self._as_written.tell(question.program, name)
         file = self.folder / name.file
         if not file.is_file():
-            return self._tell(question, f"{self.folder} holds no package for such inputs")
+            return self._as_written.tell(
+                question.program, f"{self.folder} holds no package for such inputs"
+            )
         if name.file not in self._files:
             try:
                 with map_file(file) as mapped, open_archive(mapped) as archive:
                     check_entries(archive, len(mapped))  # PyTorch runs what was damaged
                 package = question.model._framework.Package(file)
             except Exception as error:  # whatever a damaged file makes of its reader
-                return self._tell(question, f"{file} cannot be loaded: {str(error)[:300]}")
+                return self._as_written.tell(
+                    question.program, f"{file} cannot be loaded: {str(error)[:300]}"
+                )
             if package.made_for != name.file:  # its code would read past other arrays
-                return self._tell(question, f"{file} was made for {str(package.made_for)[:200]}")
+                return self._as_written.tell(
+                    question.program, f"{file} was made for {str(package.made_for)[:200]}"
+                )
             self._files[name.file] = package
         return name, self._files[name.file]
-
-    def _tell(self, question: Question, reason: str) -> None:
-        name = question.program.name
-        text = f"packages (Packaged, --packages): {name} runs as it is written: {reason}"
-        if text not in self._told:
-            self._told.add(text)
-            LOG.warning(text)
 
     def __reduce__(self) -> Any:
         """For copies and pickles: what was loaded stays here."""

@@ -26,6 +26,7 @@ from underdraw.backends.tree import (
     unflatten,
     unseen,
 )
+from underdraw.engines.as_written import AsWritten
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
 from underdraw.errors import InputError
@@ -76,7 +77,9 @@ class CudaGraphs:
     _trees: WeakKeyDictionary[Any, Any] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
-    _told: set[str] = field(default_factory=set, init=False, repr=False)
+    _as_written: AsWritten = field(
+        default_factory=lambda: AsWritten("engine 'graph'", LOG), init=False, repr=False
+    )
     _lock: Any = field(default_factory=RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,9 +93,13 @@ class CudaGraphs:
         if program.once:
             return EAGER.run(question)
         leaves, structure = flatten(question.inputs)
-        reason = self._unfit(question, leaves, structure)
+        reason, trees = self._unfit(question, leaves, structure), []
+        if reason is None:
+            roots = (model, *filter(is_parameters, leaves))
+            trees = [self._tree(root, model._framework) for root in roots]
+            reason = next((odd for tree in trees if (odd := tree.odd()) is not None), None)
         if reason is not None:
-            self._tell(program, reason)
+            self._as_written.tell(program, reason)
             return EAGER.run(question)
         array, device = model._framework.array, model.device
         leaves = [
@@ -100,7 +107,7 @@ class CudaGraphs:
             for leaf in leaves
         ]
         with self._lock:  # a recording's memory is for one call at a time
-            recorded = self._recorded(question, leaves, structure)
+            recorded = self._recorded(question, leaves, structure, trees)
             made = recorded.recording.replay([leaf for leaf in leaves if is_array(leaf)])
             copies = iter([one.clone() for one in made])
         filled = [next(copies) if other is None else other for other in recorded.others]
@@ -120,17 +127,14 @@ class CudaGraphs:
         return "cuda"
 
     def _unfit(self, question: Question, leaves: Sequence[Any], structure: Structure) -> str | None:
-        """Why a question is none for a graph; None where it may be."""
+        """Why a question is none for a graph, whatever the weights are; None where it may be."""
         model = question.model
         framework = model._framework
         if framework.compiler_of(model) is not None:
             return "the network was wrapped by torch.compile"
         if framework.recording(model, leaves):
             return "a gradient is recorded"
-        if (odd := unseen(structure)) is not None:
-            return odd
-        trees = [self._tree(tree, framework) for tree in _networks_of(model, leaves)]
-        return next((odd for tree in trees if (odd := tree.odd()) is not None), None)
+        return unseen(structure)
 
     def _tree(self, root: Any, framework: Any) -> Any:
         """The modules and parameters of a network, looked up anew where some were replaced."""
@@ -139,21 +143,13 @@ class CudaGraphs:
             tree = self._trees[root] = framework.Tree(vars(root))
         return tree
 
-    def _tell(self, program: Program, reason: str) -> None:
-        """Tell once that a program runs as it is written."""
-        text = f"engine 'graph': {program.name} runs as it is written: {reason}"
-        if text not in self._told:
-            self._told.add(text)
-            LOG.warning(text)
-
     def _recorded(
-        self, question: Question, leaves: Sequence[Any], structure: Structure
+        self, question: Question, leaves: Sequence[Any], structure: Structure, trees: Sequence[Any]
     ) -> _Recorded:
         """That of a question, recorded now if parameters have moved in memory since."""
         model = question.model
         known = self._networks.setdefault(model, OrderedDict())
         key = (question.program, question.nn, structure, signature(leaves))
-        trees = [self._tree(tree, model._framework) for tree in _networks_of(model, leaves)]
         places = [tree.places() for tree in trees]
         if key not in known or known[key].places != places:
             known.pop(key, None)  # before another takes memory
@@ -193,7 +189,3 @@ class CudaGraphs:
 
     def __repr__(self) -> str:
         return f"CudaGraphs({'fused=True' if self.fused else ''})"
-
-
-def _networks_of(model: Any, leaves: Sequence[Any]) -> list[Any]:
-    return [model, *(leaf for leaf in leaves if is_parameters(leaf))]

@@ -22,6 +22,7 @@ from underdraw import backends, checks
 from underdraw.backends import hardware
 from underdraw.backends.tree import Structure, flatten, is_parameters, unflatten, unseen
 from underdraw.checks import shown
+from underdraw.engines.as_written import AsWritten
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import Question
 from underdraw.engines.graph import Built, arrays_of, as_given, build, signature
@@ -105,7 +106,9 @@ class OpenVino:
     )
     _tables: set[Program] = field(default_factory=set, init=False, repr=False)
     """What is asked once and is but products whose sizes change from call to call."""
-    _told: set[str] = field(default_factory=set, init=False, repr=False)
+    _as_written: AsWritten = field(
+        default_factory=lambda: AsWritten("engine 'openvino'", LOG), init=False, repr=False
+    )
     _clock: Any = field(default_factory=count, init=False, repr=False)
     _lock: Any = field(default_factory=RLock, init=False, repr=False)
 
@@ -148,7 +151,7 @@ class OpenVino:
             return None
         reason = self._unfit(question, leaves, structure) or self._look(program, trees)
         if reason is not None:
-            return self._tell(program, reason)
+            return self._as_written.tell(program, reason)
         watches = [self._watches[tree] for tree in trees]
         state = tuple(watch.state for watch in watches)
         network = self._networks.setdefault(model, _Network())
@@ -191,13 +194,6 @@ class OpenVino:
             self._watches[tree] = framework.Watch(tree)
         return self._watches[tree]
 
-    def _tell(self, program: Program, reason: str) -> None:
-        """Tell once that a program runs as it is written."""
-        text = f"engine 'openvino': {program.name} runs as it is written: {reason}"
-        if text not in self._told:
-            self._told.add(text)
-            LOG.warning(text)
-
     # -- made, kept and forgotten
     def _made(
         self,
@@ -212,7 +208,7 @@ class OpenVino:
         except Exception as error:
             # What breaks a contract does so as it is written, too, and says it better there.
             if isinstance(error, NotExpressibleError) or not isinstance(error, UnderdrawError):
-                self._tell(program, f"{type(error).__name__}: {str(error)[:200]}")
+                self._as_written.tell(program, f"{type(error).__name__}: {str(error)[:200]}")
             return None
         if built.weights.layers < LAYERS:
             return None
@@ -227,7 +223,7 @@ class OpenVino:
         try:
             compiled = self._compiled(built, self._settings(question.model), watches, about)
         except RuntimeError as error:
-            self._tell(program, f"OpenVINO: {str(error)[:200]}")
+            self._as_written.tell(program, f"OpenVINO: {str(error)[:200]}")
             return None
         self.compiled.append((program, structure))
         return Graph(compiled, built.outputs, built.dtypes, built.weights.bytes)

@@ -5,7 +5,8 @@
   `subjects`, `subject_tuning` hold the tasks, for small networks and for real checkpoints alike;
 - `adapters` trains LoRAs, words and subjects beside a checkpoint, on pictures of one's own;
 - `data` holds the examples: rendered scenes, or a folder of captioned images;
-- `workshop` says what the family shipped as `underdraw/scenes` is, `recipes.train_stage` trains it.
+- `scenes_recipe` says what the family shipped as `underdraw/scenes` is, `recipes.train_stage`
+  trains it.
 
 Needs PyTorch. Several processes (`torchrun`) share the work of each step.
 """

@@ -1,4 +1,4 @@
-"""The stages of training the scenes family (`workshop.ScenesRecipe`).
+"""The stages of training the scenes family (`scenes_recipe.ScenesRecipe`).
 
 `train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
@@ -42,6 +42,7 @@ from underdraw.training.grounding import GroundingTask
 from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import train
 from underdraw.training.maps import KINDS, map_all
+from underdraw.training.scenes_recipe import ScenesRecipe
 from underdraw.training.spoken import Spoken, read_captions
 from underdraw.training.structure import StructureTask, louder
 from underdraw.training.subject_encoder import AlignmentTask
@@ -56,7 +57,6 @@ from underdraw.training.workshop import (
     LATENTS,
     SPOKEN,
     SUBJECT_LATENTS,
-    ScenesRecipe,
     Workshop,
 )
 from underdraw.weights.atomic import writing_folder
