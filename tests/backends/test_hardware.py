@@ -10,6 +10,7 @@ import torch
 from underdraw import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from underdraw.backends import hardware
 from underdraw.errors import InputError
+from underdraw.training.loop import resolve_precision
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -58,6 +59,10 @@ def test_a_pipeline_says_which(dtype, caplog):
     assert f"underdraw/scenes: {dtype} on cpu" in caplog.text
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red cube", num_inference_steps=1, output_type="np").images.std() > 0
+
+
+def test_training_takes_the_same(dtype):
+    assert resolve_precision("auto", torch.device("cpu")) == dtype
 
 
 def test_devices_that_are_not_here():

@@ -61,7 +61,7 @@ def test_subjects_records_and_again(run, tiny, weights, photo, tmp_path):
     # In Python it is the same.
     import underdraw
 
-    pipe = underdraw.StableDiffusionPipeline.from_pretrained(tiny)
+    pipe = underdraw.StableDiffusionPipeline.from_pretrained(tiny, dtype="auto")
     pipe.load_subject(weights)
     pipe.set_progress_bar_config(disable=True)
     control = underdraw.Subject(Image.open(photo), "toy", word="sphere")

@@ -48,6 +48,10 @@ BLIP = {
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "sphere", "cube", "toy", "##s", "a"]
 SIZE = {"height": 40, "width": 72}
 PROMPT = "a red sphere left of the cube"
+ALONE = 1e-5
+"""Of the largest number, where a text is encoded by itself and not beside another one. PyTorch
+computes the last numbers of an array by other code than its vectors of 8 or 16, so a row's bits
+depend on the rows around it: by 1.3e-6 with AVX512, not at all here with AVX2."""
 
 
 def picture(number):
@@ -213,9 +217,9 @@ def test_strength_over_the_run(pipe):
         call = {"num_inference_steps": 4, **SIZE, **call}
         return run(pipe, PROMPT, controls=subjects, **call)
 
-    assert torch.equal(drawn(timed(SPHERE, 0, 0, 1)), drawn())
+    assert far(drawn(timed(SPHERE, 0, 0, 1)), drawn()) <= ALONE
     assert torch.equal(drawn(timed(SPHERE, 1, 0, 0)), drawn(SPHERE))
-    assert far(drawn(timed(SPHERE, 0, 0, 1), CUBE), drawn(CUBE)) <= 1e-5
+    assert far(drawn(timed(SPHERE, 0, 0, 1), CUBE), drawn(CUBE)) <= ALONE
     half = drawn(timed(SPHERE, 0.5, 0, 0.5))
     assert far(half, drawn()) > 1e-3
     assert far(half, drawn(SPHERE)) > 1e-4
@@ -260,7 +264,7 @@ def test_guidance_and_clip_skip_go_on(pipe):
         plain = run(pipe, PROMPT, **SIZE, **call)
         assert far(run(pipe, PROMPT, controls=[SPHERE], **SIZE, **call), plain) > 1e-3
         off = run(pipe, PROMPT, controls=[timed(SPHERE, 0, 0, 1)], **SIZE, **call)
-        assert torch.equal(off, plain)
+        assert far(off, plain) <= ALONE
 
 
 # -- with what they go -----------------------------------------------------------------------------

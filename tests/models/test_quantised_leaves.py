@@ -8,7 +8,7 @@ from pipelines import tiny
 from pipelines.loras import lora
 
 import underdraw
-from underdraw.backends import torch_leaves
+from underdraw.backends import torch_leaves, torch_operations
 from underdraw.errors import InputError
 from underdraw.models import UNet2DConditionModel
 
@@ -24,7 +24,8 @@ def pipe():
 
 @pytest.mark.parametrize("kind", LOSS)
 @pytest.mark.parametrize("shape", [(70, 64), (16, 40, 3, 3)])
-def test_each_weight(kind, shape):
+@pytest.mark.parametrize("half", [True, False], ids=["with float16", "without"])
+def test_each_weight(kind, shape, half, monkeypatch):
     """Within half a step of its output's scale, or the rounding of three bits."""
     kernel = shape[2:]
     layer = torch.nn.Conv2d(40, 16, 3, 2, 1) if kernel else torch.nn.Linear(64, 70)
@@ -38,7 +39,9 @@ def test_each_weight(kind, shape):
     x = torch.randn(2, 40, 9, 7) if kernel else torch.randn(3, 64)
     back = made.plain()
     assert torch.equal(made(x), back(x)) and type(back) is type(layer)
-    assert made(x.half()).dtype == torch.float16
+    monkeypatch.setattr(torch_operations, "_has_half", lambda: half)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert made(x.to(dtype)).dtype == dtype
     assert torch_leaves.stored_bytes(made) < 0.35 * torch_leaves.stored_bytes(layer)
 
 

@@ -73,7 +73,8 @@ class Quantised(nn.Module):
         return (codes.to(self.scale.dtype) * self.scale).to(self.kept.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        w, like = {"weight": self.weight.to(x.dtype), "bias": self.bias}, self.like
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        w, like = {"weight": self.weight.to(x.dtype), "bias": bias}, self.like
         if isinstance(like, nn.Linear):
             return _compute(F.linear, x, w)
         return _compute(F.conv2d, x, w, like.stride, like.padding, like.dilation, like.groups)

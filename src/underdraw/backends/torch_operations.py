@@ -206,13 +206,18 @@ def _compute(operation: Any, x: Tensor, w: dict[str, Any], *settings: Any) -> Te
     PyTorch's kernels for it there take 5 times (linear) to 200 times (convolution) as long.
     """
     weight, bias = w["weight"], w["bias"]
-    if x.dtype is not torch.float16 or x.device.type != "cpu" or _HAS_HALF():
+    if x.dtype is not torch.float16 or x.device.type != "cpu" or _has_half():
         return operation(x, weight, bias, *settings)
     bias = None if bias is None else bias.float()
     return operation(x.float(), weight.float(), bias, *settings).to(x.dtype)
 
 
-_HAS_HALF = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+def _has_half() -> bool:
+    """Whether oneDNN multiplies float16, by the processor's own instructions."""
+    return bool(torch.backends.mkldnn.enabled and _KNOWS_HALF())
+
+
+_KNOWS_HALF = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
 
 _kinds = ("forward", "forward_pre", "backward", "backward_pre")
 _EVERYWHERE = [getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in _kinds]

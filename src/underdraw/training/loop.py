@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from underdraw.backends import hardware
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
 from underdraw.training.captured import Captured, PendingFigures, quick_products
@@ -372,10 +373,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of autocast; `"auto"` is bfloat16 where the device computes in it."""
     if name != "auto":
         return getattr(torch, name)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = hardware.fastest_dtype(str(device)) == "bfloat16"
     return torch.bfloat16 if fast else torch.float32
 
 

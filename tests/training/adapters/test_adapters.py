@@ -12,6 +12,7 @@ from pipelines import tiny
 from training.adapters.shown import SHORT, SMALL, bits, pictures
 
 from underdraw import InputError, StableDiffusionPipeline
+from underdraw.backends import hardware, torch_operations
 from underdraw.training.adapters.dreambooth import (
     PriorConfig,
     WholeConfig,
@@ -405,15 +406,21 @@ def test_pipelines_that_cannot_be_trained_beside(changed, says, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_beside_networks_in_half_precision(dtype, tmp_path):
+@pytest.mark.parametrize("has", [True, False], ids=["the processor has both", "none"])
+def test_beside_networks_in_half_precision(dtype, has, monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "_cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(torch_operations, "_has_half", lambda: has)
     pipe = pipe_of("gated inpainting")
     pipe.to(dtype)
     auto = replace(SHORT, precision="auto", learning_rate=1e-2)
     lora, _ = train_lora(pipe, pictures(2), tmp_path, KINDS["all"], SMALL, auto)
     assert all(np.isfinite(delta.up).all() for delta in lora.unet.values())
     assert any(delta.up.any() for delta in lora.unet.values())
-    with pytest.raises(InputError, match="precision='float32', but networks of pipe are in"):
-        train_lora(pipe, pictures(2), tmp_path / "b", None, SMALL, SHORT)
+    other = "bfloat16" if dtype == torch.float16 else "float16"
+    for precision in ("float32", other):
+        wrong = replace(SHORT, precision=precision)
+        with pytest.raises(InputError, match=f"precision='{precision}', but networks of pipe are"):
+            train_lora(pipe, pictures(2), tmp_path / "b", None, SMALL, wrong)
     with pytest.raises(InputError, match="round away"):
         train_dreambooth(pipe, pictures(2), tmp_path / "c", WholeConfig(), None, SMALL, auto)
 

@@ -59,14 +59,19 @@ def require_same(learner: Learner, folder: str | Path, resume: bool) -> None:
 
 
 def fitting(pipe: Any, run: TrainingConfig) -> TrainingConfig:
-    """The run in a precision that networks in half precision can be computed in.
+    """The run in a precision that networks in half precision can be computed in: on a CPU their
+    own, for norms take numbers of one dtype there; on accelerators either of the two.
 
     Raises:
-        InputError: float32 is asked for, which they cannot.
+        InputError: another one is asked for.
     """
     found = {uncompiled(one).dtype for one in (pipe.parts.unet, pipe.parts.text_encoder)}
     half = [dtype for dtype in found if dtype != torch.float32]
-    if not half or resolve_precision(run.precision, pipe.parts.vae.device) != torch.float32:
+    if not half:
+        return run
+    device = pipe.parts.vae.device
+    precision = resolve_precision(run.precision, device)
+    if precision == half[0] or (device.type != "cpu" and precision != torch.float32):
         return run
     name = str(half[0]).removeprefix("torch.")
     if run.precision != "auto":
