@@ -14,9 +14,11 @@ from underdraw import UNet2DConditionModel
 from underdraw.backends import torch_rates
 from underdraw.benchmark import bench as benches, peers, report
 from underdraw.benchmark.bench import Bench, Plan
+from underdraw.benchmark.networks import Networks, networks_of
 from underdraw.benchmark.random_weights import random_network, random_tensors
 from underdraw.benchmark.turns import clock_of, in_turns, timed
-from underdraw.benchmark.works import WORKS, Networks, networks_of
+from underdraw.benchmark.ways import Way
+from underdraw.benchmark.works import WORKS, Setting
 from underdraw.engines.eager import EAGER
 from underdraw.errors import InputError, InputTypeError
 
@@ -70,9 +72,18 @@ def test_processor_time_is_that_of_one_thread_on_the_cpu():
     assert clock_of(1, "cuda:0") is clock_of(2)
 
 
-@pytest.mark.parametrize(("name", "images"), [("step", 1), ("step", 3), ("decode", 2)])
-def test_arithmetic_is_counted_as_pytorch_counts_it(networks, name, images):
-    job = WORKS[name](networks, 24, images)
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("step", Setting(24)),
+        ("step", Setting(24, 3)),
+        ("decode", Setting(24, 2)),
+        ("picture", Setting(24, 2, steps=3)),
+        ("picture", Setting(24, steps=11, speed="faster")),
+    ],
+)
+def test_arithmetic_is_counted_as_pytorch_counts_it(networks, name, setting):
+    job = WORKS[name].make(networks, setting)
     call = job.ours(EAGER)
     call()  # keys, values and times are no part of a step
     # PyTorch counts nothing of its fused attention on a CPU.
@@ -103,7 +114,7 @@ def test_engines_and_diffusers_take_turns(folder):
     sizes = {"sides": (16, 32), "images": (2,), "turns": 2}
     plan = Plan(["eager"], ["diffusers"], **sizes, source=str(folder), dtype="float32")
     made = finished(plan)
-    assert [(row.work, row.side, row.way) for row in made.rows] == [
+    assert [(row.work, row.side, str(row.way)) for row in made.rows] == [
         (work, side, way)
         for work in ("step", "decode")
         for side in (16, 32)
@@ -124,11 +135,11 @@ def test_engines_and_diffusers_take_turns(folder):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
-@pytest.mark.parametrize("dtype", APART)
-def test_graphs_and_their_usual_conversion(folder, monkeypatch, dtype):
+@pytest.mark.parametrize(("dtype", "work"), [("float32", "picture"), ("bfloat16", "decode")])
+def test_graphs_and_their_usual_conversion(folder, monkeypatch, dtype, work):
     monkeypatch.setattr("underdraw.engines.kept.Kept.find", None)  # nothing is looked for on disk
-    plan = Plan(["eager", "openvino"], ["diffusers-openvino"], (16,), works=("decode",), turns=1)
-    made = finished(replace(plan, source=str(folder), dtype=dtype))
+    plan = Plan(["eager", "openvino"], ["diffusers-openvino"], (48,), works=(work,), turns=1)
+    made = finished(replace(plan, source=str(folder), dtype=dtype, steps=2))
     assert [row.failed for row in made.rows] == [None] * 3
     assert all(row.apart < APART[dtype] for row in made.rows)
 
@@ -164,10 +175,79 @@ def test_the_peer_has_our_parameters(networks):
 def test_a_distilled_network_takes_no_second_half(networks):
     fields = {**networks.unet.config.to_dict(), "time_cond_proj_dim": 8}
     distilled = random_network(UNet2DConditionModel, fields)
-    job = WORKS["step"](Networks(distilled, networks.vae, "here"), 24, 1)
+    here, setting = Networks(distilled, networks.vae, "here"), Setting(24)
+    job = WORKS["step"].make(here, setting)
     assert job.ours(EAGER)().shape == (1, 4, 3, 3)
-    assert job.theirs().inputs()[0].shape[0] == 1
-    assert job.work.total < WORKS["step"](networks, 24, 1).work.total
+    (part,) = job.theirs().parts
+    sample, _, context, scale = part.inputs()
+    assert (len(sample), len(context), scale.shape) == (1, 1, (1, 8))
+    assert job.work.total < WORKS["step"].make(networks, setting).work.total
+    picture = WORKS["picture"].make(here, Setting(48, steps=2))
+    ours, theirs = picture.ours(EAGER)(), peers.ready(picture.theirs(), "diffusers")()
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_whole_pictures_by_speed(folder):
+    plan = Plan(
+        engines=["eager"],
+        beside=["diffusers"],
+        sides=(48,),
+        images=(2,),
+        works=("decode", "picture"),
+        turns=1,
+        steps=11,
+        speeds=("fast", "exact", "faster"),
+        source=str(folder),
+        dtype="float32",
+    )
+    made = finished(plan)
+    assert [row.failed for row in made.rows] == [None] * 6
+    decodes, pictures = report.grouped(made.rows)
+    assert [str(row.way) for row in decodes] == ["eager", "diffusers"]  # nothing to leave out
+    rows = {str(row.way): row for row in pictures}
+    assert list(rows) == ["eager, fast", "eager", "eager, faster", "diffusers"]
+    # 11 steps of float32 in another order were 1e-6 apart at 48 px. (At 16 px norms of the lowest
+    # level see one number a channel, of which rounding alone is left.)
+    assert rows["eager"].apart == 0 and rows["diffusers"].apart < APART["float32"]
+    fast, faster = rows["eager, fast"], rows["eager, faster"]
+    assert fast.apart is None and rows["eager"].price is None
+    assert 5 < faster.price < fast.price < 100
+    assert faster.counted.total < fast.counted.total < rows["eager"].counted.total
+    told = report.record(made, True)["results"][2]
+    assert (told["way"], told["speed"], told["steps"]) == ("eager, fast", "fast", 11)
+    assert (told["apart"], told["price"]) == (None, fast.price)
+    text = "\n".join(report.lines(made))
+    assert "picture, 48 px, 2 at once, 11 steps" in text and "decode, 48 px, 2 at once  " in text
+    assert f" {fast.price:.0f} dB" in text and report.PRICED in text
+
+
+def test_a_picture_that_cannot_be_made_leaves_the_rest(folder, tmp_path):
+    """A UNet of inpainting steps, but no pipeline of texts alone takes it."""
+    from cli.conftest import make_tiny
+
+    make_tiny(tmp_path / "inpainting", in_channels=9)
+    here = str(tmp_path / "inpainting")
+    plan = Plan(["eager"], [], (16,), works=("picture", "step"), turns=1, steps=2, source=here)
+    made = finished(plan)
+    assert made.rows[0].failed is not None and "9" in made.rows[0].failed
+    assert made.rows[1].failed is None
+    told = report.record(made, True)["results"][0]
+    assert (told["operations"], told["median"]) == (None, None)
+    assert any(line.startswith("  eager failed: ") for line in report.lines(made))
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_precisions_of_openvino_are_ways(networks, monkeypatch):
+    plan = Plan(
+        ["eager", "openvino"], [], works=("step", "picture"), precisions=("float32", "int8")
+    )
+    ways = [Way("eager"), Way("openvino", "float32"), Way("openvino", "int8")]
+    assert plan.ways("step") == tuple(ways) == plan.ways("picture")
+    assert [str(way) for way in ways] == ["eager", "openvino float32", "openvino int8"]
+    assert str(Way("openvino", "bfloat16", "fast")) == "openvino bfloat16, fast"
+    assert (ways[1].engine.precision, ways[1].engine.kept) == ("float32", None)
+    whole, eight = (way.on(networks).unet.get_memory_footprint() for way in ways[1:])
+    assert eight < 0.6 * whole and ways[2].on(networks) is ways[2].on(networks)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +261,11 @@ def test_a_distilled_network_takes_no_second_half(networks):
         ({"sides": [100]}, r"sides=100 is no multiple of 8"),
         ({"images": [0]}, r"images=0"),
         ({"turns": 0}, r"turns=0"),
+        ({"steps": 0}, r"steps=0"),
+        ({"speeds": ["fastest"]}, r"speeds='fastest' .*'faster'"),
+        ({"speeds": []}, r"one of each"),
+        ({"precisions": ["float16"]}, r"precisions='float16' .*'int8'"),
+        ({"works": ["picture"], "speeds": ["fast"], "steps": 9}, r"steps=9 .*'fast'.* 10 or more"),
         ({"dtype": "int8"}, r"dtype='int8'"),
         ({"device": "gpu"}, r"device='gpu'"),
     ],
@@ -216,6 +301,16 @@ def test_the_command(folder, run):
     assert "step, 16 px, 1 at once" in run(*few, "--engines", "eager").stdout
 
 
+def test_whole_pictures_by_the_command(folder, run):
+    few = (folder, "--sizes", "16", "--works", "picture", "--turns", "1", "--beside", "none")
+    how = ("--engines", "eager", "--steps", "10", "--speeds", "exact,faster", "--precision", "int8")
+    told = json.loads(run(*few, *how, "--json").stdout)
+    assert [(one["way"], one["steps"]) for one in told["results"]] == [
+        ("eager", 10),
+        ("eager, faster", 10),
+    ]
+
+
 def test_an_interrupted_command_shows_what_was_measured(folder, run, monkeypatch):
     def turns(ways, count, clock):
         yield "eager", 0.25
@@ -236,6 +331,8 @@ def test_an_interrupted_command_shows_what_was_measured(folder, run, monkeypatch
         (("--sizes", "256,x"), "--sizes '256,x': 'x' is no whole number"),
         (("x", "--full-size"), "--full-size is about random weights"),
         (("--engines", "fast"), "engines='fast' is not known"),
+        (("--speeds", "quick"), "speeds='quick' is not known"),
+        (("--precision", "half"), "precisions='half' is not known"),
         (("nowhere/at/all",), "no such folder"),
     ],
 )

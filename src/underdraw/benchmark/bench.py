@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import util
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from underdraw import backends, checks
 from underdraw.backends import hardware
 from underdraw.backends.counting import Work
 from underdraw.backends.torch_rates import Rates, rates, wait
-from underdraw.benchmark import machine
+from underdraw.benchmark import machine, peers
+from underdraw.benchmark.differences import apart, decibel
+from underdraw.benchmark.networks import Networks, networks_of, random_networks
 from underdraw.benchmark.peers import PEERS
 from underdraw.benchmark.turns import Call, Clock, clock_of, in_turns, timed
-from underdraw.benchmark.works import WORKS, Job, Networks, networks_of, random_networks
+from underdraw.benchmark.ways import ENGINES, EXACT, PRECISE, Way
+from underdraw.benchmark.works import WORKS, Job, Setting
 from underdraw.checks import shown
-from underdraw.engines.compiled import Compiled, Regional
-from underdraw.engines.cuda_graphs import CudaGraphs
-from underdraw.engines.eager import EAGER
-from underdraw.engines.engine import Engine
-from underdraw.engines.openvino import OpenVino
+from underdraw.controls.acceleration.presets import PRESETS
+from underdraw.engines.openvino import Precision
 from underdraw.errors import InputError
+from underdraw.limits import FEWEST_CALLS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -34,7 +35,7 @@ class Plan:
     of those beside.
 
     Args:
-        engines: of `MAKING`; None: eager, and openvino where it is installed and can run.
+        engines: of `ways.ENGINES`; None: eager, and openvino where it is installed and can run.
         beside: of `peers.PEERS`; None: diffusers, where it is installed.
         sides: of the pictures, in pixels.
         images: pictures at once.
@@ -44,6 +45,10 @@ class Plan:
         full_size: random weights of the size of Stable Diffusion 1.5, and not of half its widths.
         dtype: of networks; "auto" is what is fast here.
         device: None: the fastest there is.
+        steps: of a run, for works that are one.
+        speeds: presets of acceleration, each a way of its own to make a run.
+        precisions: of the engine openvino, each a way of its own; "int8" has the UNet's matrices in
+            8 bits, too.
 
     Raises:
         InputError, InputTypeError: an argument is none of those.
@@ -59,10 +64,20 @@ class Plan:
     full_size: bool = False
     dtype: str = "auto"
     device: str | None = None
+    steps: int = 20
+    speeds: Sequence[str] = (EXACT,)
+    precisions: Sequence[Precision] = ("auto",)
 
     def __post_init__(self) -> None:
         hardware.resolve_device(self.device)
-        for name, allowed in (("engines", MAKING), ("beside", PEERS), ("works", WORKS)):
+        chosen = (
+            ("engines", ENGINES),
+            ("beside", PEERS),
+            ("works", WORKS),
+            ("speeds", PRESETS),
+            ("precisions", get_args(Precision)),
+        )
+        for name, allowed in chosen:
             value = getattr(self, name)
             for one in () if value is None else checks.listed(name, value, "names"):
                 checks.choice(name, one, tuple(allowed))
@@ -72,32 +87,54 @@ class Plan:
         if odd := [side for side in self.sides if side % 8]:
             raise InputError(f"sides={shown(odd[0])} is no multiple of 8")
         checks.whole("turns", self.turns, 1, 10_000)
+        checks.whole("steps", self.steps, 1, 1000)
         checks.choice("dtype", self.dtype, DTYPES)
         checks.flag("full_size", self.full_size)
-        if not (self.ways and self.sides and self.images and self.works):
-            raise InputError("ways, sides, images and works: there has to be one of each")
+        lists = (self.works, self.sides, self.images, self.speeds, self.precisions)
+        if not all(lists) or not all(map(self.ways, self.works)):
+            raise InputError(
+                "ways, works, sides, images, speeds and precisions: there has to be one of each"
+            )
+        self._check_runs()
+
+    def _check_runs(self) -> None:
+        """Raise an InputError where runs are too short for a preset."""
+        runs = [name for name in self.works if WORKS[name].runs]
+        for speed in self.speeds if runs and self.steps < FEWEST_CALLS else ():
+            preset = PRESETS[speed]
+            if preset is not None and any(method.reuses for method in preset.methods):
+                raise InputError(
+                    f"steps={self.steps} is too small for the speed {speed!r}, which leaves out "
+                    f"what another step has computed; allowed: {FEWEST_CALLS} or more"
+                )
 
     @property
     def where(self) -> str:
         """The device."""
         return hardware.resolve_device(self.device)
 
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """All that take turns: engines, and those beside."""
+    def ways(self, work: str) -> tuple[Way, ...]:
+        """All that take turns at a piece of work: engines, and those beside."""
         chosen, beside = self.engines, self.beside
         if chosen is None:
             graphs = backends.graphs_installed() and self.where == "cpu"
             chosen = ("eager", "openvino") if graphs else ("eager",)
         if beside is None:
             beside = () if util.find_spec("diffusers") is None else ("diffusers",)
-        return (*chosen, *beside)
+        speeds = self.speeds if WORKS[work].runs else (EXACT,)
+        ours = [
+            Way(engine, precision, speed)
+            for engine in chosen
+            for precision in (self.precisions if engine in PRECISE else ("auto",))
+            for speed in speeds
+        ]
+        return (*ours, *map(Way, beside))
 
     @property
     def calls(self) -> int:
         """How many calls it takes."""
-        groups = len(self.works) * len(self.sides) * len(self.images)
-        return groups * len(self.ways) * (1 + self.turns)
+        ways = sum(len(self.ways(work)) for work in self.works)
+        return ways * len(self.sides) * len(self.images) * (1 + self.turns)
 
 
 @dataclass
@@ -107,15 +144,21 @@ class Row:
     work: str
     side: int
     images: int
-    way: str
-    """An engine's name, or one of those beside."""
-    counted: Work
+    way: Way
+    steps: int | None = None
+    """Of a run."""
+    counted: Work | None = None
+    """How much arithmetic it is; None where it could not be made."""
     first: float | None = None
     """Seconds of the first call and what it needed, compilation included."""
     seconds: list[float] = field(default_factory=list)
     """Of the turns."""
     apart: float | None = None
-    """The largest difference to what the first way of this work gave, of its largest value."""
+    """The largest difference to what the first exact way of this work gave, of its largest value;
+    None where something was left out."""
+    price: float | None = None
+    """Where something was left out of a run, how near its pictures are to those of the first exact
+    way: PSNR, in dB."""
     failed: str | None = None
 
     @property
@@ -149,42 +192,45 @@ class Bench:
         framework = networks.unet._framework
         with framework.no_grad():
             self.rates = rates(networks.unet.dtype, device, clock)
-            for name, side, images in product(plan.works, plan.sides, plan.images):
-                job = WORKS[name](networks, side, images)
-                yield from self._compared(job, name, side, images, clock)
+            for work, side, images in product(plan.works, plan.sides, plan.images):
+                yield from self._compared(networks, work, Setting(side, images, plan.steps), clock)
 
     def _compared(
-        self, job: Job, name: str, side: int, images: int, clock: Clock
+        self, networks: Networks, work: str, setting: Setting, clock: Clock
     ) -> Iterator[tuple[str, int]]:
+        kind, side, images = WORKS[work], setting.side, setting.images
+        steps = setting.steps if kind.runs else None
         calls: dict[str, Call] = {}
         rows: dict[str, Row] = {}
-        expected: Any = None
-        for way in self.plan.ways:
-            label = f"{name} {side} px, {way}"
+        made: dict[str, Any] = {}
+        for way in self.plan.ways(work):
+            name = str(way)
+            label = f"{work} {side} px, {name}"
             yield f"{label}, first call", 0
-            row = rows[way] = Row(name, side, images, way, job.work)
+            row = rows[name] = Row(work, side, images, way, steps)
             self.rows.append(row)
             try:
+                job = kind.make(way.on(networks), replace(setting, speed=way.speed))
+                row.counted = job.work
                 begin = self._ready(job, way)
-                row.first, (calls[way], made) = timed(begin, clock)
+                row.first, (calls[name], made[name]) = timed(begin, clock)
             except Exception as error:
                 # One way that cannot be gone (no compiler, no memory) leaves the others.
                 row.failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 yield label, 1 + self.plan.turns
             else:
-                expected = made if expected is None else expected
-                row.apart = _apart(made, expected)
+                _tell_differences([(rows[one], made[one]) for one in made])
                 yield label, 1
-        for way, seconds in in_turns(calls, self.plan.turns, clock):
-            rows[way].seconds.append(seconds)
-            yield f"{name} {side} px, {way}", 1
+        for name, seconds in in_turns(calls, self.plan.turns, clock):
+            rows[name].seconds.append(seconds)
+            yield f"{work} {side} px, {name}", 1
 
-    def _ready(self, job: Job, way: str) -> Callable[[], tuple[Call, Any]]:
+    def _ready(self, job: Job, way: Way) -> Callable[[], tuple[Call, Any]]:
         """What makes a way ready by its first call, and gives it with what that call gave."""
-        theirs, device = job.theirs() if way in PEERS else None, self.plan.where
+        theirs, device = job.theirs() if way.name in PEERS else None, self.plan.where
 
         def begin() -> tuple[Call, Any]:
-            call = job.ours(engine_of(way)) if theirs is None else PEERS[way](theirs)
+            call = job.ours(way.engine) if theirs is None else peers.ready(theirs, way.name)
 
             def waited() -> Any:
                 made = call()
@@ -196,21 +242,11 @@ class Bench:
         return begin
 
 
-def engine_of(name: str) -> Engine:
-    """An engine that begins anew: of ours nothing is kept on disk, nor found there."""
-    if name == "openvino":
-        backends.graphs()
-    return MAKING[name]()
-
-
-MAKING: Mapping[str, Callable[[], Engine]] = {
-    "eager": lambda: EAGER,
-    "compiled": lambda: Regional(kept=None),
-    "jit": lambda: Compiled(kept=None),
-    "openvino": lambda: OpenVino(kept=None),
-    "graph": CudaGraphs,
-}
-
-
-def _apart(made: Any, expected: Any) -> float:
-    return float((made.float() - expected.float()).abs().max() / expected.float().abs().max())
+def _tell_differences(made: Sequence[tuple[Row, Any]]) -> None:
+    """How far what each way gave is from what the first exact one gave."""
+    expected = next((one for row, one in made if row.way.speed == EXACT), None)
+    for row, one in made if expected is not None else ():
+        if row.way.speed == EXACT:
+            row.apart = apart(one, expected)
+        else:
+            row.price = decibel(one, expected)

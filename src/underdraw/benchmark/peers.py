@@ -19,17 +19,27 @@ from underdraw import backends
 from underdraw.benchmark.turns import Call
 from underdraw.errors import InputError
 
+Run = Callable[..., torch.Tensor]
+"""A network as somebody made it ready: from tensors to a tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A network of diffusers'."""
+
+    module: nn.Module
+    """From tensors to a tensor."""
+    inputs: Callable[[], tuple[torch.Tensor, ...]]
+    """What it may be called with."""
+
 
 @dataclass(frozen=True, eq=False)
 class Theirs:
     """A piece of work as diffusers does it."""
 
-    module: nn.Module
-    """From tensors to a tensor."""
-    inputs: Callable[[], tuple[torch.Tensor, ...]]
-    """What it is called with; made anew for each call, where a pipeline does."""
-    finish: Callable[[torch.Tensor], Any]
-    """What a pipeline makes of the output."""
+    parts: tuple[Part, ...]
+    ready: Callable[..., Call]
+    """The work, by the parts as somebody made them ready."""
 
 
 class Stepping(nn.Module):
@@ -39,8 +49,8 @@ class Stepping(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, sample: Any, time: Any, context: Any) -> Any:
-        return self.unet(sample, time, context, return_dict=False)[0]
+    def forward(self, sample: Any, time: Any, context: Any, scale: Any = None) -> Any:
+        return self.unet(sample, time, context, timestep_cond=scale, return_dict=False)[0]
 
 
 class Decoding(nn.Module):
@@ -80,22 +90,77 @@ def share(ours: nn.Module, peer: nn.Module) -> None:
         setattr(peer.get_submodule(path), last, mine[name])
 
 
-def eager(theirs: Theirs) -> Call:
+class _UNet(nn.Module):
+    """What stands in a pipeline for a UNet that somebody made ready."""
+
+    def __init__(self, peer: Any, run: Run) -> None:
+        super().__init__()
+        self.config, self.dtype, self.device = peer.config, peer.dtype, peer.device
+        self.run = run
+
+    def forward(
+        self,
+        sample: Any,
+        time: Any,
+        encoder_hidden_states: Any,
+        timestep_cond: Any = None,
+        **others: Any,
+    ) -> tuple[Any]:
+        scale = () if timestep_cond is None else (timestep_cond,)
+        return (self.run(sample, time, encoder_hidden_states, *scale),)
+
+
+class _Autoencoder(nn.Module):
+    """The same for an autoencoder, which decodes."""
+
+    def __init__(self, peer: Any, run: Run) -> None:
+        super().__init__()
+        self.config, self.dtype, self.device = peer.config, peer.dtype, peer.device
+        self.run = run
+
+    def decode(self, latents: Any, **others: Any) -> tuple[Any]:
+        return (self.run(latents),)
+
+
+def pipeline(unet: Any, vae: Any, step: Run, decode: Run, schedule: Any) -> Any:
+    """diffusers' pipeline without texts, whose networks run as somebody made them ready.
+
+    Args:
+        unet, vae: diffusers' networks.
+        step, decode: what is called for them.
+        schedule: our DDIM scheduler.
+    """
+    theirs: Any = import_module("diffusers")
+    pipe = theirs.StableDiffusionPipeline(
+        vae=_Autoencoder(vae, decode),
+        text_encoder=None,
+        tokenizer=None,
+        unet=_UNet(unet, step),
+        scheduler=theirs.DDIMScheduler.from_config(dict(schedule.config)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def eager(part: Part) -> Run:
     """As PyTorch runs it."""
-    return lambda: theirs.finish(theirs.module(*theirs.inputs()))
+    return part.module
 
 
-def compiled(theirs: Theirs) -> Call:
+def compiled(part: Part) -> Run:
     """By `torch.compile`, with its defaults."""
-    fast: Any = torch.compile(theirs.module)
-    return lambda: theirs.finish(fast(*theirs.inputs()))
+    fast: Any = torch.compile(part.module)
+    return fast
 
 
-def openvino(theirs: Theirs) -> Call:
+def openvino(part: Part) -> Run:
     """By `openvino.convert_model` and `compile_model`, in the dtype of the inputs."""
-    ov, graphs, example = _package("openvino"), backends.graphs(), theirs.inputs()
+    ov, graphs, example = _package("openvino"), backends.graphs(), part.inputs()
     graph = ov.convert_model(
-        theirs.module, example_input=example, input=[one.shape for one in example]
+        part.module, example_input=example, input=[one.shape for one in example]
     )
     half = example[0].dtype == torch.bfloat16
     if half:  # numpy has no such dtype, so numbers go in and come out in float32
@@ -106,34 +171,36 @@ def openvino(theirs: Theirs) -> Call:
         ends.output().tensor().set_element_type(ov.Type.f32)
         graph = ends.build()
     run = ov.Core().compile_model(graph, "CPU", graphs.settings(half, torch.get_num_threads()))
-    return _on_arrays(theirs, lambda arrays: run(arrays)[0])
+    return _on_arrays(lambda arrays: run(arrays)[0])
 
 
-def onnxruntime(theirs: Theirs) -> Call:
+def onnxruntime(part: Part) -> Run:
     """By `torch.onnx.export` and ONNX Runtime on the CPU, in float32."""
     runtime = _package("onnxruntime")
     for needed in ("onnx", "onnxscript"):
         _package(needed)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "network.onnx")
-        example = tuple(one.float() for one in theirs.inputs())
+        example = tuple(one.float() for one in part.inputs())
         how: dict[str, Any] = {"dynamo": True, "external_data": True, "verbose": False}
-        torch.onnx.export(theirs.module, example, file, **how)
+        torch.onnx.export(part.module, example, file, **how)
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         session = runtime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
-    return _on_arrays(
-        theirs, lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
-    )
+    return _on_arrays(lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0])
 
 
-def _on_arrays(theirs: Theirs, run: Callable[[list[Any]], Any]) -> Call:
-    def call() -> Any:
-        arrays = [one.float().numpy() for one in theirs.inputs()]
-        return theirs.finish(torch.from_numpy(run(arrays)))
+def _on_arrays(run: Callable[[list[Any]], Any]) -> Run:
+    def on_tensors(*tensors: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(run([one.float().numpy() for one in tensors]))
 
-    return call
+    return on_tensors
+
+
+def ready(theirs: Theirs, by: str) -> Call:
+    """The work by one of `PEERS`; making it ready may take minutes."""
+    return theirs.ready(*map(PEERS[by], theirs.parts))
 
 
 def _package(name: str) -> Any:
@@ -142,10 +209,10 @@ def _package(name: str) -> Any:
     return import_module(name)
 
 
-PEERS: Mapping[str, Callable[[Theirs], Call]] = {
+PEERS: Mapping[str, Callable[[Part], Run]] = {
     "diffusers": eager,
     "diffusers-compiled": compiled,
     "diffusers-openvino": openvino,
     "diffusers-onnxruntime": onnxruntime,
 }
-"""By name how the work is made ready, which may take minutes, and then done."""
+"""By name how a network is made ready."""

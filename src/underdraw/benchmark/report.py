@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from underdraw.benchmark.bench import Bench, Row
@@ -29,16 +30,23 @@ def lines(bench: Bench) -> list[str]:
     for rows in grouped(bench.rows):
         first = rows[0]
         title = f"{first.work}, {first.side} px, {first.images} at once"
+        title += "" if first.steps is None else f", {first.steps} steps"
         told += ["", *_table([(title, *HEADER[1:]), *(_cells(bench, row, rows) for row in rows)])]
         told += [f"  {row.way} failed: {row.failed}" for row in rows if row.failed]
     if any(row.median is not None for row in bench.rows):
         told += ["", EXPLAINED]
+    if any(row.price is not None for row in bench.rows):
+        told += [PRICED]
     return told
 
 
 EXPLAINED = (
     "ratio: by the first beside, or by the first engine; ceiling: share of what products and "
     "convolutions alone would take; apart: the largest difference to the first, of its largest"
+)
+PRICED = (
+    "dB: PSNR beside the first that leaves nothing out: the price of a speed, and no error; "
+    "random weights say nothing of trained ones (docs/acceleration.md)"
 )
 
 
@@ -57,18 +65,20 @@ def record(bench: Bench, whole: bool) -> dict[str, Any]:
                 "work": row.work,
                 "side": row.side,
                 "images": row.images,
-                "way": row.way,
+                "steps": row.steps,
+                "way": str(row.way),
+                "name": row.way.name,
+                "precision": row.way.precision,
+                "speed": row.way.speed,
                 "median": row.median,
                 "best": min(row.seconds, default=None),
                 "turns": len(row.seconds),
                 "first": row.first,
                 "ratio": ratio(row, rows),
                 "ceiling": share(bench, row),
-                "operations": {
-                    "matrix": row.counted.matrix,
-                    "convolution": row.counted.convolution,
-                },
+                "operations": row.counted and asdict(row.counted),
                 "apart": row.apart,
+                "price": row.price,
                 "failed": row.failed,
             }
             for rows in grouped(bench.rows)
@@ -88,7 +98,7 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
 def ratio(row: Row, rows: Sequence[Row]) -> float | None:
     """Seconds by those of the first beside, or where nobody is beside by those of the first."""
     measured = [one for one in rows if one.median]
-    reference = next((one for one in measured if one.way in PEERS), None)
+    reference = next((one for one in measured if one.way.name in PEERS), None)
     reference = reference or (measured[0] if measured else None)
     if row.median is None or reference is None or reference.median is None:
         return None
@@ -97,7 +107,7 @@ def ratio(row: Row, rows: Sequence[Row]) -> float | None:
 
 def share(bench: Bench, row: Row) -> float | None:
     """Of the time it took, that of its products and convolutions at the measured ceilings."""
-    if bench.rates is None or not row.median:
+    if bench.rates is None or row.counted is None or not row.median:
         return None
     return bench.rates.least(row.counted.matrix, row.counted.convolution) / row.median
 
@@ -110,8 +120,14 @@ def _cells(bench: Bench, row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
         "-" if row.first is None else f"{row.first:.3g}",
         "-" if by is None else f"{by:.2f}",
         "-" if of is None else f"{of:.0%}",
-        "-" if row.apart is None else f"{row.apart:.0e}",
+        _difference(row),
     )
+
+
+def _difference(row: Row) -> str:
+    if row.price is not None:
+        return f"{row.price:.0f} dB"
+    return "-" if row.apart is None else f"{row.apart:.0e}"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:

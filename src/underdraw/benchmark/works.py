@@ -1,4 +1,4 @@
-"""The pieces of work that are timed: a guided step of the UNet, and decoding pictures."""
+"""The pieces of work that are timed: a guided step, decoding pictures, and whole pictures."""
 
 from __future__ import annotations
 
@@ -6,70 +6,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from underdraw.backends.counting import Counting, Work
-from underdraw.backends.shapes import Path, Shape
-from underdraw.backends.tree import map_arrays
-from underdraw.benchmark.peers import Decoding, Stepping, Theirs, of
-from underdraw.benchmark.random_weights import (
-    HALF_UNET,
-    HALF_VAE,
-    SD15_UNET,
-    SD15_VAE,
-    random_network,
-)
+from underdraw.backends.counting import Work
+from underdraw.benchmark.counted import Counts, counted
+from underdraw.benchmark.networks import Networks, drawn
+from underdraw.benchmark.peers import Decoding, Part, Run, Stepping, Theirs, pipeline
 from underdraw.benchmark.steps import GUIDANCE, TIME, run_of, stepper
 from underdraw.benchmark.turns import Call
 from underdraw.engines.engine import Engine, Question
-from underdraw.models import AutoencoderKL, UNet2DConditionModel
+from underdraw.pipelines.stable_diffusion import StableDiffusionPipeline
 from underdraw.sampling.denoiser import Denoiser
 
 TOKENS = 77
 
 
-@dataclass
-class Networks:
-    """What works are made on."""
+@dataclass(frozen=True)
+class Setting:
+    """How large a piece of work is."""
 
-    unet: Any
-    vae: Any
-    source: str
-
-    def __post_init__(self) -> None:
-        self._peers: dict[int, Any] = {}
-
-    @property
-    def factor(self) -> int:
-        """Pixels of a side of a latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def peer(self, model: Any) -> Any:
-        """diffusers' one of the same parameters, made once."""
-        if id(model) not in self._peers:
-            self._peers[id(model)] = of(model)
-        return self._peers[id(model)]
-
-
-def random_networks(full_size: bool, dtype: str, device: str) -> Networks:
-    """Of Stable Diffusion 1.5, or with half of its widths; random weights."""
-    unet, vae = (SD15_UNET, SD15_VAE) if full_size else (HALF_UNET, HALF_VAE)
-    size = "Stable Diffusion 1.5" if full_size else "half the widths of Stable Diffusion 1.5"
-    return Networks(
-        random_network(UNet2DConditionModel, unet, dtype, device),
-        random_network(AutoencoderKL, vae, dtype, device),
-        f"random weights, {size}",
-    )
-
-
-def networks_of(source: str, dtype: str, device: str) -> Networks:
-    """Of a pipeline's folder or a Hub id."""
-    how: dict[str, Any] = {"dtype": dtype, "device": device}
-    return Networks(
-        UNet2DConditionModel.from_pretrained(source, subfolder="unet", **how),
-        AutoencoderKL.from_pretrained(source, subfolder="vae", **how),
-        source,
-    )
+    side: int
+    """Of the pictures, in pixels."""
+    images: int = 1
+    """Pictures at once."""
+    steps: int = 20
+    """Of a run."""
+    speed: str = "exact"
+    """A preset of acceleration (`controls.acceleration.presets`), of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,66 +42,126 @@ class Job:
     work: Work
 
 
-def step(networks: Networks, side: int, images: int) -> Job:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work."""
+
+    make: Callable[[Networks, Setting], Job]
+    runs: bool = False
+    """Whether it is a run of steps, of which presets of acceleration leave something out."""
+
+
+def step(networks: Networks, setting: Setting) -> Job:
     """A call of the UNet and what guidance makes of it, as the loop calls it: keys and values of
     the text and what blocks make of the time are there since the first call. diffusers computes
     them anew each time."""
-    unet, nn = networks.unet, networks.unet.nn
-    config, guided = unet.config, unet.config.time_cond_proj_dim is None
-    side //= networks.factor
-    latents = _drawn(unet, 0, (images, config.in_channels, side, side), "float32")
-    context = _drawn(unet, 1, (2 * images, TOKENS, config.cross_attention_dim))
+    unet, nn, images = networks.unet, networks.unet.nn, setting.images
+    latents = drawn(unet, 0, _shape(networks, setting, unet.config.in_channels), "float32")
+    context = _context(networks, setting)
 
     def ours(engine: Engine) -> Call:
         denoise = stepper(unet, context, engine)
         return lambda: denoise(latents, 0)
 
-    def inputs() -> tuple[Any, ...]:
-        rows = nn.concat((latents, latents), 0) if guided else latents
-        texts = context if guided else context[images:]
-        return nn.cast(rows, context), unet._framework.array(TIME, device=unet.device), texts
-
     def guide(out: Any) -> Any:
-        if not guided:
+        if unet.config.time_cond_proj_dim is not None:
             return nn.float32(out)
         unconditional, conditional = (nn.float32(out)[i * images :][:images] for i in range(2))
         return unconditional + GUIDANCE * (conditional - unconditional)
 
     def theirs() -> Theirs:
-        return Theirs(Stepping(networks.peer(unet)), inputs, guide)
+        part = _unet(networks, latents, context)
+        return Theirs((part,), lambda run: lambda: guide(run(*part.inputs())))
 
     question = Denoiser(run_of(unet, context)).question(latents, 0)
     return Job(ours, theirs, counted(question))
 
 
-def decode(networks: Networks, side: int, images: int) -> Job:
+def decode(networks: Networks, setting: Setting) -> Job:
     """Latents to pictures."""
     vae = networks.vae
-    side //= networks.factor
-    latents = _drawn(vae, 2, (images, vae.config.latent_channels, side, side))
+    latents = drawn(vae, 2, _shape(networks, setting, vae.config.latent_channels))
     question = Question(type(vae).programs[1], vae, (latents,), vae.nn)
 
     def theirs() -> Theirs:
-        return Theirs(Decoding(networks.peer(vae)), lambda: (latents,), lambda out: out)
+        return Theirs((_decoder(networks, latents),), lambda run: lambda: run(latents))
 
     return Job(lambda engine: lambda: engine.run(question), theirs, counted(question))
 
 
-WORKS: Mapping[str, Callable[[Networks, int, int], Job]] = {"step": step, "decode": decode}
-"""By name: what is made of networks, the side in pixels, and how many pictures."""
+def picture(networks: Networks, setting: Setting) -> Job:
+    """A guided run by DDIM from the context of a prompt to pictures `(images, 3, side, side)` in
+    [0, 1], by a call of the pipeline, as users make it; diffusers' pipeline is called alike."""
+    unet, images = networks.unet, setting.images
+    shape = _shape(networks, setting, networks.vae.config.latent_channels)
+    latents, context = drawn(unet, 0, shape, "float32"), _context(networks, setting)
+    given: dict[str, Any] = {
+        "prompt_embeds": context[images:],
+        "negative_prompt_embeds": context[:images],
+        "height": setting.side,
+        "width": setting.side,
+        "num_inference_steps": setting.steps,
+        "guidance_scale": GUIDANCE,
+        "output_type": "pt",
+    }
+
+    def ours(engine: Engine) -> Call:
+        pipe: Any = StableDiffusionPipeline(networks.vae, None, None, unet, networks.schedule)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.enable_acceleration(setting.speed)
+        pipe.engine = engine
+        return lambda: pipe(**given, latents=latents).images
+
+    def theirs() -> Theirs:
+        begun = unet.nn.cast(latents, context)  # diffusers' solvers compute in what they are given
+
+        def ready(call: Run, decoding: Run) -> Call:
+            peer, other = networks.peer(unet), networks.peer(networks.vae)
+            pipe = pipeline(peer, other, call, decoding, networks.schedule)
+            return lambda: pipe(**given, latents=begun).images
+
+        return Theirs((_unet(networks, latents, context), _decoder(networks, begun)), ready)
+
+    counts = Counts()
+    ours(counts)()
+    return Job(ours, theirs, counts.work)
 
 
-def counted(question: Question) -> Work:
-    """How much arithmetic a question is."""
-    nn = Counting({})
-    inputs = map_arrays(lambda array: Shape(*array.shape), question.inputs)
-    question.program(nn, Path(), question.model.config, *inputs)
-    return nn.work
+WORKS: Mapping[str, Kind] = {
+    "step": Kind(step),
+    "decode": Kind(decode),
+    "picture": Kind(picture, runs=True),
+}
+"""By name."""
 
 
-def _drawn(model: Any, seed: int, shape: tuple[int, ...], dtype: str | None = None) -> Any:
-    """Normal numbers in the dtype of a network, or another one."""
-    numbers = np.random.default_rng(seed).standard_normal(shape, np.float32)
-    framework = model._framework
-    wanted = model.dtype if dtype is None else framework.resolve_dtype(dtype)
-    return framework.array(numbers, wanted, device=model.device)
+def _shape(networks: Networks, setting: Setting, channels: int) -> tuple[int, int, int, int]:
+    """Of latents."""
+    side = setting.side // networks.factor
+    return setting.images, channels, side, side
+
+
+def _context(networks: Networks, setting: Setting) -> Any:
+    """Of both halves, unconditional rows first."""
+    unet = networks.unet
+    return drawn(unet, 1, (2 * setting.images, TOKENS, unet.config.cross_attention_dim))
+
+
+def _unet(networks: Networks, latents: Any, context: Any) -> Part:
+    """diffusers' UNet, guided: both halves at once, or an embedding of the scale (LCM)."""
+    unet, nn, images = networks.unet, networks.unet.nn, latents.shape[0]
+    embedded = unet.config.time_cond_proj_dim
+
+    def inputs() -> tuple[Any, ...]:
+        time = unet._framework.array(TIME, device=unet.device)
+        if embedded is not None:
+            scale = drawn(unet, 3, (images, embedded))
+            return nn.cast(latents, context), time, context[images:], scale
+        return nn.cast(nn.concat((latents, latents), 0), context), time, context
+
+    return Part(Stepping(networks.peer(unet)), inputs)
+
+
+def _decoder(networks: Networks, latents: Any) -> Part:
+    """diffusers' decoder."""
+    return Part(Decoding(networks.peer(networks.vae)), lambda: (latents,))

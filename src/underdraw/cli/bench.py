@@ -1,4 +1,4 @@
-"""`underdraw bench`: what this machine takes for a step and for decoding, by engine."""
+"""`underdraw bench`: what this machine takes for steps, decoding and whole pictures, by engine."""
 
 from __future__ import annotations
 
@@ -43,13 +43,33 @@ def bench(
     ] = None,
     sizes: Annotated[str, typer.Option(help="Sides of the pictures, with commas.")] = "256",
     batch: Annotated[str, typer.Option(help="Pictures at once, with commas.")] = "1",
-    works: Annotated[str, typer.Option(help="step, decode, or both with a comma.")] = "step,decode",
+    works: Annotated[
+        str,
+        typer.Option(
+            help="step, decode, picture (a whole guided run from the prompt's context to the "
+            "picture), with commas."
+        ),
+    ] = "step,decode",
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Of a picture.")] = 20,
+    speeds: Annotated[
+        str,
+        typer.Option(
+            help="How pictures are made: exact, fast, faster (as --speed of generate), with commas."
+        ),
+    ] = "exact",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="In which openvino computes products: auto, float32, bfloat16, int8 (with the "
+            "UNet's matrices in 8 bits), with commas."
+        ),
+    ] = "auto",
     turns: Annotated[int, typer.Option(min=1, max=10_000, help="How often each is timed.")] = 3,
     dtype: options.Precision = None,
     device: options.Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Time this machine: steps and decoding by engine, beside diffusers, in turns of one run.
+    """Time this machine: steps, decoding and whole pictures by engine, beside diffusers, in turns.
 
     Nothing is downloaded but a model that is named. Interrupted, it shows what was measured until
     then. On one thread (OMP_NUM_THREADS=1) processor time is taken, which other work does not
@@ -63,13 +83,15 @@ def bench(
         "sides": numbers("--sizes", sizes),
         "images": numbers("--batch", batch),
         "works": words(works),
+        "speeds": words(speeds),
+        "precisions": words(precision),
     }
     from tqdm import tqdm
 
     from underdraw.benchmark.bench import Bench, Plan
 
     how = {"full_size": full_size, "dtype": dtype.value if dtype else "auto", "device": device}
-    made = Bench(Plan(**lists, turns=turns, source=model, **how))
+    made = Bench(Plan(**lists, turns=turns, steps=steps, source=model, **how))
     try:
         with tqdm(total=made.plan.calls, **progress.bar_options()) as bar:
             for told, done in made.run():
@@ -86,7 +108,8 @@ bench.examples = """Examples:
 \b
   underdraw bench
   underdraw bench --full-size --sizes 256,512 --engines eager,openvino,compiled
-  underdraw bench ./my-model --works decode --batch 1,4 --beside none --json"""  # type: ignore[attr-defined]
+  underdraw bench ./my-model --works decode --batch 1,4 --beside none --json
+  underdraw bench --works picture --steps 50 --speeds exact,fast,faster --precision bfloat16"""  # type: ignore[attr-defined]
 
 
 def show(made: Bench, as_json: bool, whole: bool) -> None:
