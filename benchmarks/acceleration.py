@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import time
-from collections import Counter
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,7 @@ from underdraw import (
     backends,
     schedulers,
 )
-from underdraw.backends.shapes import Path as Place, Shape, Shapes
-from underdraw.backends.tree import flatten, is_array, is_parameters, unflatten
+from underdraw.benchmark.counted import Counts
 from underdraw.controls.acceleration.presets import mixed
 from underdraw.controls.run import Conditioning, Run
 from underdraw.engines.eager import EAGER
@@ -79,64 +76,6 @@ WAYS: dict[str, Any] = {
 }
 
 
-class Multiplying(Shapes):
-    """Counts multiplications on shapes."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-        object.__setattr__(self, "products", Counter())
-
-    def linear(self, p: Place, x: Shape, width: int, bias: bool = True) -> Shape:
-        self.products["layers"] += prod(x.shape) * width
-        return super().linear(p, x, width, bias)
-
-    def conv2d(
-        self, p: Place, x: Shape, width: int, kernel: int, *more: Any, **named: Any
-    ) -> Shape:
-        made = super().conv2d(p, x, width, kernel, *more, **named)
-        self.products["layers"] += prod(made.shape) * x.shape[1] * kernel**2
-        return made
-
-    def attention(self, q: Shape, k: Shape, v: Shape, mask: Shape | None = None) -> Shape:
-        self.products["attention"] += prod(q.shape) * k.shape[2] * 2
-        return super().attention(q, k, v, mask)
-
-
-class Counting:
-    """An engine that computes nothing: it counts, and answers with zeros."""
-
-    def __init__(self) -> None:
-        self.products: Counter[str] = Counter()
-
-    def run(self, question: Question) -> Any:
-        nn = Multiplying()
-        leaves, structure = flatten(tuple(question.inputs))
-        inputs = unflatten(structure, [unnumbered(leaf) for leaf in leaves])
-        made = question.program(nn, Place(), question.model.config, *inputs)
-        if question.program.name in COUNTED:
-            self.products += nn.products
-        return zeros(made)
-
-
-def unnumbered(leaf: Any) -> Any:
-    """A leaf of a question without its numbers."""
-    if is_parameters(leaf):
-        return Place("beside")
-    return Shape(*leaf.shape) if is_array(leaf) else leaf
-
-
-def zeros(made: Any) -> Any:
-    """Arrays in place of shapes."""
-    if isinstance(made, Shape):
-        return torch.zeros(()).expand(made.shape)
-    if isinstance(made, dict):
-        return {name: zeros(one) for name, one in made.items()}
-    if isinstance(made, tuple):
-        kind = type(made) if hasattr(made, "_fields") else lambda *of: of
-        return kind(*map(zeros, made))
-    return made
-
-
 class Unweighted:
     """A UNet without numbers."""
 
@@ -145,35 +84,35 @@ class Unweighted:
         self.nn, self.dtype, self.device = self._framework.operations, torch.float32, "cpu"
 
 
-def counted(ways: Any, steps: int, side: int, guidance: float = 7.5) -> Counter[str]:
-    """Multiplications of the UNet in a run of one picture."""
+def counted(ways: Any, steps: int, side: int, guidance: float = 7.5) -> int:
+    """Operations of the UNet in a run of one picture."""
     model = Unweighted(UNetConfig(**SD15))
     solver = schedulers.DPMSolverMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     ).make_table(steps)
     text = torch.zeros(1, 77, 768)
-    engine = Counting()
+    engine = Counts(COUNTED)
     run = Run(model.nn, model, solver, Conditioning(text, text), guidance, engine=engine)
     chosen = mixed(ways)
     controls = [] if chosen is None else chosen.controls()
     latents = torch.zeros(1, 4, side // 8, side // 8)
     for _ in answered(sample(run, latents, controls), engine):
         pass
-    return engine.products
+    return engine.work.total
 
 
 def count(steps: int, side: int) -> None:
     """A line for each way: the share of all multiplications that it leaves."""
-    whole = sum(counted(("exact",), steps, side).values())
+    whole = counted(("exact",), steps, side)
     for name, ways in WAYS.items():
-        print(f"{name:42} {sum(counted(ways, steps, side).values()) / whole:5.2f}", flush=True)
+        print(f"{name:42} {counted(ways, steps, side) / whole:5.2f}", flush=True)
 
 
 class Shares:
     """An engine that runs programs as they are, and counts beside it."""
 
     def __init__(self) -> None:
-        self.counting = Counting()
+        self.counting = Counts(COUNTED)
 
     def run(self, question: Question) -> Any:
         if question.program.name in COUNTED:
@@ -246,7 +185,7 @@ def price(
             begun = time.process_time()
             pictures = drawn(pipe, task, count, steps, batch)
             seconds = time.process_time() - begun
-            products = sum(engine.counting.products.values())
+            products = engine.counting.work.total
             if name == "exact":
                 exact[task], whole[task] = pictures, products
                 np.savez(beside, pictures=pictures, products=products)
