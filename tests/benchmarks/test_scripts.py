@@ -167,6 +167,35 @@ def test_whole_pipelines(capsys, monkeypatch):
     assert difference < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_a_picture(capsys, monkeypatch):
+    import picture
+
+    from underdraw import AutoencoderKL, UNet2DConditionModel
+
+    asked = []
+    monkeypatch.setattr(picture, "bfloat16_pays", lambda: False)
+    making = picture.picture
+    monkeypatch.setattr(picture, "picture", lambda of, how: asked.append(how) or making(of, how))
+    tiny = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    networks, setting = picture.Networks(*tiny, "here"), picture.Setting(16, steps=11)
+    made = picture.main(networks, setting, ("exact", "faster"))
+    title = "picture, 16 px, 11 steps, openvino float32"
+    assert [(one.name, one.bar, one.runs) for one in made] == [
+        (f"{title} (s)", None, 1),
+        (f"{title}, faster (s)", 0.35, 1),
+    ]
+    assert [(how.steps, how.speed) for how in asked] == [
+        *((10, "exact"), (11, "exact")),
+        *((10, "faster"), (11, "faster")),
+        *((1, "exact"), (11, "exact")),
+    ]
+    apart = capsys.readouterr().out.split("largest difference ")[1:]
+    exact, faster = (float(line.split()[0]) for line in apart)
+    assert exact < 1e-4 < faster  # float32 in another order; a preset leaves something out
+
+
 def at_once(command, **options):
     """`subprocess.run` of a program for Python, here, where all imports have been made."""
     arguments, said = command[command.index("-c") + 1 :], io.StringIO()
@@ -247,6 +276,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
         "grounded_step",
         "controlnet_step",
         "lora_step",
+        "picture",
     ]
     assert "import_time" in before
     ran.clear()
@@ -258,7 +288,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(everything, tmp_path):
 def test_quick_figures_stay_out_of_the_results(everything, tmp_path):
     run, ran, work = everything
     assert run.main([*work, "--quick"]) == tmp_path / "work" / "quick" / "RESULTS.md"
-    assert ran[-1][:3] == ("lora_step", "--quick", "--json")
+    assert ran[-1][:3] == ("picture", "--quick", "--json")
     assert not (tmp_path / "RESULTS.md").exists()
     with pytest.raises(SystemExit):
         run.main([*work, "--only", "nothing"])
