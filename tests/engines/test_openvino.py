@@ -298,6 +298,21 @@ def test_a_step_looks_at_some_numbers_and_a_run_at_all(engine, tower):
     assert watch() != before
 
 
+def test_a_run_looks_at_all_numbers_one_time(engine, tower, monkeypatch):
+    """What runs once in it does not look at all of them again."""
+    summed: list[Any] = []
+    watch = type(engine._watch(tower, tower._framework))
+    plain = watch._summed
+    monkeypatch.setattr(watch, "_summed", lambda self: summed.append(self) or plain(self))
+    linear = lambda nn, p, config, x: nn.linear(p.text_model.encoder.layers[0].mlp.fc1, x, 48)  # noqa: E731
+    once = [Program(name, linear, once=True) for name in ("times", "context")]
+    step = Program("step", layers, in_blocks=True)
+    for run in range(3):
+        for program in (*once, step, step):
+            answer(engine, asked(tower, x(), program=program))
+        assert len(summed) == run + 1
+
+
 # -- what no graph can hold
 def hooked(tower):
     tower.text_model.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *_: None)

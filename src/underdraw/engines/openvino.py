@@ -69,6 +69,8 @@ class _Network:
 
     graphs: OrderedDict[Key, Graph | None] = field(default_factory=OrderedDict)
     """None runs as it is written."""
+    asked: set[Program] = field(default_factory=set)
+    """What was asked in this run, of what runs once and of steps."""
 
 
 @dataclass
@@ -146,8 +148,9 @@ class OpenVino:
         if program.as_written:
             return None
         trees = [model, *(leaf for leaf in leaves if is_parameters(leaf))]
+        if program.once or program.in_blocks:
+            self._note(program, trees)
         if program in self._tables:
-            self._watch(model, model._framework).due = True
             return None
         reason = self._unfit(question, leaves, structure) or self._look(program, trees)
         if reason is not None:
@@ -178,15 +181,24 @@ class OpenVino:
             return "a gradient is recorded"
         return unseen(structure)
 
+    def _note(self, program: Program, trees: Sequence[Any]) -> None:
+        """Note what is asked in a run. What runs once, asked again or behind steps, begins another
+        run, in which all numbers are looked at one time: of a whole Stable Diffusion that takes
+        half a second."""
+        for tree in trees:
+            asked = self._networks.setdefault(tree, _Network()).asked
+            if program.once and (program in asked or any(one.in_blocks for one in asked)):
+                asked.clear()
+                self._watch(tree, trees[0]._framework).due = True
+            asked.add(program)
+
     def _look(self, program: Program, trees: Sequence[Any]) -> str | None:
-        """Look whether the weights are as they were; what of them no graph can hold, or None."""
-        watches = [self._watch(tree, trees[0]._framework) for tree in trees]
-        # What is asked once begins a run; the calls that follow look at some of the numbers.
-        whole = not program.in_blocks or any(watch.due for watch in watches)
-        for watch in watches:
-            if (odd := watch.look(whole)) is not None:
+        """Look whether the weights are as they were; what of them no graph can hold, or None. Calls
+        within a run look at some of the numbers."""
+        whole = not (program.in_blocks or program.once)
+        for tree in trees:
+            if (odd := self._watch(tree, trees[0]._framework).look(whole)) is not None:
                 return odd
-            watch.due = not program.in_blocks
         return None
 
     def _watch(self, tree: Any, framework: Any) -> Any:
