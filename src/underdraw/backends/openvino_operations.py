@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import openvino as ov
 from openvino import opset13 as op
 
 from underdraw.backends.adapted import AdaptedLeaf
@@ -253,12 +254,11 @@ def parameter(shape: Sequence[int], dtype: str) -> Value:
 
 
 def weight(array: np.ndarray, dtype: str, name: str) -> Value:
-    """A constant under a name that shares the memory of an array, which must outlive it.
-
-    bfloat16 comes as its bits in uint16, and is copied."""
-    if dtype == "bfloat16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    node = op.constant(array, shared_memory=True)
+    """A constant under a name that shares the memory of an array, which must outlive it. bfloat16,
+    which numpy does not know, comes as its bits in uint16."""
+    bits = dtype == "bfloat16"
+    given = ov.Tensor(array, ov.Shape(array.shape), ov.Type.bf16) if bits else array
+    node = op.constant(given, shared_memory=True)
     node.set_friendly_name(WEIGHT + name)
     wanted = element(dtype)
     if node.get_element_type() != wanted:
