@@ -49,6 +49,8 @@ TEXT = {
     "eos_token_id": 599,
     "pad_token_id": 599,
 }
+FOLDER = {"unet": {**UNET, "cross_attention_dim": 32}, "vae": VAE, "text_encoder": TEXT}
+"""What `full_size` changes for a small folder."""
 
 
 @pytest.fixture(autouse=True)
@@ -210,8 +212,7 @@ def test_cold_start(tmp_path, monkeypatch):
     import cold_start
     import full_size
 
-    changes = {"unet": {**UNET, "cross_attention_dim": 32}, "vae": VAE, "text_encoder": TEXT}
-    full_size.write(tmp_path, changes)
+    full_size.write(tmp_path, FOLDER)
     ours = cold_start.once("ours", tmp_path, "float32")
     assert sys.platform != "linux" or ours["before"] > 0
     assert ours["total"] >= ours["import"] + ours["load"]
@@ -398,6 +399,20 @@ def test_what_engine_steps_measures_is_chosen(engine_steps, tmp_path, monkeypatc
     for wrong in (["--only", "speed"], ["--against", str(tmp_path)]):
         with pytest.raises(SystemExit):
             engine_steps.main(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_memory_of_engines(tmp_path, capsys):
+    """The case that prepares weights runs in a process of its own; what it told is put in words."""
+    import engine_memory
+    import full_size
+
+    full_size.write(tmp_path, FOLDER)
+    (row,) = engine_memory.main(str(tmp_path), 16, [("openvino", "float32")])
+    assert 0 < row["weights"] < 1e7 and row["most"] >= row["after"] > 0
+    assert "openvino, float32: at most" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
