@@ -74,6 +74,18 @@ def _equations(jaxpr):
                 yield from _equations(value.jaxpr)
 
 
+def test_arrays_are_copied_without_a_program(caplog):
+    """One would be compiled for each shape of a network that is loaded."""
+    held = np.arange(77, dtype=np.float32).reshape(7, 11)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        made = [backends.get("jax").array(held, dtype) for dtype in (None, "bfloat16")]
+        assert not caplog.records
+        jax.jit(lambda x: x * 5)(made[0])
+        assert caplog.records
+    held += 1
+    assert all(one[0, 0] == 0 for one in made)
+
+
 def test_what_is_returned_is_told_to_jax_once():
     """Networks and Flax's schedulers both tell it of what both return, in any order."""
     from underdraw.flax.schedulers import FlaxSchedulerOutput

@@ -214,14 +214,17 @@ def tensor(stored: Any, dtype: Any = None, device: Any = None) -> Array:
 
 def array(values: Any, dtype: Any = None, device: Any = None) -> Array:
     """An array from numpy, nested lists or an array."""
+    place = None if device is None else _place(device)
     if not isinstance(values, Array):
         # Converted on the host: the device never holds a tensor in two precisions. Copied, because
-        # the host's memory may be a file, or change later.
+        # the host's memory may be a file, or change later; `jnp.array` copies by a program, which
+        # it compiles for each shape.
         values = np.asarray(values)
-        values = jnp.array(values if dtype is None else values.astype(dtype))
-    elif dtype is not None:
+        values = values if dtype is None else values.astype(dtype)
+        return jax.device_put(values, place, may_alias=False)
+    if dtype is not None:
         values = values.astype(dtype)
-    return values if device is None else jax.device_put(values, _place(device))
+    return values if place is None else jax.device_put(values, place)
 
 
 def _place(device: Any) -> Any:
