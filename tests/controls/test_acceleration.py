@@ -52,6 +52,7 @@ STEPS = 11
 WAYS = {
     "deep": (DeepCache(),),
     "deeper": (DeepCache(every=2, branch=1, first=2),),
+    "straight": (DeepCache(order=1),),
     "encoder": (EncoderPropagation(),),
     "attention": (AttentionCache(),),
     "interval": (GuidanceInterval(0.5, 5.0),),
@@ -106,6 +107,7 @@ ALL, BOTH, ATTENTIONS = 18, 4, 14
 PROMISED = {
     "deep": [(BOTH, ALL), (BOTH, 2), (BOTH, 2)] * 4,
     "deeper": [*[(BOTH, ALL)] * 2, *[(BOTH, ALL), (BOTH, 6)] * 5],
+    "straight": [(BOTH, ALL), (BOTH, 2), (BOTH, 2)] * 4,
     "encoder": [(BOTH, ALL)] * 4 + [(BOTH, 10), (BOTH, 10), (BOTH, ALL)] * 3,
     "attention": [(BOTH, ALL)] * 5 + [(2, ALL)] * 6,
     "interval": [(2, ALL)] * 3 + [(BOTH, ALL)] * 6 + [(2, ALL)] * 2,

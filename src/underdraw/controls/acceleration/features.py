@@ -21,8 +21,8 @@ from underdraw.schema import Range
 @dataclass(frozen=True)
 class DeepCache(Method):
     """Deep features are computed in every n-th call; the others compute the outermost layers, and
-    take what the deep ones gave last (Ma et al. 2024, sections 3.2 and 3.3). ControlNets are asked
-    where deep features are computed.
+    take what the deep ones gave last (Ma et al. 2024, sections 3.2 and 3.3), or what follows from
+    the last two of them. ControlNets are asked where deep features are computed.
 
     Args:
         every: so many calls share deep features, 2 to 1000.
@@ -30,6 +30,9 @@ class DeepCache(Method):
             compute the first convolution, `branch` layers of the way down behind it, and
             `branch + 1` of the way up. `cache_branch_id` of the authors' helper.
         first: so many calls at the beginning compute everything.
+        order: 0 keeps deep features as they were, 1 goes on along the straight line through the
+            last two that were computed (Liu et al. 2025, "From reusing to forecasting", TaylorSeer
+            of order 1), which costs nothing.
 
     Raises:
         InputError: a number is out of its range.
@@ -41,9 +44,10 @@ class DeepCache(Method):
     every: Annotated[int, Range(2, 1000)] = 3
     branch: Annotated[int, Range(0, 1000)] = 0
     first: Annotated[int, Range(1, 1000)] = 1
+    order: Annotated[int, Range(0, 1)] = 0
 
     def control(self) -> Control:
-        return _Reused(self, _from_branch)
+        return _Reused(self, _from_branch, self.order)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,38 @@ def _from_middle(method: Any, config: UNetConfig) -> Places:
     return (decoder.units(config)[0].place,), encoder.skip_places(config)
 
 
+class _Told(NamedTuple):
+    """What a whole call gave."""
+
+    index: int
+    values: Mapping[str, Array]
+
+    @property
+    def rows(self) -> int:
+        """Images in it, both halves counted. A half that was not computed is known to nobody."""
+        return min((value.shape[0] for value in self.values.values()), default=0)
+
+
+NOTHING = _Told(0, {})
+
+
 class _Kept(NamedTuple):
     """What goes from call to call."""
 
     telling: Sites
     """What a whole call is told to hand out."""
-    values: Mapping[str, Array]
+    last: _Told = NOTHING
+    before: _Told = NOTHING
+
+    def at(self, index: int, rows: int, order: int) -> Mapping[str, Array]:
+        """Features of a call by those of the last whole ones."""
+        last, before = self.last, self.before
+        values = {place: of_rows(value, rows) for place, value in last.values.items()}
+        if not order or before.rows < rows:
+            return values
+        ahead = (index - last.index) / (last.index - before.index)
+        older = {place: of_rows(value, rows) for place, value in before.values.items()}
+        return {place: x + (x - older[place]) * ahead for place, x in values.items()}
 
 
 @dataclass(frozen=True)
@@ -106,6 +136,7 @@ class _Reused(Control):
 
     method: DeepCache | EncoderPropagation
     places: Callable[[Any, UNetConfig], Places]
+    order: int = 0
     reuses = True  # without a type, or it would be a field
 
     def check(self, planned: Planned) -> None:
@@ -114,24 +145,23 @@ class _Reused(Control):
 
     def prepare(self, run: Run) -> _Kept:
         up, skip = self.places(self.method, run.model.config)
-        telling = Sites(up=(Telling(up),), skip=(Telling(skip),) if skip else ())
-        return _Kept(telling, {})
+        return _Kept(Sites(up=(Telling(up),), skip=(Telling(skip),) if skip else ()))
 
     def before_call(
         self, nn: Operations, carry: _Kept, latents: Array, call: Call
     ) -> tuple[Array, Sites, _Kept]:
         rows = latents.shape[0] * (2 if call.guided else 1)
-        # A half that was not computed in the last whole call is known to nobody.
-        known = min((value.shape[0] for value in carry.values.values()), default=0) >= rows
         due = call.whole or call.index < self.method.first or call.index % self.method.every == 0
-        if due or not known:
-            return latents, carry.telling, carry._replace(values={})
-        features = {place: of_rows(value, rows) for place, value in carry.values.items()}
-        return latents, Sites(features=features), carry
+        if due or carry.last.rows < rows:
+            return latents, carry.telling, carry if self.order else carry._replace(last=NOTHING)
+        return latents, Sites(features=carry.at(call.index, rows, self.order)), carry
 
     def after_step(
         self, nn: Operations, carry: _Kept, latents: Array, call: Call
     ) -> tuple[Array, Any]:
         if not call.extras:
             return latents, carry
-        return latents, carry._replace(values={e.place: e.value for e in call.extras})
+        told = _Told(call.index, {extra.place: extra.value for extra in call.extras})
+        # Where a control begins or ends to act features jump, and no line goes through them.
+        straight = self.order and not call.whole
+        return latents, carry._replace(last=told, before=carry.last if straight else NOTHING)
