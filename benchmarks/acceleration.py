@@ -1,22 +1,22 @@
 """What ways to compute less gain, counted, and what they cost, on the scenes family.
 
     python benchmarks/acceleration.py count --steps 50 --side 512   # of Stable Diffusion 1.5
-    python benchmarks/acceleration.py price --tasks captions boxes edges --out FILE
+    python benchmarks/acceleration.py price --tasks captions edits --count 64 --out FOLDER
 
 `count` runs the loop on shapes alone and adds up the multiplications of convolutions, products and
-attention in all calls of the UNet, so its figures are the same on every machine.
+attention in all calls of the UNet, so its figures are the same on every machine. `price` draws and
+judges (`pricing.py`); it keeps pictures in a folder, and goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pricing
 import torch
 
 from underdraw import (
@@ -34,32 +34,27 @@ from underdraw import (
 from underdraw.benchmark.counted import Counts
 from underdraw.controls.acceleration.presets import mixed
 from underdraw.controls.run import Conditioning, Run
-from underdraw.engines.eager import EAGER
-from underdraw.engines.engine import Question, answered
-from underdraw.evaluation import (
-    grounding,
-    held_out_captions,
-    load_evaluator,
-    score_boxes,
-    score_captions,
-    structure,
-)
-from underdraw.evaluation.following import score_edges
+from underdraw.engines import EAGER, OpenVino
+from underdraw.engines.engine import Engine, Question, answered
+from underdraw.evaluation import load_evaluator
 from underdraw.networks.unet import UNetConfig
-from underdraw.pictures.writing import to_bytes
-from underdraw.preprocessors.canny import lines
 from underdraw.sampling.loop import sample
 
 SD15 = {"cross_attention_dim": 768}
 COUNTED = ("unet", "controlnet")
-TASKS = ("captions", "boxes", "edges")
+ENGINES = {"eager": lambda: EAGER, "openvino": lambda: OpenVino(precision="bfloat16")}
 WAYS: dict[str, Any] = {
     "exact": ("exact",),
     "fast": ("fast",),
     "faster": ("faster",),
     "DeepCache(2)": (DeepCache(2),),
     "DeepCache(2, branch=1)": (DeepCache(2, branch=1),),
+    "DeepCache(2, order=1)": (DeepCache(2, order=1),),
+    "DeepCache(2, first=3)": (DeepCache(2, first=3),),
+    "DeepCache(2, first=3, order=1)": (DeepCache(2, first=3, order=1),),
     "DeepCache(3)": (DeepCache(3),),
+    "DeepCache(3, order=1)": (DeepCache(3, order=1),),
+    "DeepCache(3, first=2)": (DeepCache(3, first=2),),
     "DeepCache(5)": (DeepCache(5),),
     "DeepCache(3, branch=1)": (DeepCache(3, branch=1),),
     "DeepCache(3, branch=3)": (DeepCache(3, branch=3),),
@@ -109,104 +104,61 @@ def count(steps: int, side: int) -> None:
 
 
 class Shares:
-    """An engine that runs programs as they are, and counts beside it."""
+    """An engine that counts what another one is asked."""
 
-    def __init__(self) -> None:
-        self.counting = Counts(COUNTED)
+    def __init__(self, engine: Engine = EAGER) -> None:
+        self.engine, self.counting = engine, Counts(COUNTED)
+
+    @property
+    def products(self) -> int:
+        """Operations so far."""
+        return self.counting.work.total
 
     def run(self, question: Question) -> Any:
         if question.program.name in COUNTED:
             self.counting.run(question)
-        return EAGER.run(question)
-
-
-def drawn(pipe: Any, task: str, count: int, steps: int, batch: int) -> np.ndarray:
-    """Pictures of held-out captions, in boxes or along edges of scenes, each of its own seed."""
-    asked: Any = {
-        "captions": lambda: held_out_captions(count),
-        "boxes": lambda: grounding.held_out_layouts(count),
-        "edges": lambda: [one.along("edges") for one in structure.held_out_maps(count)],
-    }[task]()
-    if task == "captions":
-
-        def generate(items: Any, seeds: Any) -> Any:
-            call = {"num_inference_steps": steps, "seed": seeds, "output_type": "np"}
-            return pipe([one.text for one in items], **call).images
-
-    elif task == "boxes":
-        generate = grounding.pipeline_generator(pipe, steps=steps)
-    else:
-        nets = {"edges": pipe.adapters["structure"]["edges"]}
-        generate = structure.pipeline_generator(pipe, nets, steps=steps)
-    made = [
-        generate(asked[at : at + batch], list(range(at, min(at + batch, count))))
-        for at in range(0, count, batch)
-    ]
-    return to_bytes(np.concatenate(made))
-
-
-def scored(task: str, pictures: np.ndarray, judge: Any) -> dict[str, float | None]:
-    """What the task is judged by, in percent."""
-    count = len(pictures)
-    if task == "captions":
-        scores = score_captions(pictures, held_out_captions(count), evaluator=judge).scores
-        return {"mentions": percent(scores.mention.share), "captions": percent(scores.whole.share)}
-    if task == "boxes":
-        wanted = [layout.wanted for layout in grounding.held_out_layouts(count)]
-        boxes = score_boxes(judge.detect(pictures), wanted)
-        return {"AP50": percent(boxes.ap50), "in boxes": percent(boxes.attributes.share)}
-    wanted = [one.edges > 0.5 for one in structure.held_out_maps(count)]
-    return {"edge F1": percent(score_edges([lines(one) for one in pictures], wanted).f1)}
-
-
-def percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 1)
+        return self.engine.run(question)
 
 
 def price(
-    tasks: list[str], names: list[str], count: int, steps: int, batch: int, out: Path
-) -> None:
-    """Scores of each way beside the exact ones, with the share of multiplications and how far
-    pictures are from the exact ones. What is in `out` is not made again."""
+    tasks: Sequence[str],
+    names: Sequence[str],
+    count: int,
+    steps: int,
+    batch: int,
+    out: Path,
+    engine: Engine = EAGER,
+) -> list[dict[str, Any]]:
+    """A row for each task and way: marks beside those of exact pictures, the share of
+    multiplications, and how near pictures are to the exact ones. They are printed as they are
+    known, and written to `prices.json` in the folder."""
     pipe = StableDiffusionPipeline.from_pretrained("underdraw/scenes")
     pipe.set_progress_bar_config(disable=True)
-    known = json.loads(out.read_text()) if out.exists() else {}
-    judge, exact, whole = load_evaluator(), {}, {}
-    for task in tasks:
-        for name in ["exact", *(one for one in names if one != "exact")]:
-            key, beside = f"{task}: {name}", out.with_suffix(f".{task}.npz")
-            if key in known and beside.exists():
-                if name == "exact":
-                    kept = np.load(beside)
-                    exact[task], whole[task] = kept["pictures"], kept["products"]
-                continue
-            pipe.enable_acceleration(*WAYS[name])
-            pipe.engine = engine = Shares()
-            begun = time.process_time()
-            pictures = drawn(pipe, task, count, steps, batch)
-            seconds = time.process_time() - begun
-            products = engine.counting.work.total
-            if name == "exact":
-                exact[task], whole[task] = pictures, products
-                np.savez(beside, pictures=pictures, products=products)
-            error = np.mean((pictures.astype(float) - exact[task]) ** 2, axis=(1, 2, 3))
-            decibel = 10 * np.log10(255**2 / np.maximum(error, 1e-3))
-            known[key] = {
-                **scored(task, pictures, judge),
-                "share": round(products / whole[task], 3),
-                "PSNR": None if name == "exact" else round(float(decibel.mean()), 1),
-                "processor s": round(seconds, 1),
-                "load": round(os.getloadavg()[0], 1),
-            }
-            write_json(out, {"pictures": count, "steps": steps, **known})
-            print(key, known[key], flush=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As a whole or not at all."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(value, indent=1))
-    beside.replace(path)
+    out.mkdir(parents=True, exist_ok=True)
+    evaluator, rows = load_evaluator(), []
+    for name in tasks:
+        task = pricing.TASKS[name](pipe, count, steps)
+        exact: Any = None
+        for way in ["exact", *(one for one in names if one != "exact")]:
+            kept = out / pricing.file_name(name, way, count)
+            found = pricing.drawn(task, WAYS[way], Shares(engine), batch, kept)
+            marks = task.marks(found.pictures, evaluator)
+            exact = exact or (found, marks)
+            near = pricing.decibels(found.pictures, exact[0].pictures)
+            rows.append(
+                {
+                    "task": name,
+                    "way": way,
+                    "pictures": count,
+                    "share": round(found.products / exact[0].products, 3),
+                    "PSNR": None if way == "exact" else round(near, 1),
+                    "processor s": round(found.seconds, 3),
+                    **{one: mark.beside(exact[1][one]) for one, mark in marks.items()},
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    (out / "prices.json").write_text(json.dumps(rows, indent=1))
+    return rows
 
 
 def main() -> None:
@@ -215,18 +167,25 @@ def main() -> None:
     parser.add_argument("what", choices=("count", "price"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--side", type=int, default=512, help="of `count`, in pixels")
-    parser.add_argument(
-        "--captions", type=int, default=24, help="of `price`: pictures for each way"
-    )
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--tasks", nargs="+", default=["captions"], choices=TASKS)
+    parser.add_argument("--count", type=int, default=64, help="of `price`: pictures of each way")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--engine", default="eager", choices=list(ENGINES), help="of `price`")
+    parser.add_argument("--tasks", nargs="+", default=["captions"], choices=list(pricing.TASKS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--out", type=Path, default=Path("acceleration.json"))
+    parser.add_argument("--out", type=Path, default=Path("acceleration"))
     told = parser.parse_args()
     if told.what == "count":
         count(told.steps, told.side)
     else:
-        price(told.tasks, told.ways, told.captions, told.steps, told.batch, told.out)
+        price(
+            told.tasks,
+            told.ways,
+            told.count,
+            told.steps,
+            told.batch,
+            told.out,
+            ENGINES[told.engine](),
+        )
 
 
 if __name__ == "__main__":

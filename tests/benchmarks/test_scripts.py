@@ -251,7 +251,7 @@ def test_one_command_measures_all_and_writes_the_table(everything, tmp_path):
     names = [name for name, *_ in ran]
     assert sorted(names) == sorted([*run.SCRIPTS, "full_size"])
     assert names.index("full_size") < names.index("cold_start")
-    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"run", "timing"}
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"run", "timing", "pricing"}
     # None is forgotten; one is of pipelines that diffusers of today cannot run, one of peaks of
     # memory by process, one of pictures judged, with nothing beside them.
     assert scripts == {*names, "blip_prompt", "memory", "acceleration"}
