@@ -217,11 +217,10 @@ def array(values: Any, dtype: Any = None, device: Any = None) -> Array:
     place = None if device is None else _place(device)
     if not isinstance(values, Array):
         # Converted on the host: the device never holds a tensor in two precisions. Copied, because
-        # the host's memory may be a file, or change later; `jnp.array` copies by a program, which
-        # it compiles for each shape.
-        values = np.asarray(values)
-        values = values if dtype is None else values.astype(dtype)
-        return jax.device_put(values, place, may_alias=False)
+        # the host's memory may be a file, or change later: by numpy, for `device_put` shares memory
+        # that lies at a multiple of 64 bytes, whatever `may_alias` says, or reads it later, and
+        # `jnp.array` copies by a program, which it compiles for each shape.
+        return jax.device_put(np.array(np.asarray(values), dtype), place)
     if dtype is not None:
         values = values.astype(dtype)
     return values if place is None else jax.device_put(values, place)
