@@ -4,11 +4,15 @@ import gc
 import os
 from importlib.util import find_spec
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Numbers are under test, not speed: XLA compiles in a third of the time when LLVM optimises less
-# and the older, smaller code for fused loops is written.
+# Numbers are under test, not speed: XLA compiles in a quarter of the time when LLVM optimises less,
+# the older, smaller code for fused loops is written, and a program is not split for other cores.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
 )
 if cache := os.environ.get("UNDERDRAW_JAX_CACHE"):
     # A folder for each worker: JAX writes its files in place, so another one could read halves.
@@ -43,6 +47,15 @@ NEEDED = ("jax", "mindspore", "openvino", "optax")
 collect_ignore_glob += [f"**/test_{name}.py" for name in NEEDED if find_spec(name) is None]
 if not find_spec("openvino"):
     collect_ignore_glob += ["**/engines/test_kept.py", "**/test_openvino_calls.py"]
+
+
+@pytest.fixture(scope="module")
+def onednn():
+    """For modules whose networks are those that ship, or larger: it computes them sooner."""
+    torch.backends.mkldnn.enabled = True
+    yield
+    torch.backends.mkldnn.enabled = False
+
 
 gc.disable()  # while ten thousand tests are collected, which stay
 

@@ -11,6 +11,7 @@ from underdraw.evaluation.detector import load_evaluator
 from underdraw.training.recipes import ScenesRecipe
 from underdraw.training.text_to_image import scheduler_for
 
+pytestmark = pytest.mark.usefixtures("onednn")
 STEPS = 14
 CALL = {"num_inference_steps": STEPS, "guidance_scale": 4.5, "seed": 7}
 

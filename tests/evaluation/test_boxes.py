@@ -19,6 +19,7 @@ from underdraw.evaluation import (
 )
 from underdraw.scenes import phrases, render_many
 
+pytestmark = pytest.mark.usefixtures("onednn")
 A, B, C = (0.0, 0.0, 0.4, 0.4), (0.5, 0.5, 0.9, 0.9), (0.5, 0.0, 0.9, 0.4)
 
 

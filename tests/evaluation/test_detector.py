@@ -27,6 +27,7 @@ from underdraw.scenes import (
     subject_scene,
 )
 
+pytestmark = pytest.mark.usefixtures("onednn")
 FRESH = 424_242  # no training uses it
 
 

@@ -14,6 +14,8 @@ from underdraw.evaluation import (
 )
 from underdraw.scenes import PAIR_KINDS
 
+pytestmark = pytest.mark.usefixtures("onednn")
+
 
 @pytest.fixture(scope="module")
 def pairs():

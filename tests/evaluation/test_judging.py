@@ -18,6 +18,7 @@ from underdraw.evaluation import (
 from underdraw.scenes import parse
 from underdraw.scenes.vocabulary import COLOURS, SHAPES
 
+pytestmark = pytest.mark.usefixtures("onednn")
 RED = thing("red cube", foot=(0.2, 0.6))
 BLUE = thing("blue sphere", foot=(0.7, 0.8), material="metal", size="large")
 

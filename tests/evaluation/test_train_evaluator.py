@@ -21,6 +21,8 @@ from underdraw.evaluation.train_evaluator import (
 )
 from underdraw.evaluation.weights import write_network
 
+pytestmark = pytest.mark.usefixtures("onednn")
+
 
 @pytest.fixture(scope="module")
 def renders(tmp_path_factory):

@@ -24,6 +24,7 @@ from underdraw.training.subject_scenes import SubjectScenes
 from underdraw.training.views import Views
 from underdraw.training.workshop import Workshop
 
+pytestmark = pytest.mark.usefixtures("onednn")
 STAGES = (
     *("autoencoder", "latents", "denoiser", "clip", "grounding", "maps", "structure", "edges"),
     *("subjects", "alignment", "subject"),

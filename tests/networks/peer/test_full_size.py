@@ -13,15 +13,7 @@ from underdraw import backends
 from underdraw.networks import clip, unet, vae
 from underdraw.networks.config import read
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def large_convolutions(monkeypatch):
-    """Which oneDNN computes sooner, unlike the small ones of other tests (`tests/conftest.py`)."""
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
-
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("onednn")]
 STRETCH = 100_003
 
 
