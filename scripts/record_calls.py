@@ -313,7 +313,9 @@ def diffedit() -> Any:
         num_images_per_prompt=2,
         seed=4,
     ).images
-    edited = pipe.edit(photo(1), "a red sphere", "a blue cube", num_inference_steps=8, paste=True)
+    by_mean = {"num_maps_per_mask": 5, "mask_encode_strength": 0.5, "mask_thresholding_ratio": 2.5}
+    texts = {"source": "a red sphere", "target": "a blue cube"}
+    edited = pipe.edit(photo(1), **texts, num_inference_steps=8, paste=True, **by_mean)
     levels = [x.latents for x in (inverted, guided, regular, solved)]
     return [found, *levels, pixels(inverted.images), made, pixels(edited.images)]
 

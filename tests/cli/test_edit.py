@@ -84,9 +84,10 @@ def test_what_is_used_is_told_and_another_solver_too(run, tiny, photo):
     assert told[0] == "note: PNDMScheduler cannot be turned round; DDIMScheduler is used"
     assert told[1] == (
         f"{tiny}: float32 on cpu, DDIMScheduler, 5 steps, strength 0.8, guidance 3, threshold 2, "
-        "2 maps, seed 4"
+        "2 maps at 0.6, seed 4"
     )
-    told = call(run, tiny, photo, "--solver", "euler").stderr
+    told = call(run, tiny, photo, "--solver", "euler", "--mask-strength", "0.4").stderr
+    assert "threshold 2, 2 maps at 0.4" in told
     assert "turned round" not in told and "EulerDiscreteScheduler, 5 steps" in told
 
 
@@ -105,10 +106,10 @@ def test_a_large_photo_is_fitted_and_pasted_at_its_own_size(run, tiny, photo, tm
 
 
 def test_an_edit_says_how_it_is_made_again(run, tiny, photo):
-    call(run, tiny, photo, "-o", "a.png", "--show-mask", "--paste")
+    call(run, tiny, photo, "-o", "a.png", "--show-mask", "--paste", "--mask-strength", "0.4")
     for name, says in (
         ("a.png", f"underdraw edit photo.png --from '{FROM}' --to '{TO}' --model {tiny} "
-         "--threshold 2.0 --maps 2 --steps 5 --seed 0 --paste"),
+         "--threshold 2.0 --maps 2 --mask-strength 0.4 --steps 5 --seed 0 --paste"),
         ("a-mask.png", "shows mask of a.png; --again takes that picture"),
         ("a-before-after.png", "shows before-after of a.png; --again takes that picture"),
     ):  # fmt: skip

@@ -345,7 +345,8 @@ def test_nothing_of_the_callers_is_changed(pipe):
 # -- the one call ----------------------------------------------------------------------------------
 def edit(pipe, image=None, **arguments):
     options = {"source": RED, "target": BLUE, "num_maps_per_mask": 3, "guidance_scale": 5.0}
-    options |= {"mask_thresholding_ratio": 2.0, "inpaint_strength": 0.8, **SHORT, **arguments}
+    options |= {"mask_thresholding_ratio": 2.0, "mask_encode_strength": 0.5}
+    options |= {"inpaint_strength": 0.8, **SHORT, **arguments}
     return pipe.edit(pil()[0] if image is None else image, **options)
 
 
@@ -359,6 +360,20 @@ def test_the_one_call_is_the_three_in_one(pipe):
     assert made.latents.shape[1] == 4
     np.testing.assert_allclose(made.images, wanted, atol=1e-5)
     assert 0 < mask.mean() < 1
+
+
+def test_the_mask_by_default_is_divided_into_two_classes(pipe):
+    usual = {"mask_encode_strength": 0.6, "num_maps_per_mask": 10, "num_inference_steps": 10}
+    made = pipe.edit(pil(2), RED, [BLUE, TABLE], num_inference_steps=10, output_type="np")
+    texts = {"target_prompt": [BLUE, TABLE], "seed": 0, **usual}
+    wanted = find(pipe, pil(2), mask_thresholding_ratio=None, **texts)
+    np.testing.assert_array_equal(made.mask_image, wanted)
+    alone = {**texts, "target_prompt": TABLE, "seed": 1}
+    own = find(pipe, pil(2)[1:], mask_thresholding_ratio=None, **alone)
+    np.testing.assert_array_equal(wanted[1:], own)
+    ratios = [(find(pipe, pil(2), mask_thresholding_ratio=r, **texts)) for r in (1.5, 2.0, 2.5)]
+    assert all((wanted != other).any() for other in ratios)
+    assert ((0.05 < wanted.mean((1, 2))) & (wanted.mean((1, 2)) < 0.8)).all()
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerAncestralDiscreteScheduler"])

@@ -15,8 +15,8 @@ NN = TORCH.operations
 SIZE = (3, 5)  # of latents; pictures are 8 times as large
 
 
-def found(source, target, **options):
-    return masks.mask_of_difference(NN, source, target, **{"maps": 2, "ratio": 3.0, **options})
+def found(source, target, ratio=3.0, **options):
+    return masks.by_mean(NN, masks.difference(NN, source, target, 2), ratio, **options)
 
 
 def predictions(images, strength=1.0):
@@ -68,6 +68,66 @@ def test_an_image_does_not_depend_on_its_neighbours():
     assert (found(*many)[:1] == found(*one)).all()
     assert found(*one).sum() > 0
     assert found(*many, together=True)[0].sum() == 0  # beside a stronger one nothing is left
+
+
+def spread_of(changed, size=(9, 7), seed=0):
+    """A difference that is larger by 0.5 in `changed` cells, and what these are."""
+    rng = np.random.default_rng(seed)
+    there = np.zeros(size, bool)
+    there.reshape(-1)[rng.permutation(there.size)[:changed]] = True
+    return (0.2 * rng.random(size) + 0.5 * there).astype(np.float32)[None], there[None]
+
+
+@pytest.mark.parametrize("changed", [3, 12, 40, 60])
+def test_two_classes_are_told_apart_whatever_their_shares(changed):
+    spread, there = spread_of(changed)
+    np.testing.assert_array_equal(masks.by_classes(spread), there)
+    np.testing.assert_array_equal(masks.by_classes(40 * spread), there)
+
+
+def test_one_ratio_to_the_mean_does_not_fit_small_and_large_changes():
+    for ratio in (1.5, 2.0, 2.5, 3.0, 4.0):
+        right = []
+        for changed in (3, 40):
+            spread, there = spread_of(changed)
+            mask = masks.by_mean(NN, torch.from_numpy(spread), ratio).numpy()
+            right.append((mask == there).all())
+        assert not all(right)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_classes_have_the_least_variance_within_them(seed):
+    values = np.random.default_rng(seed).gamma(0.7, size=(1, 5, 9))
+    within = []
+    for threshold in np.unique(values)[:-1]:
+        parts = values[values > threshold], values[values <= threshold]
+        within.append((sum(part.size * part.var() for part in parts), threshold))
+    np.testing.assert_array_equal(masks.by_classes(values), values > min(within)[1])
+
+
+def test_without_classes_no_mask_and_each_image_has_its_own():
+    spread, there = spread_of(12)
+    flat = np.full_like(spread, 0.1)
+    many = masks.by_classes(np.concatenate([flat, 1e6 * spread, 0 * spread, spread]))
+    assert many.dtype == np.float32
+    for row, wanted in zip(many, (0, there[0], 0, there[0]), strict=True):
+        np.testing.assert_array_equal(row, np.broadcast_to(wanted, row.shape))
+    assert masks.by_classes(np.ones((2, 1, 1))).sum() == 0
+
+
+def test_holes_are_filled_and_bays_are_not():
+    rows = ("..####...", "..#..#.##", ".#..##.#.", ".###.#.##", ".....#...", "##.......", ".#.#.....")
+    mask = np.array([[cell == "#" for cell in row] for row in rows])
+    wanted = mask.copy()
+    wanted[1, 3:5] = wanted[2, 2:4] = True  # (3, 4) is open below, (2, 8) to the picture's edge
+    both = masks.filled(np.stack([mask, mask[::-1, ::-1]]).astype(np.float32))
+    assert both.dtype == np.float32
+    np.testing.assert_array_equal(both, np.stack([wanted, wanted[::-1, ::-1]]))
+    for plain in (np.zeros((1, 3, 5)), np.ones((2, 1, 1))):
+        np.testing.assert_array_equal(masks.filled(plain), plain)
+    around = np.ones((1, 5, 6))
+    around[0, 1:4, 1:5] = 0
+    assert masks.filled(around).all()
 
 
 def large(mask):

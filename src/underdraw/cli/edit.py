@@ -59,10 +59,18 @@ def edit(
         typer.Option(min=0.0, max=1.0, help="How far to go towards noise; more changes more."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Of the mask, above 0: larger gives smaller masks.")
+        float | None,
+        typer.Option(
+            help="Of the mask, in halves of the mean difference, above 0: larger gives smaller "
+            "masks; if not given, the picture's own (Otsu)."
+        ),
     ] = None,
     maps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Noises averaged for the mask.")
+    ] = None,
+    mask_strength: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="How much noise the mask is looked for in."),
     ] = None,
     structures: options.Structures = None,
     edges: options.Edges = None,
@@ -131,7 +139,7 @@ def edit(
         sides=wanted.sides(picture=True),
         strength=min(
             DEFAULT_STRENGTH if strength is None else strength,
-            MASK_STRENGTH if mask is None else 1.0,
+            1.0 if mask else MASK_STRENGTH if mask_strength is None else mask_strength,
         ),
     )
     pipe = load_pipeline(
@@ -162,6 +170,7 @@ def edit(
         "inpaint_strength": strength,
         "guidance_scale": pipe.advice.guidance_scale if guidance is None else guidance,
         "num_maps_per_mask": maps,
+        "mask_encode_strength": mask_strength,
         "mask_thresholding_ratio": threshold,
         "negative_prompt": negative,
     }
@@ -169,8 +178,7 @@ def edit(
     used = settings(asked)
     tell(
         f"{summary(pipe, engine)}, {type(pipe.scheduler).__name__}, {used.steps} steps, strength "
-        f"{used.strength:g}, guidance {used.guidance:g}, threshold {used.threshold:g}, "
-        f"{used.maps} maps, seed {seed or 0}"
+        f"{used.strength:g}, guidance {used.guidance:g}, {of_mask(used)}, seed {seed or 0}"
     )
     if given is None:
         tell("finding what has to change ...")
@@ -191,7 +199,7 @@ def edit(
     share = float(made.mask_image[0].mean())
     tell(f"mask: {100 * share:.0f} % of the picture")
     if share == 0:
-        note("no difference was found, so nothing was edited; a lower --threshold finds more")
+        note("no difference was found, so nothing was edited; a low --threshold finds more")
     if paste and image is not whole:
         made.images = [pasted(whole, made)]
     told = {
@@ -201,6 +209,7 @@ def edit(
         "strength": strength,
         "threshold": threshold,
         "maps": maps,
+        "mask-strength": mask_strength,
         **structure.options_of(lines),
         **tuned.options_of(),
         **spared.options_of(),
@@ -241,7 +250,7 @@ edit.examples = """Examples:
   underdraw edit photo.png --from "a cube" --to "a cone" --keep-latents cube.safetensors
   underdraw edit cat.jpg --from "a cat" --to "a dog" --model ./stable-diffusion --size 512
   underdraw edit photo.png --from "a red cube" --to "a blue cube" --edges photo.png"""  # type: ignore[attr-defined]
-DEFAULT_STEPS, DEFAULT_STRENGTH, MASK_STRENGTH = 50, 0.8, 0.5
+DEFAULT_STEPS, DEFAULT_STRENGTH, MASK_STRENGTH = 50, 0.8, 0.6
 """Of an edit, as `EditSettings` has them, which would import numpy."""
 
 
@@ -294,8 +303,15 @@ def settings(asked: dict[str, Any]) -> Any:
         asked.get("inpaint_strength", usual.strength),
         asked.get("guidance_scale", usual.guidance),
         asked.get("num_maps_per_mask", usual.maps),
-        threshold=asked.get("mask_thresholding_ratio", usual.threshold),
+        asked.get("mask_encode_strength", usual.mask_strength),
+        asked.get("mask_thresholding_ratio", usual.threshold),
     )
+
+
+def of_mask(used: Any) -> str:
+    """How the mask is found, in words."""
+    threshold = "Otsu's threshold" if used.threshold is None else f"threshold {used.threshold:g}"
+    return f"{threshold}, {used.maps} maps at {used.mask_strength:g}"
 
 
 def pasted(whole: Any, made: Any) -> Any:

@@ -17,7 +17,7 @@ from underdraw.errors import InputError
 
 MOST = 100_000
 """Pictures."""
-STRENGTH = 0.5
+STRENGTH = 0.6
 """Of the masks of edits: less than this part of the steps must not be none."""
 
 

@@ -124,7 +124,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         source_negative_prompt_embeds: Array | None = None,
         num_maps_per_mask: int = 10,
         mask_encode_strength: float = 0.5,
-        mask_thresholding_ratio: float = 3.0,
+        mask_thresholding_ratio: float | None = 3.0,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         generator: Any = None,
@@ -149,6 +149,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
                 left to do, above 0, to 1.
             mask_thresholding_ratio: multiple of the mean difference to which outliers are cut;
                 what exceeds half of that is in the mask. Above 0; larger ratios give smaller masks.
+                None: the threshold that divides a picture's differences best into two classes
+                (Otsu 1979), which needs no number and fits small changes and large ones; holes of
+                that mask are filled.
             generator: one, which draws jointly, or a list with one per image (or per map); the
                 picture's latents are then drawn from the encoder's distribution, as diffusers does.
                 Otherwise they are its mean.
@@ -190,8 +193,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             lora_scale=told.lora_scale,
         )
         found = find_mask(self.parts, pictures, target, source, how, self.progress_bar)
-        framework = self.parts.framework
-        return masks.mask_to_output(framework.to_numpy(found), output_type, framework)
+        return masks.mask_to_output(found, output_type, self.parts.framework)
 
     @returning
     def invert(
@@ -431,7 +433,7 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
         guidance_scale: float | Sequence[float] = DEFAULTS.guidance,
         num_maps_per_mask: int = DEFAULTS.maps,
         mask_encode_strength: float = DEFAULTS.mask_strength,
-        mask_thresholding_ratio: float = DEFAULTS.threshold,
+        mask_thresholding_ratio: float | None = DEFAULTS.threshold,
         seed: int | Sequence[int] | None = 0,
         output_type: str = "pil",
         paste: bool = False,

@@ -48,15 +48,15 @@ class EditSettings:
         guidance: how strongly to follow the target, above 1. Inversion takes none.
         maps, mask_strength, threshold: `num_maps_per_mask`, `mask_encode_strength` and
             `mask_thresholding_ratio` of `generate_mask`, where guidance cannot matter: both texts
-            have one negative prompt.
+            have one negative prompt. By default the threshold is the picture's own.
     """
 
     steps: int = 50
     strength: float = 0.8
     guidance: float | Sequence[float] = 7.5
-    maps: int = 5
-    mask_strength: float = 0.5
-    threshold: float = 2.5
+    maps: int = 10
+    mask_strength: float = 0.6
+    threshold: float | None = None
 
     def checked(self) -> EditSettings:
         """The same as plain numbers; steps and guidance are checked with the decoding.

@@ -26,7 +26,7 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.lora_mix import standing
 from underdraw.pipelines.diffedit.latents import draw_maps, encode_image, generators_of_maps
-from underdraw.pipelines.diffedit.masks import mask_of_difference
+from underdraw.pipelines.diffedit.masks import by_classes, by_mean, difference, filled
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.solvers.solver import Solver
 
@@ -38,7 +38,7 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class Masking:
-    """How a mask is found: see `generate_mask`.
+    """How a mask is found: see `generate_mask`; with `ratio` None by `masks.by_classes`, holes filled.
 
     Raises:
         InputError, InputTypeError: an argument cannot work.
@@ -55,12 +55,13 @@ class Masking:
         name = "mask_thresholding_ratio"
         found = {
             "maps": count_images(1, self.maps, "num_maps_per_mask"),
-            "ratio": checks.number(name, self.ratio, 0.0, LARGEST_RATIO),
             "scale": check_guidance(self.scale),
             "noise": checks.number("mask_encode_strength", self.noise, 0.0, 1.0),
         }
-        if found["ratio"] == 0:
-            raise InputError(f"{name}={self.ratio} is out of range; allowed: above 0")
+        if self.ratio is not None:
+            found["ratio"] = checks.number(name, self.ratio, 0.0, LARGEST_RATIO)
+            if found["ratio"] == 0:
+                raise InputError(f"{name}={self.ratio} is out of range; allowed: above 0")
         for field, value in found.items():  # plain numbers: arrays know no fractions
             object.__setattr__(self, field, value)
 
@@ -72,7 +73,7 @@ def find_mask(
     source: Request,
     how: Masking,
     progress: Callable[..., Any],
-) -> Array:
+) -> np.ndarray:
     """Where pictures have to change, `(images, height, width)` of 0 and 1, in latent pixels.
 
     Args:
@@ -121,8 +122,11 @@ def find_mask(
         ]
     if not all(framework.is_finite(answer) for answer in answers):
         raise NonFiniteError("the network gave NaN or infinity for the mask")
+    spread = difference(nn, answers[0], answers[1], how.maps)
+    if how.ratio is None:
+        return filled(by_classes(framework.to_numpy(spread)))
     together = components.compat == "diffusers"
-    return mask_of_difference(nn, answers[0], answers[1], how.maps, how.ratio, together)
+    return framework.to_numpy(by_mean(nn, spread, how.ratio, together))
 
 
 def predictions(
