@@ -139,7 +139,7 @@ SPHERE = ("edit", "photo.png", "--from", "a red sphere", "--to")
         ((*SPHERE, "a red sphere"), "--from and --to both say"),
         ((*SPHERE, " A red  SPHERE"), "--from and --to both say"),
         ((*SPHERE, "a cube", "--steps", 2000), "--steps=2000 is too large"),
-        ((*SPHERE, "a cube", "--steps", 1), "--steps 1 at a strength of 0.5 leaves none"),
+        ((*SPHERE, "a cube", "--steps", 1), "--steps 1 at a strength of 0.6 leaves none"),
         ((*SPHERE, "a cube", "--strength", 0), "leaves none"),
         ((*SPHERE, "a cube", "--threshold", 0), "--threshold 0.0 is out of range"),
         ((*SPHERE, "a cube", "--guidance", 1e5), "--guidance=100000.0 is out of range"),
