@@ -8,6 +8,8 @@ from pipelines.loras import lora
 from safetensors.torch import save_file
 
 import underdraw
+from underdraw.cli import edit as cli_edit, evaluate
+from underdraw.pipelines.diffedit.edit import EditSettings
 
 FROM, TO = "a red sphere", "a blue cube"
 SHORT = ("--steps", "5", "--maps", "2", "--threshold", "2", "--dtype", "float32")
@@ -163,3 +165,10 @@ def test_edits_are_evaluated(run, tiny, tmp_path):
     again = run("evaluate", *words, "--dtype", "float32", "--out", tmp_path / "edits")
     assert again.stdout == result.stdout
     run("evaluate", "--task", "editing", "--strength", "1", "0", "0", code=2)
+
+
+def test_what_the_commands_know_beforehand_is_what_an_edit_takes():
+    usual = EditSettings()
+    known = cli_edit.DEFAULT_STEPS, cli_edit.DEFAULT_STRENGTH, cli_edit.MASK_STRENGTH
+    assert known == (usual.steps, usual.strength, usual.mask_strength)
+    assert min(usual.strength, usual.mask_strength) == evaluate.STRENGTH

@@ -116,7 +116,7 @@ def test_without_classes_no_mask_and_each_image_has_its_own():
 
 
 def test_holes_are_filled_and_bays_are_not():
-    rows = ("..####...", "..#..#.##", ".#..##.#.", ".###.#.##", ".....#...", "##.......", ".#.#.....")
+    rows = ("..####...", "..#..#.##", ".#..##.#.", ".###.#.##", ".....#...", "##.......")
     mask = np.array([[cell == "#" for cell in row] for row in rows])
     wanted = mask.copy()
     wanted[1, 3:5] = wanted[2, 2:4] = True  # (3, 4) is open below, (2, 8) to the picture's edge

@@ -38,7 +38,8 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class Masking:
-    """How a mask is found: see `generate_mask`; with `ratio` None by `masks.by_classes`, holes filled.
+    """How a mask is found: see `generate_mask`; with `ratio` None by `masks.by_classes`,
+    holes filled.
 
     Raises:
         InputError, InputTypeError: an argument cannot work.
