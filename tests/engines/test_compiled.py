@@ -115,6 +115,15 @@ def test_a_control_acts_inside_compiled_programs():
     assert len(seen) == graphs
 
 
+def test_a_layer_in_float16_compiles_whole(monkeypatch):
+    """It asks what the processor has, which PyTorch's tracer cannot follow."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+    nn, seen = get("torch").operations, []
+    layer, x = torch.nn.Linear(8, 4).half(), torch.randn(3, 8).half()
+    made = by_dynamo(seen)(lambda x: nn.linear(layer, x, 4))(x)
+    assert torch.equal(made, nn.linear(layer, x, 4)) and len(seen) == 1
+
+
 def test_a_wrapped_unet_is_honoured():
     """`torch.compile(unet)` in place of the UNet: its calls run compiled, as it was told to."""
     model, seen = unet(**SHORT), []

@@ -214,10 +214,12 @@ def _compute(operation: Any, x: Tensor, w: dict[str, Any], *settings: Any) -> Te
 
 def _has_half() -> bool:
     """Whether oneDNN multiplies float16, by the processor's own instructions."""
-    return bool(torch.backends.mkldnn.enabled and _KNOWS_HALF())
+    return bool(torch.backends.mkldnn.enabled and _KNOWS_HALF)
 
 
-_KNOWS_HALF = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+# Asked here, not at each layer: PyTorch's tracer cannot follow the question, and would end a
+# compiled program before each layer.
+_KNOWS_HALF = bool(getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)())
 
 _kinds = ("forward", "forward_pre", "backward", "backward_pre")
 _EVERYWHERE = [getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in _kinds]
