@@ -221,6 +221,21 @@ def test_whole_pictures_by_speed(folder):
     assert f" {fast.price:.0f} dB" in text and report.PRICED in text
 
 
+def test_a_folder_of_networks_alone_is_enough_for_steps(folder, tmp_path):
+    for name in ("unet", "vae"):
+        (tmp_path / name).symlink_to(folder / name)
+    made = finished(Plan(["eager"], [], (16,), works=("step", "picture"), source=str(tmp_path)))
+    step, picture = made.rows
+    assert step.failed is None and "scheduler_config.json" in picture.failed
+
+
+def test_what_is_no_number_is_none_in_json(folder):
+    made = finished(Plan(["eager"], [], (16,), works=("decode",), turns=1, source=str(folder)))
+    made.rows[0].apart = float("nan")
+    told = json.dumps(report.record(made, True), allow_nan=False)
+    assert json.loads(told)["results"][0]["apart"] is None
+
+
 def test_a_picture_that_cannot_be_made_leaves_the_rest(folder, tmp_path):
     """A UNet of inpainting steps, but no pipeline of texts alone takes it."""
     from cli.conftest import make_tiny
@@ -264,6 +279,7 @@ def test_precisions_of_openvino_are_ways(networks, monkeypatch):
         ({"steps": 0}, r"steps=0"),
         ({"speeds": ["fastest"]}, r"speeds='fastest' .*'faster'"),
         ({"speeds": []}, r"one of each"),
+        ({"speeds": ["exact", "fast"]}, r"speeds='fast' .*\['step', 'decode'\].*'picture'"),
         ({"precisions": ["float16"]}, r"precisions='float16' .*'int8'"),
         ({"works": ["picture"], "speeds": ["fast"], "steps": 9}, r"steps=9 .*'fast'.* 10 or more"),
         ({"dtype": "int8"}, r"dtype='int8'"),

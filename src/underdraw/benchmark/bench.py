@@ -98,11 +98,19 @@ class Plan:
         self._check_runs()
 
     def _check_runs(self) -> None:
-        """Raise an InputError where runs are too short for a preset."""
-        runs = [name for name in self.works if WORKS[name].runs]
-        for speed in self.speeds if runs and self.steps < FEWEST_CALLS else ():
+        """Raise an InputError where no work is a run that a preset leaves something out of, or runs
+        are too short for one."""
+        runs = any(WORKS[name].runs for name in self.works)
+        for speed in self.speeds:
             preset = PRESETS[speed]
-            if preset is not None and any(method.reuses for method in preset.methods):
+            if preset is None:
+                continue
+            if not runs:
+                raise InputError(
+                    f"speeds={speed!r} leaves something out of runs, and none of "
+                    f"works={list(self.works)} is one; allowed: 'exact', or works with 'picture'"
+                )
+            if self.steps < FEWEST_CALLS and any(method.reuses for method in preset.methods):
                 raise InputError(
                     f"steps={self.steps} is too small for the speed {speed!r}, which leaves out "
                     f"what another step has computed; allowed: {FEWEST_CALLS} or more"

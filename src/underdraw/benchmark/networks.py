@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ class Networks:
     unet: Any
     vae: Any
     source: str
-    schedule: DDIMScheduler = field(default_factory=published_schedule)
-    """Of whole pictures: one call of the UNet a step, and no noise is drawn."""
+    reading: Callable[[], DDIMScheduler] = published_schedule
+    """Gives `schedule`, which runs alone need: a folder may have none."""
 
     def __post_init__(self) -> None:
         self._peers: dict[int, Any] = {}
@@ -43,6 +44,11 @@ class Networks:
     def factor(self) -> int:
         """Pixels of a side of a latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @cached_property
+    def schedule(self) -> DDIMScheduler:
+        """Of whole pictures: one call of the UNet a step, and no noise is drawn."""
+        return self.reading()
 
     @cached_property
     def quantised(self) -> Networks:
@@ -75,7 +81,7 @@ def networks_of(source: str, dtype: str, device: str) -> Networks:
         UNet2DConditionModel.from_pretrained(source, subfolder="unet", **how),
         AutoencoderKL.from_pretrained(source, subfolder="vae", **how),
         source,
-        DDIMScheduler.from_pretrained(source, subfolder="scheduler", **same),
+        partial(DDIMScheduler.from_pretrained, source, subfolder="scheduler", **same),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -77,14 +78,19 @@ def record(bench: Bench, whole: bool) -> dict[str, Any]:
                 "ratio": ratio(row, rows),
                 "ceiling": share(bench, row),
                 "operations": row.counted and asdict(row.counted),
-                "apart": row.apart,
-                "price": row.price,
+                "apart": _known(row.apart),
+                "price": _known(row.price),
                 "failed": row.failed,
             }
             for rows in grouped(bench.rows)
             for row in rows
         ],
     }
+
+
+def _known(number: float | None) -> float | None:
+    """JSON has no NaN, which is what differs from NaN."""
+    return number if number is None or math.isfinite(number) else None
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
