@@ -265,6 +265,11 @@ def test_precisions_of_openvino_are_ways(networks, monkeypatch):
     assert eight < 0.6 * whole and ways[2].on(networks) is ways[2].on(networks)
 
 
+def test_what_is_named_twice_takes_one_turn():
+    plan = Plan(["eager", "eager"], [], works=("picture",), speeds=("exact", "fast", "exact"))
+    assert plan.ways("picture") == (Way("eager"), Way("eager", speed="fast"))
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

@@ -122,7 +122,7 @@ class Plan:
         return hardware.resolve_device(self.device)
 
     def ways(self, work: str) -> tuple[Way, ...]:
-        """All that take turns at a piece of work: engines, and those beside."""
+        """All that take turns at a piece of work, each once: engines, and those beside."""
         chosen, beside = self.engines, self.beside
         if chosen is None:
             graphs = backends.graphs_installed() and self.where == "cpu"
@@ -136,7 +136,7 @@ class Plan:
             for precision in (self.precisions if engine in PRECISE else ("auto",))
             for speed in speeds
         ]
-        return (*ours, *map(Way, beside))
+        return tuple(dict.fromkeys((*ours, *map(Way, beside))))
 
     @property
     def calls(self) -> int:
