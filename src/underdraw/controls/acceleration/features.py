@@ -32,7 +32,7 @@ class DeepCache(Method):
         first: so many calls at the beginning compute everything.
         order: 0 keeps deep features as they were, 1 goes on along the straight line through the
             last two that were computed (Liu et al. 2025, "From reusing to forecasting", TaylorSeer
-            of order 1), which costs nothing.
+            of order 1), which costs nothing; `first=3` with it, for the first calls are on no line.
 
     Raises:
         InputError: a number is out of its range.
