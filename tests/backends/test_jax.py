@@ -74,10 +74,15 @@ def _equations(jaxpr):
                 yield from _equations(value.jaxpr)
 
 
+def shareable():
+    """Numbers at a multiple of 64 bytes, where JAX likes to share memory."""
+    room = np.zeros(128, np.float32)
+    return room[-room.ctypes.data % 64 // 4 :][:77].reshape(7, 11)
+
+
 def test_arrays_are_copied_without_a_program(caplog):
     """One would be compiled for each shape of a network that is loaded."""
-    room = np.zeros(128, np.float32)  # memory at a multiple of 64 bytes is what JAX likes to share
-    held = room[-room.ctypes.data % 64 // 4 :][:77].reshape(7, 11)
+    held = shareable()
     with jax.log_compiles(), caplog.at_level("WARNING"):
         made = [backends.get("jax").array(held, dtype) for dtype in (None, "bfloat16")]
         assert not caplog.records
@@ -85,6 +90,14 @@ def test_arrays_are_copied_without_a_program(caplog):
         assert caplog.records
     held += 1
     assert all(one[0, 0] == 0 for one in made)
+
+
+def test_what_lies_on_several_devices_is_a_copy_too():
+    held, framework = shareable(), backends.get("jax")
+    mesh = framework.devices_in_line()
+    made = framework.replicate([held]) + framework.spread([held], mesh, lambda path, x: ())
+    held += 1
+    assert len(made) == 2 and not any(np.asarray(one).any() for one in made)
 
 
 def test_what_is_returned_is_told_to_jax_once():

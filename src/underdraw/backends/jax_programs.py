@@ -80,12 +80,12 @@ def mapped(function: Callable[..., Any], tree: Any) -> Any:
 
 
 def replicate(tree: Any) -> Any:
-    """Each array once on every device, along a new first axis."""
+    """Each array, of JAX or numpy, once on every device, along a new first axis."""
     mesh = devices_in_line()
     place = NamedSharding(mesh, PartitionSpec("devices"))
 
     def copy(x: Any) -> Array:
-        x = np.asarray(x)
+        x = _own(x)
         shape = (mesh.size, *x.shape)
         return jax.make_array_from_callback(shape, place, lambda _: x[None])
 
@@ -97,9 +97,18 @@ def spread(tree: Any, mesh: Mesh, spec: Callable[[tuple[str, ...], Array], Any])
 
     def place(path: Any, x: Any) -> Any:
         names = tuple(str(getattr(key, "key", key)) for key in path)
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec(names, x))))
+        where = NamedSharding(mesh, PartitionSpec(*spec(names, x)))
+        return jax.device_put(x if isinstance(x, Array) else _own(x), where)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _own(values: Any) -> np.ndarray:
+    """On the host, where nobody writes later: what is JAX's as it is, all else copied by numpy.
+    `jax.device_put` shares memory that lies at a multiple of 64 bytes, whatever `may_alias` says,
+    or reads it later."""
+    host = np.asarray(values)
+    return host if isinstance(values, Array) else np.array(host)
 
 
 def keyed(key: Any, shape: Sequence[int], split: bool = False) -> tuple[Array, Array]:
