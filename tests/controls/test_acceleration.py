@@ -444,13 +444,17 @@ def test_a_picture_says_what_was_left_out():
     image = pipe("a red sphere", seed=3, **SIZE).images[0]
     told = json.loads(image.info[METADATA])["settings"]["acceleration"]
     assert told == {
-        "deep_cache": {"every": 2, "branch": 0, "first": 1},
+        "deep_cache": {"every": 2, "branch": 0, "first": 1, "order": 0},
         "guidance_interval": {"low": 0.5, "high": 5.0},
     }
     pipe.disable_acceleration()
     assert pipe.settings.acceleration is None
     again = repeat(pipe, image.info[METADATA])
     assert again.tobytes() == image.tobytes()
+    del told["deep_cache"]["order"]  # records of before there was one
+    older = json.loads(image.info[METADATA])
+    older["settings"]["acceleration"] = told
+    assert repeat(pipe, older).tobytes() == image.tobytes()
     exact = pipe("a red sphere", seed=3, **SIZE).images[0]
     assert exact.tobytes() != image.tobytes()
     assert "acceleration" not in json.loads(exact.info[METADATA])["settings"]
@@ -460,7 +464,7 @@ RECORDED = {
     "a way that is not known": ({"deep": {}}, "'deep' is not known; allowed: deep_cache, "),
     "a field that is not known": (
         {"deep_cache": {"evry": 3}},
-        "deep_cache: 'evry' is not known; allowed: every, branch, first$",
+        "deep_cache: 'evry' is not known; allowed: every, branch, first, order$",
     ),
     "a number": ({"deep_cache": {"every": 1}}, "deep_cache: every=1 is not supported; allowed: a"),
     "no fields": ({"deep_cache": 3}, "deep_cache: DeepCache is 3; allowed: an object"),
