@@ -313,6 +313,18 @@ def test_a_run_looks_at_all_numbers_one_time(engine, tower, monkeypatch):
         assert len(summed) == run + 1
 
 
+def test_what_is_compiled_within_a_run_is_of_the_numbers_as_they_are(engine, tower):
+    """On disk it is kept under their sums."""
+    step = Program("step", layers, in_blocks=True)
+    answer(engine, asked(tower, x(), program=step))
+    watch = engine._watches[tower]
+    before = watch.fingerprint
+    writes(tower)["one_number"]()  # which a step does not see
+    assert equal(engine, asked(tower, x(rows=3), program=step))
+    assert watch.fingerprint != before
+    assert equal(engine, asked(tower, x(), program=step))
+
+
 # -- what no graph can hold
 def hooked(tower):
     tower.text_model.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *_: None)

@@ -148,6 +148,8 @@ class OpenVino:
         if program.as_written:
             return None
         trees = [model, *(leaf for leaf in leaves if is_parameters(leaf))]
+        network = self._networks.setdefault(model, _Network())
+        stepped = program.in_blocks and program in network.asked
         if program.once or program.in_blocks:
             self._note(program, trees)
         if program in self._tables:
@@ -156,9 +158,12 @@ class OpenVino:
         if reason is not None:
             return self._as_written.tell(program, reason)
         watches = [self._watches[tree] for tree in trees]
-        state = tuple(watch.state for watch in watches)
-        network = self._networks.setdefault(model, _Network())
-        key = (program, structure, signature(leaves), state)
+        key = (program, structure, signature(leaves), tuple(watch.state for watch in watches))
+        if key not in network.graphs and stepped:
+            # What is compiled later in a run, and kept on disk, is of the numbers as they are then.
+            for watch in watches:
+                watch.look(whole=True)
+            key = (*key[:-1], tuple(watch.state for watch in watches))
         if key not in network.graphs:
             self._forget(network, key)
             network.graphs[key] = self._made(question, leaves, structure, watches)
