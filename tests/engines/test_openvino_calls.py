@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from controls.test_grounding import RED, opened
+from controls.test_grounding import EVER, RED, opened
 from engines.test_everywhere import calls
 from pipelines import tiny
 from pipelines.blip import recorded as subjects
@@ -16,7 +16,7 @@ from pipelines.loras import lora
 from pipelines.test_beginnings import masked, picture
 
 import underdraw
-from underdraw import AttentionEdit, Region, Structure
+from underdraw import AttentionEdit, Layout, Region, Structure
 from underdraw.engines.eager import EAGER, Eager
 from underdraw.engines.openvino import OpenVino
 
@@ -52,7 +52,7 @@ def test_a_picture_of_everything(engine):
     ]
     given = {
         "prompt": ["a (red:1.3) sphere", "a blue cube"],
-        "controls": [RED, Region(masked(), image=picture(seed=1)), *maps],
+        "controls": [Layout([RED], EVER), Region(masked(), image=picture(seed=1)), *maps],
         "output_type": "np",
         **CALL,
     }
