@@ -8,8 +8,9 @@ which one copy is in memory beside what the engine prepares: plain, with a LoRA 
 attentions, with two boxes, along a map; decoding; a step of a whole pipeline with tiny networks,
 where Python counts. Turns alternate. "first call" is graph, compilation and a step, beside a
 compiled step. Networks are in float32; the engine computes in bfloat16 where the processor gains by
-it, else in float32 (`--precision`). `start` loads FOLDER (as `full_size.py` writes it) in new
-processes and makes one step: by OpenVINO from its cache, beside the same by `eager`.
+it, else in float32 (`--precision`). `start` loads FOLDER (as `full_size.py` writes it, in
+float16) in new processes and makes one step: by OpenVINO from its cache, on networks that stay in
+float16 and in their files, beside `eager` in float32.
 
 On one thread (OMP_NUM_THREADS=1) processor time is taken: what else runs does not count.
 """
@@ -58,7 +59,8 @@ torch.set_num_threads(int(sys.argv[4]))
 import underdraw
 from underdraw.engines.openvino import OpenVino
 engine = "eager" if sys.argv[2] == "eager" else OpenVino(sys.argv[2])
-pipe = underdraw.StableDiffusionPipeline.from_pretrained(sys.argv[1], engine=engine)
+how = {"engine": engine, "dtype": "float32" if sys.argv[2] == "eager" else "float16"}
+pipe = underdraw.StableDiffusionPipeline.from_pretrained(sys.argv[1], **how)
 side = int(sys.argv[3])
 context = torch.zeros(1, 77, pipe.unet.config.cross_attention_dim)
 given = {"prompt_embeds": context, "negative_prompt_embeds": context, "output_type": "latent"}
