@@ -11,6 +11,7 @@ from engines.test_compiled import by_dynamo
 from pipelines import tiny
 from pipelines.loras import lora
 from pipelines.test_beginnings import picture
+from pipelines.test_engine import Recording
 
 import underdraw
 from underdraw import Lora, Structure
@@ -65,6 +66,19 @@ def test_all_that_can_be_done_and_undone(plain):
     assert pipe.get_active_adapters() == ["clay"]
     pipe.unload_lora_weights()
     assert torch.equal(tiny.run(pipe, **SIZE), plain) and pipe.get_list_adapters() == {}
+
+
+def test_times_are_computed_one_time_where_all_rows_are_alike():
+    """Two LoRAs change what blocks make of times, in all calls alike; mixes do so in each row."""
+    pipe, steps = loaded(), {**SIZE, "num_inference_steps": 3}
+    pipe.engine = engine = Recording()
+    active = tiny.run(pipe, PROMPTS, **steps)
+    assert engine.names.count("unet.times") == 1
+    engine.names.clear()
+    pipe.disable_lora()
+    mixes = [Lora(name, [1.0] * len(PROMPTS)) for name in ("clay", "snow")]
+    assert close(tiny.run(pipe, PROMPTS, **steps, controls=mixes), active, 1e-5)
+    assert engine.names.count("unet.times") == 3
 
 
 def test_merged_and_brought_back(plain, tmp_path):

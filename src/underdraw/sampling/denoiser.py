@@ -38,6 +38,8 @@ class Denoiser:
         """What distilled UNets are told with the time: the one that the run began with."""
         self._keys: dict[int, Any] = {}
         self._times: dict[int, list[Any]] = {}
+        self._acting: Deltas = NO_DELTAS
+        """The differences in `_times`; whose strength changes over the run has others later."""
         self._ahead: dict[int, _MadeAhead] = {}
         self._checked: tuple[Deltas, int] = NO_DELTAS, 0
 
@@ -186,13 +188,14 @@ class Denoiser:
     def _time(self, index: int, rows: int, leaves: Deltas) -> dict[str, Array]:
         """What each residual block adds for the time of a call, `(1 or rows, channels, 1, 1)`."""
         acting = {path: delta for path, delta in leaves.items() if TIME in path}
-        if acting:  # perhaps another difference in each row, or at each call
+        if any(delta.by_row for delta in acting.values()):
             return _by_call(*self._shifts([index], rows, acting))[0]
         chunk, within = divmod(index, CHUNK)
-        if chunk not in self._times:
+        if chunk not in self._times or not _are(acting, self._acting):
             first = chunk * CHUNK
             calls = range(first, min(first + CHUNK, self.run.calls))
-            self._times = {chunk: _by_call(*self._shifts(calls))}
+            self._times = {chunk: _by_call(*self._shifts(calls, leaves=acting))}
+            self._acting = acting
         return self._times[chunk][within]
 
     def _shifts(
@@ -232,6 +235,15 @@ class _MadeAhead:
     """Held, so that its `id` is of no other."""
     keys: dict[int, Any] = field(default_factory=dict)
     times: dict[int, list[Any]] = field(default_factory=dict)
+
+
+def _are(some: Deltas, others: Deltas) -> bool:
+    """Whether they are the very same differences; where several meet, they are joined anew in each
+    call."""
+    return some.keys() == others.keys() and all(
+        list(map(id, delta.parts)) == list(map(id, others[path].parts))
+        for path, delta in some.items()
+    )
 
 
 def _by_call(shifts: Mapping[str, Array], rows: int = 1) -> list[dict[str, Array]]:
