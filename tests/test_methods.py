@@ -154,7 +154,8 @@ def outcome(tried: Tried, which: str) -> str | None:
             assert exactly(after) == before
         told = str(error)
         # Of what is looked for under a name, that name says enough.
-        shown = isinstance(value, str | Path) and str(value)[:20] in told
+        names = value if isinstance(value, list) else [value]
+        shown = any(isinstance(one, str | Path) and str(one)[:20] in told for one in names)
         named = {tried.argument, *SAYS_OTHERWISE.get(tried.argument, tried.argument).split()}
         clear = (
             (any(name in told for name in named) or shown) and len(told) < 500 and "\n" not in told
