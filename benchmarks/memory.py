@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,13 @@ def resident() -> int:
 
 
 @contextmanager
-def watched() -> Iterator[list[int]]:
+def watched(held: Callable[[], int] = resident) -> Iterator[list[int]]:
     """A list whose number is the most that is held beyond the beginning, looked at every 2 ms."""
-    begin, most, ends = resident(), [0], threading.Event()
+    begin, most, ends = held(), [0], threading.Event()
 
     def watch() -> None:
         while not ends.wait(0.002):
-            most[0] = max(most[0], resident() - begin)
+            most[0] = max(most[0], held() - begin)
 
     thread = threading.Thread(target=watch)
     thread.start()

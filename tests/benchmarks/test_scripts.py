@@ -410,9 +410,10 @@ def test_memory_of_engines(tmp_path, capsys):
     import full_size
 
     full_size.write(tmp_path, FOLDER)
-    (row,) = engine_memory.main(str(tmp_path), 16, [("openvino", "float32")])
+    case = engine_memory.Case("openvino", "float32", "float16")
+    (row,) = engine_memory.main(str(tmp_path), 16, [case])
     assert 0 < row["weights"] < 1e7 and row["most"] >= row["after"] > 0
-    assert "openvino, float32: at most" in capsys.readouterr().out
+    assert f"{case}: at most" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
