@@ -42,6 +42,7 @@ class Case:
 GRAPHS = (
     Case("openvino", "float32", "float32"),
     Case("openvino", "float32", "float16"),
+    Case("openvino", "bfloat16", "float16"),
     Case("openvino", "bfloat16", "bfloat16"),
 )
 CASES = (

@@ -1,16 +1,23 @@
 """Compiled graphs on disk: found by the next process, never for other weights, within a size."""
 
+import errno
 import os
 
+import numpy as np
+import openvino
 import pytest
 import torch
 from engines.test_openvino import LAYERS, asked, equal, layers, off, writes, x
 from pipelines import tiny
 
 from underdraw import backends
+from underdraw.backends import openvino_graph
+from underdraw.backends.openvino_values import WEIGHT
+from underdraw.backends.tree import flatten
 from underdraw.engines import kept
 from underdraw.engines.eager import EAGER
 from underdraw.engines.engine import answer
+from underdraw.engines.graph import as_given, build
 from underdraw.engines.kept import Kept
 from underdraw.engines.openvino import OpenVino
 from underdraw.errors import InputError
@@ -64,6 +71,60 @@ def test_another_process_loads_it(folder, tower):
     assert folder.entries()[0].used > 1  # it counts as used
     folder.clear()
     assert equal(engine, asked(same, x(seed=2)))  # what is loaded is not lost with its file
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_become_float32_in_a_file(tmp_path, dtype):
+    """OpenVINO would hold them in memory of its own, beside what it prepares of them."""
+    tower = tiny.components()["text_encoder"].requires_grad_(False).to(dtype)
+    leaves, structure = flatten((x().to(dtype),))
+    question, ov = asked(tower, x().to(dtype)), backends.graphs()
+    built = build(question, leaves, structure)
+    how = ov.settings(False, 1)
+    given = [as_given(tower._framework, leaf) for leaf in leaves]
+    before = ov.compiled(built.graph, how, built.weights.holds)(given)
+    mapped = ov.widened(built.graph, tmp_path / "wide")
+    (tmp_path / "wide").unlink()
+    memory = np.frombuffer(mapped, np.uint8)
+    weights = [node for node in built.graph.get_ordered_ops() if named(node)]
+    assert len(weights) == len(built.weights.holds) == 14
+    for node in weights:
+        assert node.get_element_type() == openvino.Type.f32
+        assert np.shares_memory(node.data, memory) and node.data.ctypes.data % 64 == 0
+        assert not any(taker.get_node().get_type_name() == "Convert" for taker in takers(node))
+    after = ov.compiled(built.graph, how, (built.weights.holds, mapped))(given)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(FileExistsError):
+        ov.widened(build(question, leaves, structure).graph, tmp_path)
+
+
+def named(node):
+    return node.get_friendly_name().startswith(WEIGHT)
+
+
+def takers(node):
+    return node.output(0).get_target_inputs()
+
+
+def test_large_weights_become_float32_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino_graph, "PART", 100)
+    test_weights_in_half_become_float32_in_a_file(tmp_path, torch.bfloat16)
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch, caplog):
+    """Nothing is lost but what would have been kept, and nothing stays of what was begun."""
+
+    def full(graph, path):
+        path.write_bytes(b"begun")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backends.graphs(), "widened", full)
+    tower = tiny.components()["text_encoder"].requires_grad_(False).half()
+    engine = OpenVino(kept=Kept(tmp_path / "graphs", 1 << 30))
+    given = asked(tower, x().half())
+    assert off(answer(engine, given)["sum"], answer(EAGER, given)["sum"]) <= 1e-2
+    assert "No space left" in caplog.text and len(engine.compiled) == 1
+    assert not [*(tmp_path / "graphs").iterdir()]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -11,6 +11,7 @@ from underdraw.backends.openvino_graph import (
     processor,
     settings,
     version,
+    widened,
 )
 from underdraw.backends.openvino_operations import compressed, operations, parameter, weight
 from underdraw.backends.openvino_values import FLOATS, WEIGHT, Value
@@ -33,4 +34,5 @@ __all__ = [
     "settings",
     "version",
     "weight",
+    "widened",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from math import prod
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as op
 
 from underdraw.backends.once import once
 from underdraw.backends.openvino_values import WEIGHT, Value
@@ -17,7 +20,10 @@ MAGIC = b"RR_UPCVO"
 """How a compiled graph begins; in files that OpenVINO writes a line of text stands before it."""
 HEADER = 4096
 """Bytes in which that line ends."""
-
+ALIGNED = 64
+"""Bytes, of which a constant in a file begins at a multiple."""
+PART = 1 << 20
+"""Numbers that become float32 at a time."""
 GROUP = 32
 """Inputs of a product that share a scale, where they are rounded to 8 bits."""
 
@@ -128,6 +134,65 @@ def compiled_into(
     made = compiled(graph, {**how, "CACHE_DIR": str(folder)}, holds)
     written = sorted(folder.glob("*.blob"))
     return made, written[0] if len(written) == 1 else None
+
+
+def widened(graph: Any, path: Path) -> Any:
+    """Let a graph read its weights of 16 bits in float32, from a new file; the mapping of that file
+    (copy-on-write), which the graph must not outlive, or None where there are no such weights.
+
+    OpenVINO would make float32 of all of them at once in memory of its own, and keep it beside what
+    it prepares: three times a network's bytes in bfloat16. Of a file the system can let go.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    weights = [node for node in graph.get_ordered_ops() if _widens(node)]
+    if not weights:
+        return None
+    begins = []
+    with open(path, "xb+") as file:
+        for node in weights:
+            begins.append(file.seek(-(-file.tell() // ALIGNED) * ALIGNED))
+            for part in _float32(node.input_value(0).get_node()):
+                file.write(part.data)
+        file.flush()
+        mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
+    for node, begin in zip(weights, begins, strict=True):
+        narrow = node.input_value(0).get_node()
+        shape = tuple(narrow.get_output_shape(0))
+        numbers = np.frombuffer(mapped, np.float32, prod(shape), begin).reshape(shape)
+        wide = op.constant(numbers, shared_memory=True)
+        wide.set_friendly_name(narrow.get_friendly_name())
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(wide.output(0))
+    return mapped
+
+
+def _widens(node: Any) -> bool:
+    """Whether a node is a weight of 16 bits in float32."""
+    if node.get_type_name() != "Convert":
+        return False
+    source = node.input_value(0).get_node()
+    return (
+        source.get_type_name() == "Constant"
+        and source.get_friendly_name().startswith(WEIGHT)
+        and source.get_element_type() in (ov.Type.f16, ov.Type.bf16)
+    )
+
+
+def _float32(constant: Any) -> Iterator[np.ndarray]:
+    """The numbers of a constant of 16 bits, part after part, in memory that the next part takes."""
+    half = constant.get_element_type() == ov.Type.f16
+    numbers = constant.data.reshape(-1).view(np.float16 if half else np.uint16)
+    memory = np.empty(min(PART, numbers.size), np.float32)
+    for begin in range(0, numbers.size, PART):
+        part = numbers[begin : begin + PART]
+        made = memory[: part.size]
+        if half:
+            made[:] = part
+        else:  # the bits of bfloat16 are the upper half of those of float32
+            np.left_shift(part, 16, out=made.view(np.uint32), dtype=np.uint32)
+        yield made
 
 
 def loaded(mapped: Any, how: Settings) -> Compiled:

@@ -106,7 +106,8 @@ class Kept:
         os.replace(made, path)
 
     def fits(self, size: int) -> bool:
-        """Whether something of about this size may be kept, and the disk has twice the room."""
+        """Whether something of about this size may be kept, and the disk has twice the room, for it
+        and what it is made from."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return size <= self.most and 2 * size <= shutil.disk_usage(self.folder).free

@@ -41,6 +41,8 @@ LAYERS = 6
 """Programs of fewer layers are over before a graph of them is compiled."""
 SHARE = 0.4
 """Of the machine's memory that compiled graphs may hold if not told otherwise."""
+WIDE = "float32"
+"""The file of weights in float32 from which a graph that is kept is compiled."""
 REMEMBERED = 256
 """Structures of a network of which it is known that they run as they are written."""
 
@@ -256,9 +258,9 @@ class OpenVino:
         self, built: Built, how: Mapping[str, Any], watches: Sequence[Any], about: Any
     ) -> Any:
         """The graph from disk, or compiled and kept there."""
-        ov, kept, holds = backends.graphs(), self.kept, built.weights.holds
+        ov, kept, reads = backends.graphs(), self.kept, [built.weights.holds]
         if kept is None or not kept.fits(built.weights.bytes):
-            return ov.compiled(built.graph, how, holds)
+            return ov.compiled(built.graph, how, reads)
         made_of = (__version__, ov.version(), ov.processor(), sorted(how.items()))
         seen = blake2b(repr(made_of).encode(), digest_size=20)
         for part in (ov.described(built.graph), *(watch.fingerprint for watch in watches)):
@@ -276,27 +278,26 @@ class OpenVino:
                 return made
         try:
             with kept.making(key) as folder:
-                compiled, file = ov.compiled_into(built.graph, how, holds, folder)
-                if file is not None:
-                    kept.put(key, file, about)
-                    compiled = self._slimmer(compiled, built, kept.find(key), how)
+                reads.append(ov.widened(built.graph, folder / WIDE))
+                compiled, file = ov.compiled_into(built.graph, how, reads, folder)
+                if file is None:
+                    return compiled
+                kept.put(key, file, about)
         except OSError as error:
             LOG.warning("%s: compiled graphs cannot be kept: %s", kept.folder, error)
-            return ov.compiled(built.graph, how, holds)
-        return compiled
-
-    def _slimmer(self, compiled: Any, built: Built, mapped: Any, how: Mapping[str, Any]) -> Any:
-        """What was compiled, from its file where that takes less memory: who compiled weights of
-        less than 32 bits holds them twice, in float32 and prepared. Of a UNet of 215 M numbers in
-        float16 that was 2.06 times their size in float32, and 1.13 from the file."""
-        if mapped is None or all(array.itemsize >= 4 for array in built.weights.holds):
+            return ov.compiled(built.graph, how, reads)
+        if all(array.itemsize >= 4 for array in built.weights.holds):
+            return compiled
+        # From what was kept, for the weights in float32 stay on the disk as long as they are read.
+        mapped = kept.find(key)
+        if mapped is None:
             return compiled
         compiled.release()
         try:
-            return backends.graphs().loaded(mapped, how)
+            return ov.loaded(mapped, how)
         except ValueError as error:
             LOG.debug("a compiled graph is made again: %s", error)
-            return backends.graphs().compiled(built.graph, how, built.weights.holds)
+            return ov.compiled(built.graph, how, reads)
 
     def _forget(self, network: _Network, key: Key) -> None:
         """Drop what was made of weights that are no more, and the oldest of too many."""
