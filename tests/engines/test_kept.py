@@ -83,8 +83,8 @@ def test_weights_in_half_become_float32_in_a_file(tmp_path, dtype):
     how = ov.settings(False, 1)
     given = [as_given(tower._framework, leaf) for leaf in leaves]
     before = ov.compiled(built.graph, how, built.weights.holds)(given)
-    mapped = ov.widened(built.graph, tmp_path / "wide")
-    (tmp_path / "wide").unlink()
+    mapped = ov.widened(built.graph, tmp_path)
+    assert not [*tmp_path.iterdir()]  # it has no name, so it ends with who reads it
     memory = np.frombuffer(mapped, np.uint8)
     weights = [node for node in built.graph.get_ordered_ops() if named(node)]
     assert len(weights) == len(built.weights.holds) == 14
@@ -94,8 +94,9 @@ def test_weights_in_half_become_float32_in_a_file(tmp_path, dtype):
         assert not any(taker.get_node().get_type_name() == "Convert" for taker in takers(node))
     after = ov.compiled(built.graph, how, (built.weights.holds, mapped))(given)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    with pytest.raises(FileExistsError):
-        ov.widened(build(question, leaves, structure).graph, tmp_path)
+    assert ov.widened(built.graph, tmp_path) is None
+    with pytest.raises(FileNotFoundError):
+        ov.widened(build(question, leaves, structure).graph, tmp_path / "nowhere")
 
 
 def named(node):
@@ -113,15 +114,36 @@ def test_large_weights_become_float32_in_parts(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_full(tmp_path, monkeypatch, caplog):
     """Nothing is lost but what would have been kept, and nothing stays of what was begun."""
+    written = openvino_graph._float32
 
-    def full(graph, path):
-        path.write_bytes(b"begun")
+    def full(constant):
+        yield next(written(constant))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(backends.graphs(), "widened", full)
+    monkeypatch.setattr(openvino_graph, "_float32", full)
     tower = tiny.components()["text_encoder"].requires_grad_(False).half()
     engine = OpenVino(kept=Kept(tmp_path / "graphs", 1 << 30))
     given = asked(tower, x().half())
+    assert off(answer(engine, given)["sum"], answer(EAGER, given)["sum"]) <= 1e-2
+    assert "No space left" in caplog.text and len(engine.compiled) == 1
+    assert not [*(tmp_path / "graphs").iterdir()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_compiled_and_cannot_be_kept(tmp_path, monkeypatch, caplog, dtype):
+    """It is not compiled once more beside itself."""
+
+    def full(self, key, made, about):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def again(*given):
+        raise AssertionError("a graph was compiled twice")
+
+    monkeypatch.setattr(Kept, "put", full)
+    monkeypatch.setattr(backends.graphs(), "compiled", again)
+    tower = tiny.components()["text_encoder"].requires_grad_(False).to(dtype)
+    engine = OpenVino(kept=Kept(tmp_path / "graphs", 1 << 30))
+    given = asked(tower, x().to(dtype))
     assert off(answer(engine, given)["sum"], answer(EAGER, given)["sum"]) <= 1e-2
     assert "No space left" in caplog.text and len(engine.compiled) == 1
     assert not [*(tmp_path / "graphs").iterdir()]
@@ -141,12 +163,14 @@ def test_weights_in_half_are_not_held_twice(tmp_path, monkeypatch, damaged):
 
     monkeypatch.setattr(graphs, "loaded", loaded)
     tower = tiny.components()["text_encoder"].requires_grad_(False)
-    engine = OpenVino(kept=Kept(tmp_path / "graphs", 1 << 30))
+    folder = Kept(tmp_path / "graphs", 1 << 30)
+    engine = OpenVino(kept=folder)
     assert equal(engine, asked(tower, x())) and not calls
     half = tower.to(torch.float16)
     question = asked(half, x().half())
     made = answer(engine, question)["sum"]
     assert len(calls) == 1 and engine.loaded == 0 and len(engine.compiled) == 2
+    assert len(folder.entries()) == (1 if damaged else 2)
     assert off(made, answer(EAGER, asked(half.float(), x()))["sum"]) <= 0.01
 
 

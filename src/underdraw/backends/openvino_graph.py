@@ -7,6 +7,7 @@ from hashlib import blake2b
 from math import prod
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -136,21 +137,23 @@ def compiled_into(
     return made, written[0] if len(written) == 1 else None
 
 
-def widened(graph: Any, path: Path) -> Any:
-    """Let a graph read its weights of 16 bits in float32, from a new file; the mapping of that file
-    (copy-on-write), which the graph must not outlive, or None where there are no such weights.
+def widened(graph: Any, folder: Path) -> Any:
+    """Let a graph read its weights of 16 bits in float32, from a new file in `folder`; the mapping
+    of that file (copy-on-write), which the graph must not outlive, or None where there are no such
+    weights. The file has no name and is this user's alone; its room on the disk is free again when
+    nothing holds the mapping, however the process ends.
 
     OpenVINO would make float32 of all of them at once in memory of its own, and keep it beside what
     it prepares: three times a network's bytes in bfloat16. Of a file the system can let go.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; the graph is as it was.
     """
     weights = [node for node in graph.get_ordered_ops() if _widens(node)]
     if not weights:
         return None
     begins = []
-    with open(path, "xb+") as file:
+    with TemporaryFile(dir=folder) as file:
         for node in weights:
             begins.append(file.seek(-(-file.tell() // ALIGNED) * ALIGNED))
             for part in _float32(node.input_value(0).get_node()):

@@ -41,8 +41,6 @@ LAYERS = 6
 """Programs of fewer layers are over before a graph of them is compiled."""
 SHARE = 0.4
 """Of the machine's memory that compiled graphs may hold if not told otherwise."""
-WIDE = "float32"
-"""The file of weights in float32 from which a graph that is kept is compiled."""
 REMEMBERED = 256
 """Structures of a network of which it is known that they run as they are written."""
 
@@ -276,16 +274,17 @@ class OpenVino:
             else:
                 self.loaded += 1
                 return made
+        compiled = None
         try:
             with kept.making(key) as folder:
-                reads.append(ov.widened(built.graph, folder / WIDE))
+                reads.append(ov.widened(built.graph, folder))
                 compiled, file = ov.compiled_into(built.graph, how, reads, folder)
                 if file is None:
                     return compiled
                 kept.put(key, file, about)
         except OSError as error:
             LOG.warning("%s: compiled graphs cannot be kept: %s", kept.folder, error)
-            return ov.compiled(built.graph, how, reads)
+            return ov.compiled(built.graph, how, reads) if compiled is None else compiled
         if all(array.itemsize >= 4 for array in built.weights.holds):
             return compiled
         # From what was kept, for the weights in float32 stay on the disk as long as they are read.
@@ -297,6 +296,7 @@ class OpenVino:
             return ov.loaded(mapped, how)
         except ValueError as error:
             LOG.debug("a compiled graph is made again: %s", error)
+            kept.discard(key)
             return ov.compiled(built.graph, how, reads)
 
     def _forget(self, network: _Network, key: Key) -> None:
