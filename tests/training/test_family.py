@@ -121,6 +121,43 @@ def test_a_family_from_nothing_to_its_scores(
     assert ran == []
 
 
+def test_a_family_is_trained_by_one_run_at_a_time(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def stage(name: str, folder: Path, *arguments: Any, **how: Any) -> None:
+        ran.append(name)
+        if name == "latents":
+            before = (folder / PLAN).read_bytes()
+            with pytest.raises(InputError, match=r"folder='.*': another run.*\(family\)"):
+                train_family(folder, 60.0, tiny(), progress=False, tell=ran.append)
+            assert (folder / PLAN).read_bytes() == before
+
+    monkeypatch.setattr(family, "train_stage", stage)
+    monkeypatch.setattr(family, "_score", lambda *arguments: "scores")
+    how: dict[str, Any] = {"progress": False, "tell": lambda line: None}
+    assert train_family(tmp_path, 60.0, tiny(), **how) == "scores"
+    assert ran == [name for name in SHARES if name != "scores"]
+    assert [path.name for path in tmp_path.iterdir()] == [PLAN]
+
+
+def test_a_stage_is_run_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def renders(shop: Any, *arguments: Any) -> None:
+        ran.append("renders")
+        with pytest.raises(InputError, match=r"folder='.*': another run.*\(renders\)"):
+            train_stage("renders", shop.folder)
+        train_stage("export", shop.folder)  # which can be written early
+
+    monkeypatch.setitem(STAGES, "renders", renders)
+    monkeypatch.setitem(STAGES, "export", lambda *arguments: ran.append("export"))
+    train_stage("renders", tmp_path / "work")
+    assert ran == ["renders", "export"]
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 @FORKS
 def test_examples_are_made_beside_the_training(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

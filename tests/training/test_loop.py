@@ -18,11 +18,12 @@ from training import workers
 from training.line import CONFIG, Line, weights
 
 from underdraw.errors import InputError, NonFiniteError, NotFoundError, WeightError
+from underdraw.formats import leftovers
 from underdraw.training import checkpoints
 from underdraw.training.ema import Average
 from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import Stopped, TrainingConfig, _means, _Run, train
-from underdraw.training.parallel import Group
+from underdraw.training.parallel import Group, alone
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -284,6 +285,66 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
 def test_bad_settings_are_named(change: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_second_run_in_a_folder_is_refused(tmp_path: Path, resume: bool) -> None:
+    config = replace(CONFIG, log_steps=1, checkpoint_steps=1)
+    first, second, whole = Line(), Line(), Line()
+    draw, before = first.draw, weights(second)
+
+    def intruded(d):
+        if d.first == 18:
+            with pytest.raises(InputError, match=f"folder='{tmp_path}/run': another run.*training"):
+                train(second, config, tmp_path / "run", resume=resume)
+            train(Line(), config, tmp_path / "beside")  # which is another folder
+        return draw(d)
+
+    first.draw = intruded  # type: ignore[method-assign]
+    train(first, config, tmp_path / "run")
+    assert second.firsts == second.previews == []
+    assert all(torch.equal(a, b) for a, b in zip(weights(second), before, strict=True))
+    train(whole, config, tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(whole), strict=True))
+    tables = [table(tmp_path / name / "curve.csv") for name in ("run", "whole")]
+    curves = [[(row["step"], row["loss"]) for row in rows] for rows in tables]
+    assert curves[0] == curves[1]
+    names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("run", "whole")]
+    assert names[0] == names[1]
+    assert not [name for name in names[0] if name.startswith(".")]
+    train(second, config, tmp_path / "run", resume=resume)  # the first has ended
+
+
+def test_a_run_that_failed_lets_its_folder_go(tmp_path: Path) -> None:
+    task = Line()
+    task.poison = 2
+    with pytest.raises(NonFiniteError):
+        train(task, CONFIG, tmp_path)
+    assert list(tmp_path.glob(".*")) == []
+    train(Line(), CONFIG, tmp_path)
+
+
+def test_a_lock_that_vanishes_while_it_is_taken_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run ends between the moments in which this one opens its file and locks it."""
+    original, met = leftovers.hold, []
+
+    def hold(file, path):
+        if not met:
+            met.append(path)
+            path.unlink()
+        return original(file, path)
+
+    monkeypatch.setattr(leftovers, "hold", hold)
+    with alone(tmp_path, "training"):
+        assert [p.name for p in tmp_path.iterdir()] == [".training.lock"]
+        with pytest.raises(InputError), alone(tmp_path, "training"):
+            pass
+        with alone(tmp_path, "renders"):
+            pass
+    assert met == [tmp_path / ".training.lock"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from training.line import CONFIG, Line, weights
 from underdraw.errors import InputError, NonFiniteError
 from underdraw.training import checkpoints
 from underdraw.training.loop import Stopped, train
+from underdraw.training.parallel import alone
 
 FORK = multiprocessing.get_context("fork")
 
@@ -116,10 +117,70 @@ def process_shares_a_step(tmp_path: Path) -> None:
     assert firsts_b == [f + 3 for f in firsts_a]
 
 
+def processes_of_one_run_are_refused_together(tmp_path: Path) -> None:
+    """None of them is left to wait for the others."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20001 + os.getpid() % 20000)}
+
+    def run(rank: int) -> None:
+        os.environ.update(address, WORLD_SIZE="2", RANK=str(rank))
+        task = Line()
+        try:
+            train(task, CONFIG, tmp_path / "run")
+        except InputError as error:
+            assert "another run is at work there (training)" in str(error)
+            assert task.firsts == []
+            (tmp_path / f"refused{rank}").touch()
+
+    with alone(tmp_path / "run", "training"):
+        processes = [FORK.Process(target=run, args=(rank,)) for rank in (0, 1)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(600)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert all((tmp_path / f"refused{rank}").exists() for rank in (0, 1))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def process_that_was_killed_leaves_no_lock(tmp_path: Path) -> None:
+    """Nor do processes that drew its examples, and have not noticed yet."""
+    told, folder = tmp_path / "worker", tmp_path / "run"
+
+    def draw(asked: Any) -> Any:
+        beside = told.with_suffix(".part")
+        beside.write_text(str(os.getpid()))
+        beside.rename(told)
+        time.sleep(600)
+
+    def run() -> None:
+        task = Line()
+        task.draw = draw  # type: ignore[method-assign]
+        train(task, replace(CONFIG, workers=1), folder)
+
+    process, deadline = FORK.Process(target=run), time.monotonic() + 600
+    process.start()
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker = int(told.read_text())
+    try:
+        with pytest.raises(InputError, match="another run is at work there"):
+            train(Line(), CONFIG, folder)
+        process.kill()
+        process.join()  # with a timeout it would wait for the worker, too
+        os.kill(worker, 0)  # it lives
+        assert (folder / ".training.lock").exists()
+        task = Line()
+        train(task, CONFIG, folder)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert len(task.firsts) == CONFIG.steps
+    assert not (folder / ".training.lock").exists()
+
+
 CHECKS = {
     name: check
     for name, check in list(globals().items())
-    if name.startswith(("worker_", "process_"))
+    if name.startswith(("worker_", "process"))
 }
 
 if __name__ == "__main__":

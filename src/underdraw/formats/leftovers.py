@@ -81,6 +81,11 @@ def hold(file: BinaryIO, path: Path) -> bool:
         return False
     except OSError:  # no locks on this disk
         return True
+    return is_at(file, path)
+
+
+def is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

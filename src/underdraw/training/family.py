@@ -29,6 +29,7 @@ from underdraw.scenes import render, sample_scene, scene_rng
 from underdraw.training.beside import Beside, Work
 from underdraw.training.data import HELD_BACK, MIX, scenes_in, shards_of
 from underdraw.training.maps import KINDS
+from underdraw.training.parallel import alone
 from underdraw.training.recipes import (
     ScenesRecipe,
     make_the_maps,
@@ -276,7 +277,8 @@ def train_family(
         tell: is told which stage begins, and how long it has.
 
     Raises:
-        InputError: `budget` is no positive number; `folder` holds a run with another start.
+        InputError: `budget` is no positive number; `folder` holds a run with another start, or
+            another process is at work on its family.
         UnderdrawError: making examples failed; what was trained is kept, the same call goes on.
         loop.Stopped: interrupted; the same call goes on.
     """
@@ -285,28 +287,28 @@ def train_family(
     recipe, folder = recipe or ScenesRecipe(), Path(folder)
     # Pictures of prompts are drawn in the end, with the weights that are kept.
     recipe = replace(recipe, denoiser=replace(recipe.denoiser, prompts=()))
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = {name: sorted(getattr(recipe, name)) for name in ("anew", "again", "without")}
-    chosen = {name: named for name, named in chosen.items() if named}
-    ledger, stages = Ledger.opened(folder, recipe.start, chosen), stages_of(recipe)
-    how: dict[str, Any] = {"device": device, "progress": progress}
-    if device != "cpu" if beside is None else beside:
-        shares = _shares_beside(stages)
-        stages = [stage for stage in ACCELERATED if stage in stages]
-        recipe = _planned(recipe, stages, budget, ledger)
-        _train_beside(folder, budget, recipe, ledger, stages, tell, how)
-    else:
-        shares = SHARES
-        for stage in _left(stages, ledger):
-            seconds = ledger.allotted(stage, stages, budget)
-            tell(f"{stage}: {seconds:.0f} s")
-            with ledger.timed(stage):
-                recipe = sized(recipe, stage, seconds, ledger)
-                train_stage(stage, folder, recipe, minutes=seconds / 60, **how)
-    done = "scores" in ledger.done
-    seconds = 0.0 if done else ledger.allotted("scores", stages, budget, shares)
-    with ledger.timed("scores"):
-        return _score(folder, seconds, ledger, device, progress)
+    with alone(folder, "family"):
+        chosen = {name: sorted(getattr(recipe, name)) for name in ("anew", "again", "without")}
+        chosen = {name: named for name, named in chosen.items() if named}
+        ledger, stages = Ledger.opened(folder, recipe.start, chosen), stages_of(recipe)
+        how: dict[str, Any] = {"device": device, "progress": progress}
+        if device != "cpu" if beside is None else beside:
+            shares = _shares_beside(stages)
+            stages = [stage for stage in ACCELERATED if stage in stages]
+            recipe = _planned(recipe, stages, budget, ledger)
+            _train_beside(folder, budget, recipe, ledger, stages, tell, how)
+        else:
+            shares = SHARES
+            for stage in _left(stages, ledger):
+                seconds = ledger.allotted(stage, stages, budget)
+                tell(f"{stage}: {seconds:.0f} s")
+                with ledger.timed(stage):
+                    recipe = sized(recipe, stage, seconds, ledger)
+                    train_stage(stage, folder, recipe, minutes=seconds / 60, **how)
+        done = "scores" in ledger.done
+        seconds = 0.0 if done else ledger.allotted("scores", stages, budget, shares)
+        with ledger.timed("scores"):
+            return _score(folder, seconds, ledger, device, progress)
 
 
 def _left(stages: Sequence[str], ledger: Ledger) -> list[str]:

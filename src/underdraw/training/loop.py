@@ -31,7 +31,7 @@ from underdraw.training.curve import Curve
 from underdraw.training.ema import Average
 from underdraw.training.lanes import Lanes, check_lanes
 from underdraw.training.optimizers import Optimizers
-from underdraw.training.parallel import Group
+from underdraw.training.parallel import Group, alone
 from underdraw.training.workers import Batch, check_workers, drawn_ahead
 
 Figures = dict[str, "float | Tensor"]
@@ -101,7 +101,8 @@ def train(
     Raises:
         Stopped: on Ctrl-C or a termination signal, after a checkpoint was saved.
         NonFiniteError: the loss is NaN or infinite; no weight was changed by it.
-        InputError: the checkpoint belongs to another task, or `batch` does not fit the processes.
+        InputError: the checkpoint belongs to another task, `batch` does not fit the processes, or
+            another run is training in `folder`.
     """
     group = Group.join()
     if config.batch % (group.size * config.parts):
@@ -111,27 +112,26 @@ def train(
         )
     check_workers(config.workers)
     check_lanes(config.threads, torch.device(device), task.modules)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    place = torch.device(device)
-    with quick_products(place), closing(_Run(task, config, folder, place, group)) as run:
-        if resume and (folder / checkpoints.NAME).exists():
-            run.restore(checkpoints.load(folder / checkpoints.NAME))
-        with _bar(config, run.step, progress, group) as bar, _signals() as signalled:
-            while run.progress() < 1:
-                asked = bool(signalled) or run.step == stop_after
-                if run.advance(asked):
-                    run.save()
-                    raise Stopped(
-                        f"stopped before step {run.step}; the checkpoint is in {folder}, "
-                        "the same command goes on from there"
-                    )
-                bar.update()
-                if not math.isnan(run.latest):  # of a captured step it is not known at once
-                    bar.set_postfix(loss=f"{run.latest:.4f}", refresh=False)
-                run.housekeeping()
-    run.save()
-    run.preview()
+    folder, place = Path(folder), torch.device(device)
+    with alone(folder, "training"):
+        with quick_products(place), closing(_Run(task, config, folder, place, group)) as run:
+            if resume and (folder / checkpoints.NAME).exists():
+                run.restore(checkpoints.load(folder / checkpoints.NAME))
+            with _bar(config, run.step, progress, group) as bar, _signals() as signalled:
+                while run.progress() < 1:
+                    asked = bool(signalled) or run.step == stop_after
+                    if run.advance(asked):
+                        run.save()
+                        raise Stopped(
+                            f"stopped before step {run.step}; the checkpoint is in {folder}, "
+                            "the same command goes on from there"
+                        )
+                    bar.update()
+                    if not math.isnan(run.latest):  # of a captured step it is not known at once
+                        bar.set_postfix(loss=f"{run.latest:.4f}", refresh=False)
+                    run.housekeeping()
+        run.save()
+        run.preview()
     return run.average
 
 

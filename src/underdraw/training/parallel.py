@@ -9,12 +9,17 @@ slower than two processes with one thread each, which wait for each other once p
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from underdraw.errors import InputError
+from underdraw.formats.locks import locked
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,26 @@ class Group:
         shared = torch.tensor(value, dtype=torch.float64)
         dist.broadcast(shared, 0)
         return float(shared)
+
+
+@contextmanager
+def alone(folder: str | Path, work: str) -> Iterator[None]:
+    """Be the only run that does a work in a folder, which is made where it is not there. Processes
+    that `torchrun` started together are one run, whose first one writes.
+
+    Args:
+        work: its name; other works may go on in the folder.
+
+    Raises:
+        InputError: another run is at it, in another process or in a thread of this one.
+    """
+    group, folder = Group.join(), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        free = group.rank > 0 or stack.enter_context(locked(folder, work))
+        if group.any(not free):
+            raise InputError(
+                f"folder={str(folder)!r}: another run is at work there ({work}), and both would "
+                "write the same files; wait until it ends, or choose another folder"
+            )
+        yield

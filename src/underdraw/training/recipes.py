@@ -42,6 +42,7 @@ from underdraw.training.grounding import GroundingTask
 from underdraw.training.lanes import lanes_for
 from underdraw.training.loop import train
 from underdraw.training.maps import KINDS, map_all
+from underdraw.training.parallel import alone
 from underdraw.training.scenes_recipe import ScenesRecipe
 from underdraw.training.spoken import Spoken, read_captions
 from underdraw.training.structure import StructureTask, louder
@@ -84,15 +85,15 @@ def train_stage(
             stage "autoencoder" begins with those that are there.
 
     Raises:
-        InputError: no stage of that name.
+        InputError: no stage of that name, or another run is at this stage in the folder.
         NotFoundError: an earlier stage is missing.
         loop.Stopped: interrupted; a checkpoint was saved.
     """
     if stage not in STAGES:
         raise InputError(f"stage={stage!r} is not known; allowed: {', '.join(STAGES)}")
     shop = Workshop(recipe or ScenesRecipe(), Path(folder), arriving)
-    shop.folder.mkdir(parents=True, exist_ok=True)
-    STAGES[stage](shop, minutes, {"device": device, "progress": progress})
+    with alone(folder, stage):
+        STAGES[stage](shop, minutes, {"device": device, "progress": progress})
 
 
 MEANS = ("autoencoder", "decoder", "denoiser", "grounding", "structure", *KINDS, "subject")

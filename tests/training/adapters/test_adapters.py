@@ -28,10 +28,12 @@ from underdraw.training.adapters.learners import (
 )
 from underdraw.training.adapters.lora import train_lora
 from underdraw.training.adapters.pictures import TrainingPictures
+from underdraw.training.adapters.running import LEARNER
 from underdraw.training.adapters.task import PictureTask, Prior, check_pipeline
 from underdraw.training.adapters.words import saying, train_textual_inversion
 from underdraw.training.data import to_signed
 from underdraw.training.loop import Draw, Stopped, train
+from underdraw.training.parallel import alone
 
 GATED = {"attention_type": "gated"}
 BOUND = 1e-5
@@ -85,6 +87,27 @@ def test_a_lora_is_written_as_it_was_trained(kind, spelling, tmp_path):
     pipe.load_lora_weights(path)
     # A scale is written into a factor, or beside it as alpha, and comes back in another order.
     assert float((latents(pipe) - held).abs().max()) <= BOUND * float(held.abs().max())
+
+
+def test_what_learns_in_a_folder_is_not_disturbed(tmp_path):
+    pipe, other = pipe_of(), LoraConfig(3, alpha=5.0)
+    word, prior = Word("<toy>", 2, "red"), PriorConfig("a sphere", 2)
+    with alone(tmp_path, LEARNER):
+        (tmp_path / LEARNER).write_text("its own")
+        for learn in (
+            lambda: train_lora(pipe, pictures(), tmp_path, other, SMALL, SHORT, resume=False),
+            lambda: train_textual_inversion(
+                pipe, pictures(2, "a red <toy>"), tmp_path, word, SMALL, SHORT, resume=False
+            ),
+            lambda: train_dreambooth(
+                pipe, pictures(), tmp_path, other, prior, SMALL, SHORT, resume=False
+            ),
+        ):
+            with pytest.raises(InputError, match="another run is at work there"):
+                learn()
+        assert (tmp_path / LEARNER).read_text() == "its own"
+        assert {path.name for path in tmp_path.iterdir()} == {LEARNER, f".{LEARNER}.lock"}
+    train_lora(pipe, pictures(), tmp_path, other, SMALL, SHORT, resume=False)
 
 
 @pytest.mark.parametrize("kind", UNETS)

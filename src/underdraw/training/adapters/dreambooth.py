@@ -20,7 +20,7 @@ from underdraw.schema import Length, Range, Schema
 from underdraw.training.adapters.learners import LoraConfig, LoraLearner, WholeLearner
 from underdraw.training.adapters.lora import lora_path
 from underdraw.training.adapters.pictures import SUFFIXES, TrainingPictures
-from underdraw.training.adapters.running import fitting, learn, require_same
+from underdraw.training.adapters.running import LEARNER, fitting, learn, require_same
 from underdraw.training.adapters.task import (
     PicturesConfig,
     PictureTask,
@@ -30,6 +30,7 @@ from underdraw.training.adapters.task import (
 )
 from underdraw.training.config import TrainingConfig
 from underdraw.training.loop import Stopped
+from underdraw.training.parallel import alone
 from underdraw.weights.lora.reading import LoraWeights
 from underdraw.weights.lora.writing import SPELLINGS, write_lora
 
@@ -113,28 +114,29 @@ def train_dreambooth(
         learner = WholeLearner(pipe.parts, config.text_encoder)
     else:
         learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
-    require_same(learner, folder, resume)
-    beside = None
-    if prior is not None:
-        known = class_pictures(pipe, prior, looking, folder, run.seed, progress)
-        beside = Prior(known, prior.weight)
-    task = PictureTask(pipe, pictures, learner, looking, beside, run.seed, progress)
-    average = learn(task, run, folder, resume, progress)
-    if isinstance(learner, LoraLearner):
+    with alone(folder, LEARNER):
+        require_same(learner, folder, resume)
+        beside = None
+        if prior is not None:
+            known = class_pictures(pipe, prior, looking, folder, run.seed, progress)
+            beside = Prior(known, prior.weight)
+        task = PictureTask(pipe, pictures, learner, looking, beside, run.seed, progress)
+        average = learn(task, run, folder, resume, progress)
+        if isinstance(learner, LoraLearner):
+            with average.applied():
+                made = learner.result()
+            path = lora_path(folder, spelling)
+            write_lora(made, path, spelling)
+            return made, path
+        path = Path(folder) / MODEL
         with average.applied():
-            made = learner.result()
-        path = lora_path(folder, spelling)
-        write_lora(made, path, spelling)
-        return made, path
-    path = Path(folder) / MODEL
-    with average.applied():
-        tuned = learner.pipeline(pipe)
-        for network in learner.modules.values():
-            network.eval()
-        # Of the captions nobody says what words they have.
-        tuned.advice = replace(tuned.advice, words=())
-        tuned.save_pretrained(path)
-    return tuned, path
+            tuned = learner.pipeline(pipe)
+            for network in learner.modules.values():
+                network.eval()
+            # Of the captions nobody says what words they have.
+            tuned.advice = replace(tuned.advice, words=())
+            tuned.save_pretrained(path)
+        return tuned, path
 
 
 def class_pictures(

@@ -30,11 +30,11 @@ def learn(
     resume: bool,
     progress: bool | None,
 ) -> Average:
-    """Train `task` where its pipeline computes; arguments and errors as of `loop.train`."""
+    """Train `task` where its pipeline computes, in a folder that is there; arguments and errors as
+    of `loop.train`."""
     unet = task.learner.unet()[0]
     before = unet.gradient_checkpointing
     unet.gradient_checkpointing = before or task.config.gradient_checkpointing
-    Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(Path(folder) / LEARNER, dict(task.learner.told))
     try:
         return train(task, run, folder, resume=resume, device=task.vae.device, progress=progress)
