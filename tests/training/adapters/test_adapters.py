@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from underdraw.training.adapters.learners import (
 )
 from underdraw.training.adapters.lora import train_lora
 from underdraw.training.adapters.pictures import TrainingPictures
-from underdraw.training.adapters.running import LEARNER
+from underdraw.training.adapters.running import LEARNER, fitting
 from underdraw.training.adapters.task import PictureTask, Prior, check_pipeline
 from underdraw.training.adapters.words import saying, train_textual_inversion
 from underdraw.training.data import to_signed
@@ -442,10 +443,51 @@ def test_beside_networks_in_half_precision(dtype, has, monkeypatch, tmp_path):
     other = "bfloat16" if dtype == torch.float16 else "float16"
     for precision in ("float32", other):
         wrong = replace(SHORT, precision=precision)
-        with pytest.raises(InputError, match=f"precision='{precision}', but networks of pipe are"):
+        with pytest.raises(InputError, match=f"precision='{precision}', but pipe has its unet in"):
             train_lora(pipe, pictures(2), tmp_path / "b", None, SMALL, wrong)
     with pytest.raises(InputError, match="round away"):
         train_dreambooth(pipe, pictures(2), tmp_path / "c", WholeConfig(), None, SMALL, auto)
+
+
+@pytest.mark.parametrize("others", [torch.float16, torch.bfloat16])
+def test_networks_in_unlike_precisions(others, monkeypatch, tmp_path):
+    """The autoencoder of an inpainting checkpoint is asked in each step, and in its own."""
+    monkeypatch.setattr(hardware, "_cpu_has_bfloat16", lambda: True)
+    auto = replace(SHORT, precision="auto", learning_rate=1e-2)
+    own = torch.bfloat16 if others == torch.float16 else torch.float16
+    pipe = pipe_of("inpainting")
+    pipe.unet.to(own)
+    pipe.vae.to(others)
+    lora, _ = train_lora(pipe, pictures(2), tmp_path / "a", KINDS["all"], SMALL, auto)
+    assert any(delta.up.any() for delta in lora.unet.values())
+    pipe.text_encoder.to(others)
+    for precision in ("auto", "float32", "float16", "bfloat16"):
+        run = replace(auto, precision=precision)
+        named = f"unet in {str(own)[6:]}, text_encoder in {str(others)[6:]}: a CPU trains beside"
+        with pytest.raises(InputError, match=named):
+            train_lora(pipe, pictures(2), tmp_path / "b", KINDS["all"], SMALL, run)
+    pipe.unet.to(torch.float32)  # then the text encoder's decides
+    lora, _ = train_lora(pipe, pictures(2), tmp_path / "c", KINDS["all"], SMALL, auto)
+    assert any(delta.up.any() for delta in lora.text_encoder.values())
+
+
+def test_on_an_accelerator_either_half_precision_will_do(monkeypatch):
+    parts = SimpleNamespace(
+        unet=SimpleNamespace(dtype=torch.float16),
+        text_encoder=SimpleNamespace(dtype=torch.bfloat16),
+        vae=SimpleNamespace(device=torch.device("cuda")),
+    )
+    pipe = SimpleNamespace(parts=parts)
+    for fast in ("bfloat16", "float32"):
+        monkeypatch.setattr(hardware, "fastest_dtype", lambda device: fast)  # noqa: B023
+        for precision in ("float16", "bfloat16"):
+            run = replace(SHORT, precision=precision)
+            assert fitting(pipe, run) is run
+        with pytest.raises(InputError, match=r"'float32', but pipe has its unet in float16, text"):
+            fitting(pipe, SHORT)
+        found = fitting(pipe, replace(SHORT, precision="auto"))
+        # Where the device computes in bfloat16 that is what "auto" means; else the UNet's own.
+        assert found.precision == ("auto" if fast == "bfloat16" else "float16")
 
 
 def test_weights_in_8_bits_learn_no_more():

@@ -63,20 +63,31 @@ def fitting(pipe: Any, run: TrainingConfig) -> TrainingConfig:
     own, for norms take numbers of one dtype there; on accelerators either of the two.
 
     Raises:
-        InputError: another one is asked for.
+        InputError: another one is asked for, or on a CPU networks are in both.
     """
-    found = {uncompiled(one).dtype for one in (pipe.parts.unet, pipe.parts.text_encoder)}
-    half = [dtype for dtype in found if dtype != torch.float32]
+    dtypes = {
+        name: uncompiled(getattr(pipe.parts, name)).dtype for name in ("unet", "text_encoder")
+    }
+    half = {
+        name: str(dtype).removeprefix("torch.")
+        for name, dtype in dtypes.items()
+        if dtype != torch.float32
+    }
     if not half:
         return run
-    device = pipe.parts.vae.device
+    device, told = pipe.parts.vae.device, ", ".join(f"{k} in {name}" for k, name in half.items())
+    if device.type == "cpu" and len({*half.values()}) > 1:
+        raise InputError(
+            f"pipe has its {told}: a CPU trains beside one half precision; bring all networks to "
+            "the same, as pipe.to(torch.float32) does"
+        )
+    own = next(iter(half.values()))  # the UNet's, if that is in one: most work is its
     precision = resolve_precision(run.precision, device)
-    if precision == half[0] or (device.type != "cpu" and precision != torch.float32):
+    if precision == getattr(torch, own) or (device.type != "cpu" and precision != torch.float32):
         return run
-    name = str(half[0]).removeprefix("torch.")
     if run.precision != "auto":
         raise InputError(
-            f"precision={run.precision!r}, but networks of pipe are in {name}; allowed: 'auto', or "
+            f"precision={run.precision!r}, but pipe has its {told}; allowed: 'auto', or "
             "a pipeline loaded with dtype='float32'"
         )
-    return replace(run, precision=name)
+    return replace(run, precision=own)

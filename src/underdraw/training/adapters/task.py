@@ -24,7 +24,7 @@ from underdraw.training.adapters.buckets import nearest, ordered, sizes_around
 from underdraw.training.adapters.learners import Learner
 from underdraw.training.adapters.pictures import TrainingPictures
 from underdraw.training.data import to_signed
-from underdraw.training.loop import Batch, Draw, Figures
+from underdraw.training.loop import Batch, Draw, Figures, autocast
 from underdraw.training.objectives import WEIGHTINGS, Objective, ObjectiveConfig
 from underdraw.training.text_to_image import draw_grid
 
@@ -189,7 +189,8 @@ class PictureTask:
         pixels = to_signed(np.stack([batch["pixels"][i] for i in rows])).to(clean)
         factor = self.vae.config.factor
         large = keep.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-        with torch.no_grad():
+        # In its own half precision, if it is in one: the training's may be another.
+        with torch.no_grad(), autocast(self.vae.device, self.vae.dtype):
             masked = self.vae.encode((pixels * large).to(self.vae.dtype)).latent_dist.mode()
         return [1 - keep, masked.float() * self.scale]
 
