@@ -19,6 +19,7 @@ from underdraw.backends.adapted import Adapted
 from underdraw.backends.jax_operations import operations, with_settings
 from underdraw.backends.jax_programs import (
     compiled,
+    copied,
     devices_in_line,
     keep_programs,
     key_words,
@@ -216,11 +217,7 @@ def array(values: Any, dtype: Any = None, device: Any = None) -> Array:
     """An array from numpy, nested lists or an array."""
     place = None if device is None else _place(device)
     if not isinstance(values, Array):
-        # Converted on the host: the device never holds a tensor in two precisions. Copied, because
-        # the host's memory may be a file, or change later: by numpy, for `device_put` shares memory
-        # that lies at a multiple of 64 bytes, whatever `may_alias` says, or reads it later, and
-        # `jnp.array` copies by a program, which it compiles for each shape.
-        return jax.device_put(np.array(np.asarray(values), dtype), place)
+        return jax.device_put(copied(values, dtype), place)
     if dtype is not None:
         values = values.astype(dtype)
     return values if place is None else jax.device_put(values, place)

@@ -85,7 +85,7 @@ def replicate(tree: Any) -> Any:
     place = NamedSharding(mesh, PartitionSpec("devices"))
 
     def copy(x: Any) -> Array:
-        x = _own(x)
+        x = np.asarray(x) if isinstance(x, Array) else copied(x)
         shape = (mesh.size, *x.shape)
         return jax.make_array_from_callback(shape, place, lambda _: x[None])
 
@@ -98,17 +98,17 @@ def spread(tree: Any, mesh: Mesh, spec: Callable[[tuple[str, ...], Array], Any])
     def place(path: Any, x: Any) -> Any:
         names = tuple(str(getattr(key, "key", key)) for key in path)
         where = NamedSharding(mesh, PartitionSpec(*spec(names, x)))
-        return jax.device_put(x if isinstance(x, Array) else _own(x), where)
+        return jax.device_put(x if isinstance(x, Array) else copied(x), where)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _own(values: Any) -> np.ndarray:
-    """On the host, where nobody writes later: what is JAX's as it is, all else copied by numpy.
-    `jax.device_put` shares memory that lies at a multiple of 64 bytes, whatever `may_alias` says,
-    or reads it later."""
-    host = np.asarray(values)
-    return host if isinstance(values, Array) else np.array(host)
+def copied(values: Any, dtype: Any = None) -> np.ndarray:
+    """Numbers that are not JAX's, for `jax.device_put`, which shares memory of the host that lies
+    at a multiple of 64 bytes, whatever `may_alias` says, or reads it later: it may be a file, or
+    change. Copied by numpy, for `jnp.array` does that by a program, which it compiles for each
+    shape; and converted here, so that no device holds them in two precisions."""
+    return np.array(np.asarray(values), dtype)
 
 
 def keyed(key: Any, shape: Sequence[int], split: bool = False) -> tuple[Array, Array]:
