@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 from controls.test_grounding import EVER, RED, opened
+from controls.test_structure import close
 from engines.test_everywhere import calls
 from pipelines import tiny
 from pipelines.blip import recorded as subjects
@@ -134,3 +135,27 @@ def test_the_record_of_a_picture_names_it(engine):
     pipe = tiny.pipeline(unet=tiny.ONE_LEVEL)
     pipe.engine = engine
     assert "engine openvino" in repr(pipe)
+
+
+def test_mixes_on_the_layers_of_times_leave_weights_unread(engine, monkeypatch):
+    """What blocks make of times is asked call by call there, and ahead once it stays."""
+    pipe = tiny.pipeline()
+    pipe.load_lora_weights(lora(pipe, texts=(), unet=("time_emb_proj",)), "clay")
+    pipe.set_adapters([])
+    given = {
+        "prompt": ["a red sphere", "a blue cube"],
+        "controls": [underdraw.Lora("clay", [1.0, -0.5])],
+        "output_type": "latent",
+        **CALL,
+        "num_inference_steps": 6,
+    }
+    plain = pipe(**given).images
+    pipe.engine, summed = engine, []
+    kind = pipe.unet._framework.Watch
+    look = kind._summed
+    monkeypatch.setattr(kind, "_summed", lambda self: summed.append(self) or look(self))
+    for _ in range(2):
+        summed.clear()
+        assert close(pipe(**given).images, plain, EXACT)
+        own = engine._watches[pipe.unet]
+        assert sum(one is own for one in summed) == 2  # when the run begins, and a step later

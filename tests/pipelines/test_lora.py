@@ -3,6 +3,8 @@ on every engine."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,14 @@ from pipelines.test_engine import Recording
 
 import underdraw
 from underdraw import Lora, Structure
+from underdraw.backends.tree import map_arrays
+from underdraw.controls import Control
 from underdraw.engines.compiled import Regional
 from underdraw.errors import InputError, InputTypeError, NotFoundError, WeightError
+from underdraw.networks.sites import NO_SITES
 from underdraw.pictures.writing import METADATA
 from underdraw.pipelines.call.record import repeat
+from underdraw.schedulers import EulerDiscreteScheduler, HeunDiscreteScheduler
 from underdraw.weights.lora.scales import as_scales
 
 SIZE = {"height": 24, "width": 40, "num_inference_steps": 2}
@@ -79,6 +85,57 @@ def test_times_are_computed_one_time_where_all_rows_are_alike():
     mixes = [Lora(name, [1.0] * len(PROMPTS)) for name in ("clay", "snow")]
     assert close(tiny.run(pipe, PROMPTS, **steps, controls=mixes), active, 1e-5)
     assert engine.names.count("unet.times") == 3
+
+
+@dataclass(frozen=True)
+class Later(Control):
+    """A mix that begins at a call, or is another object in each one."""
+
+    mix: Lora
+    first: int = 0
+    anew: bool = False
+
+    def prepare(self, run):
+        return self.mix.prepare(run)
+
+    def before_call(self, nn, carry, latents, call):
+        if call.index < self.first:
+            return latents, NO_SITES, carry
+        given = self.mix.sites_at(nn, carry, latents, call)
+        if self.anew:
+            given = replace(given, leaves=map_arrays(lambda x: 1 * x, given.leaves))
+        return latents, given, carry
+
+
+@pytest.mark.parametrize("solver", [EulerDiscreteScheduler, HeunDiscreteScheduler])
+def test_times_of_mixes_are_known_ahead_where_they_stay(solver):
+    """The same bits as asked call by call."""
+    pipe = tiny.pipeline()
+    pipe.load_lora_weights(lora(pipe, 1, texts=()), "clay")
+    pipe.set_adapters([])
+    pipe.scheduler = solver.from_config(pipe.scheduler.config)
+    mix, steps = Lora("clay", [0.2, 1.0, -0.5]), {**SIZE, "num_inference_steps": 5}
+    asked = {}
+    for name, control in (
+        ("stays", mix),
+        ("anew", Later(mix, anew=True)),
+        ("later", Later(mix, first=3)),
+        ("later anew", Later(mix, first=3, anew=True)),
+    ):
+        pipe.engine = engine = Recording()
+        made = tiny.run(pipe, PROMPTS, **steps, controls=[control])
+        told = "".join({"unet": "u", "unet.times": "t"}.get(one, "") for one in engine.names)
+        asked[name] = (told, made)
+    calls = asked["stays"][0].count("u")
+    assert calls == (9 if solver is HeunDiscreteScheduler else 5)
+    assert asked["stays"][0] == "tu" + (calls - 1) * "t" + (calls - 1) * "u"
+    assert asked["anew"][0] == "tu" * calls
+    # What came before was all calls at once; the mix then has those calls that it was there for.
+    assert asked["later"][0] == "tuuutu" + (calls - 1) * "t" + (calls - 4) * "u"
+    assert asked["later anew"][0] == "tuuu" + "tu" * (calls - 3)
+    assert torch.equal(asked["stays"][1], asked["anew"][1])
+    assert torch.equal(asked["later"][1], asked["later anew"][1])
+    assert not close(asked["stays"][1], asked["later"][1], 1e-3)
 
 
 def test_merged_and_brought_back(plain, tmp_path):

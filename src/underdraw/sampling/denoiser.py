@@ -37,7 +37,8 @@ class Denoiser:
         self._guidance = run.guidance
         """What distilled UNets are told with the time: the one that the run began with."""
         self._keys: dict[int, Any] = {}
-        self._times: dict[int, list[Any]] = {}
+        self._times: dict[int, dict[str, Array]] = {}
+        """By call."""
         self._acting: Deltas = NO_DELTAS
         """The differences in `_times`; whose strength changes over the run has others later."""
         self._ahead: dict[int, _MadeAhead] = {}
@@ -188,15 +189,23 @@ class Denoiser:
     def _time(self, index: int, rows: int, leaves: Deltas) -> dict[str, Array]:
         """What each residual block adds for the time of a call, `(1 or rows, channels, 1, 1)`."""
         acting = {path: delta for path, delta in leaves.items() if TIME in path}
-        if any(delta.by_row for delta in acting.values()):
-            return _by_call(*self._shifts([index], rows, acting))[0]
-        chunk, within = divmod(index, CHUNK)
-        if chunk not in self._times or not _are(acting, self._acting):
-            first = chunk * CHUNK
-            calls = range(first, min(first + CHUNK, self.run.calls))
-            self._times = {chunk: _by_call(*self._shifts(calls, leaves=acting))}
+        same = _are(acting, self._acting)
+        if not same or index not in self._times:
+            first = index - index % CHUNK
+            chunk = range(first, min(first + CHUNK, self.run.calls))
+            if any(delta.by_row for delta in acting.values()):
+                # Call by call, those to come in the second call that has them: strengths that
+                # change over the run leave nothing to be known ahead.
+                known = self._times if same else {}
+                self._times = {
+                    call: known[call] if call in known else self._shifts([call], rows, acting)[0]
+                    for call in (chunk if same else [index])
+                }
+            else:
+                made = _by_call(*self._shifts(chunk, leaves=acting))
+                self._times = dict(zip(chunk, made, strict=True))
             self._acting = acting
-        return self._times[chunk][within]
+        return self._times[index]
 
     def _shifts(
         self, calls: Sequence[int], rows: int = 1, leaves: Deltas = NO_DELTAS
