@@ -297,12 +297,12 @@ def test_as_many_examples_as_there_is_time_for(
 
 def test_a_family_to_start_from_has_stages_behind_it() -> None:
     stages = stages_of(ScenesRecipe(start="underdraw/scenes"))
-    behind = {"text", "autoencoder", "decoder", "clip", "structure"}
+    behind = {"text", "autoencoder", "decoder", "patterns", "clip", "structure"}
     assert {*SHARES} - {*stages} == behind
     anew = stages_of(ScenesRecipe(start="underdraw/scenes", anew=("structure/edges",)))
     assert "structure" in anew
     anew = stages_of(ScenesRecipe(start="underdraw/scenes", anew=("vae", "unet")))
-    assert {*stages} | {"autoencoder", "decoder"} == {*anew}
+    assert {*stages} | {"autoencoder", "decoder", "patterns"} == {*anew}
     again = ScenesRecipe(start="underdraw/scenes", again=("autoencoder",), without=("edges",))
     assert {*stages} | {"autoencoder"} == {*stages_of(again), "edges"}
     assert "decoder" not in stages_of(ScenesRecipe(without=("decoder",)))
@@ -319,7 +319,7 @@ def test_a_family_to_start_from_has_stages_behind_it() -> None:
     for missing, needing in (
         ("maps", "structure, edges, depth"),
         ("clip", "grounding"),
-        ("subjects", "alignment, subject"),
+        ("subjects", "patterns, alignment, subject"),
         ("alignment", "subject"),
     ):
         with pytest.raises(InputError, match=rf"without=\['{missing}'\]: {needing} need"):

@@ -27,7 +27,7 @@ from underdraw.training.workshop import Workshop
 pytestmark = pytest.mark.usefixtures("onednn")
 STAGES = (
     *("autoencoder", "latents", "denoiser", "clip", "grounding", "maps", "structure", "edges"),
-    *("subjects", "alignment", "subject"),
+    *("subjects", "patterns", "alignment", "subject"),
 )
 
 

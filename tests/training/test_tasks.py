@@ -27,12 +27,13 @@ from underdraw.training import autoencoder
 from underdraw.training.autoencoder import (
     AutoencoderConfig,
     AutoencoderTask,
+    Known,
     encode_all,
     psnr,
     scaling_factor,
 )
 from underdraw.training.clip import ContrastiveConfig, ContrastiveTask, normalise
-from underdraw.training.data import CaptionedFolder, RenderedScenes, render_cache
+from underdraw.training.data import CaptionedFolder, FirstOf, RenderedScenes, render_cache
 from underdraw.training.loop import Draw, TrainingConfig, train
 from underdraw.training.objectives import ObjectiveConfig
 from underdraw.training.text_to_image import (
@@ -43,7 +44,7 @@ from underdraw.training.text_to_image import (
 )
 from underdraw.training.text_tower import TextTowerTask, initialise, loosely, scenes_tokenizer
 from underdraw.training.views import Views, render_views
-from underdraw.training.wire import in_bytes
+from underdraw.training.wire import in_bytes, signed
 
 RUN = TrainingConfig(
     steps=40, batch=4, learning_rate=3e-3, warmup=4, ema=0.5, precision="float32", log_steps=5
@@ -197,6 +198,34 @@ def test_a_decoder_is_asked_to_keep_changes_in_their_place(scenes, monkeypatch) 
     assert "moved" not in without[1]
     loss.backward()
     assert task.vae.decoder.conv_out.weight.grad.abs().max() > 0
+
+
+def test_an_autoencoder_learns_more_beside_latents_that_stay(scenes: RenderedScenes) -> None:
+    torch.manual_seed(0)
+    vae: Any = AutoencoderKL(VAE)
+    latents = np.stack([np.full((4, 32, 32), i, np.float16) for i in range(len(scenes))])
+    known, config = Known(FirstOf(scenes, 5), latents[:5]), AutoencoderConfig(crop=None, anchor=0.5)
+    others = FirstOf(scenes, 3)
+    task = AutoencoderTask(vae, others, config, known=known)
+    seen: list[int] = []
+    for step in range(5):  # an epoch of what is known, in whatever parts
+        batch = task.draw(Draw(2 * step, 2, np.random.default_rng(0)))
+        assert batch["pixels"].shape == (2, 3, 64, 64) and batch["known"].shape == (1, 4, 32, 32)
+        (number,) = {*batch["known"].flatten().tolist()}
+        assert torch.equal(signed(batch["pixels"])[0], scenes.images(np.array([int(number)]))[0])
+        seen.append(int(number))
+    assert sorted(seen) == [*range(5)]
+    batch = task.draw(Draw(0, 3, np.random.default_rng(0)))
+    assert len(batch["known"]) == 1
+    loss, told = task.loss(batch)
+    mean = vae.encode(signed(batch["pixels"])).latent_dist.mean
+    assert told["strayed"] == pytest.approx((mean[:1] - batch["known"]).square().mean().item())
+    free = AutoencoderTask(vae, others, replace(config, anchor=0.0), known=known)
+    torch.testing.assert_close(loss, free.loss(batch)[0] + 0.5 * told["strayed"])
+    with pytest.raises(InputError, match=r"crop=24: latents of known pictures are of whole ones"):
+        AutoencoderTask(vae, others, replace(config, crop=24), known=known)
+    with pytest.raises(InputError, match=r"known: 4 latents of 5 pictures"):
+        AutoencoderTask(vae, others, config, known=replace(known, latents=latents[:4]))
 
 
 def test_psnr_of_known_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,12 +43,25 @@ class AutoencoderConfig:
     gradient: float = 0.25
     kl: float = 4e-4
     freeze_encoder: bool = False
+    anchor: float = 1.0
     local: float = 0.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """Pictures whose latents other networks were trained on, and these latents, means without the
+    scale, `(n, channels, height, width)`."""
+
+    examples: Examples
+    latents: np.ndarray
 
 
 class AutoencoderTask:
     """`Task` for `AutoencoderKL` on any `Examples`; `shown`, uint8 `(n, height, width, 3)`, are the
-    unseen images of the preview and its PSNR."""
+    unseen images of the preview and its PSNR.
+
+    With `known` pictures, half of each step is of them, whole, and an autoencoder learns `examples`
+    of another kind beside networks that go on with the latents of these."""
 
     def __init__(
         self,
@@ -57,13 +70,21 @@ class AutoencoderTask:
         config: AutoencoderConfig | None = None,
         shown: np.ndarray | None = None,
         seed: int = 0,
+        known: Known | None = None,
     ) -> None:
         config = config or AutoencoderConfig()
         factor: int = vae.config.factor
         if config.crop is not None and config.crop % factor:
             raise InputError(f"crop={config.crop} must be a multiple of {factor}")
+        if known is not None and config.crop is not None:
+            raise InputError(f"crop={config.crop}: latents of known pictures are of whole ones")
+        if known is not None and len(known.latents) != len(known.examples):
+            raise InputError(
+                f"known: {len(known.latents)} latents of {len(known.examples)} pictures"
+            )
         self.vae: Any = vae
         self.examples, self.config, self.shown, self.seed = examples, config, shown, seed
+        self.known = known
         self.modules = {"vae": self.vae}
         if config.freeze_encoder:
             for part in (self.vae.encoder, getattr(self.vae, "quant_conv", None)):
@@ -71,9 +92,14 @@ class AutoencoderTask:
                     part.requires_grad_(False)
 
     def draw(self, draw: Draw) -> Batch:
-        indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
+        made, parts, first = {}, [], draw.first
+        if self.known is not None:
+            first //= 2
+            indices = shuffled(len(self.known.examples), first, draw.count // 2, self.seed)
+            parts = [*images(self.known.examples, indices)]
+            made["known"] = torch.from_numpy(self.known.latents[indices].astype(np.float32))
+        indices = shuffled(len(self.examples), first, draw.count - len(parts), self.seed)
         crop = self.config.crop
-        parts = []
         for image in images(self.examples, indices):
             if crop is not None:
                 top, left = (int(draw.rng.integers(0, side - crop + 1)) for side in image.shape[1:])
@@ -82,7 +108,7 @@ class AutoencoderTask:
         pixels = torch.stack(parts)
         c = self.vae.config
         latent = (len(pixels), c.latent_channels, *(side // c.factor for side in pixels.shape[2:]))
-        made = {"pixels": pixels, "noise": torch.randn(latent, generator=draw.generator())}
+        made |= {"pixels": pixels, "noise": torch.randn(latent, generator=draw.generator())}
         if self.config.local:
             made["window"] = _windows(len(pixels), latent[2:], draw.rng)
         return made
@@ -100,6 +126,10 @@ class AutoencoderTask:
         loss = absolute + error.square().mean() + self.config.gradient * slopes
         told: Figures = {"absolute": absolute.detach(), "kl": kl.detach()}
         loss = loss + self.config.kl * kl
+        if "known" in batch:
+            strayed = (mean[: len(batch["known"])] - batch["known"]).square().mean()
+            told["strayed"] = strayed.detach()
+            loss = loss + self.config.anchor * strayed
         if self.config.local:
             moved = self._moved(sample, decoded.detach(), batch["window"])
             told["moved"] = moved.detach()

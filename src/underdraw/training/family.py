@@ -56,6 +56,7 @@ SHARES: Mapping[str, float] = {
     "edges": 0.02,
     "depth": 0.02,
     "subjects": 0.02,
+    "patterns": 0.06,
     "alignment": 0.01,
     "subject": 0.03,
     "export": 0.01,
@@ -75,14 +76,15 @@ ACCELERATED: Mapping[str, float] = {
     "structure": 15,
     "edges": 22,
     "depth": 22,
-    "subjects": 5,
+    "subjects": 1,
+    "patterns": 45,
     "alignment": 10,
-    "subject": 32,
+    "subject": 36,
     "export": 5,
     "scores": 14,
 }
-"""The same beside an accelerator, where examples are made by another process meanwhile: "renders"
-and "maps" only wait for it, "subjects" does and encodes them."""
+"""The same beside an accelerator, where examples are made by another process meanwhile: "renders",
+"maps" and "subjects" only wait for it."""
 _ALONE = 60
 """The share of "renders" there, if no autoencoder is trained meanwhile."""
 NEEDS: Mapping[str, str] = {
@@ -93,9 +95,9 @@ NEEDS: Mapping[str, str] = {
     "subjects": "subjects",
 }
 """By stage: what the other process must have made before."""
-WAITING = ("renders", "maps")
+WAITING = ("renders", "maps", "subjects")
 """Stages that do nothing else."""
-STARTED = {"text_encoder": ("text",), "vae": ("autoencoder", "decoder")}
+STARTED = {"text_encoder": ("text",), "vae": ("autoencoder", "decoder", "patterns")}
 """By network of a family to start from: the stages it has behind it."""
 PLAN, SCORES = "family.json", "scores"
 _FEWEST = 4 * HELD_BACK
@@ -228,6 +230,7 @@ _ALWAYS = {"renders", "text", "autoencoder", "latents", "denoiser", "export", "s
 AFTER: Mapping[str, Sequence[str]] = {
     "grounding": ("clip",),
     **dict.fromkeys(("structure", *KINDS), ("maps",)),
+    "patterns": ("subjects",),
     "alignment": ("subjects",),
     "subject": ("subjects", "alignment"),
 }

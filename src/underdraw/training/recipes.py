@@ -5,8 +5,9 @@ where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser",
 "decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
 which trains the layers for boxes beside the denoiser and the image tower; "maps" and "structure",
 which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on with it on one;
-"subjects", which renders and encodes things with textures of their own, "alignment" and "subject",
-which train the subject encoder on them. A recipe with a `start` goes on from a family that is there
+"subjects", which renders things with textures of their own, "patterns", which teaches them to the
+autoencoder while the latents of scenes stay what they were, and "alignment" and "subject", which
+train the subject encoder on them. A recipe with a `start` goes on from a family that is there
 already, and needs no stage whose networks that has.
 """
 
@@ -32,6 +33,7 @@ from underdraw.pipelines.components.registry import LIBRARIES
 from underdraw.training import checkpoints
 from underdraw.training.autoencoder import (
     AutoencoderTask,
+    Known,
     encode_all,
     scaling_factor,
 )
@@ -47,7 +49,11 @@ from underdraw.training.scenes_recipe import ScenesRecipe
 from underdraw.training.spoken import Spoken, read_captions
 from underdraw.training.structure import StructureTask, louder
 from underdraw.training.subject_encoder import AlignmentTask
-from underdraw.training.subject_scenes import TRUTH as SUBJECT_TRUTH, render_subjects
+from underdraw.training.subject_scenes import (
+    TRUTH as SUBJECT_TRUTH,
+    SubjectPictures,
+    render_subjects,
+)
 from underdraw.training.subjects import SubjectTask
 from underdraw.training.text_to_image import TextToImageTask, save_family
 from underdraw.training.text_tower import TextTowerTask, initialise, scenes_tokenizer
@@ -96,7 +102,16 @@ def train_stage(
         STAGES[stage](shop, minutes, {"device": device, "progress": progress})
 
 
-MEANS = ("autoencoder", "decoder", "denoiser", "grounding", "structure", *KINDS, "subject")
+MEANS = (
+    "autoencoder",
+    "decoder",
+    "patterns",
+    "denoiser",
+    "grounding",
+    "structure",
+    *KINDS,
+    "subject",
+)
 """Stages whose losses are means over their examples, which threads can share."""
 
 
@@ -285,7 +300,16 @@ def _structure(stage: str, kinds: Sequence[str]) -> Run:
 
 def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
     render_the_subjects(shop, where["progress"])
-    _encoded(shop, shop.subjects, SUBJECT_LATENTS, where)
+
+
+def _patterns(shop: Workshop, minutes: float | None, where: dict) -> None:
+    latents = read_array(shop._needs("latents", LATENTS))
+    pictures = SubjectPictures(shop.subjects)
+    config = replace(shop.recipe.autoencoder, crop=None, local=1.0)
+    known = Known(shop.examples, latents)
+    task = AutoencoderTask(shop.vae(), pictures, config, pictures.shown(), known=known)
+    (shop.folder / SUBJECT_LATENTS).unlink(missing_ok=True)  # of another autoencoder
+    _train(shop, "patterns", task, minutes, where)
 
 
 def _alignment(shop: Workshop, minutes: float | None, where: dict) -> None:
@@ -296,7 +320,7 @@ def _alignment(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
-    latents = read_array(shop._needs("subjects", SUBJECT_LATENTS))
+    latents = _encoded(shop, shop.subjects, SUBJECT_LATENTS, where)
     family = shop.family()
     encoder, config = shop.subject_encoder(family, "alignment"), shop.recipe.subject
     family = _on(where["device"], family)
@@ -349,6 +373,7 @@ STAGES: dict[str, Run] = {
     "structure": _structure("structure", tuple(KINDS)),
     **{kind: _structure(kind, (kind,)) for kind in KINDS},
     "subjects": _subjects,
+    "patterns": _patterns,
     "alignment": _alignment,
     "subject": _subject,
     "export": _export,

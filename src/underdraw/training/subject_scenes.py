@@ -216,6 +216,33 @@ class SubjectScenes:
         return np.stack(answers)
 
 
+class SubjectPictures:
+    """The pictures of subjects as `Examples` without captions: each in its scene, and alone."""
+
+    def __init__(self, subjects: SubjectScenes) -> None:
+        self.subjects = subjects
+
+    def __len__(self) -> int:
+        return 2 * len(self.subjects)
+
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """As stored, uint8 `(n, height, width, 3)`."""
+        kinds = ("scenes", "views")
+        return np.stack([self.subjects._one(kinds[i % 2], i // 2) for i in indices])
+
+    def images(self, indices: np.ndarray) -> Tensor:
+        """In [-1, 1], float32 `(n, 3, height, width)`."""
+        return to_signed(self.pixels(indices))
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """The category of each subject."""
+        return [self.subjects.category(i // 2) for i in indices]
+
+    def shown(self) -> np.ndarray:
+        """The scenes of those held back, uint8 `(n, height, width, 3)`."""
+        return self.subjects.pixels(np.arange(-self.subjects.held_back, 0))
+
+
 def _answers(thing: SceneObject) -> tuple[int, int, int, int]:
     colours = vocabulary.COLOURS
     first, second, pattern = colours.index(thing.colour), 0, 0

@@ -100,8 +100,8 @@ class Workshop:
         return self._fill(tower, "denoiser", "text_encoder", optional=True)
 
     def vae(self, trained: bool = True) -> Any:
-        """The autoencoder, with starting weights or as far as it is trained; the stage "decoder"
-        may have gone on with it."""
+        """The autoencoder, with starting weights or as far as it is trained; the stages "decoder"
+        and "patterns" may have gone on with it."""
         torch.manual_seed(self.recipe.seed)
         vae = self._started(AutoencoderKL, "vae")
         started = vae is not None
@@ -113,7 +113,8 @@ class Workshop:
         if not trained:
             return vae
         self._fill(vae, "autoencoder", "vae", optional=started)
-        return self._fill(vae, "decoder", "vae", optional=True)
+        self._fill(vae, "decoder", "vae", optional=True)
+        return self._fill(vae, "patterns", "vae", optional=True)
 
     def _scaled(self, config: VAEConfig) -> VAEConfig:
         """The config of an autoencoder with the scale of its latents, where that was measured."""
