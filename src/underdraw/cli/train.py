@@ -52,14 +52,15 @@ STAGES = {
     ),
     Recipe.subject: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "clip"),
-        *("subjects", "alignment", "subject"),
+        *("subjects", "patterns", "alignment", "subject"),
     ),
     Recipe.family: (
         *("renders", "text", "autoencoder", "latents", "denoiser", "decoder", "clip", "grounding"),
-        *("maps", "structure", "edges", "depth", "subjects", "alignment", "subject", "export"),
+        *("maps", "structure", "edges", "depth", "subjects", "patterns", "alignment", "subject"),
+        "export",
     ),
 }
-OWN = {Recipe.structure: 3, Recipe.subject: 3, Recipe.family: len(STAGES[Recipe.family])}
+OWN = {Recipe.structure: 3, Recipe.subject: 4, Recipe.family: len(STAGES[Recipe.family])}
 """How many stages, from the last on, are a recipe's own, where it is not one."""
 
 
