@@ -72,13 +72,13 @@ def test_how_a_device_steps_is_not_read_from_the_checkpoint(tmp_path: Path) -> N
         train(Line(), CONFIG, tmp_path, stop_after=2)
     state = checkpoints.load(tmp_path / "state.pt")
     for part in state["optimizer"]["param_groups"]:
-        part.update(foreach=False, fused=True)  # as an accelerator would have it
+        part.update(foreach=True, fused=False)  # as another device would have it
     checkpoints.save(tmp_path / "state.pt", state)
     task = Line()
     run = _Run(task, CONFIG, tmp_path, torch.device("cpu"), Group())
     run.restore(checkpoints.load(tmp_path / "state.pt"))
     adamw, _ = run.optimizers.all["optimizer"]
-    assert [(g["foreach"], g["fused"]) for g in adamw.param_groups] == [(True, False)]
+    assert [(g["foreach"], g["fused"]) for g in adamw.param_groups] == [(False, True)]
 
 
 def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
