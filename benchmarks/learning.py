@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from underdraw.benchmark.machine import described
-from underdraw.training import checkpoints
 from underdraw.training.config import TrainingConfig
 from underdraw.training.data import RenderedScenes
 from underdraw.training.loop import train
@@ -64,7 +63,7 @@ def learned(folder: Path, name: str, config: TrainingConfig, images: int) -> flo
     """The held-out loss after a training on so many images, or of the one that is there."""
     recipe = ScenesRecipe(start="underdraw/scenes", anew=("unet", "truth"))
     shop = Workshop(recipe, folder)
-    steps = images // config.batch
+    steps, place = images // config.batch, folder / f"{name}, {images}"
     run = replace(config, steps=steps, warmup=min(config.warmup, steps // 10), preview_minutes=1e6)
     task = TextToImageTask(
         shop.family(trained=False),
@@ -72,14 +71,8 @@ def learned(folder: Path, name: str, config: TrainingConfig, images: int) -> flo
         replace(recipe.denoiser, prompts=()),
         np.load(folder / LATENTS),
     )
-    if not (folder / name / checkpoints.NAME).exists():
-        train(task, run, folder / name)
-    state = checkpoints.load(folder / name / checkpoints.NAME)
-    average = {
-        k.removeprefix("unet."): v for k, v in state["average"].items() if k.startswith("unet.")
-    }
-    task.unet.load_state_dict({**task.unet.state_dict(), **average})
-    loss = HeldOut(task, shop.examples).loss(task.unet)
+    with train(task, run, place).applied():
+        loss = HeldOut(task, shop.examples).loss(task.unet)
     print(f"{name}: {images} images, held-out loss {loss:.4f}", flush=True)
     return loss
 
@@ -90,7 +83,7 @@ def main(folder: Path, images: int, scenes: int) -> list[dict[str, Any]]:
     for stage in ("renders", "latents"):
         train_stage(stage, folder, recipe)
     now = recipe.run("denoiser")
-    sides = (("first", FIRST, images), ("now, half", now, images // 2), ("now", now, images))
+    sides = (("first", FIRST, images), ("now", now, images // 2), ("now", now, images))
     rows = [
         {"name": name, "images": count, "loss": learned(folder, name, config, count)}
         for name, config, count in sides

@@ -256,7 +256,7 @@ def test_counts_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     short = Ledger(tmp_path / "short.json", None)
     planned = family._planned(recipe, stages, whole / 10, short)
     assert planned.scenes == ACCELERATED["autoencoder"] / 10 * 16 / 0.02
-    made = 0.6 * planned.views + 3 * planned.subjects + 0.35 * (planned.mapped or 0)
+    made = 0.6 * planned.views + 2 * planned.subjects + 0.35 * (planned.mapped or 0)
     assert made * 0.02 / 16 == pytest.approx(0.5 * ACCELERATED["denoiser"] / 10, rel=0.01)
 
 
@@ -287,12 +287,32 @@ def test_as_many_examples_as_there_is_time_for(
     made = sized(recipe, "renders", 10.6, ledger)
     assert (made.scenes, made.views, made.subjects) == (1000, 256, 700)
     assert sized(recipe, "denoiser", 1.0, ledger).scenes == 1000
-    assert sized(recipe, "subjects", 6.0, ledger).subjects == 256
-    assert sized(recipe, "subjects", 600.0, ledger).subjects == 256  # decided
+    assert sized(recipe, "subjects", 6.0, ledger).subjects == 300
+    assert sized(recipe, "subjects", 600.0, ledger).subjects == 300  # decided
     again = Ledger.opened(tmp_path, None)
-    assert again.counts == {"scenes": 1000, "views": 256, "subjects": 256}
+    assert again.counts == {"scenes": 1000, "views": 256, "subjects": 300}
     much = Ledger(tmp_path / "other.json", None)
     assert sized(recipe, "renders", 1e6, much).scenes == 5000
+
+
+def test_a_run_of_before_there_were_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained behind another autoencoder is not left with a new one."""
+    ran: list[str] = []
+    monkeypatch.setattr(family, "train_stage", lambda stage, *rest, **how: ran.append(stage))
+    monkeypatch.setattr(family, "_score", lambda *arguments: "scores")
+    stages = [stage for stage in SHARES if stage not in ("patterns", "export", "scores")]
+    for done, wanted in ((stages, ["export"]), (stages[:-2], ["patterns", *stages[-2:], "export"])):
+        folder = tmp_path / str(len(done))
+        folder.mkdir()
+        Ledger(folder / PLAN, None, counts=COUNTS, done=done).write()
+        ran.clear()
+        assert train_family(folder, 60, tell=lambda line: None, progress=False) == "scores"
+        assert ran == wanted
+
+
+COUNTS = {"scenes": 256, "views": 256, "subjects": 256}
 
 
 def test_a_family_to_start_from_has_stages_behind_it() -> None:

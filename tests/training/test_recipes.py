@@ -12,7 +12,7 @@ import pytest
 import torch
 from pipelines.elsewhere import DEVICE, Accelerator, There
 
-from underdraw.errors import NotFoundError
+from underdraw.errors import InputError, NotFoundError
 from underdraw.formats.arrays import read_array
 from underdraw.models.grounding import Grounding
 from underdraw.pipelines.blip_diffusion import BlipDiffusionPipeline
@@ -66,6 +66,8 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     for stage in STAGES:
         with Accelerator():
             train_stage(stage, tmp_path, recipe, device=str(DEVICE))
+    with pytest.raises(InputError, match="run it before the stage 'patterns'"):
+        train_stage("decoder", tmp_path, recipe)
     train_stage("export", tmp_path, recipe)
     made = StableDiffusionPipeline.from_pretrained(tmp_path / "export", dtype="float32")
     shipped = StableDiffusionPipeline.from_pretrained("underdraw/scenes", dtype="float32")

@@ -200,32 +200,56 @@ def test_a_decoder_is_asked_to_keep_changes_in_their_place(scenes, monkeypatch) 
     assert task.vae.decoder.conv_out.weight.grad.abs().max() > 0
 
 
-def test_an_autoencoder_learns_more_beside_latents_that_stay(scenes: RenderedScenes) -> None:
+@pytest.fixture
+def beside(scenes: RenderedScenes) -> AutoencoderTask:
+    """An autoencoder that learns three pictures beside five whose latents are their numbers."""
     torch.manual_seed(0)
+    latents = np.stack([np.full((4, 32, 32), i, np.float16) for i in range(5)])
+    known, config = Known(FirstOf(scenes, 5), latents), AutoencoderConfig(crop=None, anchor=0.5)
     vae: Any = AutoencoderKL(VAE)
-    latents = np.stack([np.full((4, 32, 32), i, np.float16) for i in range(len(scenes))])
-    known, config = Known(FirstOf(scenes, 5), latents[:5]), AutoencoderConfig(crop=None, anchor=0.5)
-    others = FirstOf(scenes, 3)
-    task = AutoencoderTask(vae, others, config, known=known)
+    return AutoencoderTask(vae, FirstOf(scenes, 3), config, known=known)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_every_second_picture_is_known(
+    beside: AutoencoderTask, scenes: RenderedScenes, count: int
+) -> None:
     seen: list[int] = []
-    for step in range(5):  # an epoch of what is known, in whatever parts
-        batch = task.draw(Draw(2 * step, 2, np.random.default_rng(0)))
-        assert batch["pixels"].shape == (2, 3, 64, 64) and batch["known"].shape == (1, 4, 32, 32)
-        (number,) = {*batch["known"].flatten().tolist()}
-        assert torch.equal(signed(batch["pixels"])[0], scenes.images(np.array([int(number)]))[0])
-        seen.append(int(number))
-    assert sorted(seen) == [*range(5)]
-    batch = task.draw(Draw(0, 3, np.random.default_rng(0)))
-    assert len(batch["known"]) == 1
-    loss, told = task.loss(batch)
-    mean = vae.encode(signed(batch["pixels"])).latent_dist.mean
-    assert told["strayed"] == pytest.approx((mean[:1] - batch["known"]).square().mean().item())
-    free = AutoencoderTask(vae, others, replace(config, anchor=0.0), known=known)
-    torch.testing.assert_close(loss, free.loss(batch)[0] + 0.5 * told["strayed"])
+    for first in range(0, 30, count):  # three epochs of what is known, in whatever parts
+        batch = beside.draw(Draw(first, count, np.random.default_rng(0)))
+        assert batch["pixels"].shape == (count, 3, 64, 64)
+        assert batch["held"].tolist() == [(first + i) % 2 == 0 for i in range(count)]
+        for picture, latents in zip(batch["pixels"], batch["known"], strict=True):
+            if len({*latents.flatten().tolist()}) == 1 and latents[0, 0, 0] != 0:
+                number = int(latents[0, 0, 0])
+                assert torch.equal(signed(picture), scenes.images(np.array([number]))[0])
+                seen.append(number)
+    assert sorted(seen) == sorted([1, 2, 3, 4] * 3)  # 0 is what others have, too
+
+
+def test_an_autoencoder_learns_more_beside_latents_that_stay(beside: AutoencoderTask) -> None:
+    batch = beside.draw(Draw(0, 4, np.random.default_rng(0)))
+    loss, told = beside.loss(batch)
+    mean = beside.vae.encode(signed(batch["pixels"])).latent_dist.mean
+    strayed = (mean - batch["known"])[[0, 2]].square().mean()
+    torch.testing.assert_close(told["strayed"], strayed.detach())
+    config = beside.config
+    beside.config = replace(config, anchor=0.0)
+    torch.testing.assert_close(loss, beside.loss(batch)[0] + 0.5 * told["strayed"])
+    # Whatever a part of a step holds, parts make the whole.
+    beside.config = config
+    parts = [beside.loss({k: v[i : i + 1] for k, v in batch.items()}) for i in range(4)]
+    torch.testing.assert_close(torch.stack([part for part, _ in parts]).mean(), loss)
+    assert {float(figures["strayed"]) for _, figures in parts[1::2]} == {0}
+
+
+def test_what_is_known_is_whole(beside: AutoencoderTask) -> None:
+    vae, others, known, config = beside.vae, beside.examples, beside.known, beside.config
+    assert known is not None
     with pytest.raises(InputError, match=r"crop=24: latents of known pictures are of whole ones"):
         AutoencoderTask(vae, others, replace(config, crop=24), known=known)
     with pytest.raises(InputError, match=r"known: 4 latents of 5 pictures"):
-        AutoencoderTask(vae, others, config, known=replace(known, latents=latents[:4]))
+        AutoencoderTask(vae, others, config, known=replace(known, latents=known.latents[:4]))
 
 
 def test_psnr_of_known_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ class AutoencoderConfig:
 
     The loss is the mean absolute and squared error of images in [-1, 1], `gradient` times the
     absolute error of differences between neighbours, and `kl` times the mean divergence per number
-    of the latents. `freeze_encoder` trains the decoder alone, so that latents stay valid.
+    of the latents. `freeze_encoder` trains the decoder alone, so that latents stay valid; `anchor`
+    weighs how far latents of what is `Known` move, as a mean square.
 
     `local` weighs what the decoder changes in one place of a picture when the latents of another
     place are exchanged: normalisation sees the whole picture, and a decoder that nobody has told
@@ -60,8 +61,13 @@ class AutoencoderTask:
     """`Task` for `AutoencoderKL` on any `Examples`; `shown`, uint8 `(n, height, width, 3)`, are the
     unseen images of the preview and its PSNR.
 
-    With `known` pictures, half of each step is of them, whole, and an autoencoder learns `examples`
-    of another kind beside networks that go on with the latents of these."""
+    With `known` pictures every second one is of them, whole, and an autoencoder learns `examples`
+    of another kind beside networks that go on with the latents of these.
+
+    Raises:
+        InputError: `crop` is no multiple of the factor, or known pictures would be cropped, or have
+            another number of latents.
+    """
 
     def __init__(
         self,
@@ -92,26 +98,42 @@ class AutoencoderTask:
                     part.requires_grad_(False)
 
     def draw(self, draw: Draw) -> Batch:
-        made, parts, first = {}, [], draw.first
-        if self.known is not None:
-            first //= 2
-            indices = shuffled(len(self.known.examples), first, draw.count // 2, self.seed)
-            parts = [*images(self.known.examples, indices)]
-            made["known"] = torch.from_numpy(self.known.latents[indices].astype(np.float32))
-        indices = shuffled(len(self.examples), first, draw.count - len(parts), self.seed)
-        crop = self.config.crop
-        for image in images(self.examples, indices):
-            if crop is not None:
-                top, left = (int(draw.rng.integers(0, side - crop + 1)) for side in image.shape[1:])
-                image = image[:, top : top + crop, left : left + crop]
-            parts.append(image.flip(2) if draw.rng.random() < 0.5 else image)
-        pixels = torch.stack(parts)
+        if self.known is None:
+            indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
+            pictures, made = self._varied(indices, draw.rng), {}
+        else:
+            pictures, made = self._mixed(self.known, draw)
+        pixels = torch.stack(pictures)
         c = self.vae.config
         latent = (len(pixels), c.latent_channels, *(side // c.factor for side in pixels.shape[2:]))
         made |= {"pixels": pixels, "noise": torch.randn(latent, generator=draw.generator())}
         if self.config.local:
             made["window"] = _windows(len(pixels), latent[2:], draw.rng)
         return made
+
+    def _varied(self, indices: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
+        """Crops of pictures, some of them mirrored."""
+        crop, parts = self.config.crop, []
+        for image in images(self.examples, indices) if len(indices) else ():
+            if crop is not None:
+                top, left = (int(rng.integers(0, side - crop + 1)) for side in image.shape[1:])
+                image = image[:, top : top + crop, left : left + crop]
+            parts.append(image.flip(2) if rng.random() < 0.5 else image)
+        return parts
+
+    def _mixed(self, known: Known, draw: Draw) -> tuple[list[Tensor], Batch]:
+        """Pictures by turns of what is known and of what is new, so that all parts of steps have as
+        many of either; latents of the former at `held`."""
+        held = torch.arange(draw.first, draw.first + draw.count) % 2 == 0
+        count, new = int(held.sum()), draw.first // 2  # of the new ones so many came before
+        latents = torch.zeros(draw.count, *known.latents.shape[1:])
+        indices = shuffled(len(known.examples), draw.first - new, count, self.seed)
+        latents[held] = torch.from_numpy(known.latents[indices].astype(np.float32))
+        whole = iter(images(known.examples, indices) if count else ())
+        others = shuffled(len(self.examples), new, draw.count - count, self.seed)
+        varied = iter(self._varied(others, draw.rng))
+        pictures = [next(whole if one else varied) for one in held]
+        return pictures, {"known": latents, "held": held}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         pixels = signed(batch["pixels"])
@@ -127,7 +149,9 @@ class AutoencoderTask:
         told: Figures = {"absolute": absolute.detach(), "kl": kl.detach()}
         loss = loss + self.config.kl * kl
         if "known" in batch:
-            strayed = (mean[: len(batch["known"])] - batch["known"]).square().mean()
+            # Half are known: twice the mean over all is theirs, in whatever parts a step comes.
+            apart = (mean - batch["known"]) * batch["held"].view(-1, 1, 1, 1)
+            strayed = 2 * apart.square().mean()
             told["strayed"] = strayed.detach()
             loss = loss + self.config.anchor * strayed
         if self.config.local:

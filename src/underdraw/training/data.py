@@ -79,7 +79,7 @@ def shuffled(count: int, first: int, number: int, seed: int = 0) -> np.ndarray:
     """Numbers `first` to `first + number - 1` of an endless stream in which every run of `count`
     is a permutation of `range(count)`."""
     pairs = [divmod(place, count) for place in range(first, first + number)]
-    return np.array([_permutation(count, epoch, seed)[at] for epoch, at in pairs])
+    return np.array([_permutation(count, epoch, seed)[at] for epoch, at in pairs], np.int64)
 
 
 @lru_cache(maxsize=4)

@@ -108,9 +108,9 @@ _PROBED = 8
 """Scenes that are drawn to see how long one takes."""
 SIDE = 128
 """Of the pictures, in pixels."""
-_VIEW, _SUBJECT, _MAPS = 0.6, 3.0, 0.35
-"""How long a picture of a single thing takes, a subject with its pictures and latents, and the maps
-of a scene, beside a scene."""
+_VIEW, _SUBJECT, _MAPS = 0.6, 2.0, 0.35
+"""How long a picture of a single thing takes, a subject with its two pictures, and the maps of a
+scene, beside a scene."""
 _SPARE = 0.5
 """What of the cores is there for all that while the denoiser trains, whose examples other processes
 draw."""
@@ -237,6 +237,10 @@ AFTER: Mapping[str, Sequence[str]] = {
 """By stage: others without whose work it cannot run, apart from those."""
 
 
+AFTER_PATTERNS = ("alignment", "subject", "export")
+"""Stages that use the autoencoder as "patterns" left it."""
+
+
 def _behind(recipe: ScenesRecipe) -> set[str]:
     """The stages whose networks the `start` has."""
     if recipe.start is None:
@@ -294,6 +298,8 @@ def train_family(
         chosen = {name: sorted(getattr(recipe, name)) for name in ("anew", "again", "without")}
         chosen = {name: named for name, named in chosen.items() if named}
         ledger, stages = Ledger.opened(folder, recipe.start, chosen), stages_of(recipe)
+        if {*AFTER_PATTERNS} & {*ledger.done} and "patterns" not in ledger.done:
+            stages = [stage for stage in stages if stage != "patterns"]  # begun when there was none
         how: dict[str, Any] = {"device": device, "progress": progress}
         if device != "cpu" if beside is None else beside:
             shares = _shares_beside(stages)

@@ -2,18 +2,19 @@
 
 `train_stage(name, folder)` runs one stage on a working folder; a stage that was interrupted goes on
 where it was. In order: "renders", "text", "autoencoder", "latents", "denoiser", "clip", "export";
-"decoder", which can be run at any time after "latents" to sharpen the pictures; and "grounding",
-which trains the layers for boxes beside the denoiser and the image tower; "maps" and "structure",
-which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on with it on one;
-"subjects", which renders things with textures of their own, "patterns", which teaches them to the
-autoencoder while the latents of scenes stay what they were, and "alignment" and "subject", which
-train the subject encoder on them. A recipe with a `start` goes on from a family that is there
-already, and needs no stage whose networks that has.
+"decoder", which can be run after "latents" and before "patterns" to sharpen the pictures; and
+"grounding", which trains the layers for boxes beside the denoiser and the image tower; "maps" and
+"structure", which train a ControlNet on maps of all kinds, and "edges" and "depth", which go on
+with it on one; "subjects", which renders things with textures of their own, "patterns", which
+teaches them to the autoencoder while the latents of scenes stay what they were, and "alignment" and
+"subject", which train the subject encoder on them. A recipe with a `start` goes on from a family
+that is there already, and needs no stage whose networks that has.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -51,7 +52,7 @@ from underdraw.training.structure import StructureTask, louder
 from underdraw.training.subject_encoder import AlignmentTask
 from underdraw.training.subject_scenes import (
     TRUTH as SUBJECT_TRUTH,
-    SubjectPictures,
+    SubjectExamples,
     render_subjects,
 )
 from underdraw.training.subjects import SubjectTask
@@ -91,7 +92,8 @@ def train_stage(
             stage "autoencoder" begins with those that are there.
 
     Raises:
-        InputError: no stage of that name, or another run is at this stage in the folder.
+        InputError: no stage of that name, "decoder" behind "patterns", or another run is at this
+            stage in the folder.
         NotFoundError: an earlier stage is missing.
         loop.Stopped: interrupted; a checkpoint was saved.
     """
@@ -196,6 +198,11 @@ def _autoencoder(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _decoder(shop: Workshop, minutes: float | None, where: dict) -> None:
+    if (shop.folder / "patterns" / checkpoints.NAME).exists():
+        raise InputError(
+            f"stage='decoder': {shop.folder / 'patterns'} went on from what it would change; run "
+            "it before the stage 'patterns'"
+        )
     examples = shop.examples
     config = replace(shop.recipe.autoencoder, crop=None, kl=0.0, freeze_encoder=True)
     task = AutoencoderTask(shop.vae(), examples, config, examples.shown())
@@ -304,11 +311,12 @@ def _subjects(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 def _patterns(shop: Workshop, minutes: float | None, where: dict) -> None:
     latents = read_array(shop._needs("latents", LATENTS))
-    pictures = SubjectPictures(shop.subjects)
+    pictures = SubjectExamples(shop.subjects)
     config = replace(shop.recipe.autoencoder, crop=None, local=1.0)
     known = Known(shop.examples, latents)
     task = AutoencoderTask(shop.vae(), pictures, config, pictures.shown(), known=known)
-    (shop.folder / SUBJECT_LATENTS).unlink(missing_ok=True)  # of another autoencoder
+    for stale in shop.folder.glob(f"*{Path(SUBJECT_LATENTS).stem}*.npy"):  # and what is half done
+        stale.unlink()
     _train(shop, "patterns", task, minutes, where)
 
 
@@ -320,7 +328,10 @@ def _alignment(shop: Workshop, minutes: float | None, where: dict) -> None:
 
 
 def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
+    began = time.monotonic()
     latents = _encoded(shop, shop.subjects, SUBJECT_LATENTS, where)
+    if minutes is not None:
+        minutes = max(0.01, minutes - (time.monotonic() - began) / 60)
     family = shop.family()
     encoder, config = shop.subject_encoder(family, "alignment"), shop.recipe.subject
     family = _on(where["device"], family)

@@ -216,8 +216,8 @@ class SubjectScenes:
         return np.stack(answers)
 
 
-class SubjectPictures:
-    """The pictures of subjects as `Examples` without captions: each in its scene, and alone."""
+class SubjectExamples:
+    """The pictures of subjects as `Examples`: each in its scene, and alone."""
 
     def __init__(self, subjects: SubjectScenes) -> None:
         self.subjects = subjects
