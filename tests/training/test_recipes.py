@@ -87,6 +87,9 @@ def test_every_stage_runs_where_devices_cannot_be_mixed(
     assert list(made.adapters["structure"]) == ["edges"]  # the one that was trained
     made.load_structure(made.adapters["structure"]["edges"], name="mine")
     assert list(made.adapters["structure"]) == ["edges", "mine"]
+    # The start's subject encoder goes on without heads, which nobody kept.
+    trained = checkpoints.load(tmp_path / "subject" / checkpoints.NAME)["modules"]
+    assert {*trained} == {"qformer", "differences"}
     blip = BlipDiffusionPipeline.from_pretrained(tmp_path / "export", dtype="float32")
     assert blip.subjects["own"].overlay.unet
     assert made.subjects.keys() == {"subject"}

@@ -334,6 +334,10 @@ def _subject(shop: Workshop, minutes: float | None, where: dict) -> None:
         minutes = max(0.01, minutes - (time.monotonic() - began) / 60)
     family = shop.family()
     encoder, config = shop.subject_encoder(family, "alignment"), shop.recipe.subject
+    if (
+        encoder.overlay.unet
+    ):  # trained before, beside heads that nobody kept; new ones would undo it
+        config = replace(config, truth=0.0)
     family = _on(where["device"], family)
     family["unet"].to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     how: dict[str, Any] = {"kinds": SUBJECT_TRUTH, "begin": encoder.overlay.unet}
