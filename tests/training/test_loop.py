@@ -60,6 +60,20 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert passed == list(workers.CHECKS)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_processes_with_accelerators_agree_on_the_host_too(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.distributed, "init_process_group", told.append)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert Group.join() == Group(2, 1)
+    assert told == (["cpu:gloo,cuda:nccl"] if there else ["gloo"])
+
+
 def test_figures_are_matched_by_name() -> None:
     told = _means([{"loss": torch.tensor(1.0), "a": 10, "b": 20}, {"b": 40, "loss": 3, "a": 30}])
     assert told.tolist() == [2, 20, 30]

@@ -35,7 +35,8 @@ class Group:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
             return Group()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # What is agreed on between steps lies on the host, which NCCL knows nothing of.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return Group(dist.get_world_size(), dist.get_rank())
 
     def average_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
