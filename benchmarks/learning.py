@@ -65,7 +65,7 @@ def learned(folder: Path, name: str, config: TrainingConfig, images: int) -> flo
     shop = Workshop(recipe, folder)
     steps, place = images // config.batch, folder / f"{name}, {images}"
     run = replace(config, steps=steps, warmup=min(config.warmup, steps // 10), preview_minutes=1e6)
-    task = TextToImageTask(
+    task: Any = TextToImageTask(
         shop.family(trained=False),
         shop.examples,
         replace(recipe.denoiser, prompts=()),

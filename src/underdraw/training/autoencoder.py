@@ -98,9 +98,10 @@ class AutoencoderTask:
                     part.requires_grad_(False)
 
     def draw(self, draw: Draw) -> Batch:
+        made: dict[str, Any] = {}
         if self.known is None:
             indices = shuffled(len(self.examples), draw.first, draw.count, self.seed)
-            pictures, made = self._varied(indices, draw.rng), {}
+            pictures = self._varied(indices, draw.rng)
         else:
             pictures, made = self._mixed(self.known, draw)
         pixels = torch.stack(pictures)
@@ -121,7 +122,7 @@ class AutoencoderTask:
             parts.append(image.flip(2) if rng.random() < 0.5 else image)
         return parts
 
-    def _mixed(self, known: Known, draw: Draw) -> tuple[list[Tensor], Batch]:
+    def _mixed(self, known: Known, draw: Draw) -> tuple[list[Tensor], dict[str, Any]]:
         """Pictures by turns of what is known and of what is new, so that all parts of steps have as
         many of either; latents of the former at `held`."""
         held = torch.arange(draw.first, draw.first + draw.count) % 2 == 0
