@@ -130,6 +130,51 @@ def test_holes_are_filled_and_bays_are_not():
     assert masks.filled(around).all()
 
 
+def test_parts_that_say_little_are_left_out():
+    rows = ("22....11", ".22...11", "........", "333.....", "3.3...44", "333...44")
+    strength = {".": 0.0, "1": 2.0, "2": 5.0, "3": 3.0, "4": 3.4}
+    spread = np.array([[strength[cell] for cell in row] for row in rows])
+    spread[0, 7] = 1.0  # the least in the mask; above it: 3 * 1, 4 * 4, 8 * 2 and 4 * 2.4
+    mask = (spread > 0).astype(np.float32)
+    wanted = (spread == 5.0) | (spread == 3.0) | (spread == 3.4)
+    many = (
+        np.stack([mask, mask[::-1], 0 * mask, mask]),
+        np.stack([spread, spread[::-1], spread, spread]),
+    )
+    found = masks.without_asides(*many)
+    assert found.dtype == np.float32
+    for image, whole in zip(found, (wanted, wanted[::-1], 0 * wanted, wanted), strict=True):
+        np.testing.assert_array_equal(image, whole)
+    spread[spread == 3.4] = 2.9  # 4 * 1.9, less than half of 16
+    left = masks.without_asides(mask[None], spread[None])
+    np.testing.assert_array_equal(left[0], (spread == 5.0) | (spread == 3.0))
+    level = np.ones((1, 3, 5))
+    np.testing.assert_array_equal(masks.without_asides(level, level), level)  # nothing exceeds
+
+
+def test_parts_hang_together_by_sides():
+    """Whatever way leads from one place to the other."""
+    rows = (
+        "#########",
+        "........#",
+        "#######.#",
+        "#.....#.#",
+        "#.###.#.#",
+        "#...#.#.#",
+        "#####.#.#",
+    )
+    mask = np.array([[cell == "#" for cell in row] for row in rows])
+    spread = np.where(mask, 2.0, 0.0)
+    spread[0, 0] = 1.0
+    spiral = mask.copy()
+    spiral[2:, :7] = False
+    left = masks.without_asides(np.stack([mask]), spread[None])
+    assert (left[0] == mask).all()  # both parts are long
+    spread[2:, :7] *= 0.6
+    left = masks.without_asides(np.stack([mask]), spread[None])
+    np.testing.assert_array_equal(left[0], spiral)
+
+
 def large(mask):
     return np.kron(mask, np.ones((8, 8), np.float32))
 

@@ -150,8 +150,9 @@ class StableDiffusionDiffEditPipeline(InvertedLatents, LatentPipeline):
             mask_thresholding_ratio: multiple of the mean difference to which outliers are cut;
                 what exceeds half of that is in the mask. Above 0; larger ratios give smaller masks.
                 None: the threshold that divides a picture's differences best into two classes
-                (Otsu 1979), which needs no number and fits small changes and large ones; holes of
-                that mask are filled.
+                (Otsu 1979), which needs no number and fits small changes and large ones; parts of
+                that mask with less than half of the difference of its greatest are left out, and
+                holes are filled.
             generator: one, which draws jointly, or a list with one per image (or per map); the
                 picture's latents are then drawn from the encoder's distribution, as diffusers does.
                 Otherwise they are its mean.

@@ -26,7 +26,13 @@ from underdraw.pipelines.call.request import Request
 from underdraw.pipelines.components.components import Components
 from underdraw.pipelines.components.lora_mix import standing
 from underdraw.pipelines.diffedit.latents import draw_maps, encode_image, generators_of_maps
-from underdraw.pipelines.diffedit.masks import by_classes, by_mean, difference, filled
+from underdraw.pipelines.diffedit.masks import (
+    by_classes,
+    by_mean,
+    difference,
+    filled,
+    without_asides,
+)
 from underdraw.sampling.denoiser import Denoiser
 from underdraw.solvers.solver import Solver
 
@@ -39,7 +45,7 @@ ROWS = 32
 @dataclass(frozen=True)
 class Masking:
     """How a mask is found: see `generate_mask`; with `ratio` None by `masks.by_classes`,
-    holes filled.
+    without lesser parts, holes filled.
 
     Raises:
         InputError, InputTypeError: an argument cannot work.
@@ -125,7 +131,8 @@ def find_mask(
         raise NonFiniteError("the network gave NaN or infinity for the mask")
     spread = difference(nn, answers[0], answers[1], how.maps)
     if how.ratio is None:
-        return filled(by_classes(framework.to_numpy(spread)))
+        found = framework.to_numpy(spread)
+        return filled(without_asides(by_classes(found), found))
     together = components.compat == "diffusers"
     return framework.to_numpy(by_mean(nn, spread, how.ratio, together))
 

@@ -10,6 +10,8 @@ from PIL import Image
 from underdraw.backends.contract import Array
 
 OUTPUT_TYPES = ("np", "pil", "pt")
+ASIDE = 0.5
+"""Of the greatest part of a mask: what a part must have to stay."""
 
 
 def difference(nn: Any, source: Array, target: Array, maps: int) -> Array:
@@ -59,6 +61,36 @@ def by_classes(spread: np.ndarray) -> np.ndarray:
     between = (whole * count / count[-1] - low) ** 2 / shares
     threshold = np.take_along_axis(values, between.argmax(1)[:, None], 1)
     return (spread > threshold[:, :, None]).astype(spread.dtype)
+
+
+def without_asides(masks: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Masks `(images, height, width)` of 0 and 1 without their lesser parts: places that hang
+    together side by side, and by which the differences `spread` exceed the least one in the mask by
+    less than `ASIDE` of what the greatest part has. Two texts that differ in one thing say
+    something else of others, too; where they say little, it is not what was to change."""
+    labels = _parts(masks)
+    for image, part in enumerate(labels):
+        if not part.any():
+            continue
+        excess = (spread[image] - spread[image][part > 0].min()) * (part > 0)
+        sums = np.bincount(part.ravel(), excess.ravel())
+        labels[image] *= (sums >= ASIDE * sums[1:].max())[part]
+    return (labels > 0).astype(masks.dtype)
+
+
+def _parts(masks: np.ndarray) -> np.ndarray:
+    """In each image of masks the number of the part that a place belongs to, 0 outside."""
+    inside = np.pad(masks > 0, ((0, 0), (1, 1), (1, 1)))
+    numbers = np.arange(1, 1 + inside[0].size).reshape(inside.shape[1:])
+    labels, before = numbers * inside, None
+    while before is None or (labels != before).any():
+        before, labels = labels, labels.copy()
+        labels[:, 1:] = np.maximum(labels[:, 1:], before[:, :-1])
+        labels[:, :-1] = np.maximum(labels[:, :-1], before[:, 1:])
+        labels[..., 1:] = np.maximum(labels[..., 1:], before[..., :-1])
+        labels[..., :-1] = np.maximum(labels[..., :-1], before[..., 1:])
+        labels *= inside
+    return labels[:, 1:-1, 1:-1]
 
 
 def filled(masks: np.ndarray) -> np.ndarray:
