@@ -253,8 +253,9 @@ def test_one_command_measures_all_and_writes_the_table(everything, tmp_path):
     assert names.index("full_size") < names.index("cold_start")
     scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"run", "timing", "pricing"}
     # None is forgotten; one is of pipelines that diffusers of today cannot run, two of peaks of
-    # memory by process, one of pictures judged, with nothing beside them.
-    assert scripts == {*names, "blip_prompt", "memory", "engine_memory", "acceleration"}
+    # memory by process, one of pictures judged, one of losses, with nothing beside them.
+    apart = {"blip_prompt", "memory", "engine_memory", "acceleration", "learning"}
+    assert scripts == {*names, *apart}
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| unet_step (s) | 2 | 4 | 0.50 | 0.45 missed |" in text
     assert "| unet_step, memory | 1 | 1 | 1.00 |  |" in text
