@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,22 +96,32 @@ def process_saves_first_at_a_signal_to_all(tmp_path: Path) -> None:
     assert checkpoints.load(tmp_path / "state.pt")["step"] >= 2
 
 
-def process_shares_a_step(tmp_path: Path) -> None:
-    """Two processes with `torchrun`'s variables take the same steps to the same weights."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+def as_by_torchrun(run: Callable[[int], None], number: int) -> None:
+    """Run two processes with `torchrun`'s variables to their ends; each call has another number."""
+    port = str(20000 + (os.getpid() + number) % 20000)
 
-    def run(rank: int) -> None:
+    def ranked(rank: int) -> None:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update(address, WORLD_SIZE="2", RANK=str(rank))
-        task = Line()
-        train(task, CONFIG, tmp_path)
-        torch.save((weights(task), task.firsts), tmp_path / f"out{rank}.pt")
+        run(rank)
 
-    processes = [FORK.Process(target=run, args=(rank,)) for rank in (0, 1)]
+    processes = [FORK.Process(target=ranked, args=(rank,)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(600)
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+def process_shares_a_step(tmp_path: Path) -> None:
+    """Two processes with `torchrun`'s variables take the same steps to the same weights."""
+
+    def run(rank: int) -> None:
+        task = Line()
+        train(task, CONFIG, tmp_path)
+        torch.save((weights(task), task.firsts), tmp_path / f"out{rank}.pt")
+
+    as_by_torchrun(run, 0)
     (a, firsts_a), (b, firsts_b) = (torch.load(tmp_path / f"out{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert firsts_a == [0, 6, 12, 18, 24, 30, 36]
@@ -119,10 +130,8 @@ def process_shares_a_step(tmp_path: Path) -> None:
 
 def processes_of_one_run_are_refused_together(tmp_path: Path) -> None:
     """None of them is left to wait for the others."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20001 + os.getpid() % 20000)}
 
     def run(rank: int) -> None:
-        os.environ.update(address, WORLD_SIZE="2", RANK=str(rank))
         task = Line()
         try:
             train(task, CONFIG, tmp_path / "run")
@@ -132,12 +141,7 @@ def processes_of_one_run_are_refused_together(tmp_path: Path) -> None:
             (tmp_path / f"refused{rank}").touch()
 
     with alone(tmp_path / "run", "training"):
-        processes = [FORK.Process(target=run, args=(rank,)) for rank in (0, 1)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(600)
-    assert [process.exitcode for process in processes] == [0, 0]
+        as_by_torchrun(run, 1)
     assert all((tmp_path / f"refused{rank}").exists() for rank in (0, 1))
     assert list((tmp_path / "run").iterdir()) == []
 

@@ -20,7 +20,7 @@ from underdraw.schema import Length, Range, Schema
 from underdraw.training.adapters.learners import LoraConfig, LoraLearner, WholeLearner
 from underdraw.training.adapters.lora import lora_path
 from underdraw.training.adapters.pictures import SUFFIXES, TrainingPictures
-from underdraw.training.adapters.running import LEARNER, fitting, learn, require_same
+from underdraw.training.adapters.running import fitting, learn, learning
 from underdraw.training.adapters.task import (
     PicturesConfig,
     PictureTask,
@@ -30,7 +30,6 @@ from underdraw.training.adapters.task import (
 )
 from underdraw.training.config import TrainingConfig
 from underdraw.training.loop import Stopped
-from underdraw.training.parallel import alone
 from underdraw.weights.lora.reading import LoraWeights
 from underdraw.weights.lora.writing import SPELLINGS, write_lora
 
@@ -114,8 +113,7 @@ def train_dreambooth(
         learner = WholeLearner(pipe.parts, config.text_encoder)
     else:
         learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
-    with alone(folder, LEARNER):
-        require_same(learner, folder, resume)
+    with learning(learner, folder, resume):
         beside = None
         if prior is not None:
             known = class_pictures(pipe, prior, looking, folder, run.seed, progress)

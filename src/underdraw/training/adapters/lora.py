@@ -8,10 +8,9 @@ from typing import Any
 from underdraw import checks
 from underdraw.training.adapters.learners import LoraConfig, LoraLearner
 from underdraw.training.adapters.pictures import TrainingPictures
-from underdraw.training.adapters.running import LEARNER, fitting, learn, require_same
+from underdraw.training.adapters.running import fitting, learn, learning
 from underdraw.training.adapters.task import PicturesConfig, PictureTask, check_pipeline
 from underdraw.training.config import TrainingConfig
-from underdraw.training.parallel import alone
 from underdraw.weights.lora.reading import LoraWeights
 from underdraw.weights.lora.writing import FILE, SPELLINGS, write_lora
 
@@ -53,11 +52,9 @@ def train_lora(
     check_pipeline(pipe)
     run = fitting(pipe, training or RUN)
     learner = LoraLearner(pipe.parts, config or LoraConfig(), run.seed)
-    with alone(folder, LEARNER):
-        require_same(learner, folder, resume)
+    with learning(learner, folder, resume):
         task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
-        average = learn(task, run, folder, resume, progress)
-        with average.applied():
+        with learn(task, run, folder, resume, progress).applied():
             made = learner.result()
         path = lora_path(folder, spelling)
         write_lora(made, path, spelling)

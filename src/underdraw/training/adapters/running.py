@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from underdraw.training.adapters.task import PictureTask
 from underdraw.training.config import TrainingConfig
 from underdraw.training.ema import Average
 from underdraw.training.loop import resolve_precision, train
+from underdraw.training.parallel import alone
 from underdraw.weights.save import write_json
 
 LEARNER = "learner.json"
@@ -42,7 +45,19 @@ def learn(
         unet.gradient_checkpointing = before
 
 
-def require_same(learner: Learner, folder: str | Path, resume: bool) -> None:
+@contextmanager
+def learning(learner: Learner, folder: str | Path, resume: bool) -> Iterator[None]:
+    """Have a folder for one run of a learner, which it may have begun before.
+
+    Raises:
+        InputError: another run is at work there, or something else learned there.
+    """
+    with alone(folder, LEARNER):
+        _require_same(learner, folder, resume)
+        yield
+
+
+def _require_same(learner: Learner, folder: str | Path, resume: bool) -> None:
     """Raise an InputError where a folder holds a run that something else learned in."""
     path, asked = Path(folder) / LEARNER, dict(learner.told)
     if not resume or not path.exists() or not (Path(folder) / checkpoints.NAME).exists():

@@ -13,10 +13,9 @@ from underdraw.errors import InputError
 from underdraw.text.learned import FIRST
 from underdraw.training.adapters.learners import Word, WordLearner
 from underdraw.training.adapters.pictures import TrainingPictures
-from underdraw.training.adapters.running import LEARNER, fitting, learn, require_same
+from underdraw.training.adapters.running import fitting, learn, learning
 from underdraw.training.adapters.task import PicturesConfig, PictureTask, check_pipeline
 from underdraw.training.config import TrainingConfig
-from underdraw.training.parallel import alone
 from underdraw.weights.lora.writing import SPELLINGS
 from underdraw.weights.textual_inversion import write_inversion
 
@@ -95,11 +94,9 @@ def train_textual_inversion(
         for text in pictures.texts(i):
             if int((learner.ids([text]) <= FIRST).sum()) < word.vectors:
                 raise InputError(f"captions[{i}]={text!r:.80} is too long: its end is not read")
-    with alone(folder, LEARNER):
-        require_same(learner, folder, resume)
+    with learning(learner, folder, resume):
         task = PictureTask(pipe, pictures, learner, looking, None, run.seed, progress)
-        average = learn(task, run, folder, resume, progress)
-        with average.applied():
+        with learn(task, run, folder, resume, progress).applied():
             made = learner.result()
         path = Path(folder) / (
             FILE if spelling == "diffusers" else f"{file_name(word.text)}.safetensors"
